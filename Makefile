@@ -1,0 +1,68 @@
+# `make demo` and `make test` need nothing but make, a shell and a way to get Python 3.12: they set up the rest.
+
+BIN := .venv/bin
+WORKERS ?= 2
+FAST = not x64 and not slow
+PYTEST = -m pytest -n auto --maxprocesses=$(WORKERS) --dist loadfile
+BENCHMARKS ?= $(wildcard benchmarks/[!_]*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all test-lowest lint bench lock format clean
+
+# Compiling, not sampling, is what tests spend their time on: keep what XLA compiled between runs.
+test test-all test-lowest: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+test test-all test-lowest: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+test test-all test-lowest: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+
+# $(call suites,PYTHON,MARKERS,X64-MARKERS): the tests, then those that need float64, in a process of their own.
+# Both run even where the first fails. pytest's exit status 5 means that nothing was selected.
+define suites
+	@status=0; \
+	echo "== tests"; \
+	$(1) $(PYTEST) -m "$(2)" || status=$$?; \
+	if grep -rqsw --include='*.py' x64 tests; then \
+		echo "== tests in float64"; \
+		rc=0; JAX_ENABLE_X64=1 $(1) $(PYTEST) -m "$(3)" || rc=$$?; \
+		if [ $$rc -ne 0 ] && [ $$rc -ne 5 ]; then status=$$rc; fi; \
+	fi; \
+	exit $$status
+endef
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: ## make .venv with mcx and its development tools
+	@sh scripts/setup.sh
+
+demo: setup ## run examples/eight_schools.py
+	@$(BIN)/python examples/eight_schools.py
+
+lint: setup ## ruff and mypy
+	@echo "== ruff check"; $(BIN)/python -m ruff check .
+	@echo "== ruff format --check"; $(BIN)/python -m ruff format --check .
+	@echo "== mypy"; $(BIN)/python -m mypy
+
+test: lint ## lint, type-check and run the fast tests, in float32 and float64
+	$(call suites,$(BIN)/python,$(FAST),x64 and not slow)
+
+test-all: lint ## the same with the slow tests
+	$(call suites,$(BIN)/python,not x64,x64)
+
+test-lowest: ## run the fast tests on the lowest supported versions, in .venv-lowest
+	@sh scripts/setup.sh lowest
+	$(call suites,.venv-lowest/bin/python,$(FAST),x64 and not slow)
+
+bench: setup ## run benchmarks/*.py, or those named in BENCHMARKS="..."
+	@if [ -z "$(BENCHMARKS)" ]; then echo "benchmarks/ has no benchmark"; fi
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file"; done
+
+lock: ## write requirements/dev.lock anew from the newest versions
+	@sh scripts/setup.sh lock
+
+format: setup ## sort imports, apply ruff's safe fixes, format
+	@$(BIN)/python -m ruff check --fix-only .
+	@$(BIN)/python -m ruff format .
+
+clean: ## remove caches and build products; keeps .venv
+	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .venv-lowest .venv-lock build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

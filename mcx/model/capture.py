@@ -1,0 +1,168 @@
+"""Everything that touches NumPyro's private parts, in one place.
+
+The rest of mcx uses only what NumPyro documents; what this file relies on is pinned by
+``tests/test_numpyro_contract.py``, which runs on the lowest and on the newest supported release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro import primitives
+from numpyro.distributions.distribution import Unit
+from numpyro.infer import util as infer_util
+
+__all__ = [
+    "SiteTrace",
+    "active_plates",
+    "inside_model",
+    "is_factor",
+    "is_improper",
+    "log_det_name",
+    "record",
+    "replay",
+    "unconstrained_prototype",
+]
+
+SiteTrace = Mapping[str, dict[str, Any]]
+
+
+def inside_model() -> bool:
+    """Whether an effect handler is active, that is, whether a model is being run by someone."""
+    return bool(primitives._PYRO_STACK)
+
+
+def active_plates() -> tuple[tuple[str, int, int], ...]:
+    """``(name, dim, size)`` of the plates now entered, outermost first."""
+    return tuple(
+        (h.name, h.dim, h.subsample_size) for h in primitives._PYRO_STACK if isinstance(h, primitives.plate)
+    )
+
+
+def is_factor(site: Mapping[str, Any]) -> bool:
+    """Whether a site is a ``factor`` statement (NumPyro writes it as an observed ``Unit``)."""
+    fn = site["fn"]
+    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, Unit)
+
+
+def is_improper(fn: Any) -> bool:
+    """Whether a distribution is an ``ImproperUniform``, wrapped or not."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, dist.ImproperUniform)
+
+
+def log_det_name(site: str) -> str:
+    """Name under which NumPyro adds the log Jacobian of a latent site's bijection."""
+    return f"_{site}_log_det"
+
+
+class _DefaultKey(primitives.Messenger):
+    """Give ``numpyro.prng_key()`` a fixed key where nothing seeds the model, as NumPyro's own MCMC does."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "prng_key" and msg["value"] is None:
+            msg["value"] = jax.random.key(0)
+
+
+class _Recorder(primitives.Messenger):
+    """Collect every site in program order; report a repeated name instead of asserting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: dict[str, dict[str, Any]] = {}
+        self.duplicates: list[str] = []
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if "name" not in msg or msg["type"] in ("control_flow", "prng_key", "inspect"):
+            return
+        name = msg["name"]
+        if name in self.sites:
+            # plates may be entered many times; only sites that carry values must be unique
+            if msg["type"] != "plate":
+                self.duplicates.append(name)
+            return
+        self.sites[name] = msg.copy()
+
+
+@contextmanager
+def _recording() -> Iterator[_Recorder]:
+    recorder = _Recorder()
+    with recorder, _DefaultKey():
+        yield recorder
+
+
+def record(
+    fn: Callable[[], Any],
+    *,
+    key: jax.Array | None = None,
+    values: Mapping[str, Any] | None = None,
+    substitute_fn: Callable[[dict[str, Any]], Any] | None = None,
+    resample_observed: bool = False,
+) -> _Recorder:
+    """Run a program once and record its sites.
+
+    Args:
+        fn: the program, with its arguments bound.
+        key: seeds sites that have no value; without it such sites are an error.
+        values: values of sites by name (constrained space).
+        substitute_fn: called with each sample site; returns its value, or None to leave it alone.
+        resample_observed: draw observed sites afresh (factor statements keep their value).
+    """
+    with _recording() as recorder:
+        program = fn
+        if resample_observed:
+            program = _Uncondition(program)
+        if values is not None:
+            program = numpyro.handlers.substitute(program, data=dict(values))
+        if substitute_fn is not None:
+            program = numpyro.handlers.substitute(program, substitute_fn=substitute_fn)
+        if key is not None:
+            program = numpyro.handlers.seed(program, rng_seed=key)
+        program()
+    return recorder
+
+
+class _Uncondition(numpyro.handlers.uncondition):
+    """``numpyro.handlers.uncondition`` that leaves factor statements alone: they have nothing to draw."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"] and is_factor(msg):
+            return
+        super().process_message(msg)
+
+
+def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
+    """Run a program at an unconstrained point.
+
+    Bijections are rebuilt at every replay, so supports may depend on other sites' values. The log
+    Jacobian of site ``x`` appears as the factor ``log_det_name("x")``.
+    """
+    substitute = numpyro.handlers.substitute(fn, substitute_fn=partial(infer_util._unconstrain_reparam, z))
+    with _recording() as recorder:
+        substitute()
+    return recorder.sites
+
+
+def unconstrained_prototype(site: dict[str, Any]) -> Any:
+    """Value of a continuous latent site at the origin of unconstrained space (None for other sites).
+
+    Cheaper to trace than a prior draw, and defined for improper sites too.
+    """
+    if site["type"] != "sample" or site["is_observed"] or site["fn"].support is None:
+        return None
+    fn = site["fn"]
+    if fn.support.is_discrete:
+        return None
+    bijection = dist.biject_to(fn.support)
+    shape = tuple(site["kwargs"].get("sample_shape", ())) + tuple(fn.shape())
+    return bijection(jnp.zeros(bijection.inverse_shape(shape)))

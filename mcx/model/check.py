@@ -1,0 +1,291 @@
+"""Look for mistakes in a model and its data before anything expensive runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import (
+    BroadcastError,
+    DataError,
+    InitializationError,
+    ModelError,
+    SiteNameError,
+    SupportError,
+)
+from mcx.model.bound import BoundModel
+from mcx.model.compile import capability_error, compile_model
+from mcx.model.sites import Site, SiteTable
+from mcx.target import Target
+
+__all__ = ["Report", "check", "refuse_data", "refuse_start", "refuse_unsupported", "static_problems"]
+
+_TRIALS = 20
+_RESERVED = ("chain", "draw", "sample")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :meth:`BoundModel.check` found.
+
+    Attributes:
+        problems: errors that ``infer`` would raise, in the order of the sites.
+        notes: what is legal but worth knowing.
+        starts: per-site table of the trial starting points, as text.
+    """
+
+    problems: tuple[ModelError, ...] = ()
+    notes: tuple[str, ...] = ()
+    starts: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether ``infer`` would start."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [f"{type(p).__name__}: {p}" for p in self.problems] or ["no problems found"]
+        lines += [f"note: {n}" for n in self.notes]
+        return "\n".join(lines + ([self.starts] if self.starts else []))
+
+    __repr__ = __str__
+
+
+def check(bound: BoundModel, key: Any) -> Report:
+    """See :meth:`BoundModel.check`."""
+    try:
+        target = compile_model(bound)
+    except ModelError as error:
+        return Report((error,))
+    problems = list(static_problems(target.sites))
+    notes = _notes(target)
+    unfit = capability_error(target.sites)
+    if unfit is not None:
+        notes.append(f"methods on unconstrained space cannot take this model: {unfit}")
+        return Report(tuple(problems), tuple(notes))
+    trial = _Trial.run(target, key)
+    problems += trial.data_problems(target.sites)
+    if not trial.finite.any():
+        problems.append(_no_start(trial, target.sites))
+    return Report(tuple(problems), tuple(notes), trial.table())
+
+
+def static_problems(sites: SiteTable) -> Iterator[ModelError]:
+    """Mistakes that show in the structure alone; costs nothing."""
+    dims = {dim for s in sites for dim in s.dims}
+    for site in sites:
+        if site.kind != "plate":
+            yield from _name_problems(site, dims)
+        if site.kind == "observed":
+            yield from _broadcast_problems(site)
+            continuous = not site.discrete_support
+            if continuous and np.dtype(site.dtype).kind in "iub":
+                yield DataError(
+                    f"{site.distribution} is continuous, but the observed values are integers",
+                    site=site.name,
+                    expected="floating-point data",
+                    found=site.dtype,
+                    remedy="convert the data: y.astype(float)",
+                )
+
+
+def _name_problems(site: Site, dims: set[str]) -> Iterator[ModelError]:
+    if "/" in site.name:
+        yield SiteNameError(
+            'the name contains "/", which separates groups in results',
+            site=site.name,
+            remedy='rename it; submodels join their names with "."',
+        )
+    if site.name in dims or site.name in _RESERVED:
+        yield SiteNameError(
+            "the name is also that of a dimension, so its values would be lost in results",
+            site=site.name,
+            expected="a name different from every plate and from " + ", ".join(_RESERVED),
+            remedy="rename the site or the plate",
+        )
+
+
+def _broadcast_problems(site: Site) -> Iterator[ModelError]:
+    """Find a value that broadcasting repeats along an axis nobody declared.
+
+    Scoring one value several times is legal where a plate says so, and only if the value does not at the
+    same time stretch the distribution along another axis.
+    """
+    batch, terms = site.batch_shape, site.terms_shape
+    value = site.shape[: len(site.shape) - len(site.event_shape)]
+    declared = {dim for _, dim, _ in site.plates}
+
+    def size(shape: tuple[int, ...], dim: int) -> int:
+        return shape[dim] if len(shape) >= -dim else 1
+
+    dims = range(-len(terms), 0)
+    repeated = [d for d in dims if size(terms, d) > 1 and size(value, d) == 1]
+    stretches = any(size(value, d) > 1 and size(batch, d) == 1 for d in dims if d not in declared)
+    if any(d not in declared or stretches for d in repeated):
+        yield BroadcastError(
+            f"{int(np.prod(value))} observed values would be scored as {site.num_terms} log-likelihood terms",
+            site=site.name,
+            expected=f"distribution and value of one batch shape; the value has {value}",
+            found=f"distribution of batch shape {batch}, broadcast to {terms}",
+            remedy="reshape one of them (often x[:, 0] or x.squeeze()), or declare the axis by a plate",
+        )
+
+
+def _notes(target: Target) -> list[str]:
+    notes = []
+    for site in target.sites:
+        if site.improper:
+            notes.append(f"site '{site.name}' has an improper prior: no prior draws, no evidence")
+        if site.kind == "param":
+            notes.append(f"param '{site.name}' is held at its initial value; give it a prior to infer it")
+    return notes
+
+
+# --- trial starting points -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The model at a number of random starting points."""
+
+    log_prob: dict[str, np.ndarray]  # by sample site, (trials,)
+    gradient_ok: dict[str, np.ndarray]  # by latent site, (trials,)
+    supported: dict[str, np.ndarray]  # by observed site, (trials,)
+    missing: dict[str, int]  # by observed site, number of NaN
+    finite: np.ndarray  # (trials,)
+
+    @classmethod
+    def run(cls, target: Target, key: Any, positions: Any = None) -> _Trial:
+        if positions is None:
+            positions = jax.random.uniform(key, (_TRIALS, target.dim), minval=-2.0, maxval=2.0)
+        log_prob, gradient, supported, missing, finite = jax.device_get(_evaluate(target, positions))
+        return cls(
+            log_prob,
+            {k: np.isfinite(v).reshape(len(positions), -1).all(-1) for k, v in gradient.items()},
+            supported,
+            {k: int(v[0]) for k, v in missing.items()},
+            finite,
+        )
+
+    def data_problems(self, sites: SiteTable) -> list[ModelError]:
+        problems: list[ModelError] = []
+        for name, count in self.missing.items():
+            if count:
+                problems.append(
+                    DataError(
+                        f"{count} of the observed values are NaN",
+                        site=name,
+                        expected="finite data",
+                        remedy="drop them, or replace them by any supported value and mask the site "
+                        "(dist.Normal(...).mask(~missing)); masking alone gives NaN gradients",
+                    )
+                )
+        for name, supported in self.supported.items():
+            if not self.missing[name] and not supported.any():
+                site = sites[name]
+                problems.append(
+                    SupportError(
+                        f"observed values lie outside the support of {site.distribution}",
+                        site=name,
+                        expected=f"values in {site.support}",
+                        remedy="check units, signs and zeros in the data, or choose another distribution",
+                    )
+                )
+        return problems
+
+    def table(self) -> str:
+        """Sites at the trial points, one line each."""
+        lines = [
+            f"{len(self.finite)} trial points, {int(self.finite.sum())} with finite density and gradient"
+        ]
+        for name, values in self.log_prob.items():
+            finite = values[np.isfinite(values)]
+            span = f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "never finite"
+            line = f"  {name}: log prob {span}"
+            if finite.size and finite.size < values.size:
+                line += f" (finite at {finite.size})"
+            if name in self.gradient_ok and not self.gradient_ok[name].all():
+                line += f", gradient finite at {int(self.gradient_ok[name].sum())}"
+            if name in self.supported and not self.supported[name].all():
+                line += f", observed values supported at {int(self.supported[name].sum())}"
+            lines.append(line)
+        return "\n".join(lines)
+
+
+@jax.jit
+def _evaluate(target: Target, positions: Any) -> Any:
+    return jax.vmap(partial(_evaluate_one, target))(positions)
+
+
+def _evaluate_one(target: Target, position: Any) -> Any:
+    value, gradient = jax.value_and_grad(lambda x: target.log_density(target.unravel(x)))(position)
+    z = target.unravel(position)
+    terms = {**target.prior_terms(z), **target.pointwise(z)}
+    log_prob = {name: jnp.sum(term) for name, term in terms.items()}
+    supported, missing = _observed_flags(target, z)
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+    return log_prob, target.unravel(gradient), supported, missing, finite
+
+
+def _observed_flags(target: Target, z: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of every observed site: whether all values are in the support, and the number of NaN."""
+    supported, missing = {}, {}
+    for name, site in target.replayed(z).items():
+        if name in target.sites and target.sites[name].kind == "observed":
+            observed = jnp.asarray(site["value"])
+            supported[name] = jnp.all(site["fn"].support(observed))
+            missing[name] = jnp.sum(jnp.isnan(observed)) if observed.dtype.kind == "f" else jnp.int32(0)
+    return supported, missing
+
+
+def _no_start(trial: _Trial, sites: SiteTable) -> InitializationError:
+    culprits = [n for n, v in trial.log_prob.items() if not np.isfinite(v).any()]
+    culprits += [n for n, v in trial.gradient_ok.items() if not v.any() and n not in culprits]
+    return InitializationError(
+        f"no starting point has a finite log density and gradient\n{trial.table()}",
+        site=culprits[0] if culprits else None,
+        expected="a finite log density and gradient at some point of (-2, 2)^d, unconstrained",
+        remedy="check this site's parameters and data; or start from values you trust: "
+        "infer(..., init={'site': value}) or init='prior'",
+    )
+
+
+def refuse_data(target: Target) -> None:
+    """Raise what is wrong with the model's structure."""
+    unfit = capability_error(target.sites)
+    if unfit is not None:
+        raise unfit
+    for problem in static_problems(target.sites):
+        raise problem
+
+
+def refuse_unsupported(target: Target, positions: Any) -> None:
+    """Raise if observed values lie outside of their support at every starting point.
+
+    Several densities are finite outside of their support (a half-normal at -1), so nothing else would tell.
+    """
+    if all(s.support in ("real", "real_vector") for s in target.sites.of_kind("observed")):
+        return
+    supported = jax.device_get(_supported(target, positions))
+    if any(not inside.any() for inside in supported.values()):
+        for problem in _Trial.run(target, jax.random.key(0), positions).data_problems(target.sites):
+            raise problem
+
+
+@jax.jit
+def _supported(target: Target, positions: Any) -> dict[str, Any]:
+    return jax.vmap(lambda x: _observed_flags(target, target.unravel(x))[0])(positions)
+
+
+def refuse_start(target: Target, positions: Any, key: Any) -> None:
+    """Explain and raise, after the search for starting points failed at ``positions``."""
+    trial = _Trial.run(target, key, jnp.asarray(positions))
+    for problem in trial.data_problems(target.sites):
+        raise problem
+    raise _no_start(trial, target.sites)

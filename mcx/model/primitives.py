@@ -1,0 +1,92 @@
+"""The statements a model is written with: ``sample``, ``plate``, ``deterministic``, ``factor``.
+
+They are NumPyro's, so that a model written with them is a NumPyro model; mcx adds submodels in
+:func:`sample` and the kind of a :func:`factor`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import numpyro
+from numpyro import deterministic, plate
+from numpyro.distributions.distribution import Unit
+from numpyro.handlers import scope
+
+from mcx.errors import ModelError
+from mcx.model.bound import BoundModel
+from mcx.model.capture import inside_model
+
+__all__ = ["FACTOR_KINDS", "deterministic", "factor", "plate", "sample"]
+
+FACTOR_KINDS = ("likelihood", "prior")
+
+
+def sample(name: str, fn: Any, obs: Any = None, **kwargs: Any) -> Any:
+    """Draw a random variable, or observe it; or run a submodel.
+
+    Args:
+        name: name of the site; unique within the model, without "/".
+        fn: a distribution, or a bound model (``submodel.bind(...)``), whose sites then join this model
+            as ``name.site`` and whose return value is returned.
+        obs: observed value; integers only where the distribution is discrete.
+        **kwargs: further options of ``numpyro.sample`` (``infer=``, ``obs_mask=``, ...).
+
+    Returns:
+        The value of the site, of shape ``batch_shape + event_shape``.
+
+    Raises:
+        ModelError: outside of a running model, or with ``obs=`` on a submodel.
+    """
+    if isinstance(fn, BoundModel):
+        if obs is not None or kwargs:
+            raise ModelError(
+                "a submodel takes no obs= and no options",
+                site=name,
+                remedy="pass the data to the submodel: sample(name, submodel.bind(..., y=y))",
+            )
+        if not inside_model():
+            raise _outside("sample", name)
+        with scope(prefix=name, divider="."):
+            return fn.run()
+    if not inside_model() and kwargs.get("rng_key") is None and obs is None:
+        raise _outside("sample", name)
+    return numpyro.sample(name, fn, obs=obs, **kwargs)
+
+
+def factor(name: str, value: Any, kind: Literal["likelihood", "prior"] = "likelihood") -> None:
+    """Add a term to the log density.
+
+    Args:
+        name: name of the site.
+        value: the term(s); an array is summed (within plates: one entry an element).
+        kind: whether the term belongs to the likelihood (tempered by SMC samplers, counted by
+            ``psense``) or to the prior. A plain ``numpyro.factor`` counts as likelihood.
+
+    Raises:
+        ModelError: on an unknown kind, or outside of a running model.
+    """
+    if kind not in FACTOR_KINDS:
+        raise ModelError(
+            "unknown kind of factor",
+            site=name,
+            expected=" or ".join(map(repr, FACTOR_KINDS)),
+            found=repr(kind),
+        )
+    if not inside_model():
+        raise _outside("factor", name)
+    unit = Unit(value)
+    # the auxiliary mark is NumPyro's own for factors: its tools then leave the site out of predictions
+    numpyro.sample(
+        name, unit, obs=unit.sample(jax.random.key(0)), infer={"is_auxiliary": True, "mcx_kind": kind}
+    )
+
+
+def _outside(primitive: str, name: str) -> ModelError:
+    return ModelError(
+        f"mcx.{primitive} was called outside of a model",
+        site=name,
+        remedy="write it in a function decorated with @mcx.model; then model(data) binds, and "
+        "mcx.infer or .simulate(key) runs it",
+    )

@@ -1,0 +1,171 @@
+"""What a model is made of: one record a site, and the table that prints them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+__all__ = ["Site", "SiteTable", "constraint_name", "distribution_name"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One statement of a model.
+
+    Attributes:
+        name: name of the site.
+        kind: "latent", "discrete" (latent, without a gradient), "observed", "factor", "deterministic",
+            "plate" or "param".
+        distribution: name of its distribution.
+        batch_shape: independent replicates; ``event_shape``: one draw; ``shape``: the value.
+        dtype: of the value.
+        support: its constraint.
+        dims: a name for each axis of the value (plates where there are any).
+        num_terms: number of log-likelihood terms (0 where it is not part of the likelihood).
+        likelihood: whether its log density belongs to the likelihood.
+        unconstrained_shape: of a latent site.
+        improper: whether the prior is improper.
+        weighted: whether a mask or a scale changes its log density.
+        size: of a plate; ``subsample_size``: of a subsampled plate.
+        plates: ``(name, dim, size)`` of the plates around it.
+        terms_shape: of an observed site, shape of its log-likelihood terms.
+        discrete_support: whether its values are integers by law.
+    """
+
+    name: str
+    kind: str
+    distribution: str = ""
+    batch_shape: tuple[int, ...] = ()
+    event_shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    support: str = ""
+    dims: tuple[str, ...] = ()
+    num_terms: int = 0
+    likelihood: bool = False
+    unconstrained_shape: tuple[int, ...] = ()
+    improper: bool = False
+    weighted: bool = False
+    size: int | None = None
+    subsample_size: int | None = None
+    plates: tuple[tuple[str, int, int], ...] = ()
+    terms_shape: tuple[int, ...] = ()
+    discrete_support: bool = False
+
+    @property
+    def observed(self) -> bool:
+        """Whether the site has data."""
+        return self.kind == "observed"
+
+
+class SiteTable:
+    """The sites of a model, in program order. Indexable by name; prints as a table."""
+
+    def __init__(self, sites: tuple[Site, ...], model: str = "model") -> None:
+        self._sites = {s.name: s for s in sites}
+        self.model = model
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._sites.values())
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sites
+
+    def __getitem__(self, name: str) -> Site:
+        return self._sites[name]
+
+    def of_kind(self, *kinds: str) -> tuple[Site, ...]:
+        """The sites of these kinds."""
+        return tuple(s for s in self if s.kind in kinds)
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained coordinates."""
+        return sum(math.prod(s.unconstrained_shape) for s in self.of_kind("latent"))
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table's cells, one dictionary a site."""
+        return [_row(s) for s in self]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        columns = list(rows[0]) if rows else ["site"]
+        widths = {c: max(len(c), *(len(r[c]) for r in rows)) if rows else len(c) for c in columns}
+        lines = ["  ".join(c.ljust(widths[c]) for c in columns).rstrip()]
+        lines += ["  ".join(r[c].ljust(widths[c]) for c in columns).rstrip() for r in rows]
+        terms = sum(s.num_terms for s in self)
+        lines.append(f"{self.dim} unconstrained parameters, {terms} log-likelihood terms")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Sites of {self.model}\n{self}"
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        head = "".join(f"<th>{c}</th>" for c in rows[0]) if rows else ""
+        body = "".join("<tr>" + "".join(f"<td>{v}</td>" for v in r.values()) + "</tr>" for r in rows)
+        return f"<table><caption>{self.model}</caption><tr>{head}</tr>{body}</table>"
+
+
+def _row(site: Site) -> dict[str, str]:
+    shape = site.size if site.kind == "plate" else _shape(site.shape)
+    if site.subsample_size is not None:
+        shape = f"{site.subsample_size} of {site.size}"
+    notes = [n for n, on in (("improper", site.improper), ("masked or scaled", site.weighted)) if on]
+    return {
+        "site": site.name,
+        "kind": site.kind,
+        "distribution": site.distribution,
+        "batch": _shape(site.batch_shape) if site.distribution else "",
+        "event": _shape(site.event_shape) if site.distribution else "",
+        "value": str(shape),
+        "dtype": site.dtype,
+        "dims": ", ".join(site.dims),
+        "support": site.support,
+        "observed": "yes" if site.observed else "",
+        "terms": str(site.num_terms) if site.likelihood else "",
+        "notes": ", ".join(notes),
+    }
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return str(tuple(shape))
+
+
+def distribution_name(fn: Any) -> str:
+    """Readable name of a distribution, wrappers peeled off."""
+    inner = fn
+    while isinstance(inner, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        inner = inner.base_dist
+    return type(inner).__name__
+
+
+def constraint_name(constraint: Any) -> str:
+    """Readable name of a constraint; bounds are shown where they are plain numbers."""
+    if constraint is None:
+        return "none"
+    if isinstance(constraint, dist.constraints.independent):
+        return constraint_name(constraint.base_constraint)
+    name = type(constraint).__name__.lstrip("_")
+    text = "".join(("_" + c.lower()) if c.isupper() and i else c.lower() for i, c in enumerate(name))
+    bounds = []
+    for attribute in ("lower_bound", "upper_bound"):
+        if hasattr(constraint, attribute):
+            bounds.append(_number(getattr(constraint, attribute)))
+    return f"{text}({', '.join(bounds)})" if bounds else text
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer) or jnp.ndim(value):
+        return "..."
+    return f"{np.asarray(value).item():g}"

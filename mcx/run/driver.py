@@ -1,0 +1,233 @@
+"""The one host loop that runs every algorithm, in jitted chunks of steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import MethodError
+from mcx.ops.keys import as_key
+from mcx.run.kernel import Kernel, as_kernel
+from mcx.run.programs import Programs, chain_keys, prepare
+from mcx.run.progress import Progress, make_progress
+
+__all__ = ["Run", "run"]
+
+_SECONDS_PER_CHUNK = 0.4
+
+
+@dataclass
+class Run:
+    """What a run leaves behind.
+
+    Attributes:
+        draws: kept draws, a pytree of numpy arrays, chain x draw x event.
+        stats: statistics of every step, by name, chain x step (discarded steps first).
+        state: the last states, on the device, one a chain.
+        num_steps: steps taken; ``num_discard`` of them are not among the draws.
+        complete: False where the run was stopped before its end.
+        compile_time, run_time: seconds.
+        num_nonfinite: kept draws with a NaN or an infinity.
+    """
+
+    draws: Any
+    stats: dict[str, np.ndarray]
+    state: Any
+    num_steps: int
+    num_discard: int
+    complete: bool
+    compile_time: float
+    run_time: float
+    num_nonfinite: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    kernel: Any,
+    data: Any = None,
+    *,
+    key: Any,
+    num_steps: int,
+    num_chains: int = 4,
+    num_discard: int = 0,
+    start: Any = None,
+    inputs: Any = None,
+    collect: Callable[[Any, Any], Any] | None = None,
+    chunk_size: int | None = None,
+    progress: Any = True,
+    title: str = "mcx",
+    on_start: Callable[[Any], None] | None = None,
+    while_compiling: Callable[[], Any] | None = None,
+) -> Run:
+    """Run an algorithm: ``num_steps`` steps of ``num_chains`` chains.
+
+    Args:
+        kernel: a :class:`~mcx.run.kernel.Kernel`, or any object with ``init(key)`` (or ``init(start)``)
+            and ``step(key, state) -> (state, info)``, such as a BlackJAX sampling algorithm.
+        data: passed to the kernel's functions; new data of the same shapes compile nothing.
+        key: a typed JAX key or an int.
+        num_steps: steps a chain takes, discarded ones included.
+        num_chains: independent chains, vectorised.
+        num_discard: leading steps whose draws are dropped (warm-up); their statistics are kept.
+        start: starting points, a pytree with a leading chain axis.
+        inputs: a pytree with a leading axis of ``num_steps``; step t sees its t-th entry.
+        collect: of a plain ``init``/``step`` object, ``(state, info) -> draw``.
+        chunk_size: steps between two looks at the host; by default about 0.4 s worth. The results do not
+            depend on it.
+        progress: see :func:`~mcx.run.progress.make_progress`.
+        title: shown by the bar.
+        on_start: called with the states at step 0; may raise to refuse the run.
+        while_compiling: host work to do while XLA compiles.
+
+    Returns:
+        A :class:`Run`. Ctrl-C finishes the chunk under way and returns what there is, with
+        ``complete=False``; a second Ctrl-C raises.
+
+    Raises:
+        MethodError: on counts that make no sense.
+    """
+    _check_counts(num_steps, num_chains, num_discard, chunk_size)
+    kernel = as_kernel(kernel, collect)
+    key_start, key_run = jax.random.split(as_key(key))
+    keys = chain_keys(key_run, num_chains)
+    start_keys = chain_keys(key_start, num_chains)
+    display = make_progress(progress, num_steps, title)
+    loop: _Loop | None = None
+    try:
+        display.compiling()
+        programs, compile_time = prepare(kernel, data, keys, start, inputs, while_compiling)
+        display.started()
+        begun = time.perf_counter()
+        state = programs.start(data, start_keys, start)
+        if on_start is not None:
+            on_start(state)
+        loop = _Loop(kernel, programs, data, keys, inputs, num_steps, num_discard, chunk_size, state)
+        with _deferred_interrupt() as interrupted:
+            complete = loop.go(display, interrupted)
+        result = loop.result(complete, compile_time, time.perf_counter() - begun)
+    finally:
+        display.close(loop is not None and loop.done == num_steps)
+    return result
+
+
+class _Loop:
+    def __init__(
+        self,
+        kernel: Kernel,
+        programs: Programs,
+        data: Any,
+        keys: Any,
+        inputs: Any,
+        total: int,
+        discard: int,
+        chunk_size: int | None,
+        state: Any,
+    ) -> None:
+        self.kernel, self.programs, self.data, self.keys, self.inputs = kernel, programs, data, keys, inputs
+        self.total, self.discard, self.state = total, discard, state
+        self.fixed = None if chunk_size is None else min(chunk_size, programs.capacity)
+        self.done = 0
+        self.draws: list[Any] = []
+        self.stats: list[Any] = []
+        self._seconds_per_step: float | None = None
+
+    def go(self, display: Progress, interrupted: threading.Event) -> bool:
+        while self.done < self.total:
+            count = self._count()
+            begun = time.perf_counter()
+            state, draws, stats = self.programs.chunk(
+                self.data, self.keys, jnp.int32(self.done), jnp.int32(count), self.state, self._inputs(count)
+            )
+            stats = jax.tree_util.tree_map(lambda x, n=count: np.asarray(x)[:n], stats)
+            self._keep(draws, stats, count)
+            self.state = state
+            self.done += count
+            self._seconds_per_step = (time.perf_counter() - begun) / count
+            phase = "warm-up" if self.done <= self.discard else "sampling"
+            display.update(self.done, phase, self.kernel.report(stats))
+            if interrupted.is_set():
+                break
+        return self.done == self.total
+
+    def _count(self) -> int:
+        """Steps of the next chunk: about 0.4 s, never across the end of warm-up."""
+        left = (self.discard if self.done < self.discard else self.total) - self.done
+        if self.fixed is not None:
+            return min(self.fixed, left)
+        if self._seconds_per_step is None:
+            return min(16, left, self.programs.capacity)  # a first look, before the speed is known
+        affordable = int(_SECONDS_PER_CHUNK / max(self._seconds_per_step, 1e-9))
+        return max(1, min(affordable, self.programs.capacity, left))
+
+    def _inputs(self, count: int) -> Any:
+        def cut(x: Any) -> Any:
+            part = np.asarray(x[self.done : self.done + count])
+            pad = [(0, self.programs.capacity - count)] + [(0, 0)] * (part.ndim - 1)
+            return np.pad(part, pad)
+
+        return jax.tree_util.tree_map(cut, self.inputs)
+
+    def _keep(self, draws: Any, stats: Any, count: int) -> None:
+        self.stats.append(stats)
+        if self.done >= self.discard:
+            emitted = self.programs.emit(self.data, draws)
+            self.draws.append(jax.tree_util.tree_map(lambda x: np.array(x[:count]), jax.device_get(emitted)))
+
+    def result(self, complete: bool, compile_time: float, run_time: float) -> Run:
+        stats = _join(self.stats) if self.stats else {}
+        draws = _join(self.draws) if self.draws else None
+        bad = 0
+        for leaf in jax.tree_util.tree_leaves(draws):
+            if np.issubdtype(leaf.dtype, np.floating):
+                bad = max(bad, int((~np.isfinite(leaf)).reshape(*leaf.shape[:2], -1).any(-1).sum()))
+        return Run(draws, stats, self.state, self.done, self.discard, complete, compile_time, run_time, bad)
+
+
+def _join(chunks: list[Any]) -> Any:
+    """Chunks of step x chain x ... to one array of chain x step x ..."""
+    return jax.tree_util.tree_map(
+        lambda *parts: np.ascontiguousarray(np.swapaxes(np.concatenate(parts), 0, 1)), *chunks
+    )
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag, so that the chunk under way is not lost; the second one raises."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag  # signals are the main thread's
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handler(signum: int, frame: Any) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _check_counts(num_steps: Any, num_chains: Any, num_discard: Any, chunk_size: Any) -> None:
+    for name, value, least in (
+        ("num_steps", num_steps, 1),
+        ("num_chains", num_chains, 1),
+        ("num_discard", num_discard, 0),
+        ("chunk_size", 1 if chunk_size is None else chunk_size, 1),
+    ):
+        if not isinstance(value, int) or value < least:
+            raise MethodError(f"{name} is out of range", expected=f"an int >= {least}", found=repr(value))
+    if num_discard > num_steps:
+        raise MethodError("more steps are discarded than taken", found=f"{num_discard} of {num_steps}")

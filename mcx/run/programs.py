@@ -1,0 +1,163 @@
+"""The compiled programs behind a run: start, chunk of steps, emission of draws.
+
+One program serves every chunk length: the trip count is an argument, the output buffers have a fixed
+capacity. The key of step t is ``fold_in(chain_key, t)``, so results do not depend on how steps are cut
+into chunks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcx.run.kernel import Kernel
+
+__all__ = ["Programs", "chain_keys", "prepare", "run_steps", "start_chains"]
+
+_BUFFER_BYTES = 64 * 2**20
+_MAX_CAPACITY = 512
+_CACHE: OrderedDict[Any, Programs] = OrderedDict()
+_CACHE_SIZE = 64
+
+
+class Programs(NamedTuple):
+    """Compiled programs of one kernel at one set of shapes."""
+
+    start: Any
+    chunk: Any
+    emit: Any
+    capacity: int
+
+
+def chain_keys(key: Any, num_chains: int) -> Any:
+    """One key a chain: a function of the key and the chain's index alone."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chains, dtype=jnp.uint32))
+
+
+def start_chains(kernel: Kernel, data: Any, keys: Any, start: Any) -> Any:
+    """States of all chains at step 0. ``start`` has a leading chain axis, or is None."""
+    in_axes = (None, 0, None if start is None else 0)
+    state = jax.vmap(kernel.init, in_axes)(data, keys, start)
+    return jax.tree_util.tree_map(_strong, state)
+
+
+def run_steps(
+    kernel: Kernel,
+    data: Any,
+    keys: Any,
+    first: Any,
+    count: Any,
+    state: Any,
+    inputs: Any,
+    capacity: int,
+    discard: Any = 0,
+) -> tuple[Any, Any, Any]:
+    """Take ``count`` steps from step ``first`` on; keep those after the first ``discard``.
+
+    Returns the state, and draws and statistics in buffers of ``capacity`` x chains.
+    """
+
+    def one(keys: Any, t: Any, state: Any, u: Any) -> tuple[Any, Any, Any]:
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        new, info = jax.vmap(kernel.step, (None, 0, 0, None))(data, step_keys, state, u)
+        new = jax.tree_util.tree_map(_strong, new)
+        draw, stats = jax.vmap(kernel.collect)(new, info)
+        return new, draw, dict(stats)
+
+    # traced once: the shapes of the buffers and the loop body come from the same cached trace
+    one = jax.jit(one)
+    # uint32 as in the loop below, so that the cached trace fits both
+    u0 = jax.tree_util.tree_map(lambda x: x[0], inputs)
+    _, draw, stats = jax.eval_shape(one, keys, jnp.uint32(0), state, u0)
+    buffers = jax.tree_util.tree_map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (draw, stats))
+
+    def body(i: Any, carry: Any) -> Any:
+        state, buffers = carry
+        u = jax.tree_util.tree_map(lambda x: x[i], inputs)
+        state, draw, stats = one(keys, (first + i).astype(jnp.uint32), state, u)
+        slot = jnp.maximum(i - discard, 0)
+        buffers = jax.tree_util.tree_map(lambda b, x: b.at[slot].set(x), buffers, (draw, stats))
+        return state, buffers
+
+    state, (draws, stats) = jax.lax.fori_loop(0, count, body, (state, buffers))
+    return state, draws, stats
+
+
+def prepare(
+    kernel: Kernel, data: Any, keys: Any, start: Any, inputs: Any, while_compiling: Any = None
+) -> tuple[Programs, float]:
+    """Compile the programs of a run, or find them in the cache.
+
+    Tracing is Python and takes its turn; XLA compiles the programs side by side.
+
+    Returns:
+        The programs, and the seconds spent.
+    """
+    begun = time.perf_counter()
+    slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # the number of steps is no part of a program
+    leaves, structure = jax.tree_util.tree_flatten((data, keys, start, slices))
+    cache_key = (kernel, structure, tuple(_aval(x) for x in leaves), bool(jax.config.jax_enable_x64))
+    if cache_key in _CACHE:
+        _CACHE.move_to_end(cache_key)
+        return _CACHE[cache_key], time.perf_counter() - begun
+
+    with ThreadPoolExecutor(3) as pool:
+        jitted = jax.jit(lambda data, keys, start: start_chains(kernel, data, keys, start))
+        traced = jitted.trace(data, keys, start)
+        jobs: list[Future[Any]] = [pool.submit(traced.lower().compile)]
+        state = traced.out_info
+
+        capacity = _capacity(state)
+
+        def chunk(data: Any, keys: Any, first: Any, count: Any, state: Any, inputs: Any) -> Any:
+            return run_steps(kernel, data, keys, first, count, state, inputs, capacity)
+
+        slices = jax.tree_util.tree_map(
+            lambda x: jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype), slices
+        )
+        zero = jnp.int32(0)
+        traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
+        jobs.append(pool.submit(traced.lower().compile))
+        _, draws, _ = traced.out_info
+
+        emit = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))
+        jobs.append(pool.submit(jax.jit(emit).trace(data, draws).lower().compile))
+        if while_compiling is not None:
+            while_compiling()
+        start_program, chunk_program, emit_program = (job.result() for job in jobs)
+        programs = Programs(start_program, chunk_program, emit_program, capacity)
+    _CACHE[cache_key] = programs
+    if len(_CACHE) > _CACHE_SIZE:
+        _CACHE.popitem(last=False)
+    return programs, time.perf_counter() - begun
+
+
+def _capacity(state: Any) -> int:
+    """Steps a buffer holds. A draw is about as large as the state it is taken from."""
+    size = sum(math.prod(x.shape) * 8 for x in jax.tree_util.tree_leaves(state))
+    return max(1, min(_MAX_CAPACITY, _BUFFER_BYTES // max(size, 1)))
+
+
+def _strong(x: Any) -> Any:
+    """The same value with a strong type: loop carries must not change type between steps."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return jax.lax.convert_element_type(x, x.dtype)
+
+
+def _aval(x: Any) -> Any:
+    if hasattr(x, "dtype"):
+        dtype = (
+            x.dtype
+            if jnp.issubdtype(x.dtype, jax.dtypes.extended)
+            else jax.dtypes.canonicalize_dtype(x.dtype)
+        )
+        return (tuple(x.shape), str(dtype), getattr(x, "weak_type", False))
+    return type(x)

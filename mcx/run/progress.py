@@ -1,0 +1,145 @@
+"""What a user sees while a run goes on: a bar in terminals and notebooks, lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from mcx.errors import MethodError
+
+__all__ = ["Progress", "make_progress"]
+
+
+class Progress(Protocol):
+    """A display of a run. The driver calls it from the host, between chunks."""
+
+    def compiling(self) -> None:
+        """XLA is compiling."""
+        ...
+
+    def started(self) -> None:
+        """Compilation is over; steps begin."""
+        ...
+
+    def update(self, done: int, phase: str, report: Mapping[str, Any]) -> None:
+        """``done`` steps are finished; ``report`` is what the algorithm says."""
+        ...
+
+    def close(self, complete: bool) -> None:
+        """The run is over."""
+        ...
+
+
+class _Silent:
+    def compiling(self) -> None: ...
+
+    def started(self) -> None: ...
+
+    def update(self, done: int, phase: str, report: Mapping[str, Any]) -> None: ...
+
+    def close(self, complete: bool) -> None: ...
+
+
+class _Bar:
+    """A tqdm bar; tqdm.auto picks the notebook widget where there is a notebook."""
+
+    def __init__(self, total: int, title: str) -> None:
+        from tqdm.auto import tqdm
+
+        self._title = title
+        self._bar = tqdm(total=total, desc=title, unit="step", dynamic_ncols=True, leave=True)
+
+    def compiling(self) -> None:
+        self._bar.set_description(f"{self._title}: compiling")
+
+    def started(self) -> None:
+        self._bar.unpause()  # time left is counted from here
+        self._bar.start_t = self._bar.last_print_t
+
+    def update(self, done: int, phase: str, report: Mapping[str, Any]) -> None:
+        self._bar.set_description(f"{self._title}: {phase}", refresh=False)
+        self._bar.set_postfix_str(format_report(report), refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self, complete: bool) -> None:
+        state = "done" if complete else "interrupted"
+        self._bar.set_description(f"{self._title}: {state}")
+        self._bar.close()
+
+
+class _Lines:
+    """One line now and then, for logs."""
+
+    def __init__(self, total: int, title: str, every: float = 10.0) -> None:
+        self._total, self._title, self._every = total, title, every
+        self._begun = self._last = time.monotonic()
+        self._phase = ""
+        self._done, self._report = 0, ""
+
+    def compiling(self) -> None:
+        self._print("compiling")
+
+    def started(self) -> None:
+        now = time.monotonic()
+        self._print(f"compiled in {now - self._begun:.1f} s")
+        self._begun = self._last = now
+
+    def update(self, done: int, phase: str, report: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        self._done, self._report = done, format_report(report)
+        if phase != self._phase or now - self._last >= self._every:
+            left = (self._total - done) * (now - self._begun) / done if done else math.nan
+            eta = f", about {left:.0f} s left" if left >= 1 else ""
+            self._print(f"{phase} {done}/{self._total}{eta}{', ' if self._report else ''}{self._report}")
+            self._last, self._phase = now, phase
+
+    def close(self, complete: bool) -> None:
+        state = "done" if complete else "interrupted"
+        seconds = time.monotonic() - self._begun
+        tail = f", {self._report}" if self._report else ""
+        self._print(f"{state}, {self._done}/{self._total} steps in {seconds:.1f} s{tail}")
+
+    def _print(self, text: str) -> None:
+        print(f"{self._title}: {text}", file=sys.stderr, flush=True)
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """``name=value`` pairs, numbers short."""
+    return ", ".join(f"{k}={_short(v)}" for k, v in report.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def make_progress(progress: Any, total: int, title: str) -> Progress:
+    """The display that ``progress=`` asks for.
+
+    Args:
+        progress: True (a bar where there is a terminal or a notebook, else lines), False, "bar",
+            "lines", or an object with the methods of :class:`Progress`.
+        total: number of steps.
+        title: what is running.
+    """
+    if progress is True:
+        progress = "bar" if sys.stderr.isatty() or _in_notebook() else "lines"
+    if progress is False:
+        return _Silent()
+    if progress == "bar":
+        return _Bar(total, title)
+    if progress == "lines":
+        return _Lines(total, title)
+    if all(hasattr(progress, m) for m in ("compiling", "started", "update", "close")):
+        return progress
+    raise MethodError(
+        "unknown kind of progress display", expected='True, False, "bar" or "lines"', found=repr(progress)
+    )
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    instance = shell.get_ipython() if shell is not None else None
+    return type(instance).__name__ == "ZMQInteractiveShell"

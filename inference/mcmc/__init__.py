@@ -1,0 +1,1 @@
+"""Markov chain Monte Carlo on a target's unconstrained space, with BlackJAX's kernels."""

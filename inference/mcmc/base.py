@@ -1,0 +1,207 @@
+"""What the Markov chain methods share: starting points, adaptation, what is kept of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import MethodError
+from mcx.inference.mcmc import warmup
+from mcx.model.sites import SiteTable
+from mcx.target import Target, TargetFunctions
+
+__all__ = ["MCMCKernel", "MCMCMethod", "MCMCState", "Start", "Transition"]
+
+MAX_TRIES = 100
+
+
+class Transition(Protocol):
+    """One Markov transition on vectors; a frozen dataclass, so that programs can be cached on it."""
+
+    uses_gradient: ClassVar[bool]
+
+    def __call__(
+        self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """New ``(position, log_density, gradient)`` and ArviZ-named statistics."""
+        ...
+
+
+class Start(NamedTuple):
+    """Where a chain starts: ``position + radius * uniform(-1, 1)``, redrawn up to ``tries`` times."""
+
+    position: Any
+    radius: Any
+    tries: Any
+
+
+class MCMCState(NamedTuple):
+    """State of one chain.
+
+    position: (d,), unconstrained.
+    log_density: of the target there, log Jacobians included.
+    gradient: of the log density; zeros where the method takes none.
+    warmup: adaptation state.
+    started: whether a finite starting point was found.
+    """
+
+    position: Any
+    log_density: Any
+    gradient: Any
+    warmup: warmup.WarmupState
+    started: Any
+
+
+@dataclass(frozen=True)
+class MCMCKernel:
+    """A transition on a target, with adaptation: the kernel that the driver runs."""
+
+    functions: TargetFunctions
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    sites: SiteTable
+    transition: Transition
+    target_accept: float
+    step_size: float
+    dense_mass: bool
+
+    def target(self, data: Any) -> Target:
+        """The target with these data."""
+        return Target(data, self.functions, self.shapes, self.sites)
+
+    def init(self, data: Any, key: Any, start: Start) -> MCMCState:
+        """Search for a point with a finite density and gradient."""
+        target = self.target(data)
+        evaluate = self._evaluate(target)
+        dim = target.dim
+        zero = jnp.zeros(())
+
+        def unfinished(carry: Any) -> Any:
+            tries, _, _, _, ok = carry
+            return ~ok & (tries < start.tries)
+
+        def attempt(carry: Any) -> Any:
+            tries = carry[0]
+            noise = jax.random.uniform(jax.random.fold_in(key, tries), (dim,), minval=-1.0, maxval=1.0)
+            position = start.position + start.radius * noise
+            value, gradient = evaluate(position)
+            return tries + 1, position, value, gradient, jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+
+        blank = (jnp.int32(0), jnp.zeros(dim), zero, jnp.zeros(dim), jnp.asarray(False))
+        _, position, value, gradient, ok = jax.lax.while_loop(unfinished, attempt, blank)
+        return MCMCState(position, value, gradient, warmup.init(dim, self.step_size, self.dense_mass), ok)
+
+    def _evaluate(self, target: Target) -> Any:
+        def log_density(x: Any) -> Any:
+            return target.log_density(target.unravel(x))
+
+        if self.transition.uses_gradient:
+            return jax.value_and_grad(log_density)
+        return lambda x: (log_density(x), jnp.zeros_like(x))
+
+    def step(self, data: Any, key: Any, state: MCMCState, u: Any) -> tuple[MCMCState, Any]:
+        """One transition, then adaptation as the code ``u`` says."""
+        target = self.target(data)
+        adapted = state.warmup
+        (position, value, gradient), stats = self.transition(
+            key,
+            (state.position, state.log_density, state.gradient),
+            lambda x: target.log_density(target.unravel(x)),
+            adapted.step_size,
+            adapted.inverse_mass_matrix,
+        )
+        adapting = warmup.step(
+            adapted, u, position, stats["acceptance_rate"], self.target_accept, self.dense_mass
+        )
+        stats = {"lp": value, **stats, "step_size": adapted.step_size}
+        return MCMCState(position, value, gradient, adapting, state.started), stats
+
+    def collect(self, state: MCMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+        """The position and the transition's statistics."""
+        return state.position, info
+
+    def emit(self, data: Any, draw: Any) -> Any:
+        """A draw as sites, and as the unconstrained vector it came from."""
+        target = self.target(data)
+        return target.constrain(target.unravel(draw)), draw
+
+    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Step size, acceptance, leapfrog steps and divergences of a chunk."""
+        shown: dict[str, Any] = {
+            "step size": float(np.mean(stats["step_size"][-1])),
+            "acceptance": float(np.mean(stats["acceptance_rate"])),
+        }
+        if "n_steps" in stats:
+            shown["leapfrogs"] = float(np.mean(stats["n_steps"]))
+        if "diverging" in stats:
+            shown["divergences"] = int(np.sum(stats["diverging"]))
+        bad = int(np.sum(~np.isfinite(stats["lp"])))
+        if bad:
+            shown["non-finite"] = bad
+        return shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCMCMethod:
+    """Settings that all Markov chain methods share.
+
+    Attributes:
+        num_warmup: steps of adaptation, dropped from the results.
+        num_samples: draws a chain keeps.
+        target_accept: mean acceptance probability that the step size is adapted to.
+        dense_mass: adapt a full mass matrix instead of its diagonal; pays for correlated targets of
+            moderate dimension (memory d^2, work d^2 a step and d^3 a transition).
+        step_size: first step size; kept as it is where ``num_warmup`` is 0.
+    """
+
+    num_warmup: int = 1000
+    num_samples: int = 1000
+    target_accept: float = 0.8
+    dense_mass: bool = False
+    step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_warmup", 0), ("num_samples", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < least:
+                self._refuse(name, f"an int >= {least}")
+        if not 0 < self.target_accept < 1:
+            self._refuse("target_accept", "a number between 0 and 1")
+        if not self.step_size > 0:
+            self._refuse("step_size", "a positive number")
+
+    def _refuse(self, name: str, expected: str) -> None:
+        raise MethodError(
+            f"{type(self).__name__}({name}=...) is out of range",
+            expected=expected,
+            found=repr(getattr(self, name)),
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        return type(self).__name__
+
+    def transition(self) -> Transition:
+        """The Markov transition on vectors."""
+        raise NotImplementedError
+
+    def kernel(self, target: Target) -> MCMCKernel:
+        """The kernel for the driver. Equal methods on targets of one structure give equal kernels."""
+        return MCMCKernel(
+            target.functions,
+            target.shapes,
+            target.sites,
+            self.transition(),
+            float(self.target_accept),
+            float(self.step_size),
+            self.dense_mass,
+        )
+
+    def inputs(self) -> np.ndarray:
+        """Adaptation code of every step."""
+        return warmup.schedule(self.num_warmup, self.num_samples)

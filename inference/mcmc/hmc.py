@@ -1,0 +1,70 @@
+"""Hamiltonian Monte Carlo with trajectories of a given mean length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, override
+
+import jax
+import jax.numpy as jnp
+from blackjax.mcmc import hmc, metrics
+
+from mcx.inference.mcmc.base import MCMCMethod, Transition
+
+__all__ = ["HMC"]
+
+
+@dataclass(frozen=True)
+class _HMCTransition:
+    trajectory_length: float
+    max_num_steps: int
+    uses_gradient: ClassVar[bool] = True
+
+    def __call__(
+        self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        key_length, key_move = jax.random.split(key)
+        # a random length, drawn independently of the state, avoids periodic orbits (Neal 2011, section 3.2)
+        length = self.trajectory_length * jax.random.uniform(key_length, minval=0.5, maxval=1.5)
+        num_steps = jnp.clip(jnp.ceil(length / step_size), 1, self.max_num_steps).astype(jnp.int32)
+        new, info = hmc.build_kernel()(
+            key_move, hmc.HMCState(*state), log_density, step_size, inverse_mass_matrix, num_steps
+        )
+        kinetic = metrics.default_metric(inverse_mass_matrix).kinetic_energy(info.momentum)
+        return tuple(new), {
+            "acceptance_rate": info.acceptance_rate,
+            "diverging": info.is_divergent,
+            "energy": jnp.where(info.is_accepted, info.energy, kinetic - state[1]),
+            "n_steps": num_steps,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMC(MCMCMethod):
+    """Hamiltonian Monte Carlo: a randomised number of leapfrog steps, then accept or reject.
+
+    Needs a gradient; takes no discrete latent sites and no subsampled plates. Costs
+    ``trajectory_length / step_size`` gradients a draw on average.
+
+    Attributes:
+        trajectory_length: mean integration time, in units of the adapted metric (standard deviations);
+            each trajectory's is uniform within half of it either way.
+        max_num_steps: leapfrog steps at most.
+
+    Source: Neal (2011), MCMC using Hamiltonian dynamics; kernel and adaptation from BlackJAX.
+    """
+
+    trajectory_length: float = math.pi / 2
+    max_num_steps: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.trajectory_length > 0:
+            self._refuse("trajectory_length", "a positive number")
+        if self.max_num_steps < 1:
+            self._refuse("max_num_steps", "an int >= 1")
+
+    @override
+    def transition(self) -> Transition:
+        return _HMCTransition(float(self.trajectory_length), self.max_num_steps)

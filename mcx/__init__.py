@@ -1,0 +1,88 @@
+"""mcx: one Python model, every Monte Carlo inference.
+
+Write a NumPyro program, decorate it with :func:`model`, call it with data, and give it to :func:`infer`
+with any method. Heavy parts (BlackJAX, ArviZ, plotting) load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+for _part in ("inference", "estimators"):
+    if not os.path.isdir(os.path.join(os.path.dirname(__file__), _part)):
+        raise ImportError(
+            f"mcx/{_part} is missing or is no folder: in a source checkout it is a symbolic link to "
+            f"../{_part}. Run `make setup`, or "
+            "clone with symbolic links enabled (git config core.symlinks true), or install the wheel."
+        )
+
+from mcx import dist, errors
+from mcx._version import __version__
+from mcx.infer import infer, program
+from mcx.model import BoundModel, Model, model
+from mcx.model.primitives import deterministic, factor, plate, sample
+from mcx.results import Posterior, Predictions, predict
+from mcx.run import Kernel, Run, run
+from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx import testing
+    from mcx.cache import enable_compilation_cache
+    from mcx.inference.mcmc.hmc import HMC
+    from mcx.inference.mcmc.mala import MALA
+    from mcx.inference.mcmc.nuts import NUTS
+    from mcx.inference.mcmc.random_walk import RandomWalk
+
+# name -> module that defines it, imported on first use
+_LAZY = {
+    "HMC": "mcx.inference.mcmc.hmc",
+    "MALA": "mcx.inference.mcmc.mala",
+    "NUTS": "mcx.inference.mcmc.nuts",
+    "RandomWalk": "mcx.inference.mcmc.random_walk",
+    "enable_compilation_cache": "mcx.cache",
+}
+_LAZY_MODULES = ("testing", "inference", "estimators")
+
+__all__ = [
+    "HMC",
+    "MALA",
+    "NUTS",
+    "BoundModel",
+    "Kernel",
+    "Model",
+    "Posterior",
+    "Predictions",
+    "RandomWalk",
+    "Run",
+    "Target",
+    "__version__",
+    "deterministic",
+    "dist",
+    "enable_compilation_cache",
+    "errors",
+    "factor",
+    "infer",
+    "model",
+    "plate",
+    "predict",
+    "program",
+    "run",
+    "sample",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"mcx.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'mcx' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

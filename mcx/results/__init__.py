@@ -1,0 +1,6 @@
+"""What comes out of a run: posteriors, summaries, predictions, ArviZ."""
+
+from mcx.results.posterior import Posterior, RunInfo
+from mcx.results.predict import Predictions, predict
+
+__all__ = ["Posterior", "Predictions", "RunInfo", "predict"]

@@ -1,0 +1,148 @@
+"""Conversion to an ``xarray.DataTree`` in ArviZ's schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx._version import __version__
+from mcx.errors import PosteriorShapeError
+from mcx.model.compile import compile_model, observed_values
+from mcx.model.sites import SiteTable
+from mcx.results.blocks import map_draws
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mcx.results.posterior import Posterior
+
+__all__ = ["to_datatree"]
+
+SCHEMA = 1
+
+
+def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
+    """See :meth:`Posterior.to_datatree`."""
+    from arviz_base import from_dict
+
+    target = compile_model(posterior.bound)
+    terms = map_draws(_density_terms, target, {"z": posterior.unconstrained}, _density_terms)
+    observed = {k: _plain(v) for k, v in observed_values(posterior.bound).items()}
+    content: dict[str, dict[str, Any]] = {
+        "posterior": {k: _plain(v) for k, v in posterior.draws.items()},
+        "sample_stats": {k: _plain(v, keep_bool=True) for k, v in posterior.stats.items()},
+        "log_likelihood": terms["likelihood"],
+        "log_prior": terms["prior"],
+        "observed_data": observed,
+    }
+    constant = _constant_data(posterior, observed, target.sites)
+    if constant:
+        content["constant_data"] = constant
+    new_dims: dict[str, list[str]] = {}
+    for name, predictions in groups.items():
+        if predictions is None:
+            continue
+        content.update({k: {n: _plain(x) for n, x in v.items()} for k, v in predictions.groups(name).items()})
+        if name == "predictions":
+            new_dims = _dims(predictions.sites)
+    coords = dict(posterior.info.coords)
+    _check_coords(coords, target.sites)
+    library = {"inference_library": "mcx", "inference_library_version": __version__}
+    attrs = {group: dict(library) for group in content}
+    attrs["/"] = _attributes(posterior)
+    content = {group: variables for group, variables in content.items() if variables}
+    return from_dict(
+        content,
+        name="mcx",
+        dims=_dims(target.sites),
+        coords=coords,
+        pred_dims=new_dims,
+        attrs={group: value for group, value in attrs.items() if group in content or group == "/"},
+    )
+
+
+def _density_terms(target: Any, draw: Any) -> dict[str, Any]:
+    z = target.unravel(draw["z"])
+    return {"likelihood": target.pointwise(z), "prior": target.prior_terms(z)}
+
+
+def _plain(x: Any, keep_bool: bool = False) -> np.ndarray:
+    """A numpy array of a type that summaries and files can take."""
+    array = np.asarray(jax.device_get(x))
+    if array.dtype == bool and not keep_bool:
+        return array.astype(np.int8)  # az.summary refuses booleans
+    if array.dtype.kind not in "biufc":
+        return array.astype(np.float32)  # bfloat16 and relatives are unknown to netCDF
+    return array
+
+
+def _dims(sites: SiteTable) -> dict[str, list[str]]:
+    return {s.name: list(s.dims) for s in sites if s.dims}
+
+
+def _check_coords(coords: Mapping[str, Any], sites: SiteTable) -> None:
+    sizes = {dim: length for s in sites for dim, length in zip(s.dims, s.shape, strict=False)}
+    for dim, labels in coords.items():
+        if dim not in sizes:
+            raise PosteriorShapeError(
+                f"coords= names a dimension that the model does not have: {dim!r}",
+                expected="one of " + ", ".join(sizes),
+                remedy="dimensions are named after plates; .sites() shows them",
+            )
+        if len(labels) != sizes[dim]:
+            raise PosteriorShapeError(
+                f"coords= has the wrong number of labels for {dim!r}",
+                expected=f"{sizes[dim]} labels",
+                found=str(len(labels)),
+            )
+
+
+def _constant_data(
+    posterior: Posterior, observed: Mapping[str, np.ndarray], sites: SiteTable
+) -> dict[str, np.ndarray]:
+    """Array arguments that are not observations themselves."""
+    dims = {dim for s in sites for dim in s.dims}
+    found: dict[str, np.ndarray] = {}
+    for name, value in posterior.bound.arguments().items():
+        leaves = jax.tree_util.tree_flatten_with_path(value)[0]
+        for path, leaf in leaves:
+            if not hasattr(leaf, "dtype") or getattr(leaf.dtype, "kind", "O") not in "biuf":
+                continue
+            array = np.asarray(leaf)
+            if any(array.shape == y.shape and np.array_equal(array, y) for y in observed.values()):
+                continue
+            parts = [name, *(str(getattr(p, "key", getattr(p, "idx", p))) for p in path)]
+            label = ".".join(parts).replace("/", "_")
+            # a variable named like a dimension would turn into a coordinate and vanish
+            found[label + "_data" if label in dims else label] = array
+    return found
+
+
+def _attributes(posterior: Posterior) -> dict[str, Any]:
+    """Root attributes; only strings and numbers, which every file format can hold."""
+    info = posterior.info
+    attributes: dict[str, Any] = {
+        "mcx_schema": SCHEMA,
+        "mcx_version": __version__,
+        "model": posterior.bound.name,
+        "method": info.method,
+        "settings": json.dumps(dict(info.settings), default=str),
+        "key": info.key,
+        "num_warmup": info.num_warmup,
+        "complete": int(info.complete),
+        "num_nonfinite": info.num_nonfinite,
+        "compile_time": info.compile_time,
+        "run_time": info.run_time,
+        "dtype": info.dtype,
+        "device": info.device,
+        "versions": json.dumps(dict(info.versions)),
+    }
+    if posterior.log_evidence is not None:
+        attributes["log_evidence"] = float(jnp.asarray(posterior.log_evidence))
+        attributes["log_evidence_se"] = float(jnp.asarray(posterior.log_evidence_se))
+    return attributes

@@ -1,0 +1,157 @@
+"""What to worry about after a run, said once and with advice."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
+from mcx.model.compile import compile_model
+from mcx.results.summary import effective_sizes, scalars
+
+if TYPE_CHECKING:
+    from mcx.results.posterior import Posterior
+
+__all__ = ["Advice", "diagnose", "report_advice"]
+
+_MAX_SCALARS = 500
+_R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
+_ESS_PER_CHAIN = 100
+_BFMI = 0.3
+
+
+class Advice(NamedTuple):
+    """One finding: a stable code, what was seen, what to do."""
+
+    code: str
+    text: str
+
+
+def diagnose(posterior: Posterior) -> list[Advice]:
+    """Findings about a finished run, worst first."""
+    found: list[Advice] = []
+    info, stats = posterior.info, posterior.stats
+    if not info.complete:
+        found.append(Advice("MCX-W001", f"stopped early: {posterior.num_draws} draws a chain were kept"))
+    if info.num_nonfinite:
+        found.append(
+            Advice(
+                "MCX-W002",
+                f"{info.num_nonfinite} draws hold a NaN or an infinity: look for log(0), 0/0 or overflow in "
+                "deterministic sites and in the likelihood (bound.check() helps)",
+            )
+        )
+    divergent = int(np.sum(stats["diverging"])) if "diverging" in stats else 0
+    if divergent:
+        share = divergent / max(1, posterior.num_chains * posterior.num_draws)
+        found.append(
+            Advice(
+                "MCX-W003",
+                f"{divergent} divergent transitions ({share:.1%}): parts of the posterior may be missed. "
+                "Raise target_accept (0.95), or reparametrise (non-centred scales, tighter priors)",
+            )
+        )
+    if "reached_max_treedepth" in stats:
+        deep = int(np.sum(stats["reached_max_treedepth"]))
+        if deep:
+            found.append(
+                Advice(
+                    "MCX-W004",
+                    f"{deep} transitions hit the maximum tree depth: correct but slow. Rescale parameters, "
+                    "use dense_mass=True, or raise max_tree_depth",
+                )
+            )
+    return found + _convergence(posterior) + _energy(posterior)
+
+
+def _convergence(posterior: Posterior) -> list[Advice]:
+    from arviz_stats.base import array_stats
+
+    if posterior.num_draws < 4:
+        return []
+    latent = [s.name for s in compile_model(posterior.bound).sites.of_kind("latent")]
+    checked = [pair for pair in scalars(posterior.draws, latent) if np.isfinite(pair[1]).all()]
+    if len(checked) > _MAX_SCALARS:  # spread over all of them: ESS of thousands takes minutes
+        picks = np.linspace(0, len(checked) - 1, _MAX_SCALARS).astype(int)
+        checked = [checked[i] for i in picks]
+    r_hat: dict[str, float] = {}
+    ess: dict[str, float] = {}
+    for name, x in checked:
+        if np.ptp(x, axis=1).min() == 0:
+            r_hat[name], ess[name] = np.inf, 0.0  # a chain that never moved
+            continue
+        ess[name] = min(effective_sizes(x))
+        if posterior.num_chains > 1:
+            r_hat[name] = float(array_stats.rhat(x))
+    found = []
+    apart = {k: v for k, v in r_hat.items() if v > _R_HAT}
+    if apart:
+        found.append(
+            Advice(
+                "MCX-W005",
+                f"chains disagree: r_hat > {_R_HAT} for {_worst(apart, max, '{:.3f}')}. Run longer; "
+                "if it stays, look for several modes or a stuck chain in az.plot_rank",
+            )
+        )
+    least = _ESS_PER_CHAIN * posterior.num_chains
+    poor = {k: v for k, v in ess.items() if v < least}
+    if poor:
+        found.append(
+            Advice(
+                "MCX-W006",
+                f"effective sample size below {least} for {_worst(poor, min, '{:.0f}')}: standard errors are "
+                "unreliable. Take more samples, or a method that mixes better",
+            )
+        )
+    return found
+
+
+def _worst(values: dict[str, float], pick: object, form: str) -> str:
+    ordered = sorted(values, key=lambda k: values[k], reverse=pick is max)
+    shown = ", ".join(f"{k} ({form.format(values[k])})" for k in ordered[:3])
+    return shown + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
+
+
+def _energy(posterior: Posterior) -> list[Advice]:
+    from arviz_stats.base import array_stats
+
+    if "energy" not in posterior.stats or posterior.num_draws < 4:
+        return []
+    bfmi = np.asarray(array_stats.bfmi(np.asarray(posterior.stats["energy"], float)))
+    low = int(np.sum(bfmi < _BFMI))
+    if not low:
+        return []
+    return [
+        Advice(
+            "MCX-W007",
+            f"energy varies too little between draws in {low} chains (E-BFMI {np.min(bfmi):.2f} < {_BFMI}): "
+            "heavy tails are explored slowly. Reparametrise",
+        )
+    ]
+
+
+def report_advice(posterior: Posterior, mode: str) -> None:
+    """Say what :func:`diagnose` finds, in one block.
+
+    Args:
+        posterior: the finished run.
+        mode: "warn", "raise" (for CI) or "ignore".
+
+    Raises:
+        DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.
+    """
+    if mode not in ("warn", "raise", "ignore"):
+        raise MethodError("unknown warnings mode", expected='"warn", "raise" or "ignore"', found=repr(mode))
+    if mode == "ignore":
+        return
+    found = diagnose(posterior)
+    if not found:
+        return
+    block = "\n".join(f"  {a.code}  {a.text}" for a in found)
+    if mode == "raise":
+        error = DiagnosticWarning(f"{posterior.info.method} finished, but:\n{block}")
+        error.posterior = posterior
+        raise error
+    warnings.warn(f"{posterior.info.method} finished, but:\n{block}", InferenceWarning, stacklevel=3)

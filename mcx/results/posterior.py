@@ -1,0 +1,130 @@
+"""The result of an inference run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from mcx.model.bound import BoundModel
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mcx.results.summary import Summary
+
+__all__ = ["Posterior", "RunInfo"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunInfo:
+    """How a posterior was made; static.
+
+    Attributes:
+        method: name of the method; ``settings``: its fields.
+        num_warmup: leading steps that gave no draws.
+        complete: False where the run was stopped early.
+        compile_time, run_time: seconds.
+        key: data and implementation of the random key.
+        coords: coordinate values by dimension, as the user gave them.
+        versions, device, dtype: where it ran.
+        num_nonfinite: draws with a NaN or an infinity.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    num_warmup: int = 0
+    complete: bool = True
+    compile_time: float = math.nan
+    run_time: float = math.nan
+    key: str = ""
+    coords: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+    dtype: str = ""
+    num_nonfinite: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Posterior:
+    """Draws from a posterior, with what is needed to judge and to reuse them. A pytree.
+
+    Attributes:
+        draws: latent and deterministic sites by name, chain x draw x event; constrained.
+        unconstrained: the points they came from, chain x draw x d.
+        stats: sampler statistics by name, chain x draw.
+        warmup_stats: the same during warm-up, chain x step.
+        bound: the model and its data.
+        info: how the run went; static.
+        weights: log weights where draws are weighted, else None.
+        log_evidence, log_evidence_se: log marginal likelihood and its standard error, where the method
+            estimates it.
+    """
+
+    draws: dict[str, Any]
+    unconstrained: Any
+    stats: dict[str, Any]
+    warmup_stats: dict[str, Any]
+    bound: BoundModel
+    info: RunInfo = field(metadata={"static": True})
+    weights: Any = None
+    log_evidence: Any = None
+    log_evidence_se: Any = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.draws[name]
+
+    @property
+    def num_chains(self) -> int:
+        """Number of independent chains."""
+        return int(np.shape(self.unconstrained)[0])
+
+    @property
+    def num_draws(self) -> int:
+        """Draws a chain."""
+        return int(np.shape(self.unconstrained)[1])
+
+    @property
+    def complete(self) -> bool:
+        """False where the run was stopped before its end."""
+        return self.info.complete
+
+    def summary(self, names: list[str] | None = None, prob: float = 0.9) -> Summary:
+        """Table of moments, quantiles and diagnostics, one row a scalar.
+
+        Args:
+            names: sites to show; all latent and deterministic sites by default.
+            prob: mass of the equal-tailed interval.
+        """
+        from mcx.results.summary import summarize
+
+        return summarize(self, names, prob)
+
+    def to_datatree(self, **groups: Any) -> xr.DataTree:
+        """The run as an ``xarray.DataTree`` in ArviZ's schema.
+
+        Args:
+            **groups: ``prior=`` and ``posterior_predictive=`` (or ``predictions=``), results of
+                :func:`mcx.predict`, to be stored along.
+
+        Returns:
+            Groups ``posterior``, ``sample_stats``, ``log_likelihood``, ``log_prior``, ``observed_data``,
+            ``constant_data``, and those asked for. Costs one run of the model a draw for the pointwise
+            densities, a block of draws at a time.
+        """
+        from mcx.results.datatree import to_datatree
+
+        return to_datatree(self, **groups)
+
+    def __repr__(self) -> str:
+        from mcx.results.summary import describe
+
+        return describe(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self!r}</pre>"

@@ -1,0 +1,139 @@
+"""Prior and posterior predictive draws, on the model's own data or on new data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import MethodError, PosteriorShapeError
+from mcx.model.bound import BoundModel
+from mcx.model.compile import compile_model, predict_once, refuse_improper
+from mcx.model.sites import SiteTable
+from mcx.ops.keys import as_key
+from mcx.results.blocks import map_draws
+from mcx.results.posterior import Posterior
+
+__all__ = ["Predictions", "predict"]
+
+
+class Predictions(Mapping[str, np.ndarray]):
+    """Predictive draws by site name, chain x draw x site shape.
+
+    Attributes:
+        kind: "prior" or "posterior".
+        sites: the sites of the model they were drawn from.
+    """
+
+    def __init__(self, values: dict[str, np.ndarray], kind: str, sites: SiteTable) -> None:
+        self._values, self.kind, self.sites = values, kind, sites
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def groups(self, name: str) -> dict[str, dict[str, np.ndarray]]:
+        """The draws by DataTree group, when stored as ``name``."""
+        observed = {s.name for s in self.sites.of_kind("observed")}
+        predicted = {k: v for k, v in self.items() if k in observed}
+        rest = {k: v for k, v in self.items() if k not in observed}
+        if name == "prior":
+            return {"prior": rest, "prior_predictive": predicted}
+        if name == "posterior_predictive":
+            return {"posterior_predictive": predicted}
+        if name == "predictions":
+            return {"predictions": {**rest, **predicted}}
+        raise MethodError(
+            f"unknown group {name!r}", expected="prior, posterior_predictive or predictions", found=name
+        )
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{k}{v.shape}" for k, v in self.items())
+        return f"Predictions({self.kind}; {shapes})"
+
+
+def predict(
+    posterior: Posterior | None,
+    bound: BoundModel,
+    *,
+    key: Any,
+    num_draws: int = 1000,
+    resample: Sequence[str] = (),
+) -> Predictions:
+    """Run the model forwards: one simulated data set for every posterior draw, or for prior draws.
+
+    Args:
+        posterior: draws of the latent sites; None draws them from the prior.
+        bound: the model with the data to predict for: the posterior's own, or new covariates (leave
+            observations out, or in: they are drawn afresh either way).
+        key: a typed JAX key or an int.
+        num_draws: of the prior; a posterior's draws are all used.
+        resample: latent sites to draw afresh given the others, such as the effects of new groups.
+
+    Returns:
+        Posterior: observed and deterministic sites and those resampled, chain x draw x site shape. Prior:
+        all of these and the latent sites, with one chain.
+
+    Raises:
+        PosteriorShapeError: if draws do not fit the model's sites.
+        CapabilityError: for a prior that cannot be drawn from.
+    """
+    key = as_key(key)
+    sites = compile_model(bound).sites
+    if posterior is None:
+        refuse_improper(sites, "predict")
+        values: dict[str, Any] = {}
+        leading = (1, num_draws)
+    else:
+        leading = (posterior.num_chains, posterior.num_draws)
+        values = _matching_draws(posterior, sites, resample)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(leading[0] * leading[1]))
+    once = predict_once(bound)
+    drawn = map_draws(
+        _forward(once), bound, {"key": keys.reshape(leading), "values": values}, (once, "predict")
+    )
+    if posterior is not None:
+        drawn = {k: v for k, v in drawn.items() if k not in values}
+    return Predictions(drawn, "prior" if posterior is None else "posterior", sites)
+
+
+def _forward(once: Any) -> Any:
+    def forward(data: Any, draw: Any) -> Any:
+        return once(data, draw["key"], draw["values"])
+
+    return forward
+
+
+def _matching_draws(posterior: Posterior, sites: SiteTable, resample: Sequence[str]) -> dict[str, Any]:
+    known = {s.name: s for s in sites.of_kind("latent", "discrete")}
+    for name in resample:
+        if name not in known:
+            raise PosteriorShapeError(
+                "resample= names what is no latent site", site=name, expected="one of " + ", ".join(known)
+            )
+    values = {}
+    for name, site in known.items():
+        if name in resample or name not in posterior.draws:
+            continue
+        draws = posterior.draws[name]
+        if tuple(draws.shape[2:]) != site.shape:
+            raise PosteriorShapeError(
+                "the posterior's draws do not fit this model",
+                site=name,
+                expected=f"shape {site.shape}",
+                found=f"shape {tuple(draws.shape[2:])}",
+                remedy=f"if these are new groups, draw them afresh: predict(..., resample=[{name!r}])",
+            )
+        values[name] = draws
+    missing = [n for n, s in known.items() if n not in values and n not in resample and s.improper]
+    if missing:
+        raise PosteriorShapeError("no draws and no proper prior to draw from", site=missing[0])
+    return values

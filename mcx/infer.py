@@ -16,7 +16,8 @@ from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported
 from mcx.model.compile import compile_model
 from mcx.ops.keys import as_key
-from mcx.results.diagnose import report_advice
+from mcx.results.datatree import check_coords
+from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior, RunInfo
 from mcx.run.driver import run
 from mcx.run.programs import chain_keys, run_steps, start_chains
@@ -63,6 +64,7 @@ def infer(
         DiagnosticWarning: with ``warnings="raise"``, if the diagnostics find fault.
     """
     _check_types(bound, method)
+    check_mode(warnings)
     key = as_key(key)
     target = compile_model(bound)
     refuse_data(target)
@@ -70,6 +72,7 @@ def infer(
         raise CapabilityError(
             "the model has no latent site, so there is nothing to infer", remedy="leave out an obs="
         )
+    check_coords(coords or {}, target.sites)
     kernel = method.kernel(target)
     start = _start(target, init, num_chains, jax.random.fold_in(key, 1))
 
@@ -154,7 +157,7 @@ def program(bound: BoundModel, method: MCMCMethod, *, num_chains: int = 4) -> Ca
 
         sites, unconstrained, stats = jax.tree_util.tree_map(by_chain, (sites, unconstrained, stats))
         info = RunInfo(method.name, _settings(method), num_warmup=warm)
-        return Posterior(_in_order(sites, template), unconstrained, stats, {}, bound, info)
+        return Posterior(sites, unconstrained, stats, {}, bound, info)
 
     return run_program
 

@@ -21,17 +21,20 @@ from numpyro.infer import util as infer_util
 
 __all__ = [
     "SiteTrace",
+    "SubmodelScope",
     "active_plates",
     "inside_model",
     "is_factor",
     "is_improper",
-    "log_det_name",
+    "is_jacobian",
     "record",
     "replay",
     "unconstrained_prototype",
 ]
 
 SiteTrace = Mapping[str, dict[str, Any]]
+
+_JACOBIAN = "jacobian"  # infer["mcx_kind"] of the factors that hold log Jacobians
 
 
 def inside_model() -> bool:
@@ -61,16 +64,20 @@ def is_improper(fn: Any) -> bool:
     return isinstance(fn, dist.ImproperUniform)
 
 
-def log_det_name(site: str) -> str:
-    """Name under which NumPyro adds the log Jacobian of a latent site's bijection."""
-    return f"_{site}_log_det"
+def is_jacobian(site: Mapping[str, Any]) -> bool:
+    """Whether a replayed site is the log Jacobian of a latent site's bijection.
+
+    It is told by a mark, not by its name: scopes put their prefix before it once more.
+    """
+    return site["infer"].get("mcx_kind") == _JACOBIAN
 
 
 class _DefaultKey(primitives.Messenger):
     """Give ``numpyro.prng_key()`` a fixed key where nothing seeds the model, as NumPyro's own MCMC does."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "prng_key" and msg["value"] is None:
+        # a seed handler further in has put its key into the message by now
+        if msg["type"] == "prng_key" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
             msg["value"] = jax.random.key(0)
 
 
@@ -133,24 +140,65 @@ def record(
 
 
 class _Uncondition(numpyro.handlers.uncondition):
-    """``numpyro.handlers.uncondition`` that leaves factor statements alone: they have nothing to draw."""
+    """``numpyro.handlers.uncondition`` that reaches into scans and leaves factors alone.
+
+    Factors have nothing to draw. Inside a scan the draw must be the one that the carry takes along, so
+    conditions on its sites are lifted as well.
+    """
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and msg["is_observed"] and is_factor(msg):
+        if msg["type"] == "control_flow":
+            _enter_bodies(msg, _Uncondition)
+            stack = msg["kwargs"]["substitute_stack"]
+            msg["kwargs"]["substitute_stack"] = [entry for entry in stack if entry[0] != "condition"]
+        elif _is_done(msg) or (msg["type"] == "sample" and msg["is_observed"] and is_factor(msg)):
             return
-        super().process_message(msg)
+        else:
+            super().process_message(msg)
+
+
+class SubmodelScope(numpyro.handlers.scope):
+    """``numpyro.handlers.scope`` that names the sites inside scans too.
+
+    Handlers further out look these up by full name while the scan runs, so a prefix put before them
+    afterwards, as NumPyro's scope does, comes too late: their values would never arrive.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Put the prefix before the names of a message."""
+        if msg["type"] == "control_flow":
+            _enter_bodies(msg, partial(SubmodelScope, prefix=self.prefix, divider=self.divider))
+        elif not _is_done(msg):
+            super().process_message(msg)
+
+
+def _enter_bodies(msg: dict[str, Any], handler: Callable[[Any], Any]) -> None:
+    """Apply a handler to the function of a ``scan`` message, or to the two of a ``cond`` message."""
+    args = list(msg["args"])
+    for i in (0,) if callable(args[0]) else (1, 2):
+        args[i] = handler(args[i])
+    msg["args"] = tuple(args)
+
+
+def _is_done(msg: Mapping[str, Any]) -> bool:
+    """Whether a message only repeats, to handlers outside, a site that ran inside a scan or cond."""
+    return bool(msg.get("_control_flow_done"))
 
 
 def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
     """Run a program at an unconstrained point.
 
-    Bijections are rebuilt at every replay, so supports may depend on other sites' values. The log
-    Jacobian of site ``x`` appears as the factor ``log_det_name("x")``.
+    Bijections are rebuilt at every replay, so supports may depend on other sites' values. Log Jacobians
+    appear as factors, see :func:`is_jacobian`.
     """
-    substitute = numpyro.handlers.substitute(fn, substitute_fn=partial(infer_util._unconstrain_reparam, z))
     with _recording() as recorder:
-        substitute()
+        numpyro.handlers.substitute(fn, substitute_fn=partial(_constrain_site, z))()
     return recorder.sites
+
+
+def _constrain_site(z: Mapping[str, Any], site: dict[str, Any]) -> Any:
+    with numpyro.handlers.infer_config(config_fn=lambda _: {"mcx_kind": _JACOBIAN}):
+        return infer_util._unconstrain_reparam(z, site)
 
 
 def unconstrained_prototype(site: dict[str, Any]) -> Any:

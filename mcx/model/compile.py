@@ -55,6 +55,7 @@ class _Compiled:
     closed: BoundModel | None  # data closed over, for models that need concrete values
     simulate: Callable[..., dict[str, Any]]
     log_joint: Callable[..., Any]
+    observed: Callable[[Any], dict[str, Any]]
 
 
 def compile_model(bound: BoundModel) -> Target:
@@ -124,6 +125,7 @@ def _build(sites: SiteTable, closed: BoundModel | None) -> _Compiled:
         closed=closed,
         simulate=jax.jit(partial(_simulate, run)),
         log_joint=jax.jit(partial(_log_joint, run)),
+        observed=jax.jit(partial(_observed, run, frozenset(s.name for s in sites.of_kind("observed")))),
     )
 
 
@@ -283,7 +285,6 @@ def _dtype(value: Any) -> str:
 
 def _functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) -> TargetFunctions:
     latent = tuple(s.name for s in sites.of_kind("latent"))
-    jacobians = {capture.log_det_name(name): name for name in latent}
     refuse = capability_error(sites)
 
     def replayed(data: Any, z: Any) -> capture.SiteTrace:
@@ -294,7 +295,7 @@ def _functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) -> Tar
     def in_prior(site: Mapping[str, Any]) -> bool:
         return (
             not site["is_observed"]
-            or site["name"] in jacobians
+            or capture.is_jacobian(site)
             or (site["infer"].get("mcx_kind") == "prior" and capture.is_factor(site))
         )
 
@@ -321,7 +322,7 @@ def _functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) -> Tar
         return {s["name"]: _log_prob(s) for s in _samples(replayed(data, z)) if not in_prior(s)}
 
     def prior_terms(data: Any, z: Any) -> dict[str, Any]:
-        terms = (s for s in _samples(replayed(data, z)) if in_prior(s) and s["name"] not in jacobians)
+        terms = (s for s in _samples(replayed(data, z)) if in_prior(s) and not capture.is_jacobian(s))
         return {s["name"]: _log_prob(s) for s in terms}
 
     def sample_prior(data: Any, key: Any) -> dict[str, Any]:
@@ -439,15 +440,10 @@ def log_density(bound: BoundModel, values: Mapping[str, Any]) -> jax.Array:
 def observed_values(bound: BoundModel) -> dict[str, Any]:
     """Values of the observed sites, as the model sees them."""
     compiled = _compiled(bound)
-    names = {s.name for s in compiled.sites.of_kind("observed")}
-
-    def values(data: Any) -> dict[str, Any]:
-        recorder = capture.record(
-            _program(compiled.closed, data),
-            key=jax.random.key(0),
-            substitute_fn=capture.unconstrained_prototype,
-        )
-        return {name: jnp.asarray(recorder.sites[name]["value"]) for name in names}
-
-    found: dict[str, Any] = jax.jit(values)(_data(bound, compiled))
+    found = compiled.observed(_data(bound, compiled))
     return {s.name: found[s.name] for s in compiled.sites if s.name in found}
+
+
+def _observed(run: Callable[[Any], Any], names: frozenset[str], data: Any) -> dict[str, Any]:
+    recorder = capture.record(run(data), key=jax.random.key(0), substitute_fn=capture.unconstrained_prototype)
+    return {name: jnp.asarray(recorder.sites[name]["value"]) for name in names}

@@ -12,11 +12,10 @@ import jax
 import numpyro
 from numpyro import deterministic, plate
 from numpyro.distributions.distribution import Unit
-from numpyro.handlers import scope
 
 from mcx.errors import ModelError
-from mcx.model.bound import BoundModel
-from mcx.model.capture import inside_model
+from mcx.model.bound import BoundModel, Model
+from mcx.model.capture import SubmodelScope, inside_model
 
 __all__ = ["FACTOR_KINDS", "deterministic", "factor", "plate", "sample"]
 
@@ -48,8 +47,16 @@ def sample(name: str, fn: Any, obs: Any = None, **kwargs: Any) -> Any:
             )
         if not inside_model():
             raise _outside("sample", name)
-        with scope(prefix=name, divider="."):
+        with SubmodelScope(prefix=name, divider="."):
             return fn.run()
+    if fn is None or isinstance(fn, Model | jax.Array):
+        raise ModelError(
+            "there is no distribution to sample from",
+            site=name,
+            expected="a distribution, or a bound model",
+            found=type(fn).__name__,
+            remedy="inside a model, calling a submodel runs it; bind it: sample(name, submodel.bind(...))",
+        )
     if not inside_model() and kwargs.get("rng_key") is None and obs is None:
         raise _outside("sample", name)
     return numpyro.sample(name, fn, obs=obs, **kwargs)

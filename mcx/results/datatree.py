@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mcx.results.posterior import Posterior
 
-__all__ = ["to_datatree"]
+__all__ = ["check_coords", "to_datatree"]
 
 SCHEMA = 1
 
@@ -51,7 +51,6 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
         if name == "predictions":
             new_dims = _dims(predictions.sites)
     coords = dict(posterior.info.coords)
-    _check_coords(coords, target.sites)
     library = {"inference_library": "mcx", "inference_library_version": __version__}
     attrs = {group: dict(library) for group in content}
     attrs["/"] = _attributes(posterior)
@@ -85,7 +84,8 @@ def _dims(sites: SiteTable) -> dict[str, list[str]]:
     return {s.name: list(s.dims) for s in sites if s.dims}
 
 
-def _check_coords(coords: Mapping[str, Any], sites: SiteTable) -> None:
+def check_coords(coords: Mapping[str, Any], sites: SiteTable) -> None:
+    """Raise unless the labels fit the dimensions of the model's sites."""
     sizes = {dim: length for s in sites for dim, length in zip(s.dims, s.shape, strict=False)}
     for dim, labels in coords.items():
         if dim not in sizes:

@@ -14,7 +14,7 @@ from mcx.results.summary import effective_sizes, scalars
 if TYPE_CHECKING:
     from mcx.results.posterior import Posterior
 
-__all__ = ["Advice", "diagnose", "report_advice"]
+__all__ = ["Advice", "check_mode", "diagnose", "report_advice"]
 
 _MAX_SCALARS = 500
 _R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
@@ -46,11 +46,13 @@ def diagnose(posterior: Posterior) -> list[Advice]:
     divergent = int(np.sum(stats["diverging"])) if "diverging" in stats else 0
     if divergent:
         share = divergent / max(1, posterior.num_chains * posterior.num_draws)
+        aimed = float(info.settings.get("target_accept", 0.8))
+        higher = 0.95 if aimed < 0.95 else 1 - (1 - aimed) / 4
         found.append(
             Advice(
                 "MCX-W003",
-                f"{divergent} divergent transitions ({share:.1%}): parts of the posterior may be missed. "
-                "Raise target_accept (0.95), or reparametrise (non-centred scales, tighter priors)",
+                f"{divergent} divergent transitions ({share:.2%}): parts of the posterior may be missed. "
+                f"Raise target_accept to {higher:.3g}, or reparametrise (non-centred scales, tighter priors)",
             )
         )
     if "reached_max_treedepth" in stats:
@@ -72,7 +74,7 @@ def _convergence(posterior: Posterior) -> list[Advice]:
     if posterior.num_draws < 4:
         return []
     latent = [s.name for s in compile_model(posterior.bound).sites.of_kind("latent")]
-    checked = [pair for pair in scalars(posterior.draws, latent) if np.isfinite(pair[1]).all()]
+    checked = [pair for pair in scalars(posterior, latent) if np.isfinite(pair[1]).all()]
     if len(checked) > _MAX_SCALARS:  # spread over all of them: ESS of thousands takes minutes
         picks = np.linspace(0, len(checked) - 1, _MAX_SCALARS).astype(int)
         checked = [checked[i] for i in picks]
@@ -132,6 +134,12 @@ def _energy(posterior: Posterior) -> list[Advice]:
     ]
 
 
+def check_mode(mode: str) -> None:
+    """Raise on an unknown ``warnings=`` mode, before anything runs."""
+    if mode not in ("warn", "raise", "ignore"):
+        raise MethodError("unknown warnings mode", expected='"warn", "raise" or "ignore"', found=repr(mode))
+
+
 def report_advice(posterior: Posterior, mode: str) -> None:
     """Say what :func:`diagnose` finds, in one block.
 
@@ -142,8 +150,6 @@ def report_advice(posterior: Posterior, mode: str) -> None:
     Raises:
         DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.
     """
-    if mode not in ("warn", "raise", "ignore"):
-        raise MethodError("unknown warnings mode", expected='"warn", "raise" or "ignore"', found=repr(mode))
     if mode == "ignore":
         return
     found = diagnose(posterior)

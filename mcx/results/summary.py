@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mcx.errors import PosteriorShapeError
+from mcx.model.compile import compile_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,7 @@ class Summary:
     """Rows of scalars, columns of moments, quantiles and diagnostics; prints as a table.
 
     Attributes:
-        names: row labels, such as ``theta[3]`` (indices start at 0).
+        names: row labels, such as ``theta[3]`` (indices start at 0) or ``theta[Lincoln]``.
         columns: values by column name, in order: mean, sd, quantiles, ess_bulk, ess_tail, r_hat,
             mcse_mean.
         head: a line about the run.
@@ -83,15 +84,27 @@ def _format(column: str, value: float) -> str:
     return f"{value:.{digits}f}" if 1e-4 < abs(value) < 1e6 or value == 0 else f"{value:.2e}"
 
 
-def scalars(draws: dict[str, Any], names: list[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Every scalar of the draws, labelled, chain x draw in float64."""
-    for name in draws if names is None else names:
-        values = np.asarray(draws[name])
+def site_names(posterior: Posterior) -> list[str]:
+    """The draws' sites in program order (a pytree's dictionaries are sorted by name)."""
+    return [s.name for s in compile_model(posterior.bound).sites if s.name in posterior.draws]
+
+
+def scalars(posterior: Posterior, names: list[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Every scalar of the draws, chain x draw in float64, labelled by coordinates where there are any."""
+    sites = compile_model(posterior.bound).sites
+    coords = posterior.info.coords
+    for name in site_names(posterior) if names is None else names:
+        values = np.asarray(posterior.draws[name])
         if values.dtype.kind not in "biuf":
             values = values.astype(np.float32)  # bfloat16 and relatives
+        dims = sites[name].dims if name in sites else ()
+        axes = [coords.get(dim, range(size)) for dim, size in zip(dims, values.shape[2:], strict=True)]
         for index in np.ndindex(*values.shape[2:]):
-            label = f"{name}[{', '.join(map(str, index))}]" if index else name
-            yield label, values[(slice(None), slice(None), *index)].astype(np.float64)
+            label = ", ".join(str(axis[i]) for axis, i in zip(axes, index, strict=True))
+            yield (
+                f"{name}[{label}]" if index else name,
+                values[(slice(None), slice(None), *index)].astype(np.float64),
+            )
 
 
 def effective_sizes(x: np.ndarray) -> tuple[float, float]:
@@ -116,7 +129,7 @@ def summarize(posterior: Posterior, names: list[str] | None, prob: float) -> Sum
     low, high = f"{100 * tail:g}%", f"{100 * (1 - tail):g}%"
     labels: list[str] = []
     rows: list[list[float]] = []
-    for label, x in scalars(posterior.draws, names):
+    for label, x in scalars(posterior, names):
         labels.append(label)
         q_low, median, q_high = np.quantile(x, [tail, 0.5, 1 - tail])
         constant = np.ptp(x) == 0
@@ -151,13 +164,13 @@ def describe(posterior: Posterior, rows: int = 12) -> str:
     info = posterior.info
     small: list[str] = []
     room = rows
-    for name, x in posterior.draws.items():
-        size = math.prod(x.shape[2:])
+    for name in site_names(posterior):
+        size = math.prod(posterior.draws[name].shape[2:])
         if size <= room:
             small.append(name)
             room -= size
     lines = [str(posterior.summary(small))]
-    rest = [f"{n}{posterior.draws[n].shape[2:]}" for n in posterior.draws if n not in small]
+    rest = [f"{n}{posterior.draws[n].shape[2:]}" for n in site_names(posterior) if n not in small]
     if rest:
         lines.append("not shown: " + ", ".join(rest))
     if posterior.log_evidence is not None:

@@ -57,7 +57,7 @@ def _normal_mean_pair() -> ConjugatePair:
         + n * math.log(2 * math.pi)
     )
     moments = Moments({"mu": np.asarray(mean)}, {"mu": np.asarray(precision**-0.5)}, float(log_z))
-    return ConjugatePair("normal mean", lambda: _normal_mean(y.astype(np.float32)), moments)
+    return ConjugatePair("normal mean", lambda: _normal_mean.bind(y.astype(np.float32)), moments)
 
 
 @model
@@ -77,7 +77,7 @@ def _beta_binomial_pair() -> ConjugatePair:
     mean = a1 / (a1 + b1)
     sd = math.sqrt(a1 * b1 / ((a1 + b1) ** 2 * (a1 + b1 + 1)))
     moments = Moments({"p": np.asarray(mean)}, {"p": np.asarray(sd)}, log_z)
-    return ConjugatePair("beta-binomial", lambda: _beta_binomial(n, np.asarray(k)), moments)
+    return ConjugatePair("beta-binomial", lambda: _beta_binomial.bind(n, np.asarray(k)), moments)
 
 
 @model
@@ -93,7 +93,7 @@ def _gamma_poisson_pair() -> ConjugatePair:
     a1, b1 = a + y.sum(), b + len(y)
     log_z = a * math.log(b) - lgamma(a) + lgamma(a1) - a1 * math.log(b1) - sum(lgamma(k + 1) for k in y)
     moments = Moments({"rate": np.asarray(a1 / b1)}, {"rate": np.asarray(math.sqrt(a1) / b1)}, float(log_z))
-    return ConjugatePair("gamma-Poisson", lambda: _gamma_poisson(y), moments)
+    return ConjugatePair("gamma-Poisson", lambda: _gamma_poisson.bind(y), moments)
 
 
 @model
@@ -111,7 +111,7 @@ def _dirichlet_multinomial_pair() -> ConjugatePair:
     log_z = lgamma(counts.sum() + 1) + lgamma(prior.sum()) - lgamma(total)
     log_z += sum(lgamma(a) - lgamma(p) - lgamma(c + 1) for a, p, c in zip(post, prior, counts, strict=True))
     moments = Moments({"p": mean}, {"p": sd}, float(log_z))
-    return ConjugatePair("Dirichlet-multinomial", lambda: _dirichlet_multinomial(counts), moments)
+    return ConjugatePair("Dirichlet-multinomial", lambda: _dirichlet_multinomial.bind(counts), moments)
 
 
 @model
@@ -143,7 +143,7 @@ def _normal_gamma_pair() -> ConjugatePair:
         "mu": np.asarray(math.sqrt(b1 / (a1 * k1) * (2 * a1) / (2 * a1 - 2))),
     }
     return ConjugatePair(
-        "normal-gamma", lambda: _normal_precision(y.astype(np.float32)), Moments(mean, sd, float(log_z))
+        "normal-gamma", lambda: _normal_precision.bind(y.astype(np.float32)), Moments(mean, sd, float(log_z))
     )
 
 

@@ -1,0 +1,112 @@
+"""Posteriors with known moments, one for each shape that samplers get wrong."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+import mcx
+import mcx.dist as dist
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A bound model and the exact mean and sd of one of its sites."""
+
+    name: str
+    bound: mcx.BoundModel
+    site: str
+    mean: np.ndarray
+    sd: np.ndarray
+
+
+@mcx.model
+def correlated(cov):
+    mcx.sample("x", dist.MultivariateNormal(jnp.array([1.0, -2.0]), cov))
+
+
+@mcx.model
+def skewed():
+    mcx.sample("x", dist.Gamma(1.7, 0.8))
+
+
+@mcx.model
+def heavy_tailed():
+    mcx.sample("x", dist.StudentT(5.0, 2.0, 1.5))
+
+
+@mcx.model
+def truncated():
+    # the mass piles up at a hard bound, far from the untruncated mode
+    mcx.sample("x", dist.TruncatedNormal(-1.0, 1.0, low=0.5))
+
+
+@mcx.model
+def hard_constraint():
+    x = mcx.sample("x", dist.Normal(0.0, 1.0))
+    mcx.factor("positive", jnp.where(x > 0.3, 0.0, -jnp.inf))
+
+
+@mcx.model
+def dynamic_support():
+    # x is uniform on the triangle 0 < x < u < 1 with density 1/u: E x = 1/4
+    u = mcx.sample("u", dist.Uniform(0.0, 1.0))
+    mcx.sample("x", dist.Uniform(0.0, u))
+
+
+@mcx.model
+def simplex():
+    mcx.sample("x", dist.Dirichlet(jnp.array([0.9, 2.0, 4.0])))
+
+
+def problems() -> list[Problem]:
+    cov = np.array([[1.0, 0.9], [0.9, 2.0]])
+    a = np.array([0.9, 2.0, 4.0])
+    tail = scipy.stats.truncnorm(1.5, np.inf, loc=-1.0)
+    half = scipy.stats.truncnorm(0.3, np.inf)
+    return [
+        Problem(
+            "correlated", correlated(jnp.asarray(cov)), "x", np.array([1.0, -2.0]), np.sqrt(np.diag(cov))
+        ),
+        Problem("skewed", skewed(), "x", np.asarray(1.7 / 0.8), np.asarray(1.7**0.5 / 0.8)),
+        Problem("heavy tails", heavy_tailed(), "x", np.asarray(2.0), np.asarray(1.5 * (5 / 3) ** 0.5)),
+        Problem("truncated", truncated(), "x", np.asarray(tail.mean()), np.asarray(tail.std())),
+        Problem("hard constraint", hard_constraint(), "x", np.asarray(half.mean()), np.asarray(half.std())),
+        Problem(
+            "dynamic support", dynamic_support(), "x", np.asarray(0.25), np.asarray((1 / 9 - 1 / 16) ** 0.5)
+        ),
+        Problem(
+            "simplex", simplex(), "x", a / a.sum(), np.sqrt(a / a.sum() * (1 - a / a.sum()) / (a.sum() + 1))
+        ),
+    ]
+
+
+@mcx.model
+def eight_schools(sigma, y=None):
+    mu = mcx.sample("mu", dist.Normal(0, 5))
+    tau = mcx.sample("tau", dist.HalfCauchy(5))
+    with mcx.plate("school", len(sigma)):
+        z = mcx.sample("z", dist.Normal(0, 1))
+        theta = mcx.deterministic("theta", mu + tau * z)
+        mcx.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+SIGMA = np.array([15.0, 10, 16, 11, 9, 11, 10, 18], np.float32)
+EFFECT = np.array([28.0, 8, -3, 7, -1, 1, 18, 12], np.float32)
+
+
+@mcx.model
+def regression(x, y=None):
+    """A small linear model: mean, slope and a positive noise scale."""
+    intercept = mcx.sample("intercept", dist.Normal(0, 2))
+    slope = mcx.sample("slope", dist.Normal(0, 2))
+    noise = mcx.sample("noise", dist.HalfNormal(1))
+    with mcx.plate("row", len(x)):
+        mcx.sample("y", dist.Normal(intercept + slope * x, noise), obs=y)
+
+
+def regression_data(seed=0, n=20):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n).astype(np.float32)
+    return x, (0.5 + 1.5 * x + 0.7 * rng.normal(size=n)).astype(np.float32)

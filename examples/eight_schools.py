@@ -32,7 +32,7 @@ def main(folder: Path = Path("out")) -> mcx.Posterior:
     print(posterior.sites(), "\n")
 
     post = mcx.infer(posterior, mcx.NUTS(target_accept=0.99), key=0, coords={"school": SCHOOLS})
-    print(f"\nThe posterior (compiled in {post.info.compile_time:.1f} s, ran for {post.info.run_time:.1f} s)\n")
+    print(f"\nCompiled in {post.info.compile_time:.1f} s, ran for {post.info.run_time:.1f} s\n")
     print(post.summary(["mu", "tau", "theta"]))
     print(f"divergent transitions: {int(post.stats['diverging'].sum())}\n")
 

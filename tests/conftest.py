@@ -1,11 +1,14 @@
 """Shared fixtures."""
 
+import hypothesis
 import matplotlib
 import pytest
 
+import mcx.testing.strategies  # noqa: F401  (registers the profile)
 from mcx.testing import key_for
 
 matplotlib.use("Agg")
+hypothesis.settings.load_profile("mcx")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_nan_is_refused():
 
 
 def test_autocorrelation_is_taken_into_account(key):
-    """A chain of correlation 0.95 has a mean four times as uncertain as independent draws' square-root law."""
+    """The mean of a chain of correlation 0.95 is six times as uncertain as that of independent draws."""
     noise = np.asarray(jax.random.normal(key, (8, 4000)))
     chain = np.zeros_like(noise)
     for t in range(1, 4000):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -12,12 +12,14 @@ import numpy as np
 
 from mcx.errors import MethodError
 from mcx.inference.mcmc import warmup
+from mcx.inference.mcmc.sample import mcmc_program, sample_chains
+from mcx.inference.mcmc.start import Start
+from mcx.model.bound import BoundModel
 from mcx.model.sites import SiteTable
+from mcx.results.posterior import Posterior
 from mcx.target import Target, TargetFunctions
 
-__all__ = ["MCMCKernel", "MCMCMethod", "MCMCState", "Start", "Transition"]
-
-MAX_TRIES = 100
+__all__ = ["MCMCKernel", "MCMCMethod", "MCMCState", "Transition"]
 
 
 class Transition(Protocol):
@@ -30,14 +32,6 @@ class Transition(Protocol):
     ) -> tuple[Any, dict[str, Any]]:
         """New ``(position, log_density, gradient)`` and ArviZ-named statistics."""
         ...
-
-
-class Start(NamedTuple):
-    """Where a chain starts: ``position + radius * uniform(-1, 1)``, redrawn up to ``tries`` times."""
-
-    position: Any
-    radius: Any
-    tries: Any
 
 
 class MCMCState(NamedTuple):
@@ -205,3 +199,11 @@ class MCMCMethod:
     def inputs(self) -> np.ndarray:
         """Adaptation code of every step."""
         return warmup.schedule(self.num_warmup, self.num_samples)
+
+    def infer(self, bound: BoundModel, **options: Any) -> Posterior:
+        """Run the chains. Use :func:`mcx.infer`, which checks the options and the result."""
+        return sample_chains(bound, self, **options)
+
+    def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
+        """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
+        return mcmc_program(bound, self, num_chains)

@@ -87,7 +87,8 @@ class _Static:
         self.value = value
         try:
             hash(value)
-            self._key = (type(value), value)
+            # floats by their text: 0.0 == -0.0, and nan equals nothing
+            self._key = (type(value), repr(value) if isinstance(value, float | complex) else value)
         except TypeError:
             self._key = (type(value), id(value))
 
@@ -101,7 +102,7 @@ class _Static:
 def _as_data(leaf: Any) -> Any | None:
     """The array in an argument, or None if the argument is static."""
     if isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        return leaf if getattr(leaf.dtype, "kind", "V") not in "OUS" else None
+        return leaf if getattr(leaf.dtype, "kind", "V") not in "OUSMm" else None
     # columns of data frames and labelled arrays carry one dtype; tables do not and stay static
     if hasattr(leaf, "__array__") and getattr(getattr(leaf, "dtype", None), "kind", "O") in "biufc":
         return np.asarray(leaf)
@@ -200,7 +201,7 @@ class BoundModel:
             A new bound model in which these sites are observed.
 
         Raises:
-            ModelError: if a name is no sample site of the model.
+            ModelError: if a name is no sample site of the model, or a value has the wrong shape.
         """
         from mcx.model.compile import compile_model
 
@@ -215,6 +216,16 @@ class BoundModel:
                 )
         args, kwargs, conditions = self._unpack()
         values = {k: v if hasattr(v, "dtype") else np.asarray(v) for k, v in data.items()}
+        for name, value in values.items():
+            site = known[name]
+            whole = np.broadcast_shapes(site.shape, site.batch_shape + site.event_shape)
+            if not _broadcasts(np.shape(value), whole):
+                raise ModelError(
+                    "the value does not have the shape of the site",
+                    site=name,
+                    expected=f"shape {whole}",
+                    found=f"shape {np.shape(value)}",
+                )
         return BoundModel.of(self.fn, args, kwargs, {**conditions, **values})
 
     def simulate(self, key: Any) -> dict[str, jax.Array]:
@@ -281,6 +292,13 @@ class BoundModel:
         shapes = ", ".join(f"{k}={_brief(v)}" for k, v in self.arguments().items())
         conditioned = ", ".join(self.conditions())
         return f"<{self.name}({shapes}){' | ' + conditioned if conditioned else ''}>"
+
+
+def _broadcasts(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, whole) == whole
+    except ValueError:
+        return False
 
 
 def _brief(value: Any) -> str:

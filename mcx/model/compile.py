@@ -71,7 +71,8 @@ def compile_model(bound: BoundModel) -> Target:
         DuplicateSiteError, ModelError: if the program cannot be a model.
     """
     compiled = _compiled(bound)
-    data = () if compiled.closed is not None else bound
+    # JAX arrays, so that programs may index data by traced values outside of jit and in closures, too
+    data = () if compiled.closed is not None else jax.tree_util.tree_map(jnp.asarray, bound)
     return Target(data, compiled.functions, compiled.shapes, compiled.sites)
 
 

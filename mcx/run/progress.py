@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -50,7 +51,10 @@ class _Bar:
         from tqdm.auto import tqdm
 
         self._title = title
-        self._bar = tqdm(total=total, desc=title, unit="step", dynamic_ncols=True, leave=True)
+        # a terminal that does not know its width (some containers) would show no bar
+        known = shutil.get_terminal_size(fallback=(0, 0)).columns > 0
+        size: dict[str, Any] = {"dynamic_ncols": True} if known else {"ncols": 100, "nrows": 24}
+        self._bar = tqdm(total=total, desc=title, unit="step", leave=True, **size)
 
     def compiling(self) -> None:
         self._bar.set_description(f"{self._title}: compiling")

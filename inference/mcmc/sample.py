@@ -1,0 +1,138 @@
+"""Markov chains from a model to a posterior: through the driver, or as one pure function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+
+from mcx._version import __version__
+from mcx.errors import CapabilityError
+from mcx.inference.mcmc.start import starting_points
+from mcx.model.bound import BoundModel
+from mcx.model.check import refuse_data, refuse_start, refuse_unsupported
+from mcx.model.compile import compile_model
+from mcx.results.posterior import Posterior, RunInfo
+from mcx.run.driver import Run, run
+from mcx.run.programs import chain_keys, run_steps, start_chains
+from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.inference.mcmc.base import MCMCMethod
+
+__all__ = ["mcmc_program", "sample_chains"]
+
+
+def sample_chains(
+    bound: BoundModel,
+    method: MCMCMethod,
+    *,
+    key: Any,
+    num_chains: int,
+    init: Any,
+    coords: Mapping[str, Any],
+    **options: Any,
+) -> Posterior:
+    """Run a Markov chain method on a model. See :func:`mcx.infer`; ``options`` go to the driver."""
+    target = _checked_target(bound)
+
+    def on_start(state: Any) -> None:
+        if not bool(jnp.all(state.started)):
+            refuse_start(target, state.position, key)
+        refuse_unsupported(target, state.position)
+
+    result = run(
+        method.kernel(target),
+        target.data,
+        key=key,
+        num_steps=method.num_warmup + method.num_samples,
+        num_chains=num_chains,
+        num_discard=method.num_warmup,
+        start=starting_points(target, init, num_chains, jax.random.fold_in(key, 1)),
+        inputs=method.inputs(),
+        title=method.name,
+        on_start=on_start,
+        **options,
+    )
+    if result.draws is None:
+        raise KeyboardInterrupt(f"{method.name} was interrupted during warm-up; there are no draws yet")
+    draws, unconstrained = result.draws
+    split = result.num_discard
+    return Posterior(
+        # leaving a compiled program sorted the sites by name; the program's order is the user's
+        draws={s.name: draws[s.name] for s in target.sites if s.name in draws},
+        unconstrained=unconstrained,
+        stats={k: v[:, split:] for k, v in result.stats.items()},
+        warmup_stats={k: v[:, :split] for k, v in result.stats.items()},
+        bound=bound,
+        info=_run_info(method, key, coords, unconstrained, result),
+    )
+
+
+def mcmc_program(bound: BoundModel, method: MCMCMethod, num_chains: int) -> Callable[..., Posterior]:
+    """The pure function behind :func:`sample_chains`. See :func:`mcx.program`."""
+    template = _checked_target(bound)
+    kernel = method.kernel(template)
+    inputs = jnp.asarray(method.inputs())
+    total, warm = method.num_warmup + method.num_samples, method.num_warmup
+
+    def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
+        data = compile_model(bound).data
+        key_start, key_run = jax.random.split(key)
+        start = starting_points(template, None, num_chains, key)
+        state = start_chains(kernel, data, chain_keys(key_start, num_chains), start)
+        keys = chain_keys(key_run, num_chains)
+        _, draws, stats = run_steps(
+            kernel, data, keys, 0, total, state, inputs, method.num_samples, discard=warm
+        )
+        sites, unconstrained = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))(data, draws)
+
+        def by_chain(x: Any) -> Any:
+            x = jnp.swapaxes(x, 0, 1)
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return x
+            return jnp.where(state.started.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan)
+
+        sites, unconstrained, stats = jax.tree_util.tree_map(by_chain, (sites, unconstrained, stats))
+        info = RunInfo(method.name, _settings(method), num_warmup=warm)
+        return Posterior(sites, unconstrained, stats, {}, bound, info)
+
+    return run_program
+
+
+def _checked_target(bound: BoundModel) -> Target:
+    target = compile_model(bound)
+    refuse_data(target)
+    if target.dim == 0:
+        raise CapabilityError(
+            "the model has no latent site, so there is nothing to infer", remedy="leave out an obs="
+        )
+    return target
+
+
+def _settings(method: Any) -> dict[str, Any]:
+    return {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+
+
+def _run_info(
+    method: MCMCMethod, key: Any, coords: Mapping[str, Any], unconstrained: np.ndarray, result: Run
+) -> RunInfo:
+    return RunInfo(
+        method=method.name,
+        settings=_settings(method),
+        num_warmup=result.num_discard,
+        complete=result.complete,
+        compile_time=result.compile_time,
+        run_time=result.run_time,
+        key=f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
+        coords=dict(coords),
+        versions={"mcx": __version__, "jax": jax.__version__, "numpyro": numpyro.__version__},
+        device=str(jax.devices()[0].device_kind),
+        dtype=str(unconstrained.dtype),
+        num_nonfinite=result.num_nonfinite,
+    )

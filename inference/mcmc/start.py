@@ -1,0 +1,96 @@
+"""Where chains start: what ``init=`` means for Markov chain methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import CapabilityError, InitializationError
+from mcx.target import Target
+
+__all__ = ["Start", "starting_points"]
+
+MAX_TRIES = 100
+DEFAULT_RADIUS = 2.0  # Stan's
+
+
+class Start(NamedTuple):
+    """A chain starts at ``position + radius * uniform(-1, 1)``, redrawn up to ``tries`` times.
+
+    All three have a leading chain axis; positions are unconstrained vectors.
+    """
+
+    position: Any
+    radius: Any
+    tries: Any
+
+
+def starting_points(target: Target, init: Any, num_chains: int, key: Any) -> Start:
+    """Turn ``init=`` into starting points.
+
+    Args:
+        target: the posterior.
+        init: None (uniform on (-2, 2) in unconstrained space), a radius, "prior", or a dictionary of
+            constrained values, of the sites' shapes or with a leading chain axis.
+        num_chains: number of chains.
+        key: for draws from the prior.
+
+    Raises:
+        InitializationError, CapabilityError: if ``init`` does not fit the model.
+    """
+    positions = jnp.zeros((num_chains, target.dim))
+    radius, tries = DEFAULT_RADIUS, MAX_TRIES
+    if isinstance(init, int | float) and not isinstance(init, bool):
+        radius = float(init)
+    elif isinstance(init, str) and init == "prior":
+        positions, radius, tries = _prior_draws(target, num_chains, key), 0.0, 1
+    elif isinstance(init, Mapping):
+        positions, radius, tries = _positions(target, init, num_chains), 0.0, 1
+    elif init is not None:
+        raise InitializationError(
+            "init= is not understood",
+            expected='None, "prior", a radius, or a dictionary of constrained values',
+            found=repr(init),
+        )
+    return Start(
+        positions, jnp.full(num_chains, radius, positions.dtype), jnp.full(num_chains, tries, jnp.int32)
+    )
+
+
+def _prior_draws(target: Target, num_chains: int, key: Any) -> Any:
+    draw = target.sample_prior
+    if draw is None:
+        raise CapabilityError(
+            'init="prior" needs a proper prior that can be drawn from',
+            site=next((s.name for s in target.sites if s.improper), None),
+            remedy="start from the default, or from values: init={'site': value}",
+        )
+    return jax.vmap(lambda k: target.ravel(draw(k)))(jax.random.split(key, num_chains))
+
+
+def _positions(target: Target, init: Mapping[str, Any], num_chains: int) -> Any:
+    """Unconstrained starting points from constrained values."""
+    values = {}
+    for site in target.sites.of_kind("latent"):
+        if site.name not in init:
+            raise InitializationError(
+                "init= has no value for this site",
+                site=site.name,
+                expected="a value for every latent site",
+                found=", ".join(init) or "nothing",
+            )
+        value = jnp.asarray(init[site.name], jnp.result_type(float))
+        if value.shape == site.shape:
+            value = jnp.broadcast_to(value, (num_chains, *site.shape))
+        if value.shape != (num_chains, *site.shape):
+            raise InitializationError(
+                "init= has the wrong shape",
+                site=site.name,
+                expected=f"{site.shape}, or {(num_chains, *site.shape)} for one value a chain",
+                found=str(value.shape),
+            )
+        values[site.name] = value
+    return jax.vmap(lambda v: target.ravel(target.unconstrain(v)))(values)

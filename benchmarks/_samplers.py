@@ -1,4 +1,4 @@
-"""NUTS of mcx, NumPyro and BlackJAX on one model, with one interface; 4 vectorised chains, default settings."""
+"""NUTS of mcx, NumPyro and BlackJAX on one model: one interface, 4 vectorised chains, default settings."""
 
 from __future__ import annotations
 

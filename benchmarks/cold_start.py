@@ -1,6 +1,6 @@
-"""What a user waits for: a fresh process from ``import`` to a printed eight-schools summary, mcx against NumPyro.
+"""What a user waits for: a fresh process from ``import`` to a printed eight-schools summary.
 
-Each is measured without a persistent compilation cache and with a warm one (JAX's, in a folder of its own). Wall
+mcx against NumPyro, without a persistent compilation cache and with a warm one (JAX's, in its own folder). Wall
 seconds of the whole process, and of its parts as the process sees them; medians of n runs, in alternation.
 """
 
@@ -27,7 +27,8 @@ y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 TAIL = """
 import json, sys
 done = time.perf_counter()
-print(json.dumps({"import": imported - begun, "infer": sampled - imported, "summary": done - sampled}), file=sys.stderr)
+parts = {"import": imported - begun, "infer": sampled - imported, "summary": done - sampled}
+print(json.dumps(parts), file=sys.stderr)
 """
 
 MODEL = """

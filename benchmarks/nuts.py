@@ -1,4 +1,4 @@
-"""NUTS of mcx against NumPyro and BlackJAX on eight real posteriors: effective draws per second, and the compile.
+"""NUTS of mcx against NumPyro and BlackJAX on eight real posteriors: effective draws a second, and compile time.
 
 Every sampler runs every posterior in a process of its own, without a persistent cache, one process at a time;
 libraries are imported and JAX is started before the clock is. Per posterior and sampler: 4 vectorised chains,
@@ -6,8 +6,8 @@ libraries are imported and JAX is started before the clock is. Per posterior and
 
     compile  the first call less a repeat of it with the same key
     run      the repeat: warm-up and sampling, nothing compiled, results on the host
-    us/step  run time over sequential leapfrog steps, warm-up included; a transition of vectorised chains takes as
-             many as its longest chain
+    us/step  run time over sequential leapfrog steps, warm-up included; a transition of vectorised chains takes
+             as many as its longest chain
     ESS      bulk, the least over the reference's parameters
 """
 
@@ -142,17 +142,37 @@ def ratios(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def markdown(table: list[dict[str, Any]], means: dict[str, dict[str, float]]) -> str:
     """The tables, as text."""
-    lines = [
-        "| posterior | sampler | compile s | run s | min ESS | ESS/s run | ESS/s all | leapfrogs/draw | us/step "
-        "| max r_hat | worst z | div. |",
-        "|---" * 12 + "|",
-    ]
+    titles = (
+        "posterior",
+        "sampler",
+        "compile s",
+        "run s",
+        "min ESS",
+        "ESS/s run",
+        "ESS/s all",
+        "leapfrogs/draw",
+        "us/step",
+        "max r_hat",
+        "worst z",
+        "div.",
+    )
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for r in table:
-        lines.append(
-            f"| {r['posterior'].split('-')[0]} | {r['sampler']} | {r['compile']:.2f} | {r['run']:.3f} | {r['ess']:.0f} "
-            f"| {r['ess_per_s_run']:.0f} | {r['ess_per_s_all']:.0f} | {r['steps_per_draw']:.1f} "
-            f"| {r['us_per_step']:.2f} | {r['r_hat']:.3f} | {r['worst_z']:.1f} | {r['divergences']} |"
+        cells = (
+            r["posterior"].split("-")[0],
+            r["sampler"],
+            f"{r['compile']:.2f}",
+            f"{r['run']:.3f}",
+            f"{r['ess']:.0f}",
+            f"{r['ess_per_s_run']:.0f}",
+            f"{r['ess_per_s_all']:.0f}",
+            f"{r['steps_per_draw']:.1f}",
+            f"{r['us_per_step']:.2f}",
+            f"{r['r_hat']:.3f}",
+            f"{r['worst_z']:.1f}",
+            str(r["divergences"]),
         )
+        lines.append("| " + " | ".join(cells) + " |")
     if means:
         titles = ("ESS/s run", "ESS/s all", "us/step", "leapfrogs/draw", "run s", "compile s")
         lines += ["", "| geometric mean of | " + " | ".join(titles) + " |", "|---" * 7 + "|"]

@@ -1,0 +1,520 @@
+"""Mistakes in models and data: each is named, by check() without raising and by infer() with."""
+
+import contextlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pytest
+from hypothesis import given, settings
+from problems import EFFECT, SIGMA, eight_schools, regression, regression_data
+
+import mcx
+import mcx.dist as dist
+from mcx.errors import (
+    BroadcastError,
+    CapabilityError,
+    DataError,
+    DuplicateSiteError,
+    InitializationError,
+    KeyTypeError,
+    McxError,
+    MethodError,
+    ModelError,
+    SiteNameError,
+    SupportError,
+)
+from mcx.testing.strategies import models
+
+METHOD = mcx.NUTS(num_warmup=5, num_samples=5)
+
+
+def infer(bound, method=METHOD, key=0, **options):
+    return mcx.infer(bound, method, key=key, progress=False, warnings="ignore", **options)
+
+
+def assert_refused(bound, error, site, what, remedy):
+    """Reported by check() and raised by infer(): of one type, naming the site, saying how to mend it."""
+    report = bound.check()
+    assert not report.ok
+    with pytest.raises(ModelError) as caught:
+        infer(bound)
+    for problem in (report.problems[0], caught.value):
+        assert type(problem) is error and problem.site == site
+        assert f"site '{site}'" in str(problem) and re.search(what, problem.what), problem
+        assert problem.remedy and re.search(remedy, problem.remedy), problem
+    assert caught.value.what.splitlines()[0] in str(report)
+    return caught.value
+
+
+def assert_clean(bound):
+    report = bound.check()
+    assert report.ok, report
+    assert "no problems found" in str(report)
+
+
+def observing(distribution, y, **plates):
+    """A model of one latent site and, in plates given as ``name=(size, dim)``, one observed site."""
+
+    @mcx.model
+    def model(y):
+        x = mcx.sample("x", dist.Normal(0.0, 1.0))
+        with contextlib.ExitStack() as around:
+            for name, (size, dim) in plates.items():
+                around.enter_context(mcx.plate(name, size, dim=dim))
+            mcx.sample("y", distribution(x), obs=y)
+
+    return model(y)
+
+
+def floats(*shape):
+    return np.linspace(0.1, 0.9, int(np.prod(shape))).reshape(shape).astype(np.float32)
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "second", [mcx.sample, lambda name, fn: mcx.deterministic(name, 1.0)], ids=["sample", "deterministic"]
+    )
+    def test_used_twice(self, second):
+        @mcx.model
+        def model():
+            mcx.sample("x", dist.Normal(0.0, 1.0))
+            second("x", dist.Normal(0.0, 1.0))
+
+        assert_refused(model(), DuplicateSiteError, "x", "used twice", "rename.*submodel")
+
+    def test_used_twice_by_a_submodel(self):
+        @mcx.model
+        def part():
+            mcx.sample("x", dist.Normal(0.0, 1.0))
+
+        @mcx.model
+        def model():
+            mcx.sample("a", part.bind())
+            mcx.sample("a", part.bind())
+
+        assert_refused(model(), DuplicateSiteError, "a.x", "used twice", "rename")
+
+    def test_plates_may_be_entered_again(self):
+        @mcx.model
+        def model():
+            plate = mcx.plate("n", 3)
+            with plate:
+                x = mcx.sample("x", dist.Normal(0.0, 1.0))
+            with plate:
+                mcx.sample("y", dist.Normal(x, 1.0))
+            with mcx.plate("n", 3):
+                mcx.sample("z", dist.Normal(x, 1.0))
+
+        assert_clean(model())
+
+    def named(self, name, plate="row"):
+        @mcx.model
+        def model(y):
+            x = mcx.sample(name, dist.Normal(0.0, 1.0))
+            with mcx.plate(plate, len(y)):
+                mcx.sample("y", dist.Normal(x, 1.0), obs=y)
+
+        return model(floats(3))
+
+    def test_with_a_slash(self):
+        assert_refused(self.named("a/b"), SiteNameError, "a/b", 'contains "/"', "rename")
+
+    @pytest.mark.parametrize("name", ["chain", "draw", "sample"])
+    def test_reserved_for_the_results(self, name):
+        assert_refused(self.named(name), SiteNameError, name, "dimension", "rename")
+
+    def test_of_a_plate(self):
+        assert_refused(self.named("row"), SiteNameError, "row", "dimension", "rename.*plate")
+
+    def test_of_the_plate_around_the_site(self):
+        @mcx.model
+        def model(y):
+            with mcx.plate("y", len(y)):
+                mcx.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+        assert_refused(model(floats(3)), SiteNameError, "y", "dimension", "rename.*plate")
+
+    def test_of_the_dimension_of_another_site(self):
+        @mcx.model
+        def model():
+            mcx.sample("x", dist.Normal(jnp.zeros(2), 1.0))
+            mcx.sample("x_dim_0", dist.Normal(0.0, 1.0))
+
+        assert_refused(model(), SiteNameError, "x_dim_0", "dimension", "rename")
+
+
+# --- shapes ----------------------------------------------------------------------------------------
+
+NORMAL = {
+    "()": lambda x: dist.Normal(x, 1.0),
+    "(8,)": lambda x: dist.Normal(x + jnp.zeros(8), 1.0),
+    "(8, 1)": lambda x: dist.Normal(x + jnp.zeros((8, 1)), 1.0),
+    "(8, 2)": lambda x: dist.Normal(x + jnp.zeros((8, 2)), 1.0),
+    "vectors (8, 1)": lambda x: dist.Normal(x + jnp.zeros((8, 1, 2)), 1.0).to_event(1),
+}
+
+
+class TestBroadcasting:
+    @pytest.mark.parametrize(
+        "batch, value, plates, terms",
+        [
+            ("(8, 1)", (8,), {}, 64),
+            ("(8,)", (8, 1), {}, 64),
+            ("(8, 1)", (8,), {"n": (8, -1)}, 64),
+            ("(8,)", (8, 1), {"n": (8, -1)}, 64),
+            ("()", (8, 1), {"n": (8, -1)}, 64),
+            ("(8, 1)", (1, 8), {}, 64),
+            ("(8,)", (), {}, 8),
+            ("(8,)", (1,), {}, 8),
+            ("(8, 2)", (8, 1), {}, 16),
+            ("vectors (8, 1)", (8, 2), {}, 64),
+        ],
+    )
+    def test_that_multiplies_the_likelihood(self, batch, value, plates, terms):
+        bound = observing(NORMAL[batch], floats(*value), **plates)
+        count = 8 if batch.startswith("vectors") else int(np.prod(value))
+        error = assert_refused(bound, BroadcastError, "y", f"^{count} observed values.*{terms} log", "plate")
+        assert bound.sites()["y"].num_terms == terms
+        assert "batch shape" in error.found
+
+    @pytest.mark.parametrize(
+        "batch, value, plates, terms",
+        [
+            ("()", (8,), {}, 8),  # independent observations of one law
+            ("(8,)", (8,), {}, 8),
+            ("()", (8,), {"n": (8, -1)}, 8),
+            ("()", (), {"n": (8, -1)}, 8),  # one value for all, as declared
+            ("()", (8, 1), {"n": (8, -2)}, 8),
+            ("(8, 1)", (8, 1), {"n": (8, -2)}, 8),
+            ("(8,)", (1, 8), {"n": (8, -1)}, 8),
+            ("()", (8, 2), {"n": (8, -2), "m": (2, -1)}, 16),
+            ("()", (8, 1), {"n": (8, -2), "m": (2, -1)}, 16),
+            ("()", (2,), {"n": (8, -2), "m": (2, -1)}, 16),
+            ("(8, 1)", (8, 2), {"m": (2, -1)}, 16),
+            ("vectors (8, 1)", (8, 1, 2), {"n": (8, -2)}, 8),
+        ],
+    )
+    def test_that_is_meant(self, batch, value, plates, terms):
+        bound = observing(NORMAL[batch], floats(*value), **plates)
+        assert_clean(bound)
+        assert bound.sites()["y"].num_terms == terms
+
+    @pytest.mark.parametrize("value", [(5,), (2, 8), (8, 3)])
+    def test_that_is_impossible(self, value):
+        bound = observing(NORMAL["(8, 2)"], floats(*value))
+        assert_refused(bound, ModelError, "y", "does not fit", "shape of the data")
+
+    def test_a_plate_of_the_wrong_size(self):
+        bound = observing(NORMAL["(8,)"], floats(8), n=(5, -1))
+        report = bound.check()
+        assert not report.ok and isinstance(report.problems[0], ModelError)
+        with pytest.raises(ModelError):
+            infer(bound)
+
+
+# --- data ------------------------------------------------------------------------------------------
+
+
+class TestSupport:
+    @pytest.mark.parametrize(
+        "distribution, value, support",
+        [
+            (lambda x: dist.HalfNormal(jnp.exp(x)), [1.0, -1.0], "positive"),
+            (lambda x: dist.Gamma(2.0, jnp.exp(x)), [1.0, -1.0], "positive"),
+            (lambda x: dist.Bernoulli(logits=x), [0, 2], "boolean"),
+            (lambda x: dist.Poisson(jnp.exp(x)), [3, -1], "nonnegative"),
+            (lambda x: dist.Beta(jnp.exp(x), 2.0), [0.5, 1.5], "unit_interval|interval"),
+            (lambda x: dist.Uniform(0.0, 1.0 + x**2), [0.5, 1e3], "interval"),
+            (lambda x: dist.Categorical(logits=jnp.stack([x, 0 * x])), [0, 2], "integer_interval"),
+            (lambda x: dist.Dirichlet(jnp.exp(x) * jnp.ones(2)), [[0.5, 0.6]], "simplex"),
+        ],
+        ids=["half-normal", "gamma", "Bernoulli", "Poisson", "beta", "uniform", "categorical", "Dirichlet"],
+    )
+    def test_values_outside(self, distribution, value, support):
+        y = np.array(value)
+        bound = observing(distribution, y.astype(np.float32) if y.dtype.kind == "f" else y)
+        error = assert_refused(bound, SupportError, "y", "outside the support", "units, signs")
+        assert re.search(support, error.expected)
+
+    def test_a_support_that_moves_needs_only_one_good_start(self):
+        # y = 1.5 lies in (0, 1 + x^2) where |x| > 0.7: the search for starting points finds such
+        assert_clean(observing(lambda x: dist.Uniform(0.0, 1.0 + x**2), np.array([1.5], np.float32)))
+
+    def test_conditioned_values_count(self):
+        x, y = regression_data()
+        bound = regression(x, y=y).condition({"noise": -1.0})
+        assert_refused(bound, SupportError, "noise", "HalfNormal", "signs")
+
+    def test_a_distribution_that_declares_no_support(self):
+        class Own(dist.Distribution):
+            def log_prob(self, value):
+                return -jnp.abs(value)
+
+        assert_clean(observing(lambda x: Own(), np.float32(0.5)))
+
+
+class TestValues:
+    def test_nan(self):
+        y = np.array([1.0, np.nan, np.nan], np.float32)
+        error = assert_refused(observing(NORMAL["()"], y), DataError, "y", "^2 .*NaN", "mask")
+        assert error.expected == "finite data"
+
+    def test_nan_that_is_masked_and_replaced(self):
+        """The remedy that the message offers works."""
+
+        @mcx.model
+        def model(y, missing):
+            x = mcx.sample("x", dist.Normal(0.0, 1.0))
+            mcx.sample("y", dist.Normal(x, 1.0).mask(~missing), obs=jnp.where(missing, 0.0, y))
+
+        y = np.array([1.0, np.nan], np.float32)
+        bound = model(y, np.isnan(y))
+        assert_clean(bound)
+        alone = observing(NORMAL["()"], y[:1]).log_density({"x": 0.5})
+        np.testing.assert_allclose(bound.log_density({"x": 0.5}), alone, rtol=1e-6)
+
+    def test_nan_comes_before_other_complaints(self):
+        y = np.array([np.nan, -1.0], np.float32)
+        assert_refused(observing(lambda x: dist.HalfNormal(jnp.exp(x)), y), DataError, "y", "NaN", "mask")
+
+    @pytest.mark.parametrize("dtype", [int, np.int8, bool])
+    def test_integers_for_a_continuous_law(self, dtype):
+        bound = observing(NORMAL["()"], np.array([0, 1], dtype))
+        error = assert_refused(bound, DataError, "y", "Normal is continuous", "float")
+        assert error.expected == "floating-point data"
+
+    @pytest.mark.parametrize("dtype", [int, np.uint8, np.float32])
+    def test_counts_of_any_dtype_for_a_discrete_law(self, dtype):
+        assert_clean(observing(lambda x: dist.Poisson(jnp.exp(x)), np.array([0, 3], dtype)))
+        assert_clean(observing(lambda x: dist.Bernoulli(logits=x), np.array([0, 1], dtype)))
+
+    def test_truth_values_for_bernoulli(self):
+        assert_clean(observing(lambda x: dist.Bernoulli(logits=x), np.array([True, False])))
+
+    def test_infinite_data_have_no_density(self):
+        bound = observing(NORMAL["()"], np.array([np.inf], np.float32))
+        assert_refused(bound, InitializationError, "y", "no starting point", "data")
+
+
+# --- starting points -------------------------------------------------------------------------------
+
+
+class TestStartingPoints:
+    def test_no_finite_density(self):
+        @mcx.model
+        def model(y):
+            x = mcx.sample("x", dist.Normal(0.0, 1.0))
+            s = mcx.sample("s", dist.HalfNormal(1.0))
+            mcx.sample("y", dist.Normal(x, s), obs=y)
+            mcx.factor("hopeless", jnp.where(x > 50.0, 0.0, -jnp.inf))
+
+        error = assert_refused(
+            model(floats(3)), InitializationError, "hopeless", "no starting point", "init="
+        )
+        table = error.what.splitlines()
+        assert "0 with finite density" in table[1]
+        assert any(re.match(r"  y: log prob -?\d.* to -?\d", line) for line in table)
+        assert any(line.startswith("  hopeless: log prob never finite") for line in table)
+
+    def test_no_finite_gradient(self):
+        @mcx.model
+        def model():
+            x = mcx.sample("x", dist.Normal(0.0, 1.0))
+            y = mcx.sample("y", dist.Normal(0.0, 1.0))
+            # where() hides the infinity from the value and not from the gradient
+            mcx.factor("f", jnp.where(x > 100.0, jnp.sqrt(x - 100.0), 0.0) + y)
+
+        error = assert_refused(model(), InitializationError, "x", "no starting point", "init=")
+        assert re.search(r"  x: log prob .*, gradient finite at 0\n", error.what)
+        assert not re.search(r"  y: .*gradient", error.what)
+
+    def test_a_bad_parameter(self):
+        bound = observing(lambda x: dist.Normal(x, -1.0), floats(2))
+        assert_refused(bound, InitializationError, "y", "no starting point", "parameters")
+
+    def test_some_bad_points_are_reported_and_not_refused(self):
+        @mcx.model
+        def model():
+            x = mcx.sample("x", dist.Normal(0.0, 1.0))
+            mcx.factor("half", jnp.where(x > 0.0, 0.0, -jnp.inf))
+
+        report = model().check()
+        assert report.ok
+        assert re.search(r"half: log prob 0 to 0 \(finite at \d+\)", report.starts)
+
+    @pytest.mark.parametrize(
+        "init, error, says",
+        [
+            ("posterior", InitializationError, "not understood"),
+            ([1.0], InitializationError, "not understood"),
+            (True, InitializationError, "not understood"),
+            ({"slope": 0.0, "noise": 1.0}, InitializationError, "site 'intercept'.*no value"),
+            (
+                {"intercept": 0.0, "slope": np.zeros(3), "noise": 1.0},
+                InitializationError,
+                "site 'slope'.*shape",
+            ),
+            ({"intercept": 0.0, "slope": 0.0, "noise": -1.0}, InitializationError, "site 'noise'"),
+        ],
+    )
+    def test_bad_init(self, init, error, says):
+        with pytest.raises(error, match=says):
+            infer(regression(*regression_data()), init=init)
+
+
+# --- what a method cannot take ---------------------------------------------------------------------
+
+
+class TestCapabilities:
+    @staticmethod
+    def discrete():
+        @mcx.model
+        def model(y):
+            k = mcx.sample("k", dist.Categorical(probs=jnp.array([0.25, 0.75])))
+            mcx.sample("y", dist.Normal(10.0 * k, 1.0), obs=y)
+
+        return model(np.array([9.0, 11.0], np.float32))
+
+    @staticmethod
+    def subsampled():
+        @mcx.model
+        def model(y):
+            x = mcx.sample("x", dist.Normal(0.0, 1.0))
+            with mcx.plate("row", len(y), subsample_size=2) as index:
+                mcx.sample("y", dist.Normal(x, 1.0), obs=jnp.asarray(y)[index])
+
+        return model(floats(6))
+
+    @pytest.mark.parametrize(
+        "bound, site, remedy", [("discrete", "k", "sum it out"), ("subsampled", "row", "subsample_size")]
+    )
+    def test_gradient_methods_refuse(self, bound, site, remedy):
+        bound = getattr(self, bound)()
+        with pytest.raises(CapabilityError, match=f"site '{site}'.*") as caught:
+            infer(bound)
+        assert remedy in caught.value.remedy
+        report = bound.check()
+        assert report.ok  # nothing is wrong with it as a model
+        assert any(f"site '{site}'" in note for note in report.notes)
+
+    def test_forward_runs_take_discrete_sites(self):
+        bound = self.discrete()
+        assert set(bound.simulate(0)) == {"k", "y"}
+        prior = mcx.predict(None, bound, key=0, num_draws=200)
+        np.testing.assert_allclose(prior["y"], 10.0 * prior["k"][..., None], atol=6.0)
+        # log(.75) + two standard normal densities one sd from the mean
+        np.testing.assert_allclose(
+            bound.log_density({"k": 1}), np.log(0.75) - 1 - np.log(2 * np.pi), rtol=1e-6
+        )
+
+    def test_forward_runs_take_subsampled_plates(self):
+        bound = self.subsampled()
+        assert bound.simulate(0)["y"].shape == (2,)
+        assert mcx.predict(None, bound, key=0, num_draws=3)["y"].shape == (1, 3, 2)
+        assert np.isfinite(bound.log_density({"x": 0.0}))
+
+    def test_nothing_to_infer(self):
+        with pytest.raises(CapabilityError, match="no latent site"):
+            infer(observing(NORMAL["()"], floats(2)).condition({"x": 0.0}))
+
+    def test_params_are_told(self):
+        @mcx.model
+        def model():
+            w = numpyro.param("w", 1.0)
+            mcx.sample("x", dist.Normal(w, 1.0))
+
+        assert any("param 'w'" in note for note in model().check().notes)
+
+    def test_improper_priors_are_told(self):
+        @mcx.model
+        def model(y):
+            x = mcx.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+            mcx.sample("y", dist.Normal(x, 1.0), obs=y)
+
+        assert any("improper" in note for note in model(floats(3)).check().notes)
+        with pytest.raises(CapabilityError, match=r"(?s)site 'x'.*init="):
+            infer(model(floats(3)), init="prior")
+
+
+# --- calls -----------------------------------------------------------------------------------------
+
+
+class TestCalls:
+    bound = staticmethod(lambda: eight_schools(SIGMA, y=EFFECT))
+
+    @pytest.mark.parametrize(
+        "thing, remedy",
+        [(eight_schools, "call the model with its data"), (lambda y: None, "wrap|call"), (SIGMA, "model")],
+        ids=["unbound", "function", "array"],
+    )
+    def test_what_is_no_bound_model(self, thing, remedy):
+        with pytest.raises(ModelError, match=r"no bound model") as caught:
+            infer(thing)
+        assert re.search(remedy, caught.value.remedy)
+
+    def test_a_class_in_place_of_a_method(self):
+        with pytest.raises(MethodError, match=r"(?s)is a class.*expected: NUTS\(\)"):
+            infer(self.bound(), mcx.NUTS)
+
+    @pytest.mark.parametrize("method", ["NUTS", None, 3])
+    def test_what_is_no_method(self, method):
+        with pytest.raises(MethodError, match=r"(?s)no inference method.*mcx.NUTS\(\)"):
+            infer(self.bound(), method)
+
+    def test_the_key_is_required(self):
+        with pytest.raises(TypeError, match="key"):
+            mcx.infer(self.bound(), METHOD)
+        with pytest.raises(KeyTypeError, match=r"(?s)required.*jax.random.key\(0\)"):
+            infer(self.bound(), key=None)
+
+    @pytest.mark.parametrize("key", [True, 1.0, "0", np.zeros(3)], ids=str)
+    def test_what_is_no_key(self, key):
+        with pytest.raises(KeyTypeError, match="not a random key"):
+            infer(self.bound(), key=key)
+
+    def test_batches_of_keys(self):
+        with pytest.raises(KeyTypeError, match=r"(?s)one key.*shape \(2,\)"):
+            infer(self.bound(), key=jax.random.split(jax.random.key(0)))
+
+    def test_legacy_keys_are_converted_with_a_warning(self):
+        bound = self.bound()
+        with pytest.warns(DeprecationWarning, match="legacy"):
+            old = bound.simulate(jax.random.PRNGKey(3))
+        np.testing.assert_array_equal(old["z"], bound.simulate(3)["z"])
+
+    def test_check_takes_keys_too(self):
+        with pytest.raises(KeyTypeError):
+            self.bound().check(key=None)
+
+
+def test_errors_carry_their_parts():
+    error = McxError("it is wrong", site="x", expected="this", found="that", remedy="do so")
+    assert (error.site, error.expected, error.found, error.remedy) == ("x", "this", "that", "do so")
+    assert str(error).splitlines() == [
+        "site 'x': it is wrong",
+        "  expected: this",
+        "  found: that",
+        "  to mend it: do so",
+    ]
+
+
+# --- what is right is not refused ------------------------------------------------------------------
+
+
+@settings(max_examples=5, derandomize=True)
+@given(bound=models(max_latent=3))
+def test_generated_models_are_clean(bound):
+    assert_clean(bound)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(bound=models())
+def test_many_generated_models_are_clean(bound):
+    assert_clean(bound)

@@ -1,7 +1,7 @@
 """What a user waits for: a fresh process from ``import`` to a printed eight-schools summary.
 
-mcx against NumPyro, without a persistent compilation cache and with a warm one (JAX's, in its own folder). Wall
-seconds of the whole process, and of its parts as the process sees them; medians of n runs, in alternation.
+mcx against NumPyro, without a persistent compilation cache and with a warm one (JAX's, in a new folder).
+Wall seconds of the whole process, and of its parts as it sees them; medians of n runs, in alternation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""NUTS of mcx against NumPyro and BlackJAX on eight real posteriors: effective draws a second, and compile time.
+"""NUTS of mcx against NumPyro and BlackJAX on eight real posteriors: effective draws a second, compile time.
 
 Every sampler runs every posterior in a process of its own, without a persistent cache, one process at a time;
 libraries are imported and JAX is started before the clock is. Per posterior and sampler: 4 vectorised chains,
@@ -6,8 +6,8 @@ libraries are imported and JAX is started before the clock is. Per posterior and
 
     compile  the first call less a repeat of it with the same key
     run      the repeat: warm-up and sampling, nothing compiled, results on the host
-    us/step  run time over sequential leapfrog steps, warm-up included; a transition of vectorised chains takes
-             as many as its longest chain
+    us/step  run time over sequential leapfrog steps, warm-up included; a transition of vectorised chains
+             takes as many as its longest chain
     ESS      bulk, the least over the reference's parameters
 """
 

@@ -210,37 +210,50 @@ class TestBroadcasting:
         bound = observing(NORMAL["(8, 2)"], floats(*value))
         assert_refused(bound, ModelError, "y", "does not fit", "shape of the data")
 
-    def test_a_plate_of_the_wrong_size(self):
-        bound = observing(NORMAL["(8,)"], floats(8), n=(5, -1))
-        report = bound.check()
-        assert not report.ok and isinstance(report.problems[0], ModelError)
-        with pytest.raises(ModelError):
-            infer(bound)
-
 
 # --- data ------------------------------------------------------------------------------------------
 
 
 class TestSupport:
+    # densities that stay finite outside of their support, that become -inf, and of integers
     @pytest.mark.parametrize(
         "distribution, value, support",
         [
             (lambda x: dist.HalfNormal(jnp.exp(x)), [1.0, -1.0], "positive"),
             (lambda x: dist.Gamma(2.0, jnp.exp(x)), [1.0, -1.0], "positive"),
-            (lambda x: dist.Bernoulli(logits=x), [0, 2], "boolean"),
             (lambda x: dist.Poisson(jnp.exp(x)), [3, -1], "nonnegative"),
+        ],
+        ids=["half-normal", "gamma", "Poisson"],
+    )
+    def test_values_outside(self, distribution, value, support):
+        error = assert_refused(
+            observing(distribution, self.data(value)),
+            SupportError,
+            "y",
+            "outside the support",
+            "units, signs",
+        )
+        assert re.search(support, error.expected)
+
+    @staticmethod
+    def data(value):
+        y = np.array(value)
+        return y.astype(np.float32) if y.dtype.kind == "f" else y
+
+    @pytest.mark.parametrize(
+        "distribution, value, support",
+        [
+            (lambda x: dist.Bernoulli(logits=x), [0, 2], "boolean"),
             (lambda x: dist.Beta(jnp.exp(x), 2.0), [0.5, 1.5], "unit_interval|interval"),
             (lambda x: dist.Uniform(0.0, 1.0 + x**2), [0.5, 1e3], "interval"),
             (lambda x: dist.Categorical(logits=jnp.stack([x, 0 * x])), [0, 2], "integer_interval"),
             (lambda x: dist.Dirichlet(jnp.exp(x) * jnp.ones(2)), [[0.5, 0.6]], "simplex"),
         ],
-        ids=["half-normal", "gamma", "Bernoulli", "Poisson", "beta", "uniform", "categorical", "Dirichlet"],
+        ids=["Bernoulli", "beta", "uniform", "categorical", "Dirichlet"],
     )
-    def test_values_outside(self, distribution, value, support):
-        y = np.array(value)
-        bound = observing(distribution, y.astype(np.float32) if y.dtype.kind == "f" else y)
-        error = assert_refused(bound, SupportError, "y", "outside the support", "units, signs")
-        assert re.search(support, error.expected)
+    def test_values_outside_of_other_supports(self, distribution, value, support):
+        (error,) = observing(distribution, self.data(value)).check().problems
+        assert type(error) is SupportError and error.site == "y" and re.search(support, error.expected)
 
     def test_a_support_that_moves_needs_only_one_good_start(self):
         # y = 1.5 lies in (0, 1 + x^2) where |x| > 0.7: the search for starting points finds such
@@ -297,9 +310,9 @@ class TestValues:
     def test_truth_values_for_bernoulli(self):
         assert_clean(observing(lambda x: dist.Bernoulli(logits=x), np.array([True, False])))
 
-    def test_infinite_data_have_no_density(self):
+    def test_infinities(self):
         bound = observing(NORMAL["()"], np.array([np.inf], np.float32))
-        assert_refused(bound, InitializationError, "y", "no starting point", "data")
+        assert_refused(bound, SupportError, "y", "outside the support of Normal", "data")
 
 
 # --- starting points -------------------------------------------------------------------------------
@@ -335,7 +348,7 @@ class TestStartingPoints:
         assert not re.search(r"  y: .*gradient", error.what)
 
     def test_a_bad_parameter(self):
-        bound = observing(lambda x: dist.Normal(x, -1.0), floats(2))
+        bound = observing(lambda x: dist.Normal(x, -jnp.exp(x)), floats(2))
         assert_refused(bound, InitializationError, "y", "no starting point", "parameters")
 
     def test_some_bad_points_are_reported_and_not_refused(self):
@@ -407,7 +420,9 @@ class TestCapabilities:
         bound = self.discrete()
         assert set(bound.simulate(0)) == {"k", "y"}
         prior = mcx.predict(None, bound, key=0, num_draws=200)
-        np.testing.assert_allclose(prior["y"], 10.0 * prior["k"][..., None], atol=6.0)
+        assert prior["y"].shape == (1, 200, 2)  # as many draws as observations
+        np.testing.assert_allclose(prior["y"], 10.0 * prior["k"][..., None] + [0, 0], atol=6.0)
+        assert np.ptp(prior["y"], axis=-1).min() > 0.0
         # log(.75) + two standard normal densities one sd from the mean
         np.testing.assert_allclose(
             bound.log_density({"k": 1}), np.log(0.75) - 1 - np.log(2 * np.pi), rtol=1e-6
@@ -417,7 +432,24 @@ class TestCapabilities:
         bound = self.subsampled()
         assert bound.simulate(0)["y"].shape == (2,)
         assert mcx.predict(None, bound, key=0, num_draws=3)["y"].shape == (1, 3, 2)
-        assert np.isfinite(bound.log_density({"x": 0.0}))
+        with pytest.raises(CapabilityError, match="site 'row'.*at random"):
+            bound.log_density({"x": 0.0})  # which rows?
+
+    def test_latent_sites_without_a_support(self):
+        class Own(dist.Distribution):
+            def log_prob(self, value):
+                return -jnp.abs(value)
+
+            def sample(self, key, sample_shape=()):
+                return jax.random.laplace(key, sample_shape)
+
+        @mcx.model
+        def model():
+            mcx.sample("x", Own())
+
+        with pytest.raises(CapabilityError, match=r"(?s)site 'x'.*Own declares no support.*constraints.real"):
+            infer(model())
+        assert np.isfinite(model().simulate(0)["x"])
 
     def test_nothing_to_infer(self):
         with pytest.raises(CapabilityError, match="no latent site"):
@@ -450,7 +482,11 @@ class TestCalls:
 
     @pytest.mark.parametrize(
         "thing, remedy",
-        [(eight_schools, "call the model with its data"), (lambda y: None, "wrap|call"), (SIGMA, "model")],
+        [
+            (eight_schools, "call (the model|it) with its data"),
+            (lambda y: None, "wrap|call"),
+            (SIGMA, "model"),
+        ],
         ids=["unbound", "function", "array"],
     )
     def test_what_is_no_bound_model(self, thing, remedy):

@@ -88,15 +88,17 @@ class _Recorder(primitives.Messenger):
         super().__init__()
         self.sites: dict[str, dict[str, Any]] = {}
         self.duplicates: list[str] = []
+        self.clashes: list[str] = []  # names of both a plate and a site
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
         if "name" not in msg or msg["type"] in ("control_flow", "prng_key", "inspect"):
             return
         name = msg["name"]
         if name in self.sites:
+            plates = (msg["type"] == "plate") + (self.sites[name]["type"] == "plate")
             # plates may be entered many times; only sites that carry values must be unique
-            if msg["type"] != "plate":
-                self.duplicates.append(name)
+            if plates < 2:
+                (self.clashes if plates else self.duplicates).append(name)
             return
         self.sites[name] = msg.copy()
 
@@ -140,10 +142,11 @@ def record(
 
 
 class _Uncondition(numpyro.handlers.uncondition):
-    """``numpyro.handlers.uncondition`` that reaches into scans and leaves factors alone.
+    """``numpyro.handlers.uncondition`` that reaches into scans and draws values of the observed shape.
 
-    Factors have nothing to draw. Inside a scan the draw must be the one that the carry takes along, so
-    conditions on its sites are lifted as well.
+    Inside a scan the draw must be the one that the carry takes along, so conditions on its sites are lifted
+    as well. Several values of one law, outside of any plate, are as many independent draws. Factors are left
+    alone: they have nothing to draw.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -151,9 +154,11 @@ class _Uncondition(numpyro.handlers.uncondition):
             _enter_bodies(msg, _Uncondition)
             stack = msg["kwargs"]["substitute_stack"]
             msg["kwargs"]["substitute_stack"] = [entry for entry in stack if entry[0] != "condition"]
-        elif _is_done(msg) or (msg["type"] == "sample" and msg["is_observed"] and is_factor(msg)):
-            return
-        else:
+        elif msg["type"] == "sample" and msg["is_observed"] and not (_is_done(msg) or is_factor(msg)):
+            fn, shape = msg["fn"], jnp.shape(msg["value"])
+            batch = jnp.broadcast_shapes(fn.batch_shape, shape[: len(shape) - fn.event_dim])
+            if batch != tuple(fn.batch_shape):
+                msg["fn"] = fn.expand(batch)
             super().process_message(msg)
 
 

@@ -239,7 +239,8 @@ def _observed_flags(target: Target, z: Any) -> tuple[dict[str, Any], dict[str, A
     for name, site in target.replayed(z).items():
         if name in target.sites and target.sites[name].kind == "observed":
             observed = jnp.asarray(site["value"])
-            supported[name] = jnp.all(site["fn"].support(observed))
+            support = site["fn"].support
+            supported[name] = jnp.asarray(True) if support is None else jnp.all(support(observed))
             missing[name] = jnp.sum(jnp.isnan(observed)) if observed.dtype.kind == "f" else jnp.int32(0)
     return supported, missing
 

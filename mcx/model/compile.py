@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from mcx.errors import CapabilityError, DuplicateSiteError, ModelError
+from mcx.errors import CapabilityError, DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
 from mcx.model.bound import BoundModel
 from mcx.model.sites import Site, SiteTable, constraint_name, distribution_name
@@ -68,7 +68,7 @@ def compile_model(bound: BoundModel) -> Target:
         A target; models of one structure share its functions, so programs built on them are reused.
 
     Raises:
-        DuplicateSiteError, ModelError: if the program cannot be a model.
+        DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.
     """
     compiled = _compiled(bound)
     # JAX arrays, so that programs may index data by traced values outside of jit and in closures, too
@@ -154,6 +154,12 @@ def _describe(bound: BoundModel, concrete: bool = False) -> SiteTable:
             key=jax.random.key(0),
             substitute_fn=capture.unconstrained_prototype,
         )
+        if recorder.clashes:
+            raise SiteNameError(
+                "the name is also that of a plate, which is a dimension of the results",
+                site=recorder.clashes[0],
+                remedy="rename the site or the plate",
+            )
         if recorder.duplicates:
             name = recorder.duplicates[0]
             raise DuplicateSiteError(
@@ -360,6 +366,12 @@ def _total(terms: list[Any]) -> Any:
 def capability_error(sites: SiteTable) -> CapabilityError | None:
     """What stops a density on continuous space, if anything does."""
     for site in sites:
+        if site.kind == "discrete" and not site.discrete_support:
+            return CapabilityError(
+                f"{site.distribution} declares no support, so nothing maps its values to unconstrained space",
+                site=site.name,
+                remedy="set the distribution's `support`, for example constraints.real",
+            )
         if site.kind == "discrete":
             return CapabilityError(
                 f"a discrete latent variable ({site.distribution}) has no density on unconstrained space",
@@ -368,14 +380,17 @@ def capability_error(sites: SiteTable) -> CapabilityError | None:
                 "log_density take discrete sites as they are, gradient-based methods do not",
             )
         if site.subsample_size is not None:
-            return CapabilityError(
-                f"the plate takes {site.subsample_size} of {site.size} items at random, so the density is "
-                "random",
-                site=site.name,
-                expected="the full plate: MCMC and SMC methods score every observation",
-                remedy="drop subsample_size=; for minibatches use numpyro.infer.HMCECS or SVI",
-            )
+            return _subsampled(site)
     return None
+
+
+def _subsampled(site: Site) -> CapabilityError:
+    return CapabilityError(
+        f"the plate takes {site.subsample_size} of {site.size} items at random, so the density is random",
+        site=site.name,
+        expected="the full plate: MCMC and SMC methods score every observation",
+        remedy="drop subsample_size=; for minibatches use numpyro.infer.HMCECS or SVI",
+    )
 
 
 # --- whole-model verbs -----------------------------------------------------------------------------
@@ -425,6 +440,9 @@ def _log_joint(run: Callable[[Any], Any], data: Any, values: Mapping[str, Any]) 
 def log_density(bound: BoundModel, values: Mapping[str, Any]) -> jax.Array:
     """Log joint density at constrained values. See :meth:`BoundModel.log_density`."""
     compiled = _compiled(bound)
+    for site in compiled.sites.of_kind("plate"):
+        if site.subsample_size is not None:
+            raise _subsampled(site)
     latent = [s.name for s in compiled.sites.of_kind("latent", "discrete")]
     missing = [name for name in latent if name not in values]
     unknown = [name for name in values if name not in latent]

@@ -110,16 +110,21 @@ def _locate(log_density: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _reach(log_density: Any, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Half-width of each stretched axis: where the density has fallen by e^-35 along it, with room."""
+    """Half-width of each stretched axis: beyond it the density has fallen by e^-35, with room.
+
+    The largest density over a coarse grid of the other axes counts: a normal-gamma is narrow where its
+    precision is large, and heavy-tailed where it is small.
+    """
     dim = len(centre)
-    u = np.linspace(-12, 12, 481)
+    u, coarse = np.linspace(-12, 12, 481), np.linspace(-4, 4, 13)
     reach = np.empty(dim)
     for i in range(dim):
-        points = np.repeat(centre[None], len(u), 0)
-        points[:, i] += scale[i] * np.sinh(u)
-        with np.errstate(invalid="ignore"):
-            profile = np.asarray(log_density(jnp.asarray(points)), np.float64) + np.log(np.cosh(u))
-        profile = np.nan_to_num(profile, nan=-np.inf)
+        axes = [centre[j] + scale[j] * np.sinh(u if j == i else coarse) for j in range(dim)]
+        stretch = [np.log(np.cosh(u if j == i else coarse)) for j in range(dim)]
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, dim)
+        jacobian = np.sum(np.meshgrid(*stretch, indexing="ij"), axis=0)
+        values = np.asarray(log_density(jnp.asarray(points)), np.float64).reshape(jacobian.shape) + jacobian
+        profile = np.moveaxis(np.nan_to_num(values, nan=-np.inf), i, 0).reshape(len(u), -1).max(1)
         inside = np.abs(u[profile > profile.max() - 35])
         reach[i] = min(12.0, float(inside.max()) + 0.7)
     return reach

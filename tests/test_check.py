@@ -252,7 +252,7 @@ class TestSupport:
         ids=["Bernoulli", "beta", "uniform", "categorical", "Dirichlet"],
     )
     def test_values_outside_of_other_supports(self, distribution, value, support):
-        (error,) = observing(distribution, self.data(value)).check().problems
+        error = observing(distribution, self.data(value)).check().problems[0]
         assert type(error) is SupportError and error.site == "y" and re.search(support, error.expected)
 
     def test_a_support_that_moves_needs_only_one_good_start(self):

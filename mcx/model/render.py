@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from numpyro.infer.inspect import get_dependencies
@@ -17,53 +18,70 @@ __all__ = ["render"]
 
 def render(bound: BoundModel, format: str) -> str:
     """See :meth:`BoundModel.render`."""
-    sites = compile_model(bound).sites
+    target = compile_model(bound)
+    sites = target.sites
     shown = sites.of_kind("latent", "discrete", "observed")
-    names = {s.name for s in shown}
-    found = get_dependencies(lambda: bound.run())["prior_dependencies"]
-    edges = [(a, b) for b, parents in found.items() for a in parents if a != b and {a, b} <= names]
+    names = [s.name for s in shown]
+    program = target.data if isinstance(target.data, BoundModel) else bound  # with JAX's arrays, if it can be
+    found = get_dependencies(lambda: program.run())["prior_dependencies"]
+    edges = [(a, b) for b, parents in found.items() for a in parents if a != b and {a, b} <= set(names)]
     groups: dict[tuple[str, ...], list[Site]] = {}
     for site in shown:
         plates = tuple(name for name, _, _ in sorted(site.plates, key=lambda p: p[1]))
         groups.setdefault(plates, []).append(site)
-    sizes = {s.name: s.size for s in sites.of_kind("plate")}
+    sizes = {name: size for s in shown for name, _, size in s.plates}  # those inside of scans, too
+    sizes |= {s.name: s.size or 0 for s in sites.of_kind("plate")}
+    identifiers = _identifiers([*names, *sizes])
     if format == "mermaid":
-        return _mermaid(groups, edges, sizes)
+        return _mermaid(groups, edges, sizes, identifiers)
     if format == "dot":
-        return _dot(groups, edges, sizes)
+        return _dot(groups, edges, sizes, identifiers)
     raise MethodError("unknown diagram format", expected='"mermaid" or "dot"', found=repr(format))
 
 
-def _identifier(name: str) -> str:
-    return "s_" + re.sub(r"\W", "_", name)
+def _identifiers(names: Iterable[str]) -> dict[str, str]:
+    """Names that both languages allow, one for each name."""
+    found: dict[str, str] = {}
+    for name in names:
+        identifier = "s_" + re.sub(r"\W", "_", name)
+        while identifier in found.values():
+            identifier += "_"
+        found[name] = identifier
+    return found
 
 
-def _mermaid(groups: Any, edges: Any, sizes: Any) -> str:
+def _mermaid(groups: Any, edges: Any, sizes: Any, identifiers: dict[str, str]) -> str:
+    def text(label: str) -> str:
+        return label.replace('"', "#quot;")
+
     lines = ["graph TD"]
     for plates, members in groups.items():
         for depth, plate in enumerate(plates):
-            label = "_".join(_identifier(p) for p in plates[: depth + 1])
-            lines.append(f'  subgraph {label}["{plate} ({sizes.get(plate)})"]')
+            label = "_".join(identifiers[p] for p in plates[: depth + 1])
+            lines.append(f'  subgraph {label}["{text(plate)} ({sizes[plate]})"]')
         for s in members:
             shape = '["{}"]' if s.kind == "observed" else '(["{}"])'
-            lines.append(f"  {_identifier(s.name)}" + shape.format(f"{s.name} ~ {s.distribution}"))
+            lines.append(f"  {identifiers[s.name]}" + shape.format(text(f"{s.name} ~ {s.distribution}")))
         lines += ["  end"] * len(plates)
-    lines += [f"  {_identifier(a)} --> {_identifier(b)}" for a, b in edges]
+    lines += [f"  {identifiers[a]} --> {identifiers[b]}" for a, b in edges]
     return "\n".join(lines)
 
 
-def _dot(groups: Any, edges: Any, sizes: Any) -> str:
+def _dot(groups: Any, edges: Any, sizes: Any, identifiers: dict[str, str]) -> str:
+    def text(label: str) -> str:
+        return label.replace("\\", r"\\").replace('"', r"\"")
+
     lines = ["digraph {"]
     for plates, members in groups.items():
         for depth, plate in enumerate(plates):
-            label = "_".join(_identifier(p) for p in plates[: depth + 1])
-            lines.append(f'  subgraph cluster_{label} {{ label="{plate} ({sizes.get(plate)})";')
+            label = "_".join(identifiers[p] for p in plates[: depth + 1])
+            lines.append(f'  subgraph cluster_{label} {{ label="{text(plate)} ({sizes[plate]})";')
         for s in members:
             fill = "lightgrey" if s.kind == "observed" else "white"
             lines.append(
-                f'  {_identifier(s.name)} [label="{s.name} ~ {s.distribution}" style=filled '
+                f'  {identifiers[s.name]} [label="{text(s.name)} ~ {s.distribution}" style=filled '
                 f"fillcolor={fill}];"
             )
         lines += ["  }"] * len(plates)
-    lines += [f"  {_identifier(a)} -> {_identifier(b)};" for a, b in edges]
+    lines += [f"  {identifiers[a]} -> {identifiers[b]};" for a, b in edges]
     return "\n".join([*lines, "}"])

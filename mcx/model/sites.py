@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import jax
@@ -113,8 +114,8 @@ class SiteTable:
     def _repr_html_(self) -> str:
         rows = self.rows()
         head = "".join(f"<th>{c}</th>" for c in rows[0]) if rows else ""
-        body = "".join("<tr>" + "".join(f"<td>{v}</td>" for v in r.values()) + "</tr>" for r in rows)
-        return f"<table><caption>{self.model}</caption><tr>{head}</tr>{body}</table>"
+        body = "".join("<tr>" + "".join(f"<td>{escape(v)}</td>" for v in r.values()) + "</tr>" for r in rows)
+        return f"<table><caption>{escape(self.model)}</caption><tr>{head}</tr>{body}</table>"
 
 
 def _row(site: Site) -> dict[str, str]:

@@ -6,6 +6,7 @@ dtype, which makes the runs marked ``x64`` five hundred million times sharper th
 """
 
 import math
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,16 @@ import mcx
 import mcx.dist as dist
 from mcx.model.compile import compile_model
 from mcx.testing import CONJUGATE_PAIRS, check_mean, enumerate_discrete, quadrature
-from mcx.testing.strategies import LATENT_FAMILIES, Program, Statement, bind, models, points
+from mcx.testing.strategies import (
+    LATENT_FAMILIES,
+    OBSERVED_FAMILIES,
+    Program,
+    Statement,
+    bind,
+    models,
+    points,
+    programs,
+)
 
 EPS = float(jnp.finfo(jnp.result_type(float)).eps)
 
@@ -135,6 +145,63 @@ def test_generated_models_in_float64(data, bound):
 def test_many_generated_models(data, bound):
     check_against_numpyro(bound, data.draw(points(compile_model(bound))))
     check_prior_draws(bound, mcx.testing.key_for(repr(bound)))
+
+
+def chain(latent, observed):
+    """A hierarchy: every site depends on the one before, in plates or not."""
+    plates = [(), ("p",), ("q", "p"), ("q",)]
+    statements = [
+        Statement("latent", f"x{i}", family=family, parent=f"x{i - 1}" if i else None, plates=plates[i % 4])
+        for i, family in enumerate(latent)
+    ]
+    statements += [
+        Statement("observed", f"y{i}", family=family, parent="x0", plates=plates[i % 4], data=(1, -7, 5))
+        for i, family in enumerate(observed)
+    ]
+    return Program(tuple(statements))
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_every_family(part, key):
+    bound = bind(chain(list(LATENT_FAMILIES)[part::5], list(OBSERVED_FAMILIES)[part::5]))
+    target = compile_model(bound)
+    z = target.unravel(jax.random.uniform(key, (target.dim,), minval=-2.0, maxval=2.0))
+    check_against_numpyro(bound, z)
+
+
+def test_what_is_generated():
+    """Every kind and feature turns up, and what is printed makes the same program again."""
+    seen = Counter()
+
+    def count(program):
+        for s in program.statements:
+            seen.update([s.kind, f"{s.kind} {s.family}", f"reparam {s.reparam}", f"plates {s.plates}"])
+            seen.update(f for f in ("parent", "scale", "mask") if getattr(s, f) is not None)
+            seen["undeclared"] += not s.declared and bool(s.plates)
+            if s.program is not None:
+                count(s.program)
+
+    @settings(max_examples=200, derandomize=True, database=None)
+    @given(programs())
+    def draw(program):
+        count(program)
+        again = eval(repr(program), {"Program": Program, "Statement": Statement})
+        assert again == program and hash(again) == hash(program)
+        assert repr(bind(program)).startswith(f"<{program!r}(data=")
+
+    draw()
+    kinds = ["latent", "observed", "deterministic", "factor likelihood", "factor prior", "submodel"]
+    features = [
+        "parent",
+        "scale",
+        "mask",
+        "undeclared",
+        "plates ('p',)",
+        "plates ('q',)",
+        "plates ('q', 'p')",
+    ]
+    reparams = ["reparam centered", "reparam decentered", "reparam transform"]
+    assert not [name for name in kinds + features + reparams if not seen[name]]
 
 
 # --- Jacobians against automatic differentiation ---------------------------------------------------

@@ -195,7 +195,7 @@ class TestNotes:
 
         table = model().sites()
         assert table["x"].distribution == "Gamma" and table["x"].support == "positive(0)"
-        assert table["t"].support == "greater_than_eq(-1.5)"
+        assert table["t"].support in ("greater_than_eq(-1.5)", "greater_than(-1.5)")  # NumPyro 0.22, 0.21
 
     def test_bounds_that_depend_on_values_are_dots(self):
         @mcx.model

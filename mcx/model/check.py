@@ -20,7 +20,8 @@ from mcx.errors import (
     SupportError,
 )
 from mcx.model.bound import BoundModel
-from mcx.model.compile import capability_error, compile_model
+from mcx.model.compile import compile_model
+from mcx.model.density import capability_error
 from mcx.model.sites import Site, SiteTable
 from mcx.target import Target
 

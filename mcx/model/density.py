@@ -1,0 +1,136 @@
+"""Densities and transforms of a program, as pure functions of ``(data, z)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from mcx.errors import CapabilityError
+from mcx.model import capture
+from mcx.model.sites import Site, SiteTable
+from mcx.target import LogParts, TargetFunctions
+
+__all__ = [
+    "capability_error",
+    "sample_sites",
+    "site_log_prob",
+    "subsampling_error",
+    "target_functions",
+    "total",
+]
+
+
+def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) -> TargetFunctions:
+    """Densities and transforms of a program.
+
+    Args:
+        run: ``data -> program``, a function without arguments.
+        sites: the program's sites.
+    """
+    latent = tuple(s.name for s in sites.of_kind("latent"))
+    refuse = capability_error(sites)
+
+    def replayed(data: Any, z: Any) -> capture.SiteTrace:
+        if refuse is not None:
+            raise refuse
+        return capture.replay(run(data), z)
+
+    def in_prior(site: Mapping[str, Any]) -> bool:
+        return (
+            not site["is_observed"]
+            or capture.is_jacobian(site)
+            or (site["infer"].get("mcx_kind") == "prior" and capture.is_factor(site))
+        )
+
+    def log_parts(data: Any, z: Any) -> LogParts:
+        prior: list[Any] = []
+        likelihood: list[Any] = []
+        for site in sample_sites(replayed(data, z)):
+            (prior if in_prior(site) else likelihood).append(jnp.sum(site_log_prob(site)))
+        return LogParts(total(prior), total(likelihood))
+
+    def constrain(data: Any, z: Any) -> dict[str, Any]:
+        trace = replayed(data, z)
+        kept = {*latent, *(s.name for s in sites.of_kind("deterministic"))}
+        return {name: jnp.asarray(trace[name]["value"]) for name in trace if name in kept}
+
+    def unconstrain(data: Any, values: Any) -> dict[str, Any]:
+        recorder = capture.record(run(data), values=values)
+        return {
+            name: dist.biject_to(recorder.sites[name]["fn"].support).inv(recorder.sites[name]["value"])
+            for name in latent
+        }
+
+    def pointwise(data: Any, z: Any) -> dict[str, Any]:
+        return {s["name"]: site_log_prob(s) for s in sample_sites(replayed(data, z)) if not in_prior(s)}
+
+    def prior_terms(data: Any, z: Any) -> dict[str, Any]:
+        terms = (s for s in sample_sites(replayed(data, z)) if in_prior(s) and not capture.is_jacobian(s))
+        return {s["name"]: site_log_prob(s) for s in terms}
+
+    def sample_prior(data: Any, key: Any) -> dict[str, Any]:
+        recorder = capture.record(run(data), key=key)
+        return {
+            name: dist.biject_to(recorder.sites[name]["fn"].support).inv(recorder.sites[name]["value"])
+            for name in latent
+        }
+
+    proper = not any(
+        s.improper or (s.kind == "latent" and s.weighted) or (s.kind == "factor" and not s.likelihood)
+        for s in sites
+    )
+    return TargetFunctions(
+        log_parts, constrain, unconstrain, pointwise, prior_terms, replayed, sample_prior if proper else None
+    )
+
+
+def sample_sites(trace: capture.SiteTrace) -> list[dict[str, Any]]:
+    """The sample sites of a recorded run, factors included."""
+    return [site for site in trace.values() if site["type"] == "sample"]
+
+
+def site_log_prob(site: Mapping[str, Any]) -> Any:
+    """Log density of a recorded site, one entry an independent draw; its scale is applied."""
+    fn, value, scale = site["fn"], site["value"], site["scale"]
+    intermediates = site["intermediates"]
+    log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    return log_prob if scale is None else scale * log_prob
+
+
+def total(terms: list[Any]) -> Any:
+    """Sum of scalars; zero where there are none."""
+    return sum(terms, start=jnp.zeros(()))
+
+
+def capability_error(sites: SiteTable) -> CapabilityError | None:
+    """What stops a density on continuous space, if anything does."""
+    for site in sites:
+        if site.kind == "discrete" and not site.discrete_support:
+            return CapabilityError(
+                f"{site.distribution} declares no support, so nothing maps its values to unconstrained space",
+                site=site.name,
+                remedy="set the distribution's `support`, for example constraints.real",
+            )
+        if site.kind == "discrete":
+            return CapabilityError(
+                f"a discrete latent variable ({site.distribution}) has no density on unconstrained space",
+                site=site.name,
+                remedy="sum it out (for mixtures: dist.MixtureSameFamily); simulate, predict and "
+                "log_density take discrete sites as they are, gradient-based methods do not",
+            )
+        if site.subsample_size is not None:
+            return subsampling_error(site)
+    return None
+
+
+def subsampling_error(site: Site) -> CapabilityError:
+    """What is wrong with a plate that takes a random part of its items."""
+    return CapabilityError(
+        f"the plate takes {site.subsample_size} of {site.size} items at random, so the density is random",
+        site=site.name,
+        expected="the full plate: MCMC and SMC methods score every observation",
+        remedy="drop subsample_size=; for minibatches use numpyro.infer.HMCECS or SVI",
+    )

@@ -1,0 +1,169 @@
+"""What a program consists of, read from one abstract run: no arithmetic happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
+from mcx.model import capture
+from mcx.model.bound import BoundModel
+from mcx.model.sites import Site, SiteTable, constraint_name, distribution_name
+
+__all__ = ["describe"]
+
+
+def describe(bound: BoundModel, concrete: bool = False) -> SiteTable:
+    """Read the sites of a model without running its arithmetic.
+
+    Args:
+        bound: the model with its data.
+        concrete: close over the data instead of tracing it, for models that look at its values.
+
+    Raises:
+        DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.
+    """
+    found: list[Site] = []
+
+    def run(data: Any) -> None:
+        recorder = capture.record(
+            (bound if concrete else data).run,
+            key=jax.random.key(0),
+            substitute_fn=capture.unconstrained_prototype,
+        )
+        if recorder.clashes:
+            raise SiteNameError(
+                "the name is also that of a plate, which is a dimension of the results",
+                site=recorder.clashes[0],
+                remedy="rename the site or the plate",
+            )
+        if recorder.duplicates:
+            name = recorder.duplicates[0]
+            raise DuplicateSiteError(
+                "the name is used twice",
+                site=name,
+                expected="a name of its own for every site",
+                remedy=f"rename one of them, or run the part that repeats as a submodel: "
+                f"mcx.sample('a', part.bind(...)) makes it 'a.{name}'",
+            )
+        for msg in recorder.sites.values():
+            site = _site(msg)
+            if site is not None:
+                found.append(site)
+
+    jax.eval_shape(run, () if concrete else bound)
+    return SiteTable(tuple(found), bound.name)
+
+
+def _site(msg: dict[str, Any]) -> Site | None:
+    kind, name = msg["type"], msg["name"]
+    if kind == "plate":
+        size, subsample = msg["args"][0], msg["args"][1]
+        subsample = None if subsample in (None, size) else int(subsample)
+        return Site(name, "plate", size=int(size), subsample_size=subsample)
+    if kind == "deterministic":
+        value = msg["value"]
+        shape = jnp.shape(value)
+        plates = _plates(msg)
+        return Site(
+            name,
+            "deterministic",
+            shape=shape,
+            dtype=_dtype(value),
+            plates=plates,
+            dims=_dims(name, shape, len(shape), plates),
+        )
+    if kind == "param":
+        return Site(name, "param", shape=jnp.shape(msg["value"]) if msg["value"] is not None else ())
+    if kind != "sample":
+        return None
+    return _sample_site(msg)
+
+
+def _sample_site(msg: dict[str, Any]) -> Site:
+    name, fn, value = msg["name"], msg["fn"], msg["value"]
+    batch, event, shape = tuple(fn.batch_shape), tuple(fn.event_shape), tuple(jnp.shape(value))
+    plates, weighted = _plates(msg), _weighted(msg)
+    if capture.is_factor(msg):
+        prior = msg["infer"].get("mcx_kind") == "prior"
+        terms = 0 if prior else math.prod(batch)
+        return Site(
+            name,
+            "factor",
+            "factor",
+            batch,
+            dtype=_dtype(fn.log_prob(value)),
+            dims=_dims(name, batch, len(batch), plates),
+            num_terms=terms,
+            likelihood=not prior,
+            weighted=weighted,
+            plates=plates,
+        )
+    common: dict[str, Any] = {
+        "distribution": distribution_name(fn),
+        "batch_shape": batch,
+        "event_shape": event,
+        "shape": shape,
+        "dtype": _dtype(value),
+        "support": constraint_name(fn.support),
+        "dims": _dims(name, shape, len(shape) - len(event), plates),
+        "discrete_support": fn.support is not None and bool(fn.support.is_discrete),
+        "plates": plates,
+        "weighted": weighted,
+    }
+    if msg["is_observed"]:
+        terms = _terms_shape(name, fn, value)
+        return Site(
+            name, "observed", **common, num_terms=math.prod(terms), likelihood=True, terms_shape=terms
+        )
+    support = fn.support
+    if support is None or support.is_discrete:
+        return Site(name, "discrete", **common)
+    unconstrained = jnp.shape(dist.biject_to(support).inv(value))
+    return Site(name, "latent", **common, unconstrained_shape=unconstrained, improper=capture.is_improper(fn))
+
+
+def _terms_shape(name: str, fn: Any, value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(jnp.shape(fn.log_prob(value)))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            "the observed value does not fit the distribution",
+            site=name,
+            expected=f"batch shape {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}",
+            found=f"shape {tuple(jnp.shape(value))}",
+            remedy="check the plate sizes and the shape of the data",
+        ) from error
+
+
+def _weighted(msg: Mapping[str, Any]) -> bool:
+    fn, scale = msg["fn"], msg["scale"]
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    constant_one = isinstance(scale, int | float) and scale == 1
+    return isinstance(fn, dist.MaskedDistribution) or not (scale is None or constant_one)
+
+
+def _plates(msg: Mapping[str, Any]) -> tuple[tuple[str, int, int], ...]:
+    frames = msg.get("cond_indep_stack") or ()
+    return tuple((f.name, f.dim, f.size) for f in frames)
+
+
+def _dims(
+    name: str, shape: tuple[int, ...], batch_ndim: int, plates: tuple[tuple[str, int, int], ...]
+) -> tuple[str, ...]:
+    by_axis = {batch_ndim + dim: (plate, size) for plate, dim, size in plates}
+    dims = []
+    for axis, length in enumerate(shape):
+        plate, size = by_axis.get(axis, ("", -1))
+        dims.append(plate if size == length else f"{name}_dim_{axis}")
+    return tuple(dims)
+
+
+def _dtype(value: Any) -> str:
+    return jnp.result_type(value).name

@@ -1,0 +1,113 @@
+"""The two functions through which every discrete draw of a particle method goes.
+
+Each is a jitted function of a known name, so that its call stays visible in a traced program with all
+batch axes in front: :mod:`mcx.testing.enumeration` finds the calls there and tries every outcome, and thus
+enumerates the algorithm that is shipped, not a copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+__all__ = ["ACCEPT", "CHOOSE", "accept", "choose"]
+
+CHOOSE = "mcx_choose"  # (keys (*batch), log_w (*batch, n)) -> indices (*batch, *shape)
+ACCEPT = "mcx_accept"  # (keys (*batch), log_p (*batch, *shape)) -> booleans (*batch, *shape)
+
+
+def choose(key: Any, log_w: Any, shape: tuple[int, ...] = ()) -> Any:
+    """Draw indices independently, with probabilities proportional to ``exp(log_w)``.
+
+    Args:
+        key: a typed key.
+        log_w: log weights, (n,); unnormalised. Entries of -inf are never drawn; NaN counts as -inf. If all
+            are -inf, the draws are uniform: the caller has to look at the weights.
+        shape: of the draws.
+
+    Returns:
+        int32 indices of ``shape``. Costs O(n + m log n) for m draws, by inversion of the distribution
+        function; ``jax.random.categorical`` costs O(n m).
+    """
+    draws: Any = _chooser(tuple(shape))(key, jax.lax.stop_gradient(log_w))
+    return draws
+
+
+def accept(key: Any, log_p: Any) -> Any:
+    """Draw independent booleans, True with probability ``min(1, exp(log_p))``.
+
+    Args:
+        key: a typed key.
+        log_p: log probabilities, of any shape; NaN counts as -inf.
+
+    Returns:
+        Booleans of ``log_p``'s shape.
+    """
+    log_p = jnp.asarray(log_p)
+    draws: Any = _accepter(log_p.ndim)(key, jax.lax.stop_gradient(log_p))
+    return draws
+
+
+def _choose_one(key: Any, log_w: Any, shape: tuple[int, ...]) -> Any:
+    from mcx.ops.logspace import relative_weights
+    from mcx.ops.search import invert_cdf, monotone_cdf
+
+    u = jax.random.uniform(key, shape, log_w.dtype)
+    return invert_cdf(monotone_cdf(relative_weights(log_w)), u)
+
+
+def _accept_one(key: Any, log_p: Any) -> Any:
+    # 1 - u lies in (0, 1], so log_p = -inf is never accepted and log_p = 0 always is
+    u = 1.0 - jax.random.uniform(key, log_p.shape, log_p.dtype)
+    return u <= jnp.exp(log_p)
+
+
+@lru_cache(maxsize=256)
+def _chooser(shape: tuple[int, ...]) -> Callable[[Any, Any], Any]:
+    return _marked(CHOOSE, lambda key, log_w: _choose_one(key, log_w, shape), 1)
+
+
+@lru_cache(maxsize=64)
+def _accepter(ndim: int) -> Callable[[Any, Any], Any]:
+    return _marked(ACCEPT, _accept_one, ndim)
+
+
+def _marked(name: str, one: Callable[[Any, Any], Any], ndim: int) -> Callable[[Any, Any], Any]:
+    """``one``, called as a jitted function called ``name`` whose batch axes all come first."""
+
+    def body(keys: Any, values: Any) -> Any:
+        fn = one
+        for _ in range(keys.ndim):
+            fn = jax.vmap(fn)
+        return fn(keys, values)
+
+    body.__name__ = body.__qualname__ = name
+    marked = jax.jit(body)
+
+    @custom_vmap
+    def call(keys: Any, values: Any) -> Any:
+        batch = keys.shape if values.ndim == ndim else values.shape[: values.ndim - ndim]
+        keys = jnp.broadcast_to(keys, batch)
+        return marked(keys, jnp.broadcast_to(values, (*batch, *values.shape[values.ndim - ndim :])))
+
+    @call.def_vmap
+    def rule(size: int, batched: Any, keys: Any, values: Any) -> Any:
+        keys = keys if batched[0] else jnp.broadcast_to(keys, (size, *keys.shape))
+        values = values if batched[1] else jnp.broadcast_to(values, (size, *values.shape))
+        # an axis of either argument comes first, so that of the other has to come there, too
+        deep = max(keys.ndim, values.ndim - ndim)
+        keys = keys.reshape(keys.shape[:1] + (1,) * (deep - keys.ndim) + keys.shape[1:])
+        lead = values.ndim - ndim
+        values = values.reshape(values.shape[:1] + (1,) * (deep - lead) + values.shape[1:])
+        batch = jnp.broadcast_shapes(keys.shape, values.shape[:deep])
+        return call(
+            jnp.broadcast_to(keys, batch), jnp.broadcast_to(values, (*batch, *values.shape[deep:]))
+        ), True
+
+    function: Callable[[Any, Any], Any] = call
+    return function

@@ -5,15 +5,26 @@ Nothing here depends on pytest; strategies need the ``testing`` extra (Hypothesi
 
 from mcx.testing.check import StatisticalFailure, check_mean, key_for
 from mcx.testing.conjugate import CONJUGATE_PAIRS, ConjugatePair
+from mcx.testing.hmm import HMMResult, PathLaw, forward_backward, path_law
+from mcx.testing.kalman import DenseGaussian, KalmanResult, dense_gaussian, kalman, sample_paths
 from mcx.testing.oracles import Moments, enumerate_discrete, quadrature
 
 __all__ = [
     "CONJUGATE_PAIRS",
     "ConjugatePair",
+    "DenseGaussian",
+    "HMMResult",
+    "KalmanResult",
     "Moments",
+    "PathLaw",
     "StatisticalFailure",
     "check_mean",
+    "dense_gaussian",
     "enumerate_discrete",
+    "forward_backward",
+    "kalman",
     "key_for",
+    "path_law",
     "quadrature",
+    "sample_paths",
 ]

@@ -1,0 +1,154 @@
+"""Weights kept as logarithms, and sums that keep the digits float32 drops.
+
+Two conventions hold throughout, for log weights anywhere in mcx: NaN counts as -inf, that is as weight zero
+(callers who want to know count them beforehand); and where some weights are +inf only those count, equally.
+Everything here is differentiable and can be vmapped, and no gradient is NaN because a weight is zero, or
+because all are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = [
+    "Compensated",
+    "add",
+    "compensated",
+    "effective_sample_size",
+    "log_sum_exp",
+    "normalize",
+    "relative_weights",
+    "value",
+]
+
+
+def relative_weights(log_w: Any, axis: int = -1) -> Any:
+    """Divide weights by the largest of them.
+
+    Args:
+        log_w: log weights, unnormalised.
+        axis: along which they belong together.
+
+    Returns:
+        Weights in [0, 1] of ``log_w``'s shape, the largest exactly 1. All ones where all of ``log_w`` is
+        -inf, so that draws in proportion to them are uniform. Weights too small for the dtype beside the
+        largest are 0.
+    """
+    shifted, top, _ = _shift(log_w, axis)
+    return jnp.where(top == -jnp.inf, 1.0, jnp.exp(shifted))
+
+
+def log_sum_exp(log_w: Any, axis: int = -1) -> Any:
+    """Take the logarithm of a sum of weights.
+
+    Args:
+        log_w: log weights.
+        axis: to sum over.
+
+    Returns:
+        ``log(sum(exp(log_w)))``, without ``axis``. It is -inf where all of ``log_w`` is -inf and +inf where
+        any is +inf, in both cases with zero gradients.
+    """
+    shifted, top, shift = _shift(log_w, axis)
+    log_total = jnp.where(jnp.isfinite(top), _log_share(shifted, axis) + shift, jax.lax.stop_gradient(top))
+    return jnp.squeeze(log_total, axis)
+
+
+def normalize(log_w: Any, axis: int = -1) -> tuple[Any, Any]:
+    """Scale weights so that they sum to 1.
+
+    Args:
+        log_w: log weights, unnormalised.
+        axis: along which they belong together.
+
+    Returns:
+        The normalised log weights, of ``log_w``'s shape, and the logarithm of the weights' sum, without
+        ``axis``. Where all of ``log_w`` is -inf there is nothing to scale: both stay -inf.
+    """
+    shifted, _, _ = _shift(log_w, axis)
+    return shifted - _log_share(shifted, axis), log_sum_exp(log_w, axis)
+
+
+def effective_sample_size(log_w: Any, axis: int = -1) -> Any:
+    """Count how many equal weights would be worth as much: ``(sum w)^2 / sum w^2``.
+
+    Args:
+        log_w: log weights, unnormalised, n along ``axis``.
+        axis: along which they belong together.
+
+    Returns:
+        A number in [1, n], without ``axis``; 0 where all of ``log_w`` is -inf. Adding a constant to
+        ``log_w`` changes nothing.
+
+    Source: Kong, Liu & Wong (1994).
+    """
+    shifted, top, _ = _shift(log_w, axis)
+    empty = jnp.squeeze(top, axis) == -jnp.inf
+    w = jnp.exp(jnp.where(top == -jnp.inf, 0.0, shifted))
+    # the largest weight is 1, so neither sum can underflow; rounding may leave the bounds by an ulp
+    size = jnp.clip(jnp.sum(w, axis) ** 2 / jnp.sum(w**2, axis), 1.0, w.shape[axis])
+    return jnp.where(empty, 0.0, size)
+
+
+class Compensated(NamedTuple):
+    """A running sum as two floats: their exact sum has about twice the digits of one."""
+
+    total: Any  # the sum, rounded
+    carry: Any  # what rounding took off it, at most half an ulp of the total
+
+
+def compensated(x: Any) -> Compensated:
+    """Start a compensated sum at ``x``."""
+    x = _as_float(x)
+    return Compensated(x, jnp.zeros_like(x))
+
+
+def add(c: Compensated, x: Any) -> Compensated:
+    """Add ``x`` to a compensated sum, entry by entry.
+
+    Relative error at most 2 u^2 an addition, where u is the unit roundoff (6e-8 for float32). Once the sum
+    is infinite it is the plain sum: -inf stays -inf.
+
+    Source: Joldes, Muller & Popescu (2017), Algorithm 4, with Knuth's TwoSum.
+    """
+    a = c.total
+    s = a + x
+    x_seen = s - a
+    lost = (a - (s - x_seen)) + (x - x_seen)
+    # Neumaier's variant adds up what is lost on its own and so drops digits of that; handing it back to the
+    # total after each addition keeps the carry small, hence exact
+    rest = c.carry + lost
+    total = s + rest
+    finite = jnp.isfinite(s)  # infinities have no remainder: inf - inf is NaN
+    return Compensated(jnp.where(finite, total, s), jnp.where(finite, rest - (total - s), 0.0))
+
+
+def value(c: Compensated) -> Any:
+    """Round a compensated sum to one float."""
+    return c.total + c.carry
+
+
+def _as_float(x: Any) -> Any:
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
+def _shift(log_w: Any, axis: int) -> tuple[Any, Any, Any]:
+    """``log_w`` less a finite shift with a largest entry of 0 (or -inf if all are), its top, the shift."""
+    log_w = _as_float(log_w)
+    log_w = jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
+    top = jnp.max(log_w, axis, keepdims=True)
+    # subtracting an infinite top would give NaN, in the gradient even where the value is not used
+    shift = jnp.where(jnp.isfinite(top), top, 0.0)
+    only_infinite = jnp.where(log_w == jnp.inf, 0.0, -jnp.inf)
+    return jnp.where(top == jnp.inf, only_infinite, log_w - shift), top, shift
+
+
+def _log_share(shifted: Any, axis: int) -> Any:
+    """Logarithm of the sum of weights whose largest is 1; 0 where all are zero."""
+    total = jnp.sum(jnp.exp(shifted), axis, keepdims=True)
+    # the derivative of log at 0 is infinite, and times zero NaN: keep 0 out of it
+    return jnp.log(jnp.where(total > 0.0, total, 1.0))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 __all__ = [
     "Compensated",
     "add",
+    "as_float",
     "compensated",
     "effective_sample_size",
     "log_sum_exp",
@@ -102,7 +103,7 @@ class Compensated(NamedTuple):
 
 def compensated(x: Any) -> Compensated:
     """Start a compensated sum at ``x``."""
-    x = _as_float(x)
+    x = as_float(x)
     return Compensated(x, jnp.zeros_like(x))
 
 
@@ -131,14 +132,15 @@ def value(c: Compensated) -> Any:
     return c.total + c.carry
 
 
-def _as_float(x: Any) -> Any:
+def as_float(x: Any) -> Any:
+    """Make an array of ``x``; integers and booleans become JAX's default float."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
 
 
 def _shift(log_w: Any, axis: int) -> tuple[Any, Any, Any]:
     """``log_w`` less a finite shift with a largest entry of 0 (or -inf if all are), its top, the shift."""
-    log_w = _as_float(log_w)
+    log_w = as_float(log_w)
     log_w = jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
     top = jnp.max(log_w, axis, keepdims=True)
     # subtracting an infinite top would give NaN, in the gradient even where the value is not used

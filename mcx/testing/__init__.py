@@ -8,6 +8,7 @@ from mcx.testing.conjugate import CONJUGATE_PAIRS, ConjugatePair
 from mcx.testing.hmm import HMMResult, PathLaw, forward_backward, path_law
 from mcx.testing.kalman import DenseGaussian, KalmanResult, dense_gaussian, kalman, sample_paths
 from mcx.testing.oracles import Moments, enumerate_discrete, quadrature
+from mcx.testing.resampling import check_resampling
 
 __all__ = [
     "CONJUGATE_PAIRS",
@@ -19,6 +20,7 @@ __all__ = [
     "PathLaw",
     "StatisticalFailure",
     "check_mean",
+    "check_resampling",
     "dense_gaussian",
     "enumerate_discrete",
     "forward_backward",

@@ -212,6 +212,7 @@ def test_bar_in_a_terminal(monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "200")  # older releases of tqdm ask the real terminal otherwise
     display = make_progress(True, 10, "NUTS")
     display.compiling()
     assert "compiling" in sys.stderr.getvalue()

@@ -23,6 +23,7 @@ __all__ = [
     "PosteriorShapeError",
     "SiteNameError",
     "SupportError",
+    "WeightCollapse",
 ]
 
 
@@ -100,7 +101,17 @@ class KeyTypeError(McxError, TypeError):
 
 
 class NonFiniteError(McxError, ArithmeticError):
-    """Draws or weights are not finite."""
+    """Draws, densities or weights are not finite."""
+
+
+class WeightCollapse(NonFiniteError):
+    """All particles have weight zero: no particle explains an observation.
+
+    :attr:`step` is the time, :attr:`result` what there was before it.
+    """
+
+    step: int = -1
+    result: object = None
 
 
 class MissingExtraError(McxError, ImportError):

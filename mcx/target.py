@@ -1,7 +1,8 @@
 """The records that everything below the language consumes.
 
-A :class:`Target` is a posterior on unconstrained space, prior and likelihood kept apart. Its data are
-pytree leaves and its functions are static, so that a compiled program takes new data without retracing.
+A :class:`Target` is a posterior on unconstrained space, prior and likelihood kept apart. A
+:class:`FeynmanKac` model is an initial law, Markov kernels and potentials. Their data are pytree leaves and
+their functions are static, so that a compiled program takes new data without retracing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mcx.errors import ModelError
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from mcx.model.sites import SiteTable
 
-__all__ = ["LogParts", "Target", "TargetFunctions"]
+__all__ = ["FeynmanKac", "LogParts", "StateSpace", "Target", "TargetFunctions"]
 
 
 class LogParts(NamedTuple):
@@ -55,14 +58,12 @@ class Target:
         functions: pure functions of ``(data, z)``; static.
         shapes: ``(site, shape)`` of the unconstrained sites in program order; static.
         sites: the model's sites; static.
-        feynman_kac: Feynman-Kac models by Markov block; empty for a model without one.
     """
 
     data: Any
     functions: TargetFunctions = field(metadata={"static": True})
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(metadata={"static": True})
     sites: SiteTable = field(metadata={"static": True})
-    feynman_kac: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
@@ -130,3 +131,93 @@ class Target:
     def with_data(self, data: Any) -> Target:
         """The same target with other data of the same structure."""
         return replace(self, data=data)
+
+
+def _same(params: Any) -> Any:
+    return params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FeynmanKac:
+    """What particle methods approximate: an initial law, Markov kernels and potentials, for one particle.
+
+    It stands for the measures ``M_0(dx_0) G_0(x_0) prod_t M_t(x_{t-1}, dx_t) G_t(x_{t-1}, x_t)``. Particles
+    are arbitrary pytrees; the loop vectorises the functions. Parameters are arguments, never closed over:
+    that is what allows ``vmap`` and gradients over them without tracing anew.
+
+    Attributes:
+        initial: ``(key, ctx, u_0) -> x_0``, a draw from M_0.
+        transition: ``(key, ctx, x_prev, u) -> x``, a draw from M_t.
+        log_potential: ``(ctx, x_prev, x, u) -> scalar``, log G_t; ``x_prev`` is None at t = 0.
+        num_steps: T, number of times; static.
+        inputs: per-step data, a pytree whose leaves have a leading axis of T; u_t is its t-th entry.
+        prepare: ``params -> ctx``, run once, outside of the loop; a plain function or a
+            ``jax.tree_util.Partial`` that carries data.
+        log_transition: ``(ctx, x_prev, x, u) -> scalar``, log density of M_t with respect to a fixed measure,
+            or None: backward sampling, PaRIS and ancestor sampling need it.
+        log_lookahead: ``(ctx, x, u_next) -> scalar``, how promising a particle is for the next potential, in
+            logarithm, or None: resampling then takes it into account and the weights correct for it (the
+            auxiliary particle filter of Pitt and Shephard 1999).
+        adapt: ``(ctx, particles, log_w, u) -> ctx``: the context that this step's transition, potential and
+            look-ahead see, computed from the whole population, or None.
+        laned: whether ``initial`` and ``transition`` take a :class:`~mcx.ops.lanes.Lane` in place of a key of
+            their own, and draw with :func:`mcx.ops.lanes.draw`: one batched draw for all particles.
+
+    Source: Del Moral (2004); Chopin and Papaspiliopoulos (2020), chapter 5.
+    """
+
+    initial: Callable[..., Any] = field(metadata={"static": True})
+    transition: Callable[..., Any] = field(metadata={"static": True})
+    log_potential: Callable[..., Any] = field(metadata={"static": True})
+    num_steps: int = field(metadata={"static": True})
+    inputs: Any = None
+    prepare: Any = field(default=jax.tree_util.Partial(_same))
+    log_transition: Callable[..., Any] | None = field(default=None, metadata={"static": True})
+    log_lookahead: Callable[..., Any] | None = field(default=None, metadata={"static": True})
+    adapt: Callable[..., Any] | None = field(default=None, metadata={"static": True})
+    laned: bool = field(default=False, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prepare, jax.tree_util.Partial) and callable(self.prepare):
+            object.__setattr__(self, "prepare", jax.tree_util.Partial(self.prepare))
+
+    def check(self) -> None:
+        """Raise unless the counts and the inputs fit each other.
+
+        Raises:
+            ModelError: if ``num_steps`` is no positive int, or an input has another leading axis.
+        """
+        if self.num_steps < 1:
+            raise ModelError(
+                "FeynmanKac(num_steps=...) is out of range",
+                expected="an int >= 1",
+                found=repr(self.num_steps),
+            )
+        for path, leaf in jax.tree_util.tree_flatten_with_path(self.inputs)[0]:
+            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != self.num_steps:
+                raise ModelError(
+                    f"FeynmanKac(inputs=...){jax.tree_util.keystr(path)} has the wrong length",
+                    expected=f"a leading axis of {self.num_steps}, one entry a step",
+                    found=f"shape {jnp.shape(leaf)}",
+                )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StateSpace:
+    """A Markov chain with emissions: a Feynman-Kac model and what its particles mean.
+
+    Attributes:
+        feynman_kac: the chain, weighted by its observations.
+        states: ``particle -> {site: value}``; static.
+        observe: ``(key, ctx, x, u) -> {site: value}``, a draw of the observations of one time; static.
+        observed: ``u -> {site: value}``, the observations among the inputs (NaN where missing); static.
+        name: of the Markov block; static.
+    """
+
+    feynman_kac: FeynmanKac
+    states: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
+    observe: Callable[..., dict[str, Any]] = field(metadata={"static": True})
+    observed: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
+    name: str = field(metadata={"static": True})

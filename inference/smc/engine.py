@@ -1,0 +1,201 @@
+"""The one loop body that runs every Feynman-Kac model: resample, move, weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import MethodError
+from mcx.inference.smc.resampling import adaptive, multinomial
+from mcx.inference.smc.variance import Origins, advance, origins
+from mcx.ops.lanes import Lane, lanes
+from mcx.ops.logspace import Compensated, add, compensated, effective_sample_size, normalize, value
+from mcx.target import FeynmanKac
+
+__all__ = ["Extras", "SMCInfo", "SMCSettings", "SMCState", "initialize", "move"]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What travels with the particles: statistics of a particle's own past. Hashable by value.
+
+    Attributes:
+        initial: ``(ctx, x_0, u_0) -> extra``.
+        update: ``(ctx, extra, x_prev, x, u) -> extra``, given the ancestor's extra and state.
+    """
+
+    initial: Callable[..., Any]
+    update: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class SMCSettings:
+    """Settings of a particle system; static.
+
+    Attributes:
+        num_particles: N.
+        threshold: resample where the effective sample size falls below this fraction of N; 1 is every step,
+            0 is never.
+        resampling: the scheme, see :mod:`mcx.inference.smc.resampling`.
+        extras: what travels with the particles, or None.
+        lag: steps between the points from which the error of the evidence is traced; None does not trace it.
+    """
+
+    num_particles: int
+    threshold: float = 0.5
+    resampling: Callable[..., Any] = multinomial
+    extras: Extras | None = None
+    lag: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 1:
+            raise MethodError(
+                "num_particles is out of range", expected="an int >= 1", found=repr(self.num_particles)
+            )
+        if not 0 <= self.threshold <= 1:
+            raise MethodError(
+                "the resampling threshold is out of range",
+                expected="a fraction between 0 (never resample) and 1 (at every step)",
+                found=repr(self.threshold),
+            )
+
+
+class SMCInfo(NamedTuple):
+    """What happened in one step.
+
+    ess: effective sample size after weighting; 0 after a collapse.
+    resampled: whether the step began with resampling.
+    log_increment: log of the estimated evidence increment.
+    num_nonfinite: potentials that were NaN or +inf; they count as -inf.
+    max_log_potential: largest log potential.
+    """
+
+    ess: Any
+    resampled: Any
+    log_increment: Any
+    num_nonfinite: Any
+    max_log_potential: Any
+
+
+class SMCState(NamedTuple):
+    """A weighted particle system.
+
+    particles: pytree with a leading axis of N.
+    log_w: normalised log weights (N,); all -inf after a collapse.
+    log_z: log of the estimated evidence so far, a compensated sum.
+    ancestors: index of each particle's parent in the system before, int32 (N,).
+    extras: what travels with the particles.
+    origins: registers for the error of the evidence.
+    info: of the last step.
+    """
+
+    particles: Any
+    log_w: Any
+    log_z: Compensated
+    ancestors: Any
+    extras: Any
+    origins: Origins | None
+    info: SMCInfo
+
+    @property
+    def log_evidence(self) -> Any:
+        """Log of the estimated evidence so far."""
+        return value(self.log_z)
+
+
+def initialize(key: Any, fk: FeynmanKac, ctx: Any, u: Any, settings: SMCSettings) -> SMCState:
+    """The particle system at t = 0: N draws from M_0, weighted by G_0.
+
+    Args:
+        key: a typed key.
+        fk: the model; only its functions are used.
+        ctx: what ``fk.prepare`` gave.
+        u: input of t = 0.
+        settings: of the system.
+    """
+    num = settings.num_particles
+    particles = _per_particle(fk, fk.initial, key, num, ctx, (), (u,))
+    log_g, faults = _potentials(jax.vmap(lambda x: fk.log_potential(ctx, None, x, u))(particles))
+    equal = jnp.full_like(log_g, -jnp.log(num))
+    log_w, log_z, info = _weigh(equal, log_g, faults, jnp.asarray(False))
+    extras = None
+    if settings.extras is not None:
+        extras = jax.vmap(settings.extras.initial, (None, 0, None))(ctx, particles, u)
+    registers = None if settings.lag is None else origins(num, log_w.dtype)
+    ancestors = jnp.arange(num, dtype=jnp.int32)
+    return SMCState(particles, log_w, compensated(log_z), ancestors, extras, registers, info)
+
+
+def move(
+    key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, t: Any, settings: SMCSettings
+) -> SMCState:
+    """One step: resample where the weights ask for it, draw from M_t, weight by G_t.
+
+    Args:
+        key: a typed key, a new one for every step.
+        fk: the model.
+        ctx: what ``fk.prepare`` gave.
+        state: at t - 1.
+        u: input of t.
+        t: number of the step, at least 1.
+        settings: of the system.
+
+    Returns:
+        The state at t. E[evidence estimate] is the evidence for every N, threshold and unbiased resampling.
+        Costs O(N). The gradient through ``log_potential`` and the transition's draws is, in expectation, that
+        of the evidence: resampled weights carry their ancestors' derivative (Scibior and Wood 2021).
+
+    Source: Chopin and Papaspiliopoulos (2020), algorithms 10.1 (generic), 10.3 (adaptive resampling) and
+    section 10.3.3 (look-ahead).
+    """
+    num = settings.num_particles
+    key_resample, key_move = jax.random.split(key)
+    if fk.adapt is not None:
+        ctx = fk.adapt(ctx, state.particles, state.log_w, u)
+    log_v = state.log_w
+    if fk.log_lookahead is not None:
+        look = fk.log_lookahead
+        ahead, _ = _potentials(jax.vmap(lambda x: look(ctx, x, u))(state.particles))
+        log_v, _ = normalize(state.log_w + ahead)
+    carried = (state.particles, state.extras, None if state.origins is None else state.origins.index)
+    resample = adaptive(settings.resampling, settings.threshold)
+    ancestors, log_w, (x_prev, extras, index), resampled = resample(key_resample, log_v, carried)
+    if fk.log_lookahead is not None:
+        # W/V of the ancestors corrects for having resampled by V; without resampling the weights stay W
+        log_w = jnp.where(resampled, log_w + (state.log_w - log_v)[ancestors], state.log_w)
+    particles = _per_particle(fk, fk.transition, key_move, num, ctx, (x_prev,), (u,))
+    log_g, faults = _potentials(jax.vmap(lambda a, x: fk.log_potential(ctx, a, x, u))(x_prev, particles))
+    log_w, increment, info = _weigh(log_w, log_g, faults, resampled)
+    if settings.extras is not None:
+        extras = jax.vmap(settings.extras.update, (None, 0, 0, 0, None))(ctx, extras, x_prev, particles, u)
+    registers = None
+    if state.origins is not None and settings.lag is not None:
+        registers = advance(state.origins, index, resampled, log_w, t, settings.lag)
+    return SMCState(particles, log_w, add(state.log_z, increment), ancestors, extras, registers, info)
+
+
+def _per_particle(
+    fk: FeynmanKac, law: Callable[..., Any], key: Any, num: int, ctx: Any, own: Any, shared: Any
+) -> Any:
+    """Draw from a kernel for every particle, from one batch or from a key each."""
+    axes = (None, *(0 for _ in own), *(None for _ in shared))
+    if fk.laned:
+        return jax.vmap(law, (Lane(None, 0), *axes))(lanes(key, num), ctx, *own, *shared)
+    return jax.vmap(law, (0, *axes))(jax.random.split(key, num), ctx, *own, *shared)
+
+
+def _potentials(log_g: Any) -> tuple[Any, tuple[Any, Any]]:
+    """Log potentials with NaN and +inf made -inf; their number; the largest that is left."""
+    bad = jnp.isnan(log_g) | (log_g == jnp.inf)
+    log_g = jnp.where(bad, -jnp.inf, log_g)
+    return log_g, (jnp.sum(bad, dtype=jnp.int32), jnp.max(log_g))
+
+
+def _weigh(log_w: Any, log_g: Any, faults: tuple[Any, Any], resampled: Any) -> tuple[Any, Any, SMCInfo]:
+    log_w, increment = normalize(log_w + log_g)
+    num_bad, largest = faults
+    return log_w, increment, SMCInfo(effective_sample_size(log_w), resampled, increment, num_bad, largest)

@@ -1,0 +1,111 @@
+"""Sequential Monte Carlo as a pure function, for ``jit``, ``vmap`` over keys and parameters, and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.inference.smc.engine import Extras, SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.history import HistorySettings, Record, check_faults, record
+from mcx.inference.smc.resampling import as_resampling
+from mcx.inference.smc.variance import default_lag, log_evidence_variance
+from mcx.ops.keys import as_key
+from mcx.target import FeynmanKac
+
+__all__ = ["SMCResult", "smc", "step_keys"]
+
+
+class SMCResult(NamedTuple):
+    """A particle system at its last step, and what was kept of the others.
+
+    state: at t = T - 1.
+    log_evidence: log of the estimated evidence; the estimate itself (not its log) is unbiased.
+    log_evidence_se: standard error from within the run; NaN unless resampling is multinomial.
+    history: one record a step, leading axis T.
+    """
+
+    state: SMCState
+    log_evidence: Any
+    log_evidence_se: Any
+    history: Record
+
+
+def smc(
+    key: Any,
+    fk: FeynmanKac,
+    params: Any = None,
+    *,
+    num_particles: int,
+    resampling: str | Callable[..., Any] = "multinomial",
+    threshold: float = 0.5,
+    history: str = "none",
+    quantiles: tuple[float, ...] = (),
+    extras: Extras | None = None,
+    max_nonfinite: float = 0.5,
+) -> SMCResult:
+    """Run a particle system over all steps of a Feynman-Kac model.
+
+    Args:
+        key: a typed JAX key or an int.
+        fk: the model.
+        params: its parameters, given to ``fk.prepare``.
+        num_particles: N.
+        resampling: a scheme by name, or a function ``(key, log_w, num) -> ancestors``.
+        threshold: resample below this effective sample size, as a fraction of N; 1 is every step.
+        history: "none", "moments", "ancestors" or "full".
+        quantiles: probabilities; weighted quantiles are kept along with moments.
+        extras: statistics that travel with the particles.
+        max_nonfinite: largest tolerated share of potentials that are NaN or +inf, which count as -inf.
+
+    Returns:
+        An :class:`SMCResult`. Costs O(T N); memory O(N), and O(T N) with history "ancestors" and "full".
+
+    Raises:
+        WeightCollapse, NonFiniteError: outside of ``jit`` and ``vmap``. Within, nothing can be raised: a
+            collapse shows as a log evidence of -inf and moments of NaN.
+        MethodError, ModelError: on settings that make no sense.
+    """
+    fk.check()
+    scheme = as_resampling(resampling)
+    lag = default_lag(num_particles) if scheme is as_resampling("multinomial") and num_particles > 1 else None
+    settings = SMCSettings(num_particles, threshold, scheme, extras, lag)
+    keep = HistorySettings(history, tuple(quantiles))
+    result = _run(as_key(key), fk, params, settings, keep)
+    if not isinstance(result.log_evidence, jax.core.Tracer):
+        check_faults(jax.tree_util.tree_map(np.asarray, result.history.info), num_particles, max_nonfinite)
+    return result
+
+
+def step_keys(key: Any, num_steps: int) -> tuple[Any, Any]:
+    """The key of t = 0, and those of the later steps: each depends on its number alone."""
+    key_start, key_run = jax.random.split(key)
+    times = jnp.arange(1, num_steps, dtype=jnp.uint32)
+    return key_start, jax.vmap(jax.random.fold_in, (None, 0))(key_run, times)
+
+
+def _loop(key: Any, fk: FeynmanKac, params: Any, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
+    ctx = fk.prepare(params)
+    key_start, keys = step_keys(key, fk.num_steps)
+    first = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], fk.inputs)
+    rest = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
+    state = initialize(key_start, fk, ctx, first, settings)
+
+    def body(state: SMCState, x: Any) -> tuple[SMCState, Record]:
+        key, t, u = x
+        state = move(key, fk, ctx, state, u, t, settings)
+        return state, record(state, keep)
+
+    start = record(state, keep)
+    state, later = jax.lax.scan(body, state, (keys, jnp.arange(1, fk.num_steps), rest))
+    history = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+    se = jnp.full_like(state.log_w[0], jnp.nan)
+    if state.origins is not None:
+        se = jnp.sqrt(jnp.maximum(log_evidence_variance(state.origins, state.log_w), 0.0))
+    return SMCResult(state, state.log_evidence, jax.lax.stop_gradient(se), history)
+
+
+_run = jax.jit(_loop, static_argnames=("settings", "keep"))

@@ -105,9 +105,7 @@ def ssp(key: Any, log_w: Any, num: int) -> Any:
         # small sums: one becomes 0, and a stays open with odds p : q. Large: one becomes 1, and a stays open
         # if it is b, with odds 1 - p : 1 - q
         odds_a, odds_b = jnp.where(up, 1 - p, p), jnp.where(up, 1 - q, q)
-        total = odds_a + odds_b
-        share = jnp.where(total > 0, odds_a / jnp.where(total > 0, total, 1), 1)
-        stays = accept(key_b, jnp.log(share))
+        stays = accept(key_b, jnp.where(odds_b > 0, jnp.log(odds_a / (odds_a + odds_b)), 0))
         closed = jnp.where(stays, b, a)
         return (jnp.where(stays, a, b), both - up), (closed, up)
 
@@ -170,7 +168,10 @@ def _one_each_stratum(log_w: Any, u: Any) -> Any:
 def _integer_parts(log_w: Any, num: int) -> tuple[Any, Any, Any]:
     """Weights, and their expected numbers of offspring: integer and fractional parts."""
     w = relative_weights(log_w)
-    # dividing last, equal weights give exact integers
-    expected = num * w / jnp.sum(w)
+    expected = num * (w / jnp.sum(w))
+    # Rounding must not make .9999999 of what is 1: of n equal weights, all would be left to chance.
+    whole = jnp.round(expected)
+    close = jnp.abs(expected - whole) <= 4 * jnp.finfo(w.dtype).eps * whole
+    expected = jnp.where(close, whole, expected)
     certain = jnp.floor(expected)
     return w, certain.astype(jnp.int32), expected - certain

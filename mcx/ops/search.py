@@ -30,7 +30,8 @@ def monotone_cdf(weights: Any) -> Any:
     # dropping entries of weight zero before the running maximum gives them their predecessor's value exactly,
     # whatever the prefix sum's rounding says
     total = jax.lax.cummax(jnp.where(weights > 0, total, 0))
-    return total / total[-1]  # x / x is exactly 1, and division rounds monotonically
+    # XLA divides by multiplying with the reciprocal, so that x / x may be an ulp beside 1, on either side
+    return jnp.where(total < total[-1], jnp.minimum(total / total[-1], 1), 1)
 
 
 def invert_cdf(cdf: Any, u: Any) -> Any:

@@ -5,6 +5,14 @@ Nothing here depends on pytest; strategies need the ``testing`` extra (Hypothesi
 
 from mcx.testing.check import StatisticalFailure, check_mean, key_for
 from mcx.testing.conjugate import CONJUGATE_PAIRS, ConjugatePair
+from mcx.testing.enumeration import (
+    Enumeration,
+    EnumerationError,
+    KeyReuse,
+    TooManyOutcomes,
+    UnscriptedDraw,
+    enumerate_outcomes,
+)
 from mcx.testing.hmm import HMMResult, PathLaw, forward_backward, path_law
 from mcx.testing.kalman import DenseGaussian, KalmanResult, dense_gaussian, kalman, sample_paths
 from mcx.testing.oracles import Moments, enumerate_discrete, quadrature
@@ -14,15 +22,21 @@ __all__ = [
     "CONJUGATE_PAIRS",
     "ConjugatePair",
     "DenseGaussian",
+    "Enumeration",
+    "EnumerationError",
     "HMMResult",
     "KalmanResult",
+    "KeyReuse",
     "Moments",
     "PathLaw",
     "StatisticalFailure",
+    "TooManyOutcomes",
+    "UnscriptedDraw",
     "check_mean",
     "check_resampling",
     "dense_gaussian",
     "enumerate_discrete",
+    "enumerate_outcomes",
     "forward_backward",
     "kalman",
     "key_for",

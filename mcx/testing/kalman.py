@@ -112,17 +112,8 @@ def kalman(
 
     Source: Anderson & Moore (1979), Optimal Filtering; Rauch, Tung & Striebel (1965) for the smoother.
     """
-    m = _model(
-        y,
-        initial_mean,
-        initial_cov,
-        transition_matrix,
-        transition_offset,
-        transition_cov,
-        observation_matrix,
-        observation_offset,
-        observation_cov,
-    )
+    initial, transition = (initial_mean, initial_cov), (transition_matrix, transition_offset, transition_cov)
+    m = _model(y, *initial, *transition, observation_matrix, observation_offset, observation_cov)
     steps, d = len(m.y), len(m.mean)
     log_increments = np.zeros(steps)
     predicted_means, filtered_means = np.empty((2, steps, d))
@@ -223,17 +214,8 @@ def dense_gaussian(
     Raises:
         DataError: if the shapes do not fit.
     """
-    m = _model(
-        y,
-        initial_mean,
-        initial_cov,
-        transition_matrix,
-        transition_offset,
-        transition_cov,
-        observation_matrix,
-        observation_offset,
-        observation_cov,
-    )
+    initial, transition = (initial_mean, initial_cov), (transition_matrix, transition_offset, transition_cov)
+    m = _model(y, *initial, *transition, observation_matrix, observation_offset, observation_cov)
     steps, p = m.y.shape
     d = len(m.mean)
     size = steps * d

@@ -115,7 +115,7 @@ def ssp(key: Any, log_w: Any, num: int) -> Any:
     (last, _), (closed, up) = jax.lax.scan(meet, start, (parents, rest, jax.random.split(key, n)))
     counts = certain.at[closed].add(up.astype(jnp.int32))
     # what is still open is 0 or 1 but for rounding: the number of offspring tells which
-    counts = counts.at[last].add(jnp.maximum(num - jnp.sum(counts), 0))
+    counts = counts.at[last].add(jnp.maximum(num - jnp.sum(counts, dtype=jnp.int32), 0))
     return ancestors_from_cumulative(jnp.minimum(jnp.cumsum(counts, dtype=jnp.int32), num), num)
 
 

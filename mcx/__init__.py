@@ -22,6 +22,7 @@ from mcx import dist, errors
 from mcx._version import __version__
 from mcx.infer import infer, program
 from mcx.model import BoundModel, Model, model
+from mcx.model.markov import markov
 from mcx.model.primitives import deterministic, factor, plate, sample
 from mcx.results import Posterior, Predictions, predict
 from mcx.run import Kernel, Run, run
@@ -64,6 +65,7 @@ __all__ = [
     "errors",
     "factor",
     "infer",
+    "markov",
     "model",
     "plate",
     "predict",

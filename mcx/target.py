@@ -37,8 +37,12 @@ class LogParts(NamedTuple):
 
 
 class TargetFunctions(NamedTuple):
-    """Pure functions of ``(data, z)``, shared by all targets of one structure."""
+    """Pure functions of ``(data, z)``, shared by all targets of one structure.
 
+    ``run`` gives the program itself: ``data -> function without arguments``.
+    """
+
+    run: Callable[[Any], Callable[[], Any]]
     log_parts: Callable[[Any, Any], LogParts]
     constrain: Callable[[Any, Any], dict[str, Any]]
     unconstrain: Callable[[Any, Any], dict[str, Any]]
@@ -214,6 +218,7 @@ class StateSpace:
         observe: ``(key, ctx, x, u) -> {site: value}``, a draw of the observations of one time; static.
         observed: ``u -> {site: value}``, the observations among the inputs (NaN where missing); static.
         name: of the Markov block; static.
+        params: names of the parameters that ``feynman_kac.prepare`` takes; static.
     """
 
     feynman_kac: FeynmanKac
@@ -221,3 +226,4 @@ class StateSpace:
     observe: Callable[..., dict[str, Any]] = field(metadata={"static": True})
     observed: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
     name: str = field(metadata={"static": True})
+    params: tuple[str, ...] = field(metadata={"static": True})

@@ -29,6 +29,7 @@ __all__ = [
     "is_jacobian",
     "record",
     "replay",
+    "scope_prefix",
     "unconstrained_prototype",
 ]
 
@@ -47,6 +48,12 @@ def active_plates() -> tuple[tuple[str, int, int], ...]:
     return tuple(
         (h.name, h.dim, h.subsample_size) for h in primitives._PYRO_STACK if isinstance(h, primitives.plate)
     )
+
+
+def scope_prefix() -> str:
+    """What the active scopes put before the name of a site."""
+    scopes = (h for h in primitives._PYRO_STACK if isinstance(h, numpyro.handlers.scope))
+    return "".join(f"{h.prefix}{h.divider}" for h in scopes)
 
 
 def is_factor(site: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from mcx.errors import (
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.model.density import capability_error
+from mcx.model.pathlaw import Emission
 from mcx.model.sites import Site, SiteTable
 from mcx.target import Target
 
@@ -178,6 +179,17 @@ class _Trial:
         problems: list[ModelError] = []
         for name, count in self.missing.items():
             if count:
+                if sites[name].markov:
+                    problems.append(
+                        DataError(
+                            f"{count} observed vectors are missing in part",
+                            site=name,
+                            expected="vectors that are missing as a whole, or independent components",
+                            remedy="write independent components with .to_event(1) or batch shape; for dependent "
+                            "ones set the whole vector to NaN",
+                        )
+                    )
+                    continue
                 problems.append(
                     DataError(
                         f"{count} of the observed values are NaN",
@@ -240,6 +252,9 @@ def _observed_flags(target: Target, z: Any) -> tuple[dict[str, Any], dict[str, A
     for name, site in target.replayed(z).items():
         if name in target.sites and target.sites[name].kind == "observed":
             observed = jnp.asarray(site["value"])
+            if isinstance(site["fn"], Emission):
+                missing[name], supported[name] = site["fn"].unusable(observed)
+                continue
             support = site["fn"].support
             supported[name] = jnp.asarray(True) if support is None else jnp.all(support(observed))
             missing[name] = jnp.sum(jnp.isnan(observed)) if observed.dtype.kind == "f" else jnp.int32(0)

@@ -83,7 +83,14 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         for s in sites
     )
     return TargetFunctions(
-        log_parts, constrain, unconstrain, pointwise, prior_terms, replayed, sample_prior if proper else None
+        run,
+        log_parts,
+        constrain,
+        unconstrain,
+        pointwise,
+        prior_terms,
+        replayed,
+        sample_prior if proper else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpyro.distributions as dist
 from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
 from mcx.model.bound import BoundModel
+from mcx.model.pathlaw import Emission, PathComponent
 from mcx.model.sites import Site, SiteTable, constraint_name, distribution_name
 
 __all__ = ["describe"]
@@ -57,7 +59,19 @@ def describe(bound: BoundModel, concrete: bool = False) -> SiteTable:
                 found.append(site)
 
     jax.eval_shape(run, () if concrete else bound)
-    return SiteTable(tuple(found), bound.name)
+    return SiteTable(_with_time(found), bound.name)
+
+
+def _with_time(sites: list[Site]) -> tuple[Site, ...]:
+    """Name the time axis of Markov sites: "time", or after the site where another length has that name."""
+    lengths: dict[int, str] = {}
+    named = []
+    for site in sites:
+        if site.markov:
+            name = "time" if not lengths else f"{site.name}_time"
+            site = replace(site, dims=(lengths.setdefault(site.shape[0], name), *site.dims[1:]))
+        named.append(site)
+    return tuple(named)
 
 
 def _site(msg: dict[str, Any]) -> Site | None:
@@ -105,7 +119,7 @@ def _sample_site(msg: dict[str, Any]) -> Site:
             plates=plates,
         )
     common: dict[str, Any] = {
-        "distribution": distribution_name(fn),
+        "distribution": _distribution_name(fn),
         "batch_shape": batch,
         "event_shape": event,
         "shape": shape,
@@ -115,6 +129,7 @@ def _sample_site(msg: dict[str, Any]) -> Site:
         "discrete_support": fn.support is not None and bool(fn.support.is_discrete),
         "plates": plates,
         "weighted": weighted,
+        "markov": isinstance(fn, PathComponent | Emission),
     }
     if msg["is_observed"]:
         terms = _terms_shape(name, fn, value)
@@ -126,6 +141,12 @@ def _sample_site(msg: dict[str, Any]) -> Site:
         return Site(name, "discrete", **common)
     unconstrained = jnp.shape(dist.biject_to(support).inv(value))
     return Site(name, "latent", **common, unconstrained_shape=unconstrained, improper=capture.is_improper(fn))
+
+
+def _distribution_name(fn: Any) -> str:
+    if isinstance(fn, PathComponent):
+        return f"Markov({distribution_name(fn.law.start[fn.component])})"
+    return distribution_name(fn.first if isinstance(fn, Emission) else fn)
 
 
 def _terms_shape(name: str, fn: Any, value: Any) -> tuple[int, ...]:

@@ -38,6 +38,7 @@ class Site:
         plates: ``(name, dim, size)`` of the plates around it.
         terms_shape: of an observed site, shape of its log-likelihood terms.
         discrete_support: whether its values are integers by law.
+        markov: whether it is a path of a Markov chain, or its observations: the first axis is time.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Site:
     plates: tuple[tuple[str, int, int], ...] = ()
     terms_shape: tuple[int, ...] = ()
     discrete_support: bool = False
+    markov: bool = False
 
     @property
     def observed(self) -> bool:

@@ -28,7 +28,8 @@ SCHEMA = 1
 
 def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
     """See :meth:`Posterior.to_datatree`."""
-    from arviz_base import from_dict
+    from arviz_base import dict_to_dataset, from_dict
+    from xarray import DataTree
 
     target = compile_model(posterior.bound)
     terms = map_draws(_density_terms, target, {"z": posterior.unconstrained}, _density_terms)
@@ -54,8 +55,9 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
     library = {"inference_library": "mcx", "inference_library_version": __version__}
     attrs = {group: dict(library) for group in content}
     attrs["/"] = _attributes(posterior)
+    log_prior = content.pop("log_prior")
     content = {group: variables for group, variables in content.items() if variables}
-    return from_dict(
+    tree = from_dict(
         content,
         name="mcx",
         dims=_dims(target.sites),
@@ -63,6 +65,13 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
         pred_dims=new_dims,
         attrs={group: value for group, value in attrs.items() if group in content or group == "/"},
     )
+    # a density has no event axes; from_dict knows that of likelihoods only
+    tree["log_prior"] = DataTree(
+        dict_to_dataset(
+            log_prior, dims=_dims(target.sites), coords=coords, skip_event_dims=True, attrs=library
+        )
+    )
+    return tree
 
 
 def _density_terms(target: Any, draw: Any) -> dict[str, Any]:
@@ -114,13 +123,19 @@ def _constant_data(
             if not hasattr(leaf, "dtype") or getattr(leaf.dtype, "kind", "O") not in "biuf":
                 continue
             array = np.asarray(leaf)
-            if any(array.shape == y.shape and np.array_equal(array, y) for y in observed.values()):
+            if any(_same(array, y) for y in observed.values()):
                 continue
             parts = [name, *(str(getattr(p, "key", getattr(p, "idx", p))) for p in path)]
             label = ".".join(parts).replace("/", "_")
             # a variable named like a dimension would turn into a coordinate and vanish
             found[label + "_data" if label in dims else label] = array
     return found
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal arrays, NaN (a missing observation) included."""
+    both_float = a.dtype.kind == b.dtype.kind == "f"
+    return a.shape == b.shape and np.array_equal(a, b, equal_nan=both_float)
 
 
 def _attributes(posterior: Posterior) -> dict[str, Any]:

@@ -20,13 +20,13 @@ for _part in ("inference", "estimators"):
 
 from mcx import dist, errors
 from mcx._version import __version__
-from mcx.infer import infer, program
+from mcx.infer import filter, infer, program
 from mcx.model import BoundModel, Model, model
 from mcx.model.markov import markov
 from mcx.model.primitives import deterministic, factor, plate, sample
 from mcx.results import Posterior, Predictions, predict
 from mcx.run import Kernel, Run, run
-from mcx.target import Target
+from mcx.target import FeynmanKac, Target
 
 if TYPE_CHECKING:
     from mcx import testing
@@ -35,14 +35,18 @@ if TYPE_CHECKING:
     from mcx.inference.mcmc.mala import MALA
     from mcx.inference.mcmc.nuts import NUTS
     from mcx.inference.mcmc.random_walk import RandomWalk
+    from mcx.inference.smc.particle_filter import ParticleFilter
+    from mcx.inference.smc.smc import smc
 
 # name -> module that defines it, imported on first use
 _LAZY = {
     "HMC": "mcx.inference.mcmc.hmc",
     "MALA": "mcx.inference.mcmc.mala",
     "NUTS": "mcx.inference.mcmc.nuts",
+    "ParticleFilter": "mcx.inference.smc.particle_filter",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
     "enable_compilation_cache": "mcx.cache",
+    "smc": "mcx.inference.smc.smc",
 }
 _LAZY_MODULES = ("testing", "inference", "estimators")
 
@@ -51,8 +55,10 @@ __all__ = [
     "MALA",
     "NUTS",
     "BoundModel",
+    "FeynmanKac",
     "Kernel",
     "Model",
+    "ParticleFilter",
     "Posterior",
     "Predictions",
     "RandomWalk",
@@ -64,6 +70,7 @@ __all__ = [
     "enable_compilation_cache",
     "errors",
     "factor",
+    "filter",
     "infer",
     "markov",
     "model",
@@ -72,6 +79,7 @@ __all__ = [
     "program",
     "run",
     "sample",
+    "smc",
     "testing",
 ]
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mcx.errors import MethodError, ModelError
 from mcx.model.bound import BoundModel
+from mcx.model.check import static_problems
 from mcx.model.compile import compile_model
 from mcx.ops.keys import as_key
 from mcx.results.datatree import check_coords
 from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior
 
-__all__ = ["Method", "infer", "program"]
+if TYPE_CHECKING:
+    from mcx.inference.smc.filtered import Filtered
+    from mcx.inference.smc.particle_filter import ParticleFilter
+
+__all__ = ["Method", "filter", "infer", "program"]
 
 
 @runtime_checkable
@@ -80,6 +85,76 @@ def infer(
     return posterior
 
 
+def filter(
+    bound: BoundModel,
+    *,
+    params: Mapping[str, Any] | None = None,
+    num_particles: int = 1000,
+    method: ParticleFilter | None = None,
+    key: Any,
+    num_chains: int = 1,
+    history: str = "moments",
+    quantiles: Sequence[float] = (),
+    name: str | None = None,
+    coords: Mapping[str, Any] | None = None,
+    progress: Any = True,
+) -> Filtered:
+    """Filter a state-space model: the law of the state given the observations so far, and the evidence.
+
+    Args:
+        bound: a model with a Markov chain (:func:`mcx.markov`) and its data.
+        params: constrained values of every other latent site, ``{"phi": 0.9}``.
+        num_particles: N.
+        method: how; :class:`mcx.ParticleFilter` by default.
+        key: a typed JAX key or an int.
+        num_chains: independent replicates, vectorised.
+        history: what to keep of every time: "moments", "none" (evidence and effective sample size alone),
+            "ancestors" (and parents and weights, T x N) or "full" (and the particles).
+        quantiles: probabilities of weighted quantiles to keep along with the moments; a sort a step.
+        name: of the Markov chain, where the model has several.
+        coords: labels of the dimensions, ``{"time": dates}``.
+        progress: see :func:`infer`.
+
+    Returns:
+        Moments over time, log evidence with its standard error, effective sample sizes; see
+        :class:`~mcx.inference.smc.filtered.Filtered`. Stopped by Ctrl-C, it holds the times up to there, with
+        ``complete=False``. Costs O(T N).
+
+    Raises:
+        CapabilityError: if the model has no Markov chain, or a likelihood on its path outside of it.
+        ModelError, SupportError, DataError: if ``params`` or data cannot be used as they are.
+        WeightCollapse: if no particle explains an observation; what was there before is in ``.result``.
+        NonFiniteError: if too many potentials are NaN or +inf.
+    """
+    _check_bound(bound)
+    from mcx.inference.smc.particle_filter import ParticleFilter
+
+    method = ParticleFilter() if method is None else method
+    if not isinstance(method, ParticleFilter):
+        raise MethodError(
+            "filter needs a particle filter", expected="mcx.ParticleFilter()", found=repr(method)
+        )
+    for argument, value in (("num_particles", num_particles), ("num_chains", num_chains)):
+        if not isinstance(value, int) or value < 1:
+            raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))
+    target = compile_model(bound)
+    for problem in static_problems(target.sites):
+        raise problem
+    check_coords(coords or {}, target.sites)
+    return method.filter(
+        bound,
+        params=params,
+        num_particles=num_particles,
+        key=as_key(key),
+        num_chains=num_chains,
+        history=history,
+        quantiles=tuple(quantiles),
+        block=name,
+        coords=coords or {},
+        progress=progress,
+    )
+
+
 def program(bound: BoundModel, method: Method, *, num_chains: int = 4) -> Callable[..., Posterior]:
     """The pure function behind :func:`infer`, for ``jit``, ``vmap`` over keys and data sets.
 
@@ -96,7 +171,7 @@ def program(bound: BoundModel, method: Method, *, num_chains: int = 4) -> Callab
     return method.program(bound, num_chains)
 
 
-def _check_types(bound: Any, method: Any) -> None:
+def _check_bound(bound: Any) -> None:
     if not isinstance(bound, BoundModel):
         hint = "call the model with its data first: infer(model(data), ...)"
         if callable(bound):
@@ -107,6 +182,10 @@ def _check_types(bound: Any, method: Any) -> None:
             found=type(bound).__name__,
             remedy=hint,
         )
+
+
+def _check_types(bound: Any, method: Any) -> None:
+    _check_bound(bound)
     if isinstance(method, type):
         raise MethodError("the method is a class", expected=f"{method.__name__}()", found=method.__name__)
     if not isinstance(method, Method):

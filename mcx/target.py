@@ -219,6 +219,7 @@ class StateSpace:
         observed: ``u -> {site: value}``, the observations among the inputs (NaN where missing); static.
         name: of the Markov block; static.
         params: names of the parameters that ``feynman_kac.prepare`` takes; static.
+        guided: whether particles are drawn with the observation in view; static.
     """
 
     feynman_kac: FeynmanKac
@@ -227,3 +228,4 @@ class StateSpace:
     observed: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
     name: str = field(metadata={"static": True})
     params: tuple[str, ...] = field(metadata={"static": True})
+    guided: bool = field(metadata={"static": True})

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from mcx.errors import MethodError
 from mcx.inference.smc.resampling import adaptive, multinomial
-from mcx.inference.smc.variance import Origins, advance, origins
+from mcx.inference.smc.variance import Origins, move_on, origins
 from mcx.ops.lanes import Lane, lanes
 from mcx.ops.logspace import Compensated, add, compensated, effective_sample_size, normalize, value
 from mcx.target import FeynmanKac
 
-__all__ = ["Extras", "SMCInfo", "SMCSettings", "SMCState", "initialize", "move"]
+__all__ = ["Extras", "SMCInfo", "SMCSettings", "SMCState", "end_block", "initialize", "move"]
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,7 @@ def initialize(key: Any, fk: FeynmanKac, ctx: Any, u: Any, settings: SMCSettings
     return SMCState(particles, log_w, compensated(log_z), ancestors, extras, registers, info)
 
 
-def move(
-    key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, t: Any, settings: SMCSettings
-) -> SMCState:
+def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: SMCSettings) -> SMCState:
     """One step: resample where the weights ask for it, draw from M_t, weight by G_t.
 
     Args:
@@ -141,7 +139,6 @@ def move(
         ctx: what ``fk.prepare`` gave.
         state: at t - 1.
         u: input of t.
-        t: number of the step, at least 1.
         settings: of the system.
 
     Returns:
@@ -173,9 +170,16 @@ def move(
     if settings.extras is not None:
         extras = jax.vmap(settings.extras.update, (None, 0, 0, 0, None))(ctx, extras, x_prev, particles, u)
     registers = None
-    if state.origins is not None and settings.lag is not None:
-        registers = advance(state.origins, index, resampled, log_w, t, settings.lag)
+    if state.origins is not None:
+        registers = state.origins._replace(index=index, resamplings=state.origins.resamplings + resampled)
     return SMCState(particles, log_w, add(state.log_z, increment), ancestors, extras, registers, info)
+
+
+def end_block(state: SMCState) -> SMCState:
+    """Due after every step whose number is a multiple of ``settings.lag``: see :mod:`.variance`."""
+    if state.origins is None:
+        return state
+    return state._replace(origins=move_on(state.origins, jax.lax.stop_gradient(state.log_w)))
 
 
 def _per_particle(

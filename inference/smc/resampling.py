@@ -146,7 +146,8 @@ def adaptive(resampling: str | Resampling, threshold: float) -> Callable[..., Re
         return Resampled(ancestors, log_w, particles, jnp.zeros((), bool))
 
     def draw(key: Any, log_w: Any, particles: Any) -> Resampled:
-        ancestors = scheme(key, log_w, log_w.shape[0])
+        # XLA would otherwise fuse the search into every gather that uses it, and search as many times
+        ancestors = jax.lax.optimization_barrier(scheme(key, log_w, log_w.shape[0]))
         particles = jax.tree.map(lambda x: x[ancestors], particles)
         return Resampled(ancestors, _equal(log_w, ancestors), particles, jnp.ones((), bool))
 

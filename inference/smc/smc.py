@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.inference.smc.engine import Extras, SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.engine import Extras, SMCSettings, SMCState, end_block, initialize, move
 from mcx.inference.smc.history import HistorySettings, Record, check_faults, record
 from mcx.inference.smc.resampling import as_resampling
 from mcx.inference.smc.variance import default_lag, log_evidence_variance
@@ -96,7 +96,9 @@ def _loop(key: Any, fk: FeynmanKac, params: Any, settings: SMCSettings, keep: Hi
 
     def body(state: SMCState, x: Any) -> tuple[SMCState, Record]:
         key, t, u = x
-        state = move(key, fk, ctx, state, u, t, settings)
+        state = move(key, fk, ctx, state, u, settings)
+        if settings.lag is not None:
+            state = jax.lax.cond(t % settings.lag == 0, end_block, lambda state: state, state)
         return state, record(state, keep)
 
     start = record(state, keep)

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Origins", "advance", "default_lag", "log_evidence_variance", "origins"]
+__all__ = ["Origins", "default_lag", "log_evidence_variance", "move_on", "origins"]
 
 
 class Origins(NamedTuple):
     """Where particles came from, at two points of the past.
 
-    index: (N, 2) int32: each particle's ancestor at the older and at the newer origin.
+    index: two of (N,) int32: each particle's ancestor at the older and at the newer origin.
     resamplings: (2,) resampling steps since each origin.
     variance: of the log evidence, contributed by the times before the older origin.
     """
@@ -40,33 +40,24 @@ def default_lag(num_particles: int) -> int:
 def origins(num_particles: int, dtype: Any) -> Origins:
     """Registers at t = 0: both origins are the particles themselves."""
     index = jnp.arange(num_particles, dtype=jnp.int32)
-    return Origins(jnp.stack([index, index], 1), jnp.zeros(2, dtype), jnp.zeros((), dtype))
+    return Origins((index, index), jnp.zeros(2, dtype), jnp.zeros((), dtype))
 
 
-def advance(state: Origins, index: Any, resampled: Any, log_w: Any, t: Any, lag: int) -> Origins:
-    """Take the registers over one step, and move the origins on where t is a multiple of ``lag``.
+def move_on(state: Origins, log_w: Any) -> Origins:
+    """Put the newer origin where the particles are now, and take stock of the older one's share.
 
     Args:
-        state: registers before the step; ``index`` is theirs, re-indexed with the ancestors.
-        index: see there.
-        resampled: whether the step resampled.
-        log_w: normalised log weights after the step, (N,).
-        t: number of the step.
-        lag: steps between origins.
+        state: registers of the system.
+        log_w: its normalised log weights, (N,).
     """
-    count = state.resamplings + resampled
-
-    def moved_on() -> Origins:
-        older, newer = _log_variances(index, count, log_w)
-        fresh = jnp.arange(index.shape[0], dtype=index.dtype)
-        return Origins(
-            jnp.stack([index[:, 1], fresh], 1),
-            jnp.stack([count[1], jnp.zeros_like(count[1])]),
-            # lineages that have coalesced since the newer origin leave nothing to tell the difference by
-            state.variance + jnp.where(jnp.isinf(newer), newer, older - newer),
-        )
-
-    return jax.lax.cond(t % lag == 0, moved_on, lambda: Origins(index, count, state.variance))
+    older, newer = _log_variances(state.index, state.resamplings, log_w)
+    fresh = jnp.arange(log_w.shape[0], dtype=jnp.int32)
+    return Origins(
+        (state.index[1], fresh),
+        jnp.stack([state.resamplings[1], jnp.zeros_like(state.resamplings[1])]),
+        # lineages that have coalesced since the newer origin leave nothing to tell the difference by
+        state.variance + jnp.where(jnp.isinf(newer), newer, older - newer),
+    )
 
 
 def log_evidence_variance(state: Origins, log_w: Any) -> Any:
@@ -87,11 +78,11 @@ def log_evidence_variance(state: Origins, log_w: Any) -> Any:
 
 def _log_variances(index: Any, resamplings: Any, log_w: Any) -> tuple[Any, Any]:
     """``-log m`` of the module's docstring, for both origins."""
-    num = index.shape[0]
+    num = log_w.shape[0]
     w = jnp.exp(log_w)
     collapsed = jnp.max(log_w) == -jnp.inf
     log_factor = (1.0 + resamplings) * -jnp.log1p(-1.0 / num)
-    same = [jnp.sum(jax.ops.segment_sum(w, index[:, i], num) ** 2) for i in range(2)]
+    same = [jnp.sum(jax.ops.segment_sum(w, index[i], num) ** 2) for i in range(2)]
     older, newer = (
         jnp.where(collapsed, jnp.nan, -log_factor[i] - jnp.log1p(-jnp.minimum(same[i], 1.0)))
         for i in range(2)

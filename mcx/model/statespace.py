@@ -129,6 +129,7 @@ class _Made:
         block, sites = self.reader.read(data, params)
         self.states_of, self.observed_sites = block.states, block.observed
         self.length = block.law.length
+        self.has_proposal = self.guided and block.proposal is not None
         self.looks_ahead = block.lookahead is not None and self.auxiliary
         self.state_avals = bare(dict(block.law.shapes))
         for key, site in block.states.items():
@@ -369,7 +370,9 @@ def state_space(
         log_lookahead=made.log_lookahead if made.looks_ahead else None,
         laned=True,
     )
-    return StateSpace(chain, made.states, made.observe, made.observed, made.name, made.params)
+    return StateSpace(
+        chain, made.states, made.observe, made.observed, made.name, made.params, made.has_proposal
+    )
 
 
 def _made(bound: BoundModel, name: str | None, guided: bool, auxiliary: bool) -> _Made:

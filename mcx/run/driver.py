@@ -63,6 +63,7 @@ def run(
     inputs: Any = None,
     collect: Callable[[Any, Any], Any] | None = None,
     chunk_size: int | None = None,
+    capacity: int | None = None,
     progress: Any = True,
     title: str = "mcx",
     on_start: Callable[[Any], None] | None = None,
@@ -75,7 +76,7 @@ def run(
             and ``step(key, state) -> (state, info)``, such as a BlackJAX sampling algorithm.
         data: passed to the kernel's functions; new data of the same shapes compile nothing.
         key: a typed JAX key or an int.
-        num_steps: steps a chain takes, discarded ones included.
+        num_steps: steps a chain takes, discarded ones included; 0 only starts the chains.
         num_chains: independent chains, vectorised.
         num_discard: leading steps whose draws are dropped (warm-up); their statistics are kept.
         start: starting points, a pytree with a leading chain axis.
@@ -83,6 +84,7 @@ def run(
         collect: of a plain ``init``/``step`` object, ``(state, info) -> draw``.
         chunk_size: steps between two looks at the host; by default about 0.4 s worth. The results do not
             depend on it.
+        capacity: steps whose draws the device holds, at most; by default about 64 MiB worth.
         progress: see :func:`~mcx.run.progress.make_progress`.
         title: shown by the bar.
         on_start: called with the states at step 0; may raise to refuse the run.
@@ -104,7 +106,7 @@ def run(
     loop: _Loop | None = None
     try:
         display.compiling()
-        programs, compile_time = prepare(kernel, data, keys, start, inputs, while_compiling)
+        programs, compile_time = prepare(kernel, data, keys, start, inputs, while_compiling, capacity)
         display.started()
         begun = time.perf_counter()
         state = programs.start(data, start_keys, start)
@@ -141,6 +143,7 @@ class _Loop:
         self._seconds_per_step: float | None = None
 
     def go(self, display: Progress, interrupted: threading.Event) -> bool:
+        stop = getattr(self.kernel, "stop", None)
         while self.done < self.total:
             count = self._count()
             begun = time.perf_counter()
@@ -154,7 +157,7 @@ class _Loop:
             self._seconds_per_step = (time.perf_counter() - begun) / count
             phase = "warm-up" if self.done <= self.discard else "sampling"
             display.update(self.done, phase, self.kernel.report(stats))
-            if interrupted.is_set():
+            if interrupted.is_set() or (stop is not None and stop(stats)):
                 break
         return self.done == self.total
 
@@ -222,7 +225,7 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
 
 def _check_counts(num_steps: Any, num_chains: Any, num_discard: Any, chunk_size: Any) -> None:
     for name, value, least in (
-        ("num_steps", num_steps, 1),
+        ("num_steps", num_steps, 0),
         ("num_chains", num_chains, 1),
         ("num_discard", num_discard, 0),
         ("chunk_size", 1 if chunk_size is None else chunk_size, 1),

@@ -13,7 +13,9 @@ class Kernel(Protocol):
     """One chain of an algorithm.
 
     A kernel is hashable and compares by value: compiled programs are cached on it. Whatever may change
-    between runs (data, starting points) comes in as an argument.
+    between runs (data, starting points) comes in as an argument. A kernel with an attribute ``block_size``
+    has its ``end_block(state) -> state`` called after every step whose number is a multiple of it; one with a
+    method ``stop(stats) -> bool`` may end the run after a chunk, by that chunk's statistics.
     """
 
     def init(self, data: Any, key: Any, start: Any) -> Any:

@@ -85,12 +85,41 @@ def run_steps(
         buffers = jax.tree_util.tree_map(lambda b, x: b.at[slot].set(x), buffers, (draw, stats))
         return state, buffers
 
-    state, (draws, stats) = jax.lax.fori_loop(0, count, body, (state, buffers))
+    block = getattr(kernel, "block_size", None)
+    if block is None:
+        state, (draws, stats) = jax.lax.fori_loop(0, count, body, (state, buffers))
+    else:
+        state, (draws, stats) = _in_blocks(kernel, block, first, count, body, (state, buffers))
     return state, draws, stats
 
 
+def _in_blocks(kernel: Any, block: int, first: Any, count: Any, body: Any, carry: Any) -> Any:
+    """The loop of :func:`run_steps`, with the kernel's ``end_block`` after every ``block``-th step.
+
+    Nested loops, as a conditional within the inner one would be paid at every step.
+    """
+
+    def one_block(outer: Any) -> Any:
+        i, (state, buffers) = outer
+        stop = jnp.minimum(count, i + block - (first + i) % block)
+        state, buffers = jax.lax.fori_loop(i, stop, body, (state, buffers))
+        full = (first + stop) % block == 0
+        end_block = jax.vmap(kernel.end_block)
+        state = jax.lax.cond(full, end_block, lambda state: state, state)
+        return stop, (state, buffers)
+
+    zero = jnp.zeros_like(jnp.asarray(count))
+    return jax.lax.while_loop(lambda outer: outer[0] < count, one_block, (zero, carry))[1]
+
+
 def prepare(
-    kernel: Kernel, data: Any, keys: Any, start: Any, inputs: Any, while_compiling: Any = None
+    kernel: Kernel,
+    data: Any,
+    keys: Any,
+    start: Any,
+    inputs: Any,
+    while_compiling: Any = None,
+    capacity: int | None = None,
 ) -> tuple[Programs, float]:
     """Compile the programs of a run, or find them in the cache.
 
@@ -102,7 +131,8 @@ def prepare(
     begun = time.perf_counter()
     slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # the number of steps is no part of a program
     leaves, structure = jax.tree_util.tree_flatten((data, keys, start, slices))
-    cache_key = (kernel, structure, tuple(_aval(x) for x in leaves), bool(jax.config.jax_enable_x64))
+    avals = tuple(_aval(x) for x in leaves)
+    cache_key = (kernel, structure, avals, capacity, bool(jax.config.jax_enable_x64))
     if cache_key in _CACHE:
         _CACHE.move_to_end(cache_key)
         return _CACHE[cache_key], time.perf_counter() - begun
@@ -113,7 +143,7 @@ def prepare(
         jobs: list[Future[Any]] = [pool.submit(traced.lower().compile)]
         state = traced.out_info
 
-        capacity = _capacity(state)
+        capacity = _capacity(state) if capacity is None else capacity
 
         def chunk(data: Any, keys: Any, first: Any, count: Any, state: Any, inputs: Any) -> Any:
             return run_steps(kernel, data, keys, first, count, state, inputs, capacity)

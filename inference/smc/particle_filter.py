@@ -1,0 +1,306 @@
+"""Particle filters of state-space models: bootstrap, guided and auxiliary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+
+from mcx._version import __version__
+from mcx.errors import CapabilityError, MethodError, WeightCollapse
+from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, end_block, initialize, move
+from mcx.inference.smc.filtered import Filtered
+from mcx.inference.smc.history import HistorySettings, check_faults, record
+from mcx.inference.smc.resampling import as_resampling, multinomial
+from mcx.inference.smc.variance import default_lag, log_evidence_variance
+from mcx.model.bound import BoundModel
+from mcx.model.statespace import check_params, state_space
+from mcx.results.posterior import RunInfo
+from mcx.run.driver import Run, run
+from mcx.target import FeynmanKac, StateSpace
+
+__all__ = ["FilterKernel", "ParticleFilter"]
+
+_KINDS = ("auto", "bootstrap", "guided", "auxiliary")
+_PARTICLE_STEPS_PER_CHUNK = 20_000_000  # a second or less between two looks at the host
+_BUFFER_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParticleFilter:
+    """Particle filter of a Markov block.
+
+    Attributes:
+        kind: "bootstrap" (draw from the transition), "guided" (from the block's ``proposal``), "auxiliary"
+            (resample by its ``lookahead``, draw from the proposal if there is one), or "auto": whatever the
+            block offers.
+        resampling: a scheme by name ("multinomial", "stratified", "systematic", "residual", "ssp", "killing")
+            or a function ``(key, log_w, num) -> ancestors``. Multinomial resampling is the one whose error can
+            be told from a single run; the others have less of it, which takes replicates to see.
+        threshold: resample where the effective sample size falls below this fraction of the particles.
+        max_nonfinite: largest tolerated share of a step's potentials that are NaN or +inf.
+
+    Costs O(T N). Source: Gordon, Salmond and Smith (1993); Pitt and Shephard (1999); Chopin and Papaspiliopoulos
+    (2020), chapter 10.
+    """
+
+    kind: str = "auto"
+    resampling: str | Callable[..., Any] = "multinomial"
+    threshold: float = 0.5
+    max_nonfinite: float = 0.5
+
+    def __post_init__(self) -> None:
+        as_resampling(self.resampling)
+        if self.kind not in _KINDS:
+            raise MethodError(
+                "ParticleFilter(kind=...) is unknown",
+                expected="one of " + ", ".join(map(repr, _KINDS)),
+                found=repr(self.kind),
+            )
+        for name in ("threshold", "max_nonfinite"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise MethodError(
+                    f"ParticleFilter({name}=...) is out of range",
+                    expected="a fraction between 0 and 1",
+                    found=repr(getattr(self, name)),
+                )
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        return type(self).__name__
+
+    def state_space(self, bound: BoundModel, block: str | None = None) -> StateSpace:
+        """The Feynman-Kac model that the filter runs.
+
+        Raises:
+            CapabilityError: if the block lacks the proposal or look-ahead that ``kind`` asks for.
+        """
+        guided, auxiliary = self.kind != "bootstrap", self.kind in ("auto", "auxiliary")
+        space = state_space(bound, block, guided=guided, auxiliary=auxiliary)
+        for kind, there, argument in (
+            ("guided", space.guided, "proposal"),
+            ("auxiliary", space.feynman_kac.log_lookahead is not None, "lookahead"),
+        ):
+            if self.kind == kind and not there:
+                raise CapabilityError(
+                    f"ParticleFilter(kind={kind!r}) needs {argument}=",
+                    site=space.name,
+                    expected=f"mcx.markov({space.name!r}, ..., {argument}=...)",
+                    remedy=f"give the Markov chain a {argument}, or use kind='bootstrap'",
+                )
+        return space
+
+    def settings(self, num_particles: int) -> SMCSettings:
+        """Settings of the particle system."""
+        scheme = as_resampling(self.resampling)
+        traced = scheme is multinomial and num_particles > 1
+        lag = default_lag(num_particles) if traced else None
+        return SMCSettings(num_particles, self.threshold, scheme, None, lag)
+
+    def filter(
+        self,
+        bound: BoundModel,
+        *,
+        params: Mapping[str, Any] | None,
+        num_particles: int,
+        key: Any,
+        num_chains: int,
+        history: str,
+        quantiles: tuple[float, ...],
+        block: str | None,
+        coords: Mapping[str, Any],
+        progress: Any,
+    ) -> Filtered:
+        """Run the filter. Use :func:`mcx.filter`, which checks the options."""
+        space = self.state_space(bound, block)
+        values = check_params(bound, space, params)
+        fk = space.feynman_kac
+        fk.check()
+        settings = self.settings(num_particles)
+        keep = HistorySettings(history, tuple(quantiles), space.states)
+        kernel = FilterKernel(_code(fk), settings, keep, self.max_nonfinite)
+        inputs = jax.tree_util.tree_map(np.asarray, fk.inputs)
+        at_start: list[Any] = []
+        result = run(
+            kernel,
+            (fk.prepare(values), jax.tree_util.tree_map(lambda x: x[0], inputs)),
+            key=key,
+            num_steps=fk.num_steps - 1,
+            num_chains=num_chains,
+            inputs=jax.tree_util.tree_map(lambda x: x[1:], inputs),
+            chunk_size=max(1, _PARTICLE_STEPS_PER_CHUNK // (num_particles * num_chains)),
+            capacity=kernel.capacity(fk, values, num_chains),
+            progress=progress,
+            title=self.name,
+            on_start=lambda state: at_start.append(jax.device_get(_first(kernel, state))),
+        )
+        filtered = self._filtered(bound, space, values, settings, keep, at_start[0], result, key, coords)
+        _raise_faults(filtered, num_particles, self.max_nonfinite)
+        return filtered
+
+    def _filtered(
+        self,
+        bound: BoundModel,
+        space: StateSpace,
+        params: dict[str, Any],
+        settings: SMCSettings,
+        keep: HistorySettings,
+        start: tuple[Any, Any],
+        result: Run,
+        key: Any,
+        coords: Mapping[str, Any],
+    ) -> Filtered:
+        kept, stats = start
+        first = (
+            jax.tree_util.tree_map(lambda x: x[:, None], kept),
+            {k: v[:, None] for k, v in stats.items()},
+        )
+        if result.num_steps:
+            later = (result.draws, result.stats)
+            kept, stats = jax.tree_util.tree_map(lambda a, b: np.concatenate([a, b], 1), first, later)
+        else:
+            kept, stats = first
+        within = np.full(stats["log_evidence"].shape[0], np.nan)
+        if settings.lag is not None:
+            variance = jax.device_get(_variances(result.state))
+            within = np.sqrt(np.maximum(variance, 0.0))
+        return Filtered.of(
+            bound=bound,
+            space=space,
+            params=params,
+            record=kept,
+            stats=stats,
+            state=result.state,
+            within=within,
+            quantile_levels=keep.quantiles,
+            info=RunInfo(
+                method=self.name,
+                settings={
+                    **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+                    "num_particles": settings.num_particles,
+                },
+                complete=result.complete,
+                compile_time=result.compile_time,
+                run_time=result.run_time,
+                key=f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
+                coords=dict(coords),
+                versions={"mcx": __version__, "jax": jax.__version__, "numpyro": numpyro.__version__},
+                device=str(jax.devices()[0].device_kind),
+                dtype=str(stats["log_evidence"].dtype),
+                num_nonfinite=int(stats["nonfinite"].sum()),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class FilterKernel:
+    """A particle system for the driver; its data are the context and the input of t = 0."""
+
+    fk: FeynmanKac
+    settings: SMCSettings
+    keep: HistorySettings
+    max_nonfinite: float
+
+    @property
+    def block_size(self) -> int | None:
+        """Steps between two calls of :meth:`end_block`."""
+        return self.settings.lag
+
+    def init(self, data: Any, key: Any, start: Any) -> SMCState:
+        """The system at t = 0."""
+        ctx, u = data
+        return initialize(key, self.fk, ctx, u, self.settings)
+
+    def step(self, data: Any, key: Any, state: SMCState, u: Any) -> tuple[SMCState, Any]:
+        """One step of the engine."""
+        return move(key, self.fk, data[0], state, u, self.settings), None
+
+    def end_block(self, state: SMCState) -> SMCState:
+        """Account for the error of the evidence."""
+        return end_block(state)
+
+    def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+        """What the history keeps, and the step's statistics."""
+        kept = record(state, self.keep)
+        step = kept.info
+        stats = {
+            "ess": step.ess,
+            "resampled": step.resampled,
+            "log_evidence_increment": step.log_increment,
+            "log_evidence": kept.log_evidence,
+            "nonfinite": step.num_nonfinite,
+            "max_log_potential": step.max_log_potential,
+        }
+        return kept._replace(info=None, log_evidence=None), stats
+
+    def emit(self, data: Any, draw: Any) -> Any:
+        """As it is."""
+        return draw
+
+    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Log evidence, effective sample size and faults of a chunk."""
+        last = stats["log_evidence"][-1]
+        shown: dict[str, Any] = {"log evidence": float(np.mean(last)), "ESS": float(np.min(stats["ess"]))}
+        bad = int(np.sum(stats["nonfinite"]))
+        return {**shown, "non-finite": bad} if bad else shown
+
+    def stop(self, stats: Mapping[str, Any]) -> bool:
+        """Whether a step went wrong: there is no point in going on."""
+        too_many = stats["nonfinite"] > self.max_nonfinite * self.settings.num_particles
+        return bool(np.any(too_many) or np.any(stats["log_evidence_increment"] == -np.inf))
+
+    def capacity(self, fk: FeynmanKac, params: Any, num_chains: int) -> int:
+        """Steps whose records the device holds."""
+        first = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], fk.inputs)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        kept = jax.eval_shape(
+            lambda key, params, u: self.collect(self.init((fk.prepare(params), u), key, None), None),
+            key,
+            params,
+            first,
+        )
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(kept))
+        return max(1, min(fk.num_steps - 1, _BUFFER_BYTES // (size * num_chains)))
+
+
+def _code(fk: FeynmanKac) -> FeynmanKac:
+    """The functions of a model without its data: equal for equal programs, so compiled code is found again."""
+    bare = FeynmanKac(fk.initial, fk.transition, fk.log_potential, 1)
+    return dataclasses.replace(
+        bare, log_lookahead=fk.log_lookahead, adapt=fk.adapt, laned=fk.laned, log_transition=fk.log_transition
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _first(kernel: FilterKernel, state: SMCState) -> Any:
+    return jax.vmap(lambda s: kernel.collect(s, None))(state)
+
+
+@jax.jit
+def _variances(state: SMCState) -> Any:
+    return jax.vmap(lambda s: log_evidence_variance(s.origins, s.log_w))(state)
+
+
+def _raise_faults(filtered: Filtered, num_particles: int, max_nonfinite: float) -> None:
+    stats = filtered.stats
+    for chain in range(stats["ess"].shape[0]):
+        info = SMCInfo(
+            stats["ess"][chain],
+            stats["resampled"][chain],
+            stats["log_evidence_increment"][chain],
+            stats["nonfinite"][chain],
+            stats["max_log_potential"][chain],
+        )
+        try:
+            check_faults(info, num_particles, max_nonfinite)
+        except WeightCollapse as error:
+            error.result = filtered
+            raise

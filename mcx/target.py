@@ -218,6 +218,7 @@ class StateSpace:
         observe: ``(key, ctx, x, u) -> {site: value}``, a draw of the observations of one time; static.
         observed: ``u -> {site: value}``, the observations among the inputs (NaN where missing); static.
         name: of the Markov block; static.
+        state_names: sites that ``states`` gives; static.
         params: names of the parameters that ``feynman_kac.prepare`` takes; static.
         guided: whether particles are drawn with the observation in view; static.
     """
@@ -227,5 +228,6 @@ class StateSpace:
     observe: Callable[..., dict[str, Any]] = field(metadata={"static": True})
     observed: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
     name: str = field(metadata={"static": True})
+    state_names: tuple[str, ...] = field(metadata={"static": True})
     params: tuple[str, ...] = field(metadata={"static": True})
     guided: bool = field(metadata={"static": True})

@@ -276,7 +276,7 @@ def _to_datatree(filtered: Filtered) -> xr.DataTree:
 
     sites = compile_model(filtered.bound).sites
     coords = dict(filtered.info.coords)
-    names = list(filtered.space.states(_first_particle(filtered)))
+    names = list(filtered.space.state_names)
     dims = {name: list(sites[name].dims) for name in names}
     observed = {
         k: np.asarray(v) for k, v in filtered.space.observed(filtered.space.feynman_kac.inputs).items()
@@ -336,7 +336,3 @@ def _to_datatree(filtered: Filtered) -> xr.DataTree:
         "versions": json.dumps(dict(info.versions)),
     }
     return tree
-
-
-def _first_particle(filtered: Filtered) -> Any:
-    return jax.tree_util.tree_map(lambda x: x[0, 0], filtered.state.particles)

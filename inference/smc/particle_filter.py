@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 
@@ -21,6 +21,7 @@ from mcx.inference.smc.history import HistorySettings, check_faults, record
 from mcx.inference.smc.resampling import as_resampling, multinomial
 from mcx.inference.smc.variance import default_lag, log_evidence_variance
 from mcx.model.bound import BoundModel
+from mcx.model.compile import compile_model
 from mcx.model.statespace import check_params, state_space
 from mcx.results.posterior import RunInfo
 from mcx.run.driver import Run, run
@@ -137,7 +138,7 @@ class ParticleFilter:
             num_chains=num_chains,
             inputs=jax.tree_util.tree_map(lambda x: x[1:], inputs),
             chunk_size=max(1, _PARTICLE_STEPS_PER_CHUNK // (num_particles * num_chains)),
-            capacity=kernel.capacity(fk, values, num_chains),
+            capacity=_capacity(bound, space, kernel, num_chains),
             progress=progress,
             title=self.name,
             on_start=lambda state: at_start.append(jax.device_get(_first(kernel, state))),
@@ -257,18 +258,15 @@ class FilterKernel:
         too_many = stats["nonfinite"] > self.max_nonfinite * self.settings.num_particles
         return bool(np.any(too_many) or np.any(stats["log_evidence_increment"] == -np.inf))
 
-    def capacity(self, fk: FeynmanKac, params: Any, num_chains: int) -> int:
-        """Steps whose records the device holds."""
-        first = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], fk.inputs)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        kept = jax.eval_shape(
-            lambda key, params, u: self.collect(self.init((fk.prepare(params), u), key, None), None),
-            key,
-            params,
-            first,
-        )
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree_util.tree_leaves(kept))
-        return max(1, min(fk.num_steps - 1, _BUFFER_BYTES // (size * num_chains)))
+
+def _capacity(bound: BoundModel, space: StateSpace, kernel: FilterKernel, num_chains: int) -> int:
+    """Steps whose records the device holds: counted, as asking JAX for the shapes takes longer than filtering."""
+    sites = compile_model(bound).sites
+    entries = sum(math.prod(sites[name].shape[1:]) for name in space.state_names)
+    kept = {"none": 0, "moments": 2, "ancestors": 2, "full": 2}[kernel.keep.kind] + len(kernel.keep.quantiles)
+    per_particle = {"none": 0, "moments": 0, "ancestors": 2, "full": 2 + entries}[kernel.keep.kind]
+    size = 8 * num_chains * (6 + kept * entries + per_particle * kernel.settings.num_particles)
+    return max(1, min(space.feynman_kac.num_steps - 1, _BUFFER_BYTES // size))
 
 
 def _code(fk: FeynmanKac) -> FeynmanKac:

@@ -371,7 +371,14 @@ def state_space(
         laned=True,
     )
     return StateSpace(
-        chain, made.states, made.observe, made.observed, made.name, made.params, made.has_proposal
+        chain,
+        made.states,
+        made.observe,
+        made.observed,
+        made.name,
+        tuple(made.states_of.values()),
+        made.params,
+        made.has_proposal,
     )
 
 

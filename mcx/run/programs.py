@@ -11,6 +11,7 @@ import math
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ class Programs(NamedTuple):
     capacity: int
 
 
+@partial(jax.jit, static_argnums=1)
 def chain_keys(key: Any, num_chains: int) -> Any:
     """One key a chain: a function of the key and the chain's index alone."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chains, dtype=jnp.uint32))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mcx.inference.mcmc.mala import MALA
     from mcx.inference.mcmc.nuts import NUTS
     from mcx.inference.mcmc.random_walk import RandomWalk
+    from mcx.inference.smc.online import OnlineFilter
     from mcx.inference.smc.particle_filter import ParticleFilter
     from mcx.inference.smc.smc import smc
 
@@ -43,6 +44,7 @@ _LAZY = {
     "HMC": "mcx.inference.mcmc.hmc",
     "MALA": "mcx.inference.mcmc.mala",
     "NUTS": "mcx.inference.mcmc.nuts",
+    "OnlineFilter": "mcx.inference.smc.online",
     "ParticleFilter": "mcx.inference.smc.particle_filter",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
     "enable_compilation_cache": "mcx.cache",
@@ -58,6 +60,7 @@ __all__ = [
     "FeynmanKac",
     "Kernel",
     "Model",
+    "OnlineFilter",
     "ParticleFilter",
     "Posterior",
     "Predictions",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mcx.errors import MethodError, ModelError
-from mcx.model.bound import BoundModel
+from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
 from mcx.model.compile import compile_model
 from mcx.ops.keys import as_key
@@ -126,7 +126,7 @@ def filter(
         WeightCollapse: if no particle explains an observation; what was there before is in ``.result``.
         NonFiniteError: if too many potentials are NaN or +inf.
     """
-    _check_bound(bound)
+    _check_bound(bound, "filter")
     from mcx.inference.smc.particle_filter import ParticleFilter
 
     method = ParticleFilter() if method is None else method
@@ -135,7 +135,7 @@ def filter(
             "filter needs a particle filter", expected="mcx.ParticleFilter()", found=repr(method)
         )
     for argument, value in (("num_particles", num_particles), ("num_chains", num_chains)):
-        if not isinstance(value, int) or value < 1:
+        if value < 1:
             raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))
     target = compile_model(bound)
     for problem in static_problems(target.sites):
@@ -171,11 +171,11 @@ def program(bound: BoundModel, method: Method, *, num_chains: int = 4) -> Callab
     return method.program(bound, num_chains)
 
 
-def _check_bound(bound: Any) -> None:
+def _check_bound(bound: Any, verb: str = "infer") -> None:
     if not isinstance(bound, BoundModel):
-        hint = "call the model with its data first: infer(model(data), ...)"
-        if callable(bound):
-            hint = "wrap the function and call it with its data: infer(mcx.model(f)(data), ...)"
+        hint = f"call the model with its data first: {verb}(model(data), ...)"
+        if callable(bound) and not isinstance(bound, Model):
+            hint = f"wrap the function and call it with its data: {verb}(mcx.model(f)(data), ...)"
         raise ModelError(
             "the first argument is no bound model",
             expected="model(data)",

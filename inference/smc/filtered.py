@@ -38,8 +38,8 @@ class Filtered:
 
     Attributes:
         log_evidence: log of the evidence, averaged over replicates (chains).
-        log_evidence_se: its standard error: a jackknife over replicates where there are several, else from the
-            genealogy of the one run, where resampling is multinomial; NaN otherwise.
+        log_evidence_se: its standard error: a jackknife over replicates where there are several, else from
+            the genealogy of the one run, where resampling is multinomial; NaN otherwise.
         mean, sd: of the state at t given observations up to t, by site: (T, ...); replicates are weighted by
             their evidence up to t.
         quantiles: by site, (k, T, ...), if asked for, averaged over replicates in the same way.
@@ -175,7 +175,7 @@ class Filtered:
             By site: (T, ...).
         """
         self._require("full", "smoothed_mean")
-        if not isinstance(lag, int) or lag < 0:
+        if lag < 0:
             raise MethodError(
                 "smoothed_mean(lag=...) is out of range", expected="an int >= 0", found=repr(lag)
             )
@@ -243,10 +243,11 @@ def _describe(filtered: Filtered) -> str:
     replicates = f", {filtered.num_chains} replicates" if filtered.num_chains > 1 else ""
     lines = [
         f"{info.method} of '{filtered.space.name}': {filtered.num_steps} times, "
-        f"{info.settings['num_particles']} particles{replicates}{'' if info.complete else ' (stopped early)'}",
+        f"{info.settings['num_particles']} particles{replicates}"
+        f"{'' if info.complete else ' (stopped early)'}",
         f"log evidence {filtered.log_evidence:.3f}" + _plus_minus(filtered),
-        f"effective sample size: smallest {ess.min():.0f} at time {int(ess.argmin())}, median {np.median(ess):.0f}; "
-        f"resampled at {filtered.stats['resampled'].mean():.0%} of the steps",
+        f"effective sample size: smallest {ess.min():.0f} at time {int(ess.argmin())}, "
+        f"median {np.median(ess):.0f}; resampled at {filtered.stats['resampled'].mean():.0%} of the steps",
     ]
     bad = int(filtered.stats["nonfinite"].sum())
     if bad:
@@ -284,9 +285,7 @@ def _to_datatree(filtered: Filtered) -> xr.DataTree:
     time = sites[names[0]].dims[0]
     library = {"inference_library": "mcx", "inference_library_version": __version__}
 
-    def dataset(
-        data: Mapping[str, Any], axes: Mapping[str, list[str]], leading: list[str], **more: Any
-    ) -> Any:
+    def dataset(data: Mapping[str, Any], axes: Mapping[Any, Any], leading: list[str], **more: Any) -> Any:
         return dict_to_dataset(
             dict(data), dims=dict(axes), coords={**coords, **more}, sample_dims=leading, attrs=dict(library),
             check_conventions=False,

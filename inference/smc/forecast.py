@@ -46,7 +46,7 @@ class Forecast(Mapping[str, np.ndarray]):
 def forecast(filtered: Filtered, num_steps: int, key: Any, num_draws: int, inputs: Any) -> Forecast:
     """See :meth:`Filtered.forecast`."""
     for name, value in (("num_steps", num_steps), ("num_draws", num_draws)):
-        if not isinstance(value, int) or value < 1:
+        if value < 1:
             raise MethodError(
                 f"forecast({name}=...) is out of range", expected="an int >= 1", found=repr(value)
             )
@@ -66,7 +66,9 @@ def _future(template: Any, inputs: Any, num_steps: int, name: str) -> Any:
     """Inputs of the times to come; observations stand in for themselves, nothing looks at them."""
     wanted = jax.tree_util.tree_structure(template["u"])
     found = jax.tree_util.tree_structure(inputs)
-    if wanted != found or any(jnp.shape(x)[:1] != (num_steps,) for x in jax.tree_util.tree_leaves(inputs)):
+    if str(wanted) != str(found) or any(
+        jnp.shape(x)[:1] != (num_steps,) for x in jax.tree_util.tree_leaves(inputs)
+    ):
         raise ModelError(
             "forecast(inputs=...) does not fit the Markov chain's inputs",
             site=name,

@@ -49,7 +49,7 @@ class HistorySettings:
 
 
 class Record(NamedTuple):
-    """What is kept of one step; None where it was not asked for.
+    """What is kept of one step; None where it was not asked for, or is kept elsewhere.
 
     info: of the step.
     log_evidence: up to this step.
@@ -59,7 +59,7 @@ class Record(NamedTuple):
     particles: with a leading axis of N.
     """
 
-    info: SMCInfo
+    info: SMCInfo | None
     log_evidence: Any
     mean: Any = None
     sd: Any = None

@@ -17,7 +17,7 @@ from mcx._version import __version__
 from mcx.errors import CapabilityError, MethodError, WeightCollapse
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, end_block, initialize, move
 from mcx.inference.smc.filtered import Filtered
-from mcx.inference.smc.history import HistorySettings, check_faults, record
+from mcx.inference.smc.history import HistorySettings, Record, check_faults, record
 from mcx.inference.smc.resampling import as_resampling, multinomial
 from mcx.inference.smc.variance import default_lag, log_evidence_variance
 from mcx.model.bound import BoundModel
@@ -27,7 +27,7 @@ from mcx.results.posterior import RunInfo
 from mcx.run.driver import Run, run
 from mcx.target import FeynmanKac, StateSpace
 
-__all__ = ["FilterKernel", "ParticleFilter"]
+__all__ = ["FilterKernel", "ParticleFilter", "code_of"]
 
 _KINDS = ("auto", "bootstrap", "guided", "auxiliary")
 _PARTICLE_STEPS_PER_CHUNK = 20_000_000  # a second or less between two looks at the host
@@ -43,13 +43,13 @@ class ParticleFilter:
             (resample by its ``lookahead``, draw from the proposal if there is one), or "auto": whatever the
             block offers.
         resampling: a scheme by name ("multinomial", "stratified", "systematic", "residual", "ssp", "killing")
-            or a function ``(key, log_w, num) -> ancestors``. Multinomial resampling is the one whose error can
-            be told from a single run; the others have less of it, which takes replicates to see.
+            or a function ``(key, log_w, num) -> ancestors``. Multinomial resampling is the one whose error
+            can be told from a single run; the others have less of it, which takes replicates to see.
         threshold: resample where the effective sample size falls below this fraction of the particles.
         max_nonfinite: largest tolerated share of a step's potentials that are NaN or +inf.
 
-    Costs O(T N). Source: Gordon, Salmond and Smith (1993); Pitt and Shephard (1999); Chopin and Papaspiliopoulos
-    (2020), chapter 10.
+    Costs O(T N). Source: Gordon, Salmond and Smith (1993); Pitt and Shephard (1999); Chopin and
+    Papaspiliopoulos (2020), chapter 10.
     """
 
     kind: str = "auto"
@@ -127,7 +127,7 @@ class ParticleFilter:
         fk.check()
         settings = self.settings(num_particles)
         keep = HistorySettings(history, tuple(quantiles), space.states)
-        kernel = FilterKernel(_code(fk), settings, keep, self.max_nonfinite)
+        kernel = FilterKernel(code_of(fk), settings, keep, self.max_nonfinite)
         inputs = jax.tree_util.tree_map(np.asarray, fk.inputs)
         at_start: list[Any] = []
         result = run(
@@ -177,7 +177,7 @@ class ParticleFilter:
             bound=bound,
             space=space,
             params=params,
-            record=kept,
+            record=Record(None, None, **kept),
             stats=stats,
             state=result.state,
             within=within,
@@ -231,7 +231,7 @@ class FilterKernel:
     def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
         """What the history keeps, and the step's statistics."""
         kept = record(state, self.keep)
-        step = kept.info
+        step = state.info
         stats = {
             "ess": step.ess,
             "resampled": step.resampled,
@@ -240,7 +240,7 @@ class FilterKernel:
             "nonfinite": step.num_nonfinite,
             "max_log_potential": step.max_log_potential,
         }
-        return kept._replace(info=None, log_evidence=None), stats
+        return {k: v for k, v in kept._asdict().items() if k not in ("info", "log_evidence")}, stats
 
     def emit(self, data: Any, draw: Any) -> Any:
         """As it is."""
@@ -260,7 +260,7 @@ class FilterKernel:
 
 
 def _capacity(bound: BoundModel, space: StateSpace, kernel: FilterKernel, num_chains: int) -> int:
-    """Steps whose records the device holds: counted, as asking JAX for the shapes takes longer than filtering."""
+    """Steps whose records the device holds. Counted: tracing for the shapes takes longer than filtering."""
     sites = compile_model(bound).sites
     entries = sum(math.prod(sites[name].shape[1:]) for name in space.state_names)
     kept = {"none": 0, "moments": 2, "ancestors": 2, "full": 2}[kernel.keep.kind] + len(kernel.keep.quantiles)
@@ -269,8 +269,8 @@ def _capacity(bound: BoundModel, space: StateSpace, kernel: FilterKernel, num_ch
     return max(1, min(space.feynman_kac.num_steps - 1, _BUFFER_BYTES // size))
 
 
-def _code(fk: FeynmanKac) -> FeynmanKac:
-    """The functions of a model without its data: equal for equal programs, so compiled code is found again."""
+def code_of(fk: FeynmanKac) -> FeynmanKac:
+    """The functions of a model without its data: equal for equal programs, so that compiled code is found."""
     bare = FeynmanKac(fk.initial, fk.transition, fk.log_potential, 1)
     return dataclasses.replace(
         bare, log_lookahead=fk.log_lookahead, adapt=fk.adapt, laned=fk.laned, log_transition=fk.log_transition

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo as a pure function, for ``jit``, ``vmap`` over keys and parameters, and gradients."""
+"""Sequential Monte Carlo as a pure function: for ``jit``, ``vmap`` and gradients."""
 
 from __future__ import annotations
 

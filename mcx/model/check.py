@@ -185,8 +185,8 @@ class _Trial:
                             f"{count} observed vectors are missing in part",
                             site=name,
                             expected="vectors that are missing as a whole, or independent components",
-                            remedy="write independent components with .to_event(1) or batch shape; for dependent "
-                            "ones set the whole vector to NaN",
+                            remedy="write independent components with .to_event(1) or batch shape; for "
+                            "dependent ones set the whole vector to NaN",
                         )
                     )
                     continue

@@ -99,7 +99,8 @@ def markov(
         likelihood on it is fine for MCMC but not for particle methods, which weight as they go.
 
     Raises:
-        ModelError: outside of a model, within a plate, or if lengths, components, shapes or supports disagree.
+        ModelError: outside of a model, within a plate, or if lengths, components, shapes or supports
+            disagree.
     """
     if not inside_model():
         raise ModelError(

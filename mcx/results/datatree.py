@@ -89,7 +89,7 @@ def _plain(x: Any, keep_bool: bool = False) -> np.ndarray:
     return array
 
 
-def _dims(sites: SiteTable) -> dict[str, list[str]]:
+def _dims(sites: SiteTable) -> dict[Any, Any]:
     return {s.name: list(s.dims) for s in sites if s.dims}
 
 

@@ -105,7 +105,7 @@ class PathLaw:
                     found=f"shape {law.shape()}",
                     remedy="expand the smaller one: .expand([...])",
                 )
-            ours, theirs = self.start[key].support, law.support
+            ours, theirs = _elementwise(self.start[key].support), _elementwise(law.support)
             if type(ours) is not type(theirs):
                 raise ModelError(
                     "initial and transition have different supports",
@@ -303,6 +303,13 @@ def missing_filled(law: Any, y: Any, missing: Any) -> tuple[Any, Any]:
     if law.support is None:
         return gone, jnp.where(gone, 0, y)
     return gone, jnp.where(gone, law.support.feasible_like(y).astype(y.dtype), y)
+
+
+def _elementwise(support: Any) -> Any:
+    """A support with what declares its axes one event taken off."""
+    while isinstance(support, type(dist.constraints.real_vector)):
+        support = support.base_constraint
+    return support
 
 
 def _dtype(law: Any) -> Any:

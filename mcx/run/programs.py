@@ -158,8 +158,7 @@ def prepare(
         jobs.append(pool.submit(traced.lower().compile))
         _, draws, _ = traced.out_info
 
-        emit = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))
-        jobs.append(pool.submit(jax.jit(emit).trace(data, draws).lower().compile))
+        jobs.append(pool.submit(_compile_emit, kernel, data, draws))
         if while_compiling is not None:
             while_compiling()
         start_program, chunk_program, emit_program = (job.result() for job in jobs)
@@ -168,6 +167,13 @@ def prepare(
     if len(_CACHE) > _CACHE_SIZE:
         _CACHE.popitem(last=False)
     return programs, time.perf_counter() - begun
+
+
+def _compile_emit(kernel: Kernel, data: Any, draws: Any) -> Any:
+    if not jax.tree_util.tree_leaves(draws):
+        return lambda data, draws: draws
+    emit = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))
+    return jax.jit(emit).trace(data, draws).lower().compile()
 
 
 def _capacity(state: Any) -> int:

@@ -189,8 +189,47 @@ def test_compile_and_run_times_are_apart():
 @pytest.mark.parametrize("option", ["num_steps", "num_chains", "chunk_size"])
 @pytest.mark.parametrize("value", [0, -1, 1.5])
 def test_counts_are_checked(option, value):
+    if (option, value) == ("num_steps", 0):
+        started = run_ar1(0, num_steps=0)
+        assert started.draws is None and started.complete and started.num_steps == 0
+        return
     with pytest.raises(MethodError, match=option):
         run_ar1(0, **{option: value})
+
+
+def test_a_kernel_may_end_the_run_and_its_blocks():
+    """Blocks of four steps: each ends by clearing the count, whatever the chunks; step 30 ends the run."""
+
+    class Blocks(AR1):
+        block_size = 4
+
+        def init(self, data, key, start):
+            return jnp.int32(0)
+
+        def step(self, data, key, state, u):
+            return state + 1, None
+
+        def end_block(self, state):
+            return state * 0
+
+        def collect(self, state, info):
+            return state, {"count": state}
+
+        def emit(self, data, draw):
+            return draw
+
+        def report(self, stats):
+            return {}
+
+        def stop(self, stats):
+            return len(stats["count"]) and self.calls.append(len(stats["count"])) or sum(self.calls) >= 30
+
+    for chunk_size in (3, 7, 10):
+        kernel = Blocks()
+        kernel.calls = []
+        run = mcx.run(kernel, key=0, num_steps=60, num_chains=2, chunk_size=chunk_size, progress=False)
+        assert not run.complete and run.num_steps == 30 + (-30) % chunk_size
+        np.testing.assert_array_equal(run.draws[0], np.arange(run.num_steps) % 4 + 1)
 
 
 def test_key_is_required():

@@ -343,6 +343,19 @@ class TestFaults:
         assert np.isfinite(caught.value.result.mean["x"][:12]).all()
         assert np.isnan(caught.value.result.mean["x"][12])
 
+    def test_nothing_is_lost_when_a_run_ends_early(self, monkeypatch):
+        monkeypatch.setattr("mcx.inference.smc.particle_filter._PARTICLE_STEPS_PER_CHUNK", 500)
+        y = np.zeros(20, np.float32)
+        y[7] = 50.0
+        with pytest.raises(WeightCollapse) as caught:
+            mcx.filter(
+                flawed(y, None), key=0, num_particles=100, progress=False, coords={"time": np.arange(20)}
+            )
+        part = caught.value.result
+        assert not part.complete and part.num_steps == 11
+        assert "stopped early" in repr(part)
+        assert part.to_datatree()["filtering"]["x"].shape == (11,)
+
     def test_nan_potentials(self):
         with pytest.raises(NonFiniteError, match="step 0: the log potential is NaN or"):
             mcx.filter(flawed(Y, lambda x: jnp.log(x - 0.5)), key=0, num_particles=100, progress=False)

@@ -276,13 +276,15 @@ def _to_datatree(filtered: Filtered) -> xr.DataTree:
     from xarray import DataTree
 
     sites = compile_model(filtered.bound).sites
-    coords = dict(filtered.info.coords)
     names = list(filtered.space.state_names)
+    time = sites[names[0]].dims[0]
+    steps = filtered.num_steps  # fewer than the data have, where the run was stopped
+    coords = {k: v[:steps] if k == time else v for k, v in filtered.info.coords.items()}
     dims = {name: list(sites[name].dims) for name in names}
     observed = {
-        k: np.asarray(v) for k, v in filtered.space.observed(filtered.space.feynman_kac.inputs).items()
+        k: np.asarray(v)[:steps]
+        for k, v in filtered.space.observed(filtered.space.feynman_kac.inputs).items()
     }
-    time = sites[names[0]].dims[0]
     library = {"inference_library": "mcx", "inference_library_version": __version__}
 
     def dataset(data: Mapping[str, Any], axes: Mapping[Any, Any], leading: list[str], **more: Any) -> Any:

@@ -221,6 +221,7 @@ class StateSpace:
         state_names: sites that ``states`` gives; static.
         params: names of the parameters that ``feynman_kac.prepare`` takes; static.
         guided: whether particles are drawn with the observation in view; static.
+        no_density: why the transition has no density, for methods that need it; empty where it has; static.
     """
 
     feynman_kac: FeynmanKac
@@ -231,3 +232,4 @@ class StateSpace:
     state_names: tuple[str, ...] = field(metadata={"static": True})
     params: tuple[str, ...] = field(metadata={"static": True})
     guided: bool = field(metadata={"static": True})
+    no_density: str = field(default="", metadata={"static": True})

@@ -1,6 +1,6 @@
-"""Everything that touches NumPyro's private parts, in one place.
+"""Everything that touches NumPyro's private parts, in one place; scans are in ``capture_scan.py`` beside it.
 
-The rest of mcx uses only what NumPyro documents; what this file relies on is pinned by
+The rest of mcx uses only what NumPyro documents; what these files rely on is pinned by
 ``tests/test_numpyro_contract.py``, which runs on the lowest and on the newest supported release.
 """
 
@@ -19,6 +19,8 @@ from numpyro import primitives
 from numpyro.distributions.distribution import Unit
 from numpyro.infer import util as infer_util
 
+from mcx.errors import ModelError
+
 __all__ = [
     "SiteTrace",
     "SubmodelScope",
@@ -27,6 +29,7 @@ __all__ = [
     "is_factor",
     "is_improper",
     "is_jacobian",
+    "is_scan",
     "record",
     "replay",
     "scope_prefix",
@@ -96,8 +99,12 @@ class _Recorder(primitives.Messenger):
         self.sites: dict[str, dict[str, Any]] = {}
         self.duplicates: list[str] = []
         self.clashes: list[str] = []  # names of both a plate and a site
+        self.scanned: set[str] = set()  # names of the sites in bodies of scans
+        self._after_scan = False  # whether sites that are repeated now come from a scan, not a cond
 
     def postprocess_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "control_flow":
+            self._after_scan = is_scan(msg)
         if "name" not in msg or msg["type"] in ("control_flow", "prng_key", "inspect"):
             return
         name = msg["name"]
@@ -108,13 +115,24 @@ class _Recorder(primitives.Messenger):
                 (self.clashes if plates else self.duplicates).append(name)
             return
         self.sites[name] = msg.copy()
+        if _is_done(msg) and self._after_scan:
+            self.scanned.add(name)
 
 
 @contextmanager
 def _recording() -> Iterator[_Recorder]:
     recorder = _Recorder()
-    with recorder, _DefaultKey():
-        yield recorder
+    try:
+        with recorder, _DefaultKey():
+            yield recorder
+    except NotImplementedError as error:
+        if "control flow primitive under a `plate`" not in str(error):
+            raise
+        raise ModelError(
+            "a scan or cond within a plate",
+            expected="the plate within the body",
+            remedy="def body(carry, x):\n    with numpyro.plate(...):\n        ...\nscan(body, init, xs)",
+        ) from error
 
 
 def record(
@@ -187,9 +205,14 @@ class SubmodelScope(numpyro.handlers.scope):
 def _enter_bodies(msg: dict[str, Any], handler: Callable[[Any], Any]) -> None:
     """Apply a handler to the function of a ``scan`` message, or to the two of a ``cond`` message."""
     args = list(msg["args"])
-    for i in (0,) if callable(args[0]) else (1, 2):
+    for i in (0,) if is_scan(msg) else (1, 2):
         args[i] = handler(args[i])
     msg["args"] = tuple(args)
+
+
+def is_scan(msg: Mapping[str, Any]) -> bool:
+    """Whether a ``control_flow`` message is that of a scan: its first argument is the body."""
+    return callable(msg["args"][0])
 
 
 def _is_done(msg: Mapping[str, Any]) -> bool:

@@ -53,21 +53,21 @@ def describe(bound: BoundModel, concrete: bool = False) -> SiteTable:
                 remedy=f"rename one of them, or run the part that repeats as a submodel: "
                 f"mcx.sample('a', part.bind(...)) makes it 'a.{name}'",
             )
-        for msg in recorder.sites.values():
+        for name, msg in recorder.sites.items():
             site = _site(msg)
             if site is not None:
-                found.append(site)
+                found.append(replace(site, scanned=name in recorder.scanned))
 
     jax.eval_shape(run, () if concrete else bound)
     return SiteTable(_with_time(found), bound.name)
 
 
 def _with_time(sites: list[Site]) -> tuple[Site, ...]:
-    """Name the time axis of Markov sites: "time", or after the site where another length has that name."""
+    """Name the time axis of chains and scans: "time", or after the site where another length has it."""
     lengths: dict[int, str] = {}
     named = []
     for site in sites:
-        if site.markov:
+        if (site.markov or site.scanned) and site.shape:
             name = "time" if not lengths else f"{site.name}_time"
             site = replace(site, dims=(lengths.setdefault(site.shape[0], name), *site.dims[1:]))
         named.append(site)

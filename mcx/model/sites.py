@@ -38,7 +38,8 @@ class Site:
         plates: ``(name, dim, size)`` of the plates around it.
         terms_shape: of an observed site, shape of its log-likelihood terms.
         discrete_support: whether its values are integers by law.
-        markov: whether it is a path of a Markov chain, or its observations: the first axis is time.
+        markov: whether it is a path of an ``mcx.markov`` chain, or its observations: the first axis is time.
+        scanned: whether it is in the body of a scan: the first axis is time.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Site:
     terms_shape: tuple[int, ...] = ()
     discrete_support: bool = False
     markov: bool = False
+    scanned: bool = False
 
     @property
     def observed(self) -> bool:

@@ -1,0 +1,251 @@
+"""The Feynman-Kac functions of an ``mcx.markov`` statement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.ops.provenance import eval_provenance
+
+from mcx.errors import CapabilityError
+from mcx.model import capture
+from mcx.model.chain import Functions, latent_shapes, refuse_dependent_series, run_program, sources
+from mcx.model.density import site_log_prob
+from mcx.model.markov import MarkovBlock, collect_blocks
+from mcx.model.pathlaw import bare, draw_components, log_density, masked_log_prob, missing_filled
+from mcx.ops.hoist import hoist
+from mcx.ops.lanes import Lane
+from mcx.target import Target
+
+__all__ = ["MarkovChain"]
+
+
+class MarkovChain:
+    """A Markov block of a program; see :class:`~mcx.model.chain.Chain`.
+
+    Args:
+        target: of the program.
+        name: of the block.
+        guided: draw from the block's proposal, if it has one.
+        auxiliary: use its lookahead, if it has one.
+
+    Raises:
+        CapabilityError: if the path is observed or not emitted, or something else depends on it.
+    """
+
+    no_density = no_forecast = ""
+
+    def __init__(self, target: Target, name: str, guided: bool, auxiliary: bool) -> None:
+        self.target, self.name = target, name
+        self._guided, self._auxiliary = guided, auxiliary
+        shapes = latent_shapes(target)
+        paths = {s.name for s in target.sites if s.markov or s.scanned}
+        free = {k: v for k, v in shapes.items() if k not in paths}
+        jax.eval_shape(lambda params: self._look(target.data, params), free)
+        for parameter in sources(lambda **params: self._series(target.data, params), free):
+            raise refuse_dependent_series(name, parameter, "the emission or the transition")
+        self._refuse_dependent_sites({site: shapes[site] for site in self.state_names})
+        # other chains' paths are parameters where this one's functions depend on them
+        others = {k: v for k, v in shapes.items() if k in paths and k not in self.state_names}
+        used = sources(lambda **values: self._constants(target.data, values), others)
+        self.params = tuple(k for k in shapes if k in free or k in used)
+
+    # what the Feynman-Kac model is made of -------------------------------------------------------
+
+    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return _functions(self._read(data, params)[0], self._guided, self.looks_ahead)
+
+    def series(self, data: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return self._series(data, {})
+
+    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~mcx.model.chain.Chain`."""
+        _, sites = self._read(data, params)
+        return {k: sites[k]["fn"].support for k in params}
+
+    def states(self, x: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return {site: x[key] if key else x for key, site in self._states.items()}
+
+    def observed(self, u: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return {self._observed[k]: v for k, v in u["y"].items()}
+
+    # reading the program -------------------------------------------------------------------------
+
+    def _read(self, data: Any, params: Mapping[str, Any]) -> tuple[MarkovBlock, capture.SiteTrace]:
+        """The block under these parameters, and all sites."""
+        with collect_blocks() as blocks:
+            sites = run_program(self.target, data, params)
+        (block,) = [b for b in blocks if b.name == self.name]
+        return block, sites
+
+    def _series(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        block, sites = self._read(data, params)
+        observed = {k: sites[s]["value"] for k, s in block.observed.items() if sites[s]["is_observed"]}
+        return {
+            "u": block.law.inputs,
+            "y": observed,
+            "missing": {k: jnp.asarray(m) for k, m in block.missing.items()},
+        }
+
+    def _look(self, data: Any, params: Any) -> Any:
+        """Take note of what the block consists of."""
+        block, sites = self._read(data, params)
+        self._states, self._observed = block.states, block.observed
+        self.state_names = tuple(block.states.values())
+        self.length = block.law.length
+        self.guided = self._guided and block.proposal is not None
+        self.looks_ahead = block.lookahead is not None and self._auxiliary
+        for site in self.state_names:
+            if sites[site]["is_observed"]:
+                raise CapabilityError(
+                    "the path is observed, so there is nothing to filter", site=site, remedy="leave it free"
+                )
+        if block.emission is None:
+            raise CapabilityError(
+                "the Markov chain has no emission, so there is nothing to filter by",
+                site=self.name,
+                remedy="give emission= and obs=; draws from the chain alone are those of simulate",
+            )
+        u = jax.tree_util.tree_map(
+            lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
+        )
+        x = bare(dict(block.law.shapes))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        lane = Lane(key, jax.ShapeDtypeStruct((), jnp.int32))
+        self.examples = {
+            "initial": (lane, u),
+            "transition": (lane, x, u),
+            "potential_0": (x, u),
+            "potential": (x, x, u),
+            "density": (x, x, u),
+            "observe": (key, x, u),
+            "lookahead": (x, u),
+        }
+        return 0
+
+    def _constants(self, data: Any, params: Mapping[str, Any]) -> Any:
+        """What the functions close over."""
+        functions = self.functions(data, params)
+        return [hoist(fn, *self.examples[role])[1] for role, fn in functions.items()]
+
+    def _refuse_dependent_sites(self, paths: dict[str, Any]) -> None:
+        own = {*self.state_names, *self._observed.values()}
+
+        def densities(**values: Any) -> Any:
+            _, sites = self._read(self.target.data, values)
+            rest = (s for n, s in sites.items() if s["type"] == "sample" and n not in own)
+            return {s["name"]: site_log_prob(s) for s in rest}
+
+        for name, found in eval_provenance(densities, **paths).items():
+            if found:
+                raise CapabilityError(
+                    f"this site depends on the path of '{self.name}', so particles cannot be weighted "
+                    "as they go",
+                    site=name,
+                    expected="observations of the chain in its emission",
+                    remedy=f"write it into mcx.markov('{self.name}', emission=lambda x, u: ..., obs=...), "
+                    "with a dictionary where there are several; MCMC methods take the model as it is",
+                )
+
+
+def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool) -> Functions:
+    """One time's functions of a block, as the loop needs them; ``u`` holds inputs, observations and masks."""
+    law, emission = block.law, block.emission
+    assert emission is not None
+    start, step = _proposals(block) if guided else (None, None)
+
+    def emitted(x: Any, u: Any) -> Any:
+        laws = emission(x, u["u"])
+        terms = (masked_log_prob(laws[k], y, u["missing"].get(k)) for k, y in u["y"].items())
+        return sum((jnp.sum(t) for t in terms), start=jnp.zeros(()))
+
+    def first(u: Any) -> dict[str, Any]:
+        return law.initial(u["u"])
+
+    def then(x_prev: Any, u: Any) -> dict[str, Any]:
+        return law.transition(x_prev, u["u"])
+
+    def known(x: Any, u: Any) -> tuple[Any, Any]:
+        """Observations with missing ones replaced by supported values; whether all are missing."""
+        laws = emission(x, u["u"])
+        pairs = {k: missing_filled(laws[k], y, u["missing"].get(k)) for k, y in u["y"].items()}
+        gone = jnp.asarray([jnp.all(g) for g, _ in pairs.values()])
+        return bare({k: y for k, (_, y) in pairs.items()}), jnp.all(gone)
+
+    def cast(x: dict[str, Any]) -> Any:
+        return bare({k: x[k].astype(law.shapes[k].dtype) for k in law.shapes})
+
+    def initial(lane: Lane, u: Any) -> Any:
+        x = cast(draw_components(lane, first(u)))
+        if start is None:
+            return x
+        y, gone = known(x, u)
+        return _where(gone, x, cast(draw_components(lane, start(u["u"], y))))
+
+    def transition(lane: Lane, x_prev: Any, u: Any) -> Any:
+        x = cast(draw_components(lane, then(x_prev, u)))
+        if step is None:
+            return x
+        y, gone = known(x_prev, u)
+        return _where(gone, x, cast(draw_components(lane, step(x_prev, u["u"], y))))
+
+    def potential_0(x: Any, u: Any) -> Any:
+        if start is None:
+            return emitted(x, u)
+        y, gone = known(x, u)
+        ratio = _total(first(u), x) - _total(start(u["u"], y), x)
+        return emitted(x, u) + jnp.where(gone, 0.0, ratio)
+
+    def density(x_prev: Any, x: Any, u: Any) -> Any:
+        log_f = _total(then(x_prev, u), x)
+        if step is None:
+            return log_f
+        y, gone = known(x_prev, u)
+        return jnp.where(gone, log_f, _total(step(x_prev, u["u"], y), x))
+
+    def potential(x_prev: Any, x: Any, u: Any) -> Any:
+        if step is None:
+            return emitted(x, u)
+        return emitted(x, u) + _total(then(x_prev, u), x) - density(x_prev, x, u)
+
+    def observe(key: Any, x: Any, u: Any) -> dict[str, Any]:
+        keys = jax.random.split(key, max(len(block.observed), 1))
+        laws = emission(x, u["u"])
+        return {block.observed[k]: fn.sample(keys[i]) for i, (k, fn) in enumerate(laws.items())}
+
+    def lookahead(x: Any, u: Any) -> Any:
+        y, gone = known(x, u)
+        assert block.lookahead is not None
+        return jnp.where(gone, 0.0, block.lookahead(x, u["u"], y))
+
+    functions: Functions = {
+        "initial": initial,
+        "transition": transition,
+        "potential_0": potential_0,
+        "potential": potential,
+        "density": density,
+        "observe": observe,
+    }
+    return {**functions, "lookahead": lookahead} if looks_ahead else functions
+
+
+def _proposals(block: MarkovBlock) -> tuple[Any, Any]:
+    observed = bool(block.observed)
+    return (block.initial_proposal, block.proposal) if observed else (None, None)
+
+
+def _total(laws: dict[str, Any], x: Any) -> Any:
+    """Joint log density of a state's components."""
+    values = x if isinstance(x, dict) else {"": x}
+    return sum(log_density(laws, values).values(), start=jnp.zeros(()))
+
+
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    return jax.tree_util.tree_map(partial(jnp.where, condition), a, b)

@@ -110,3 +110,10 @@ def regression_data(seed=0, n=20):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=n).astype(np.float32)
     return x, (0.5 + 1.5 * x + 0.7 * rng.normal(size=n)).astype(np.float32)
+
+
+@mcx.model
+def coin(y=None):
+    p = mcx.sample("p", dist.Beta(2.0, 3.0))
+    mcx.sample("y", dist.Bernoulli(p), obs=y)
+    return p

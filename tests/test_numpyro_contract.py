@@ -4,6 +4,7 @@ mcx/model/capture.py is the one file that touches them. When a release of NumPyr
 these tests say which assumption broke; they run on the lowest and on the newest supported release.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -13,6 +14,8 @@ from numpyro import handlers, primitives
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.distributions.distribution import Unit
 from numpyro.infer import util as infer_util
+from numpyro.ops.provenance import eval_provenance
+from numpyro.ops.pytree import PytreeTrace
 
 
 class Spy(primitives.Messenger):
@@ -221,6 +224,76 @@ class TestControlFlow:
         (msg,) = [m for m in spy_on(lambda: scan(step, 0.0, jnp.zeros(3))).leaving if m["type"] == "sample"]
         assert msg["infer"]["mark"] is True
 
+    def test_what_a_scan_message_holds(self):
+        msg = message(lambda: scan(lambda x, y: (x, y), 0.0, jnp.zeros(3), history=0), "control_flow")
+        body, init, xs, length, reverse = msg["args"]
+        assert callable(body) and init == 0.0 and xs.shape == (3,) and length is None and reverse is False
+        assert msg["kwargs"]["history"] == 0 and "rng_key" in msg["kwargs"]
+
+    def test_a_scan_message_with_a_value_does_not_run(self):
+        """As capture_scan answers for scans; and handlers further out do not see a stopped message."""
+
+        class Answer(primitives.Messenger):
+            def process_message(self, msg):
+                if msg["type"] == "control_flow":
+                    msg["value"], msg["stop"] = ((0, None, "carry"), (PytreeTrace({}), "ys")), True
+
+        outer = Spy()
+        with outer, handlers.seed(rng_seed=0), Answer():
+            assert scan(lambda x, y: 1 / 0, 0.0, jnp.zeros(3)) == ("carry", "ys")
+        assert [m for m in outer.entering + outer.leaving if m["type"] == "control_flow"] == []
+
+    def test_the_function_of_a_scan_message_gives_its_results_and_sites_in_order(self):
+        def body(x, _):
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
+            return numpyro.sample("a", dist.Normal(x, 1.0)), x
+
+        class Run(primitives.Messenger):
+            def process_message(self, msg):
+                if msg["type"] == "control_flow":
+                    with handlers.block():
+                        (_, _, carry), (trace, ys) = msg["fn"](*msg["args"], **msg["kwargs"])
+                    found.append((jnp.shape(carry), ys.shape, list(trace.trace)))
+
+        found = []
+        with handlers.seed(rng_seed=0), Run():
+            with handlers.seed(rng_seed=1):
+                scan(body, 0.0, None, length=3)
+        assert found == [((), (3,), ["z", "a"])]
+
+    def test_a_scans_sites_follow_its_message_as_it_leaves(self):
+        leaving = spy_on(self.scan).leaving
+        kinds = [m["type"] for m in leaving if m["type"] in ("control_flow", "sample")]
+        assert kinds == ["control_flow", "sample", "sample"]
+
+    def test_a_stopped_site_in_a_body_is_seen_by_inner_handlers_alone(self):
+        class Stop(primitives.Messenger):
+            def process_message(self, msg):
+                msg["stop"] = True
+                if msg["type"] == "sample":
+                    msg["value"] = 3.0
+
+        outer, inner = Spy(), Spy()
+        with outer, Stop(), inner, numpyro.plate("n", 2), handlers.scale(scale=2.0):
+            assert numpyro.sample("x", dist.Normal(0.0, 1.0)) == 3.0
+        assert outer.entering == outer.leaving == []
+        (msg,) = [m for m in inner.leaving if m["type"] == "sample"]
+        assert msg["fn"].batch_shape == (2,) and msg["scale"] == 2.0
+
+    def test_plates_refuse_scans_in_these_words(self):
+        with pytest.raises(NotImplementedError, match="control flow primitive under a `plate`"):
+            with handlers.seed(rng_seed=0), numpyro.plate("n", 2):
+                self.scan()
+
+    def test_scopes_name_the_sites_of_a_scan_from_outside_in(self):
+        """So their prefix is that of capture_scan: of all scopes but those that enter the body."""
+        scopes = [handlers.scope(prefix=name, divider=".") for name in "ab"]
+        assert [(s.prefix, s.divider) for s in scopes] == [("a", "."), ("b", ".")]
+        spy = Spy()
+        with spy, scopes[0], scopes[1], handlers.seed(rng_seed=0):
+            self.scan()
+        assert {m["name"] for m in spy.leaving if m["type"] == "sample"} == {"a.b.x", "a.b.y"}
+
     def test_unconstrained_values_are_taken_apart_by_step(self):
         def substitute_fn(site):
             return infer_util._unconstrain_reparam({"x": jnp.arange(3.0)}, site)
@@ -239,3 +312,16 @@ def test_blocked_sites_take_a_key_from_the_stack():
     """So an unseeded, blocked site does not stop the program: scopes in scans must not lose values."""
     with handlers.seed(rng_seed=0), handlers.block():
         assert jnp.isfinite(numpyro.sample("x", dist.Normal(0.0, 1.0)))
+
+
+def test_provenance_takes_shapes_and_tells_results_apart():
+    def fn(**given):
+        return {
+            "sum": given["a:0"] + given["b"][0],
+            "none": jnp.zeros(()),
+            "where": jnp.where(given["b"][1], 0, 1),
+        }
+
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    found = eval_provenance(fn, **{"a:0": shape, "b": (shape, shape)})
+    assert found == {"sum": frozenset({"a:0", "b"}), "none": frozenset(), "where": frozenset({"b"})}

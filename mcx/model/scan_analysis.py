@@ -197,7 +197,8 @@ class _Look:
                 "carry": jax.tree_util.tree_leaves(new),
                 "density": {n: site_log_prob(body[n]) for n in self.latent},
                 "potential": {n: site_log_prob(s) for n, s in body.items() if n not in self.latent},
-                "raw": {n: raw[n]["value"] for n in self.observed},
+                # the others have their values by a condition
+                "raw": {n: raw[n]["value"] for n in self.observed if raw[n]["is_observed"]},
                 "conditions": [dict(values) for _, values in scan.given],
             }
 

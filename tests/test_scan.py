@@ -1,0 +1,651 @@
+"""Particle filters of unmodified NumPyro models with a scan: laws, structure, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.contrib.control_flow import cond, scan
+
+import mcx
+from mcx.errors import CapabilityError, DataError, ModelError
+from mcx.inference.smc.smc import smc
+from mcx.model.statespace import state_space
+from mcx.ops.lanes import Lane, lanes
+from mcx.testing import check_mean, forward_backward, kalman
+
+T = 10
+Y = np.random.default_rng(3).normal(0.0, 0.7, T).astype(np.float32)
+PARAMS = {"phi": 0.8, "s": 0.6}
+QUIET = {"progress": False}
+
+
+def linear(y):
+    """A state that is drawn before the series begins."""
+    phi = numpyro.sample("phi", dist.Uniform(-1, 1))
+    s = numpyro.sample("s", dist.HalfNormal(1.0))
+
+    def body(x_prev, y_t):
+        x = numpyro.sample("x", dist.Normal(phi * x_prev, s))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=y_t)
+        return x, x
+
+    x0 = numpyro.sample("x0", dist.Normal(0.3, 1.0))
+    scan(body, x0, y)
+
+
+def linear_exactly(y=Y, phi=0.8, s=0.6):
+    return kalman(
+        y,
+        initial_mean=phi * 0.3,
+        initial_cov=phi**2 + s**2,
+        transition_matrix=phi,
+        transition_cov=s**2,
+        observation_matrix=1.0,
+        observation_cov=0.25,
+    )
+
+
+def chain(y):
+    """The same law as an ``mcx.markov`` statement."""
+    phi = mcx.sample("phi", dist.Uniform(-1, 1))
+    s = mcx.sample("s", dist.HalfNormal(1.0))
+    mcx.markov(
+        "x",
+        initial=lambda u: dist.Normal(0.3 * phi, jnp.sqrt(phi**2 + s**2)),
+        transition=lambda x, u: dist.Normal(phi * x, s),
+        emission=lambda x, u: dist.Normal(x, 0.5),
+        obs=y,
+    )
+
+
+def hidden_markov(y):
+    """Two regimes; an initial carry that is known."""
+    rows = jnp.array([[0.9, 0.1], [0.3, 0.7]])
+
+    def body(z_prev, y_t):
+        z = numpyro.sample("z", dist.Categorical(rows[z_prev]))
+        numpyro.sample("y", dist.Normal(jnp.array([-0.5, 0.8])[z], 0.6), obs=y_t)
+        return z, None
+
+    scan(body, 0, y)
+
+
+def second_order(y):
+    """An AR(2): the carry holds two states, so its path is no Markov chain in x alone."""
+    phi = numpyro.sample("phi", dist.Uniform(-1, 1))
+
+    def body(past, y_t):
+        x = numpyro.sample("x", dist.Normal(phi * past[0] - 0.3 * past[1], 1.0))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=y_t)
+        return (x, past[0]), None
+
+    scan(body, (0.0, 0.0), y)
+
+
+def rich(data, heat):
+    """Dictionaries, a clock, an input, a plate, an observation that looks at the state before."""
+    drift = numpyro.sample("drift", dist.Normal(0.0, 1.0))
+
+    def body(carry, now):
+        y_t, heat_t = now
+        with numpyro.plate("series", 2):
+            x = numpyro.sample("x", dist.Normal(0.7 * carry["x"] + drift * heat_t, 0.5))
+            law = dist.Normal(x + 0.4 * carry["x"] + 0.1 * carry["t"], 0.6)
+            numpyro.sample("y", law, obs=y_t)
+        return {"x": x, "t": carry["t"] + 1}, (x, y_t)
+
+    with numpyro.plate("series", 2):
+        start = numpyro.sample("start", dist.Normal(0.2, 1.0))
+    scan(body, {"x": start, "t": 0}, (data, heat))
+
+
+DATA = np.random.default_rng(4).normal(0.0, 1.0, (T, 2)).astype(np.float32)
+HEAT = np.linspace(-1.0, 1.0, T).astype(np.float32)
+
+
+def rich_exactly(series, drift=0.5):
+    """State (x_t, x_{t-1})."""
+    return kalman(
+        DATA[:, series] - 0.1 * np.arange(T),
+        initial_mean=[0.7 * 0.2 + drift * HEAT[0], 0.2],
+        initial_cov=[[0.49 + 0.25, 0.7], [0.7, 1.0]],
+        transition_matrix=[[0.7, 0.0], [1.0, 0.0]],
+        transition_cov=[[0.25, 0.0], [0.0, 0.0]],
+        transition_offset=np.stack([drift * HEAT, 0 * HEAT], 1),
+        observation_matrix=[[1.0, 0.4]],
+        observation_cov=0.36,
+    )
+
+
+def check_evidence(key, space, params, truth, *, num_particles=400, replicates=800, delta=0.2):
+    """The evidence estimate is unbiased; a false alarm in a million runs."""
+    run = jax.vmap(lambda k: smc(k, space.feynman_kac, params, num_particles=num_particles).log_evidence)
+    check_mean(np.exp(run(jax.random.split(key, replicates)) - truth), 1.0, delta=delta, independent=True)
+
+
+def bound(program, *args):
+    return mcx.model(program)(*args)
+
+
+# --- laws ------------------------------------------------------------------------------------------
+
+
+def test_evidence_of_a_linear_model(key):
+    space = state_space(bound(linear, Y))
+    assert space.params == ("phi", "s") and space.state_names == ("x",) and not space.no_density
+    check_evidence(key, space, PARAMS, linear_exactly().log_evidence)
+
+
+def test_the_filter_agrees_with_kalman(key):
+    found = mcx.filter(bound(linear, Y), params=PARAMS, num_particles=2000, num_chains=30, key=key, **QUIET)
+    truth = linear_exactly()
+    assert abs(found.log_evidence - truth.log_evidence) < 4 * found.log_evidence_se
+    check_mean(found.record.mean["x"], truth.filtered_means[:, 0], delta=0.15, independent=True)
+    sd = np.sqrt(truth.filtered_covs[:, 0, 0])
+    check_mean(found.record.sd["x"], sd, delta=0.15, independent=True)
+    tree = found.to_datatree()
+    assert tree["filtering"]["x"].dims == ("time",)
+    np.testing.assert_array_equal(tree["observed_data"]["y"], Y)
+
+
+def test_functions_are_those_of_the_same_markov_chain(key):
+    ours, theirs = (state_space(bound(program, Y)).feynman_kac for program in (linear, chain))
+    ctx, other = ours.prepare(PARAMS), theirs.prepare(PARAMS)
+    u, v = (jax.tree_util.tree_map(lambda a: a[3], fk.inputs) for fk in (ours, theirs))
+    for a, b in ((0.3, -0.2), (-1.0, 2.0)):
+        x_prev, x = ({"sites": {"x": jnp.float32(value)}, "carry": (), "before": ()} for value in (a, b))
+        np.testing.assert_allclose(
+            ours.log_potential(ctx, x_prev, x, u), theirs.log_potential(other, a, b, v)
+        )
+        np.testing.assert_allclose(
+            ours.log_potential(ctx, None, x, u), theirs.log_potential(other, None, b, v)
+        )
+        np.testing.assert_allclose(
+            ours.log_transition(ctx, x_prev, x, u), theirs.log_transition(other, a, b, v), rtol=1e-6
+        )
+
+    def moments(fk, ctx, u):
+        draw = jax.jit(jax.vmap(fk.initial, (Lane(None, 0), None, None)))
+        (x,) = jax.tree_util.tree_leaves(draw(lanes(key, 20_000), ctx, u))
+        return np.stack([x, x**2], 1)
+
+    mean, square = 0.24, 0.24**2 + 0.64 + 0.36
+    for fk, c, w in ((ours, ctx, u), (theirs, other, v)):
+        check_mean(moments(fk, c, w), [mean, square], delta=0.1, independent=True)
+
+
+def test_a_hidden_markov_model(key):
+    log_g = -0.5 * ((Y[:, None] - np.array([-0.5, 0.8])) / 0.6) ** 2 - np.log(0.6 * np.sqrt(2 * np.pi))
+    truth = forward_backward([0.9, 0.1], [[0.9, 0.1], [0.3, 0.7]], log_g)
+    model = bound(hidden_markov, Y)
+    check_evidence(key, state_space(model), {}, truth.log_evidence)
+    found = mcx.filter(model, num_particles=2000, num_chains=30, key=key, **QUIET)
+    assert found.state.particles["sites"]["z"].dtype == jnp.int32
+    check_mean(found.record.mean["z"], truth.filtered[:, 1], delta=0.1, independent=True)
+
+
+def test_a_second_order_autoregression_filters_but_has_no_transition_density(key):
+    space = state_space(bound(second_order, Y))
+    assert space.feynman_kac.log_transition is None
+    assert "no Markov chain in 'x'" in space.no_density
+    truth = kalman(
+        Y,
+        initial_mean=[0.0, 0.0],
+        initial_cov=[[1.0, 0.0], [0.0, 0.0]],
+        transition_matrix=[[0.5, -0.3], [1.0, 0.0]],
+        transition_cov=[[1.0, 0.0], [0.0, 0.0]],
+        observation_matrix=[[1.0, 0.0]],
+        observation_cov=0.25,
+    )
+    check_evidence(key, space, {"phi": 0.5}, truth.log_evidence)
+
+
+def test_plates_dictionaries_clocks_inputs_and_the_state_before(key):
+    model = bound(rich, DATA, HEAT)
+    space = state_space(model)
+    assert space.params == ("drift",) and space.state_names == ("x",)
+    assert not space.no_density  # the clock is the same for all particles
+    truth = sum(rich_exactly(i).log_evidence for i in range(2))
+    check_evidence(key, space, {"drift": 0.5}, truth, num_particles=1500)
+    found = mcx.filter(model, params={"drift": 0.5}, num_particles=2000, num_chains=30, key=key, **QUIET)
+    means = np.stack([rich_exactly(i).filtered_means[:, 0] for i in range(2)], 1)
+    check_mean(found.record.mean["x"], means, delta=0.2, independent=True)
+    assert found.to_datatree()["filtering"]["x"].dims == ("time", "series")
+    assert set(found.state.particles) == {"sites", "carry", "before"}
+    # x itself is in the carry once, as a site; before holds x and t as the observation sees them
+    assert [v.dtype for v in found.state.particles["carry"]] == [jnp.int32]
+    assert len(found.state.particles["before"]) == 2
+
+
+def test_the_joint_density_is_the_models(key):
+    """Initial law aside, transitions and potentials add up to NumPyro's density of the path."""
+    model = bound(rich, DATA, HEAT)
+    fk = state_space(model).feynman_kac
+    ctx = fk.prepare({"drift": 0.5})
+    start, path = jnp.array([0.1, -0.4]), jax.random.normal(key, (T, 2))
+    before = jnp.concatenate([start[None], path[:-1]])
+
+    def particle(t):
+        return {"sites": {"x": path[t]}, "carry": (jnp.int32(t + 1),), "before": (jnp.int32(t), before[t])}
+
+    total = -0.5 * jnp.sum((start - 0.2) ** 2) - np.log(2 * np.pi)
+    for t in range(T):
+        u = jax.tree_util.tree_map(lambda a, t=t: a[t], fk.inputs)
+        if t:
+            total += fk.log_transition(ctx, particle(t - 1), particle(t), u)
+            total += fk.log_potential(ctx, particle(t - 1), particle(t), u)
+        else:
+            total += jnp.sum(dist.Normal(0.7 * start + 0.5 * HEAT[0], 0.5).log_prob(path[0]))
+            total += fk.log_potential(ctx, None, particle(0), u)
+    truth = model.log_density({"drift": 0.5, "start": start, "x": path})
+    np.testing.assert_allclose(total + dist.Normal(0.0, 1.0).log_prob(0.5), truth, rtol=1e-5)
+
+
+def test_gradient_of_the_log_evidence(key):
+    """The reparametrised estimator is that of Z; its ratio to Z is biased by O(1/N), within delta."""
+    fk = state_space(bound(linear, Y)).feynman_kac
+    estimate = jax.value_and_grad(
+        lambda phi, k: jnp.exp(
+            smc(k, fk, {"phi": phi, "s": 0.6}, num_particles=200).log_evidence - linear_exactly().log_evidence
+        )
+    )
+    _, slopes = jax.vmap(estimate, (None, 0))(jnp.float32(0.8), jax.random.split(key, 600))
+    step = 1e-4
+    truth = (linear_exactly(phi=0.8 + step).log_evidence - linear_exactly(phi=0.8 - step).log_evidence) / (
+        2 * step
+    )
+    check_mean(slopes, truth, delta=max(0.5, 0.5 * abs(truth)), independent=True)
+
+
+# --- structure -------------------------------------------------------------------------------------
+
+
+def closed_over(y):
+    """Observations looked up by time."""
+
+    def body(x_prev, t):
+        x = numpyro.sample("x", dist.Normal(0.8 * x_prev, 0.6))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=y[t])
+        return x, x
+
+    scan(body, 0.0, jnp.arange(y.shape[0]))
+
+
+def unobserved(length):
+    def body(x_prev, _):
+        x = numpyro.sample("x", dist.Normal(0.8 * x_prev, 0.6))
+        numpyro.sample("y", dist.Normal(x, 0.5))
+        return x, x
+
+    scan(body, 0.0, None, length=length)
+
+
+def weighted(y, there):
+    """A scale, a mask and a factor in the body."""
+
+    def body(x_prev, now):
+        y_t, there_t = now
+        x = numpyro.sample("x", dist.Normal(0.8 * x_prev, 0.6))
+        with handlers.scale(scale=2.0), handlers.mask(mask=there_t):
+            numpyro.sample("y", dist.Normal(x, 0.5), obs=y_t)
+        numpyro.factor("f", -x)
+        return x, x
+
+    scan(body, 0.0, (y, there))
+
+
+def potential(model, x, t=4, params=None):
+    """Log potential of a state, whose model keeps nothing but it."""
+    fk = state_space(model).feynman_kac
+    u = jax.tree_util.tree_map(lambda a: a[t], fk.inputs)
+    state = {"sites": {"x": jnp.float32(x)}, "carry": (), "before": ()}
+    return fk.log_potential(fk.prepare(params or {}), state, state, u)
+
+
+def test_observations_by_closure_and_by_condition():
+    truth = dist.Normal(0.3, 0.5).log_prob(Y[4])
+    for model in (bound(closed_over, Y), bound(unobserved, T).condition({"y": Y})):
+        np.testing.assert_allclose(potential(model, 0.3), truth, rtol=1e-6)
+        assert state_space(model).feynman_kac.inputs["u"] is None  # what only leads to observations is none
+
+
+def test_masks_scales_and_factors_count():
+    there = np.arange(T) != 5
+    model = bound(weighted, Y, there)
+    np.testing.assert_allclose(
+        potential(model, 0.3), 2 * dist.Normal(0.3, 0.5).log_prob(Y[4]) - 0.3, rtol=1e-6
+    )
+    np.testing.assert_allclose(potential(model, 0.3, t=5), -0.3, rtol=1e-6)
+
+
+def test_which_outer_sites_are_parameters():
+    def program(y):
+        m = numpyro.sample("m", dist.Normal(0, 1))  # reaches the law of x0, not x0 itself
+        both = numpyro.sample("both", dist.Normal(0, 1))
+        x0 = numpyro.sample("x0", dist.Normal(m, 1))
+        more = numpyro.sample("more", dist.Normal(x0, 1))
+        unused = numpyro.sample("unused", dist.Normal(0, 1))
+
+        def body(x_prev, y_t):
+            x = numpyro.sample("x", dist.Normal(x_prev, 1))
+            numpyro.sample("y", dist.Normal(x, jnp.exp(both)), obs=y_t)
+            return x, x
+
+        scan(body, x0 + more + both, y)
+        return unused
+
+    assert state_space(bound(program, Y)).params == ("m", "both", "unused")
+
+
+def test_submodels_and_scopes_name_their_sites(key):
+    def outer(y):
+        mcx.sample("a", mcx.model(linear).bind(y))
+
+    space = state_space(bound(outer, Y))
+    assert space.name == "a.x" and space.params == ("a.phi", "a.s")
+    params = {f"a.{k}": v for k, v in PARAMS.items()}
+    found = mcx.filter(bound(outer, Y), params=params, num_particles=200, key=key, **QUIET)
+    assert set(found.mean) == {"a.x"} and found.mean["a.x"].shape == (T,)
+
+    def scoped(y):
+        with handlers.scope(prefix="b", divider="."):
+            linear(y)
+
+    assert state_space(bound(scoped, Y)).state_names == ("b.x",)
+
+
+def test_names_decide_between_chains():
+    def both(y):
+        linear(y)
+        mcx.markov(
+            "w",
+            initial=lambda u: dist.Normal(0, 1),
+            transition=lambda x, u: dist.Normal(x, 1),
+            emission=lambda x, u: dist.Normal(x, 1),
+            obs=y,
+        )
+
+    model = bound(both, Y)
+    with pytest.raises(ModelError, match="several Markov chains"):
+        state_space(model)
+    with pytest.raises(ModelError, match="no such Markov chain"):
+        state_space(model, "x0")
+    assert state_space(model, "x").params == state_space(model, "w").params[:2] == ("phi", "s")
+    # of the Markov chain, whatever belongs to no chain is a parameter; the scan's path is none
+    assert state_space(model, "w").params == ("phi", "s", "x0")
+
+
+def test_new_data_and_parameters_trace_nothing(key):
+    runs = []
+
+    def counted(y):
+        runs.append(1)
+        linear(y)
+
+    model = mcx.model(counted)
+    options = {"num_particles": 100, "key": key, **QUIET}
+    first = mcx.filter(model(Y), params=PARAMS, **options)
+    before = len(runs)
+    second = mcx.filter(model(Y + 1), params={"phi": 0.2, "s": 1.0}, **options)
+    assert len(runs) == before and first.log_evidence != second.log_evidence
+
+
+def test_parameters_vectorise(key):
+    fk = state_space(bound(linear, Y)).feynman_kac
+    phi = jnp.array([0.2, 0.8])
+    run = lambda p: smc(key, fk, {"phi": p, "s": 0.6}, num_particles=100).log_evidence  # noqa: E731
+    np.testing.assert_allclose(jax.vmap(run)(phi), [run(p) for p in phi], rtol=1e-5)
+
+
+def test_online(key):
+    online = mcx.OnlineFilter(bound(linear, Y), params=PARAMS, num_particles=500)
+    state = online.init(key, Y[0])
+    for t in range(1, T):
+        state = online.step(jax.random.fold_in(key, t), state, Y[t])
+    mean, _ = online.moments(state)
+    assert abs(mean["x"] - linear_exactly().filtered_means[-1, 0]) < 0.3
+
+
+# --- forecasts -------------------------------------------------------------------------------------
+
+
+def test_forecasts(key):
+    found = mcx.filter(bound(linear, Y), params=PARAMS, num_particles=2000, num_chains=30, key=key, **QUIET)
+    drawn = found.forecast(2, key=key, num_draws=4000)
+    truth = linear_exactly()
+    mean, var = truth.filtered_means[-1, 0], truth.filtered_covs[-1, 0, 0]
+    for t in range(2):
+        mean, var = 0.8 * mean, 0.64 * var + 0.36
+        for site, extra in (("x", 0.0), ("y", 0.25)):
+            z = (drawn[site][:, t] - mean) / np.sqrt(var + extra)
+            check_mean(np.stack([z, z**2], 1), [0.0, 1.0], delta=0.2, independent=True)
+
+
+def test_forecasts_take_the_inputs_that_are_no_observations(key):
+    found = mcx.filter(bound(rich, DATA, HEAT), params={"drift": 0.5}, num_particles=200, key=key, **QUIET)
+    drawn = found.forecast(3, key=key, num_draws=50, inputs=(None, np.ones(3)))
+    assert drawn["x"].shape == drawn["y"].shape == (50, 3, 2)
+    with pytest.raises(ModelError, match="inputs"):
+        found.forecast(3, key=key)
+
+
+def test_no_forecast_where_observations_feed_back(key):
+    def program(y):
+        def body(carry, y_t):
+            x = numpyro.sample("x", dist.Normal(0.5 * carry[0] + 0.2 * carry[1], 1.0))
+            y_t = numpyro.sample("y", dist.Normal(x, 0.5), obs=y_t)
+            return (x, y_t), None
+
+        scan(body, (0.0, 0.0), y)
+
+    found = mcx.filter(bound(program, Y), num_particles=100, key=key, **QUIET)
+    assert not found.space.no_density  # the observations are known
+    with pytest.raises(CapabilityError, match="states depend on the observations y"):
+        found.forecast(2, key=key)
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+def emit(x_prev, y_t):
+    x = numpyro.sample("x", dist.Normal(x_prev, 1.0))
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y_t)
+    return x, x
+
+
+def latent_only(x_prev, _):
+    x = numpyro.sample("x", dist.Normal(x_prev, 1.0))
+    return x, x
+
+
+def after(y):
+    _, path = scan(latent_only, 0.0, None, length=len(y))
+    numpyro.sample("late", dist.Normal(path, 1.0), obs=y)
+
+
+def after_too(y):
+    last, _ = scan(emit, 0.0, y)
+    numpyro.sample("late", dist.Normal(last, 1.0), obs=0.0)
+
+
+def later_latent(y):
+    last, _ = scan(emit, 0.0, y)
+    numpyro.sample("next", dist.Normal(last, 1.0))
+
+
+def silent(y):
+    scan(latent_only, 0.0, None, length=len(y))
+
+
+def observed_only(y):
+    def body(past, y_t):
+        numpyro.sample("y", dist.Normal(past, 1.0), obs=y_t)
+        return y_t, None
+
+    scan(body, 0.0, y)
+
+
+def backwards(y):
+    scan(emit, 0.0, y, reverse=True)
+
+
+def long_memory(y):
+    scan(emit, 0.0, y, history=2)
+
+
+def choosing(y):
+    def body(x_prev, y_t):
+        def draw(a):
+            return numpyro.sample("w", dist.Normal(a, 1.0))
+
+        x, _ = emit(x_prev, y_t)
+        w = cond(y_t > 0, draw, draw, x)
+        return w, None
+
+    scan(body, 0.0, y)
+
+
+def plated(y):
+    with numpyro.plate("n", 2):
+        scan(emit, jnp.zeros(2), y)
+
+
+def subsampled(y):
+    def body(x_prev, y_t):
+        x, _ = emit(x_prev, y_t)
+        with numpyro.plate("many", 6, subsample_size=2):
+            numpyro.sample("w", dist.Normal(x, 1.0), obs=y_t)
+        return x, None
+
+    scan(body, 0.0, y)
+
+
+def subsampled_outside(y):
+    scan(emit, 0.0, y)
+    with numpyro.plate("many", 6, subsample_size=2):
+        numpyro.sample("w", dist.Normal(0.0, 1.0))
+
+
+def masked_around(y):
+    with handlers.mask(mask=False):
+        scan(emit, 0.0, y)
+
+
+def masked_state(y):
+    def body(x_prev, y_t):
+        with handlers.mask(mask=y_t > 0):
+            return emit(x_prev, y_t)
+
+    scan(body, 0.0, y)
+
+
+def scaled_data(y):
+    s = numpyro.sample("s", dist.HalfNormal(1.0))
+    scan(emit, 0.0, y / s)
+
+
+def residual(y):
+    def body(x_prev, y_t):
+        x = numpyro.sample("x", dist.Normal(x_prev, 1.0))
+        numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y_t - x)
+        return x, x
+
+    scan(body, 0.0, y)
+
+
+def flat_start(y):
+    scan(emit, numpyro.sample("x0", dist.ImproperUniform(dist.constraints.real, (), ())), y)
+
+
+def random_body(y):
+    def body(x_prev, y_t):
+        noise = jax.random.normal(numpyro.prng_key())
+        return emit(x_prev + noise, y_t)
+
+    scan(body, 0.0, y)
+
+
+def half_known(y):
+    with handlers.substitute(data={"x": y}):
+        scan(emit, 0.0, y)
+
+
+def too_few(y):
+    with handlers.condition(data={"w": y[:3]}):
+        scan(lambda x, _: (numpyro.sample("w", dist.Normal(latent_only(x, None)[0], 1.0)), None), 0.0, y)
+
+
+def in_turn(y):
+    _, path = scan(emit, 0.0, y)
+
+    def body(v_prev, now):
+        y_t, x = now
+        v = numpyro.sample("v", dist.Normal(v_prev, 1.0))
+        numpyro.sample("z", dist.Normal(v + x, 1.0), obs=y_t)
+        return v, None
+
+    scan(body, 0.0, (y, path))
+
+
+REFUSED = [
+    (after, "late|no observed site", "obs=y_t"),
+    (
+        after_too,
+        "'late'.*depends on the results of the scan over 'x'",
+        "numpyro.sample('late', ..., obs=y_t)",
+    ),
+    (later_latent, "'next'.*depends on the results", "forecast"),
+    (silent, "'x'.*no observed site", "obs=y_t"),
+    (observed_only, "no latent site", "mcx.infer"),
+    (backwards, "'x'.*backwards", "xs[::-1]"),
+    (long_memory, "'x'.*more than one step", "(x, x_before)"),
+    (choosing, "a cond within the body", "jax.lax"),
+    (plated, "within a plate", "with numpyro.plate"),
+    (subsampled, "'many'.*2 of 6", "subsample_size"),
+    (subsampled_outside, "'many'.*2 of 6", "subsample_size"),
+    (masked_around, "(?s)'x'.*handlers around the scan.*mask", "def body"),
+    (masked_state, "'x'.*no law to draw from", "observed sites alone"),
+    (scaled_data, "'s'.*computed from this parameter", "body of the scan"),
+    (residual, "'y'.*computed from the state", "distribution"),
+    (flat_start, "'x0'.*no law to draw from", "proper prior"),
+    (random_body, "asks for a random key", "numpyro.sample"),
+    (half_known, "(?s)'x'.*by substitution", "obs=y_t"),
+    (too_few, "'w'.*3 observations for 10 steps", "forecast"),
+]
+
+
+@pytest.mark.parametrize(("program", "message", "remedy"), REFUSED, ids=lambda v: getattr(v, "__name__", ""))
+def test_refusals(program, message, remedy, key):
+    with pytest.raises((CapabilityError, ModelError), match=message) as caught:
+        mcx.filter(bound(program, Y), params={}, num_particles=10, key=key, **QUIET)
+    assert remedy in caught.value.remedy
+
+
+def test_scans_that_need_each_other():
+    with pytest.raises(CapabilityError, match="another scan depends on the results of the scan over 'x'"):
+        state_space(bound(in_turn, Y), "x")
+    with pytest.raises(CapabilityError, match="'v': the scan depends on the results of another"):
+        state_space(bound(in_turn, Y), "v")
+
+
+def test_nested_scans_are_refused():
+    def program(y):
+        def body(x_prev, y_t):
+            x, _ = emit(x_prev, y_t)
+            scan(lambda c, _: (c + 1, None), 0, None, length=2)
+            return x, None
+
+        scan(body, 0.0, y)
+
+    with pytest.raises(CapabilityError, match="a scan within the body of a scan"):
+        state_space(bound(program, Y))
+
+
+def test_missing_observations_are_refused():
+    y = Y.copy()
+    y[2:4] = np.nan
+    with pytest.raises(DataError, match="(?s)'y': 2 of the observed values are NaN.*mask"):
+        state_space(bound(linear, y))

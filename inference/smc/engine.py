@@ -52,6 +52,8 @@ class SMCSettings:
     lag: int | None = None
 
     def __post_init__(self) -> None:
+        if self.lag is not None and self.lag < 1:
+            raise MethodError("the lag is out of range", expected="an int >= 1", found=repr(self.lag))
         if self.num_particles < 1:
             raise MethodError(
                 "num_particles is out of range", expected="an int >= 1", found=repr(self.num_particles)
@@ -70,7 +72,7 @@ class SMCInfo(NamedTuple):
     ess: effective sample size after weighting; 0 after a collapse.
     resampled: whether the step began with resampling.
     log_increment: log of the estimated evidence increment.
-    num_nonfinite: potentials that were NaN or +inf; they count as -inf.
+    num_nonfinite: potentials, or look-aheads if those are more, that were NaN or +inf; they count as -inf.
     max_log_potential: largest log potential.
     """
 
@@ -153,20 +155,26 @@ def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: 
     key_resample, key_move = jax.random.split(key)
     if fk.adapt is not None:
         ctx = fk.adapt(ctx, state.particles, state.log_w, u)
-    log_v = state.log_w
+    log_v, num_blind = state.log_w, 0
     if fk.log_lookahead is not None:
         look = fk.log_lookahead
-        ahead, _ = _potentials(jax.vmap(lambda x: look(ctx, x, u))(state.particles))
+        ahead, (num_blind, _) = _potentials(jax.vmap(lambda x: look(ctx, x, u))(state.particles))
         log_v, _ = normalize(state.log_w + ahead)
+        # where nobody is promising the look-ahead cannot tell particles apart
+        log_v = jnp.where(jnp.max(log_v) == -jnp.inf, state.log_w, log_v)
     carried = (state.particles, state.extras, None if state.origins is None else state.origins.index)
     resample = adaptive(settings.resampling, settings.threshold)
     ancestors, log_w, (x_prev, extras, index), resampled = resample(key_resample, log_v, carried)
     if fk.log_lookahead is not None:
         # W/V of the ancestors corrects for having resampled by V; without resampling the weights stay W
         log_w = jnp.where(resampled, log_w + (state.log_w - log_v)[ancestors], state.log_w)
+    # resampling makes weights equal, also where all were zero: once collapsed, a system stays so
+    log_w = jnp.where(jnp.max(state.log_w) == -jnp.inf, -jnp.inf, log_w)
     particles = _per_particle(fk, fk.transition, key_move, num, ctx, (x_prev,), (u,))
-    log_g, faults = _potentials(jax.vmap(lambda a, x: fk.log_potential(ctx, a, x, u))(x_prev, particles))
-    log_w, increment, info = _weigh(log_w, log_g, faults, resampled)
+    log_g, (num_bad, largest) = _potentials(
+        jax.vmap(lambda a, x: fk.log_potential(ctx, a, x, u))(x_prev, particles)
+    )
+    log_w, increment, info = _weigh(log_w, log_g, (jnp.maximum(num_bad, num_blind), largest), resampled)
     if settings.extras is not None:
         extras = jax.vmap(settings.extras.update, (None, 0, 0, 0, None))(ctx, extras, x_prev, particles, u)
     registers = None

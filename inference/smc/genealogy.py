@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mcx.errors import MethodError
+
 __all__ = ["fixed_lag_means", "trace_paths", "unique_ancestors"]
 
 
@@ -42,10 +44,16 @@ def fixed_lag_means(ancestors: Any, log_w: Any, states: Any, lag: int) -> Any:
         lag: how far to look ahead, at least 0; at the end, as far as there is.
 
     Returns:
-        Pytree of (T, ...). Costs O(lag T N); a bias that shrinks, and a variance that grows, with the lag.
+        Pytree of (T, ...); NaN where all weights are zero. Costs O(lag T N); a bias that shrinks, and a
+        variance that grows, with the lag.
+
+    Raises:
+        MethodError: for a negative lag.
 
     Source: Kitagawa and Sato (2001).
     """
+    if lag < 0:
+        raise MethodError("the lag is out of range", expected="an int >= 0", found=repr(lag))
     num_steps, num = ancestors.shape
     times = jnp.arange(num_steps)
     line = jnp.broadcast_to(jnp.arange(num, dtype=ancestors.dtype), ancestors.shape)
@@ -58,10 +66,17 @@ def fixed_lag_means(ancestors: Any, log_w: Any, states: Any, lag: int) -> Any:
         return jnp.where(inside, jnp.take_along_axis(parents, line, 1), line)
 
     line = jax.lax.fori_loop(0, lag, back, line)
-    w = jnp.exp(log_w[jnp.minimum(times + lag, num_steps - 1)])
-    return jax.tree_util.tree_map(
-        lambda x: jax.vmap(lambda a, i, w: jnp.tensordot(w, a[i].astype(w.dtype), 1))(x, line, w), states
-    )
+    log_w = log_w[jnp.minimum(times + lag, num_steps - 1)]
+    # as for the filter's moments: a collapse has no mean, and weight zero may be anywhere
+    w = jnp.where(jnp.max(log_w, 1, keepdims=True) == -jnp.inf, jnp.nan, jnp.exp(log_w))
+
+    def average(x: Any, index: Any, w: Any) -> Any:
+        x = x[index].astype(w.dtype)
+        return jnp.tensordot(
+            w, jnp.where((w == 0).reshape(-1, *(1,) * (x.ndim - 1)), 0.0, x), 1, precision="highest"
+        )
+
+    return jax.tree_util.tree_map(lambda x: jax.vmap(average)(x, line, w), states)
 
 
 def unique_ancestors(ancestors: Any) -> Any:

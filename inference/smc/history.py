@@ -12,6 +12,8 @@ import numpy as np
 
 from mcx.errors import MethodError, NonFiniteError, WeightCollapse
 from mcx.inference.smc.engine import SMCInfo, SMCState
+from mcx.ops.logspace import relative_weights
+from mcx.ops.search import monotone_cdf
 
 __all__ = ["KINDS", "HistorySettings", "Record", "check_faults", "record", "weighted_quantiles"]
 
@@ -95,14 +97,14 @@ def _moments(states: Any, log_w: Any) -> tuple[Any, Any]:
     w = jnp.exp(log_w)
     # after a collapse there is no law to summarise, and zero weights would pass for a mean of zero
     w = jnp.where(jnp.max(log_w) == -jnp.inf, jnp.nan, w)
-    mean = jax.tree_util.tree_map(lambda x: jnp.tensordot(w, x.astype(w.dtype), 1), states)
 
-    def spread(x: Any, m: Any) -> Any:
+    def average(x: Any) -> Any:
         # particles of weight zero may be anywhere, infinity included
-        away = jnp.where(_column(log_w == -jnp.inf, x), 0.0, x.astype(w.dtype) - m)
-        return jnp.sqrt(jnp.tensordot(w, away**2, 1))
+        return jnp.tensordot(w, jnp.where(_column(w == 0, x), 0.0, x), 1, precision="highest")
 
-    return mean, jax.tree_util.tree_map(spread, states, mean)
+    mean = jax.tree_util.tree_map(lambda x: average(x.astype(w.dtype)), states)
+    square = jax.tree_util.tree_map(lambda x, m: average((x.astype(w.dtype) - m) ** 2), states, mean)
+    return mean, jax.tree_util.tree_map(jnp.sqrt, square)
 
 
 def _column(x: Any, like: Any) -> Any:
@@ -114,23 +116,23 @@ def weighted_quantiles(x: Any, log_w: Any, probabilities: Any) -> Any:
 
     Args:
         x: (N, ...).
-        log_w: normalised log weights (N,).
+        log_w: log weights (N,).
         probabilities: (k,).
 
     Returns:
-        (k, ...). Costs a sort of N for every entry.
+        (k, ...); NaN where all weights are zero. Costs a sort of N for every entry.
     """
     columns = x.reshape(x.shape[0], -1).astype(log_w.dtype)
-    w = jnp.where(jnp.max(log_w) == -jnp.inf, jnp.nan, jnp.exp(log_w))
+    w = relative_weights(log_w)
+    # the least value is the one of the least particle that has any weight
+    reach = jnp.maximum(probabilities, jnp.finfo(w.dtype).tiny)
 
     def one(column: Any) -> Any:
         order = jnp.argsort(column)
-        reached = jnp.cumsum(w[order])
-        index = jnp.searchsorted(reached, probabilities * reached[-1], side="left")
-        found = column[order][jnp.clip(index, 0, column.shape[0] - 1)]
-        return jnp.where(jnp.isnan(reached[-1]), jnp.nan, found)
+        return column[order][jnp.searchsorted(monotone_cdf(w[order]), reach, side="left")]
 
-    return jax.vmap(one, 1, 1)(columns).reshape((probabilities.shape[0], *x.shape[1:]))
+    found = jax.vmap(one, 1, 1)(columns).reshape((probabilities.shape[0], *x.shape[1:]))
+    return jnp.where(jnp.max(log_w) == -jnp.inf, jnp.nan, found)
 
 
 def check_faults(info: SMCInfo, num_particles: int, max_nonfinite: float, first: int = 0) -> None:

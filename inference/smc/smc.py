@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcx.errors import MethodError, WeightCollapse
 from mcx.inference.smc.engine import Extras, SMCSettings, SMCState, end_block, initialize, move
 from mcx.inference.smc.history import HistorySettings, Record, check_faults, record
 from mcx.inference.smc.resampling import as_resampling
@@ -70,13 +71,22 @@ def smc(
         MethodError, ModelError: on settings that make no sense.
     """
     fk.check()
+    if not 0 <= max_nonfinite <= 1:
+        raise MethodError(
+            "max_nonfinite is out of range", expected="a fraction between 0 and 1", found=repr(max_nonfinite)
+        )
     scheme = as_resampling(resampling)
     lag = default_lag(num_particles) if scheme is as_resampling("multinomial") and num_particles > 1 else None
     settings = SMCSettings(num_particles, threshold, scheme, extras, lag)
     keep = HistorySettings(history, tuple(quantiles))
     result = _run(as_key(key), fk, params, settings, keep)
     if not isinstance(result.log_evidence, jax.core.Tracer):
-        check_faults(jax.tree_util.tree_map(np.asarray, result.history.info), num_particles, max_nonfinite)
+        info = jax.tree_util.tree_map(np.asarray, result.history.info)
+        try:
+            check_faults(info, num_particles, max_nonfinite)
+        except WeightCollapse as error:
+            error.result = result
+            raise
     return result
 
 

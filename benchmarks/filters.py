@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -235,15 +236,14 @@ def goals(rows: list[dict[str, Any]]) -> list[str]:
 def heading(found: dict[str, Any], command: str) -> list[str]:
     loads = [r["load"] for r in found["rows"] + found["gradient"]]
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    lines = [
-        f"## {date.today().isoformat()}: particle filters of a linear Gaussian model",
-        "",
+    how = (
         f"`{command}`: medians of {found['repeats']} calls ({found['peer_repeats']} of peers). "
         f"{os.cpu_count()} shared {platform.machine()} cores, no GPU; {versions}. "
         f"Load average before: {found['load']:.1f}; during, the benchmark's own work included: "
-        f"{min(loads):.1f} to {max(loads):.1f}.",
-        "",
-    ]
+        f"{min(loads):.1f} to {max(loads):.1f}."
+    )
+    title = f"## {date.today().isoformat()}: particle filters of a linear Gaussian model"
+    lines = [title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), ""]
     for peer, own in found["peer_versions"].items():
         lines.append(f"- {peer} ran with " + ", ".join(f"{k} {v}" for k, v in own.items()))
     lines += [f"- {peer}: {why}" for peer, why in found["failures"].items()]
@@ -331,7 +331,7 @@ def main() -> None:
     repeats = args.repeats or (3 if args.quick else 11)
     peers = [] if args.peers is None else list(args.peers or PEERS)
     found = measure(peers, repeats, min(repeats, 7))
-    command = " ".join(["python benchmarks/filters.py", *(["--peers", *args.peers] if peers else [])])
+    command = " ".join(["python benchmarks/filters.py", *(a for a in sys.argv[1:] if a != "--record")])
     text = report(found, command)
     print(text)
     if args.json:

@@ -181,7 +181,8 @@ class TestSearch:
     def test_inversion(self, jitted, weights, u):
         cdf = np.asarray(jitted["monotone_cdf"](weights))
         exact = np.cumsum(weights.astype(np.float64))
-        np.testing.assert_allclose(cdf, exact / exact[-1], rtol=1e-6)
+        # four roundings to float32, and a few of the 2^-30 that weights are multiples of
+        np.testing.assert_allclose(cdf, exact / exact[-1], rtol=3e-7, atol=3 * 2.0**-30)
         assert (np.diff(cdf) >= 0).all()
         assert (cdf[np.flatnonzero(weights)[-1] :] == 1).all()
         u = np.concatenate([u, cdf[cdf < 1][:2], [0, 1]])[:7]

@@ -30,7 +30,7 @@ def trace_paths(ancestors: Any, particles: Any, index: Any) -> Any:
     def back(index: Any, row: Any) -> tuple[Any, Any]:
         return row[index], index
 
-    _, lines = jax.lax.scan(back, index, ancestors, reverse=True)
+    _, lines = jax.lax.scan(back, jnp.asarray(index, ancestors.dtype), ancestors, reverse=True)
     return jax.tree_util.tree_map(lambda x: jax.vmap(lambda a, i: a[i])(x, lines), particles)
 
 

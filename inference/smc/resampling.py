@@ -122,12 +122,13 @@ def adaptive(resampling: str | Resampling, threshold: float) -> Callable[..., Re
             at 0 never; neither looks at the weights.
 
     Returns:
-        A function ``(key, log_w, particles=None) -> Resampled``, where ``particles`` is any pytree with a
-        leading axis of n. Without resampling the ancestors are 0 to n - 1, and weights and particles stay as
-        they are, uncopied. With it the log weights are ``-log(n)``, even if all weights were zero: look at
-        their sum before. Their derivative is that of the ancestors' normalised log weights: so derivatives of
-        weighted averages remain unbiased, although ancestors have none (Scibior & Wood 2021). Under ``vmap``
-        over weights JAX turns the condition into a selection, both sides run, and it saves variance but
+        A function ``(key, log_w, particles=None, ess=None) -> Resampled``, where ``particles`` is any pytree
+        with a leading axis of n, and ``ess`` the effective sample size if it is known. Without resampling the
+        ancestors are 0 to n - 1, and weights and particles stay as they are, uncopied. With it the log weights
+        are ``-log(n)``, even if all weights were zero: look at their sum before. Their derivative is that of
+        the ancestors' normalised log weights: so derivatives of weighted averages remain unbiased, although
+        ancestors have none (Scibior & Wood 2021). Under ``vmap`` over weights JAX turns the condition into a
+        selection, both sides run, and it saves variance but
         no time.
 
     Raises:
@@ -151,13 +152,13 @@ def adaptive(resampling: str | Resampling, threshold: float) -> Callable[..., Re
         particles = jax.tree.map(lambda x: x[ancestors], particles)
         return Resampled(ancestors, _equal(log_w, ancestors), particles, jnp.ones((), bool))
 
-    def step(key: Any, log_w: Any, particles: Any = None) -> Resampled:
+    def step(key: Any, log_w: Any, particles: Any = None, ess: Any = None) -> Resampled:
         log_w = as_float(log_w)
         if threshold >= 1:
             return draw(key, log_w, particles)
         if threshold == 0:
             return keep(key, log_w, particles)
-        low = effective_sample_size(log_w) < threshold * log_w.shape[0]
+        low = (effective_sample_size(log_w) if ess is None else ess) < threshold * log_w.shape[0]
         result: Resampled = jax.lax.cond(low, draw, keep, key, log_w, particles)
         return result
 

@@ -22,6 +22,7 @@ class Hoisted(NamedTuple):
     avals: tuple[Any, ...]
 
     def __call__(self, consts: Any, *args: Any) -> Any:
+        """Run the code with these values of its constants."""
         flat = [
             jnp.asarray(x, v.aval.dtype) if not jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) else x
             for x, v in zip(jax.tree_util.tree_leaves(args), self.jaxpr.invars, strict=True)

@@ -1,8 +1,8 @@
 """Distribution functions and their inverses, in linear time and safe in float32.
 
 Parallel prefix sums are not monotone in floating point, and may differ from one entry to the next even where
-the weight between them is zero. What is here is arranged so that neither matters: a search never ends on an
-entry of weight zero.
+the weight between them is zero. So sums are taken of integers here, and a search never ends on an entry of
+weight zero.
 """
 
 from __future__ import annotations
@@ -19,19 +19,27 @@ def monotone_cdf(weights: Any) -> Any:
     """Distribution function of unnormalised weights.
 
     Args:
-        weights: (n,), non-negative and finite, with at least one positive.
+        weights: (n,), non-negative and finite, with at least one positive; n below 2^30.
 
     Returns:
         (n,), in [0, 1] and non-decreasing; an entry of weight zero equals the one before it (or 0), and
-        entries from the last positive weight on are exactly 1. Costs O(n). Rounding errors are about
-        ``log2(n)`` units in the last place: in float32, single entries lose meaning past n = 1e6.
+        entries from the last positive weight on are exactly 1. Costs O(n). Weights are rounded, up or down,
+        to multiples of 2^-30 of their sum (2^-52 in float64); so of weights smaller than that a few count as
+        more and the others as zero, which leaves the sum over many of them what it was.
     """
-    total = jnp.cumsum(weights)
-    # dropping entries of weight zero before the running maximum gives them their predecessor's value exactly,
-    # whatever the prefix sum's rounding says
-    total = jax.lax.cummax(jnp.where(weights > 0, total, 0))
-    # XLA divides by multiplying with the reciprocal, so that x / x may be an ulp beside 1, on either side
-    return jnp.where(total < total[-1], jnp.minimum(total / total[-1], 1), 1)
+    weights = jnp.asarray(weights)
+    double = weights.dtype == jnp.float64
+    # Integers add up exactly, in whatever order a parallel sum takes them: monotone, and flat where weights
+    # are zero. Floats would need a running maximum, which costs as much again as the sum.
+    scale = (2.0**52 if double else 2.0**30) / jnp.sum(weights)
+    # rounding to the nearest would lose a million tiny weights; an even spread of thresholds does not
+    threshold = jnp.arange(weights.shape[0], dtype=jnp.uint32) * jnp.uint32(2654435769)  # golden ratio
+    dither = (threshold >> 8).astype(weights.dtype) * 2.0**-24
+    ticks = jnp.floor(weights * scale + dither).astype(jnp.int64 if double else jnp.int32)
+    total = jnp.cumsum(ticks)
+    last = total[-1]
+    # compiled division need not give 1 for x / x
+    return jnp.where(total == last, 1.0, total.astype(weights.dtype) / last.astype(weights.dtype))
 
 
 def invert_cdf(cdf: Any, u: Any) -> Any:

@@ -42,10 +42,25 @@ def chain_keys(key: Any, num_chains: int) -> Any:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chains, dtype=jnp.uint32))
 
 
+def over_chains(fn: Any, in_axes: tuple[int | None, ...], num_chains: int) -> Any:
+    """``vmap`` over chains; of one chain without it, so that conditionals in a kernel stay conditionals."""
+    if num_chains > 1:
+        return jax.vmap(fn, in_axes)
+
+    def one(*args: Any) -> Any:
+        own = (
+            arg if axis is None else jax.tree_util.tree_map(lambda x: x[0], arg)
+            for arg, axis in zip(args, in_axes, strict=True)
+        )
+        return jax.tree_util.tree_map(lambda x: jnp.asarray(x)[None], fn(*own))
+
+    return one
+
+
 def start_chains(kernel: Kernel, data: Any, keys: Any, start: Any) -> Any:
     """States of all chains at step 0. ``start`` has a leading chain axis, or is None."""
     in_axes = (None, 0, None if start is None else 0)
-    state = jax.vmap(kernel.init, in_axes)(data, keys, start)
+    state = over_chains(kernel.init, in_axes, keys.shape[0])(data, keys, start)
     return jax.tree_util.tree_map(_strong, state)
 
 
@@ -67,11 +82,12 @@ def run_steps(
 
     def one(keys: Any, t: Any, state: Any, u: Any) -> tuple[Any, Any, Any]:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-        new, info = jax.vmap(kernel.step, (None, 0, 0, None))(data, step_keys, state, u)
+        new, info = over_chains(kernel.step, (None, 0, 0, None), num_chains)(data, step_keys, state, u)
         new = jax.tree_util.tree_map(_strong, new)
-        draw, stats = jax.vmap(kernel.collect)(new, info)
+        draw, stats = over_chains(kernel.collect, (0, 0), num_chains)(new, info)
         return new, draw, dict(stats)
 
+    num_chains = keys.shape[0]
     # traced once: the shapes of the buffers and the loop body come from the same cached trace
     one = jax.jit(one)
     # uint32 as in the loop below, so that the cached trace fits both
@@ -91,11 +107,13 @@ def run_steps(
     if block is None:
         state, (draws, stats) = jax.lax.fori_loop(0, count, body, (state, buffers))
     else:
-        state, (draws, stats) = _in_blocks(kernel, block, first, count, body, (state, buffers))
+        state, (draws, stats) = _in_blocks(kernel, num_chains, block, first, count, body, (state, buffers))
     return state, draws, stats
 
 
-def _in_blocks(kernel: Any, block: int, first: Any, count: Any, body: Any, carry: Any) -> Any:
+def _in_blocks(
+    kernel: Any, num_chains: int, block: int, first: Any, count: Any, body: Any, carry: Any
+) -> Any:
     """The loop of :func:`run_steps`, with the kernel's ``end_block`` after every ``block``-th step.
 
     Nested loops, as a conditional within the inner one would be paid at every step.
@@ -106,7 +124,7 @@ def _in_blocks(kernel: Any, block: int, first: Any, count: Any, body: Any, carry
         stop = jnp.minimum(count, i + block - (first + i) % block)
         state, buffers = jax.lax.fori_loop(i, stop, body, (state, buffers))
         full = (first + stop) % block == 0
-        end_block = jax.vmap(kernel.end_block)
+        end_block = over_chains(kernel.end_block, (0,), num_chains)
         state = jax.lax.cond(full, end_block, lambda state: state, state)
         return stop, (state, buffers)
 

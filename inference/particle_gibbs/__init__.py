@@ -1,0 +1,1 @@
+"""Particle Gibbs: Markov kernels on paths made of particle systems."""

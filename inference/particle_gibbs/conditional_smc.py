@@ -1,0 +1,190 @@
+"""Conditional SMC: a Markov kernel on paths, exact for any number of particles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import CapabilityError, MethodError
+from mcx.inference.particle_gibbs.backward import backward_path
+from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.genealogy import trace_paths
+from mcx.ops.lanes import Lane
+from mcx.ops.random import choose
+from mcx.target import FeynmanKac
+
+__all__ = ["ConditionalSMC", "SweepInfo", "conditional", "sweep"]
+
+_SAMPLING = ("backward", "ancestor", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalSMC:
+    """Settings of a conditional SMC kernel.
+
+    Ancestors are drawn independently, with the path given in slot 0: the scheme for which the kernel is exact
+    (other schemes need a conditional version of their own, not just an overwritten slot).
+
+    Attributes:
+        num_particles: N, at least 2.
+        sampling: how the new path is drawn: "backward" (from the last time back, among all particles: mixes
+            best), "ancestor" (the given path's ancestors are drawn on the way), or "none" (one line of
+            descent; needs no transition density, and mixes badly at early times).
+        threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
+    """
+
+    num_particles: int = 50
+    sampling: str = "backward"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 2:
+            raise MethodError(
+                "ConditionalSMC(num_particles=...) is out of range",
+                expected="an int >= 2: one particle is the given path itself",
+                found=repr(self.num_particles),
+            )
+        if self.sampling not in _SAMPLING:
+            raise MethodError(
+                "ConditionalSMC(sampling=...) is unknown",
+                expected="one of " + ", ".join(map(repr, _SAMPLING)),
+                found=repr(self.sampling),
+            )
+        SMCSettings(self.num_particles, self.threshold)  # checks the threshold
+
+
+class SweepInfo(NamedTuple):
+    """What happened in one sweep.
+
+    log_evidence: of the conditional system. The inverse of the evidence is estimated without bias under
+        stationarity: E[1 / Zhat] = 1 / Z.
+    ess: effective sample sizes, (T,).
+    updated: whether the new path left the given one at each time, (T,).
+    """
+
+    log_evidence: Any
+    ess: Any
+    updated: Any
+
+
+def conditional(fk: FeynmanKac, path: Any) -> FeynmanKac:
+    """The Feynman-Kac model whose particle 0 is nailed to a path.
+
+    Args:
+        fk: the model.
+        path: pytree of states with a leading axis of T.
+
+    Returns:
+        A model with inputs ``(u, x)``. With ancestors that keep slot 0 to itself (or to an ancestor drawn for
+        it) its particle system is conditional SMC.
+    """
+
+    def nailed(lane: Lane, drawn: Any, ref: Any) -> Any:
+        first = lane.index == 0
+        return jax.tree_util.tree_map(lambda x, r: jnp.where(first, r, x), drawn, ref)
+
+    def randomness(lane: Lane) -> Any:
+        return lane if fk.laned else jax.random.fold_in(lane.key, lane.index)
+
+    def initial(lane: Lane, ctx: Any, u: Any) -> Any:
+        return nailed(lane, fk.initial(randomness(lane), ctx, u[0]), u[1])
+
+    def transition(lane: Lane, ctx: Any, x_prev: Any, u: Any) -> Any:
+        return nailed(lane, fk.transition(randomness(lane), ctx, x_prev, u[0]), u[1])
+
+    def log_potential(ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
+        return fk.log_potential(ctx, x_prev, x, u[0])
+
+    density, look, adapt = fk.log_transition, fk.log_lookahead, fk.adapt
+    return replace(
+        fk,
+        initial=initial,
+        transition=transition,
+        log_potential=log_potential,
+        inputs=(fk.inputs, path),
+        log_transition=None if density is None else lambda ctx, a, x, u: density(ctx, a, x, u[0]),
+        log_lookahead=None if look is None else lambda ctx, x, u: look(ctx, x, u[0]),
+        adapt=None if adapt is None else lambda ctx, x, log_w, u: adapt(ctx, x, log_w, u[0]),
+        laned=True,
+    )
+
+
+def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC) -> tuple[Any, SweepInfo]:
+    """Draw a new path given the old one.
+
+    Args:
+        key: a typed key.
+        fk: the model.
+        ctx: what ``fk.prepare`` gave for the parameters.
+        path: pytree of states with a leading axis of T; finite potentials throughout.
+        method: settings.
+
+    Returns:
+        The new path, and what happened. Leaves the law ``M_0 G_0 prod_t M_t G_t`` invariant for every N >= 2,
+        threshold and way of sampling. Costs O(T N); memory O(T N).
+
+    Raises:
+        CapabilityError: for backward and ancestor sampling without a transition density.
+
+    Source: Andrieu, Doucet and Holenstein (2010), algorithm of section 2.4.3; backward sampling: Whiteley
+    (2010); ancestor sampling: Lindsten, Jordan and Schon (2014), algorithm 2.
+    """
+    if method.sampling != "none" and fk.log_transition is None:
+        raise CapabilityError(
+            f"ConditionalSMC(sampling={method.sampling!r}) needs the density of the transition",
+            remedy="give log_transition=, or use sampling='none'",
+        )
+    nailed = conditional(fk, path)
+    settings = SMCSettings(method.num_particles, method.threshold)
+    key_start, key_run, key_back = jax.random.split(key, 3)
+    first, rest = (
+        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], nailed.inputs)
+        for part in (0, slice(1, None))
+    )
+    state = initialize(key_start, nailed, ctx, first, settings)
+
+    def step(state: SMCState, x: Any) -> tuple[SMCState, Any]:
+        key, u = x
+        scheme = _pinned(nailed, ctx, state, u, method.sampling == "ancestor")
+        state = move(key, nailed, ctx, state, u, replace(settings, resampling=scheme))
+        return state, (state.particles, state.log_w, state.ancestors, state.info.ess)
+
+    start = (state.particles, state.log_w, state.ancestors, state.info.ess)
+    keys = jax.random.split(key_run, fk.num_steps - 1)
+    state, later = jax.lax.scan(step, state, (keys, rest))
+    particles, log_w, ancestors, ess = jax.tree_util.tree_map(
+        lambda a, b: jnp.concatenate([a[None], b]), start, later
+    )
+    if method.sampling == "backward":
+        new, index = backward_path(key_back, fk, ctx, particles, log_w)
+        updated = index != 0
+    else:
+        last = choose(key_back, log_w[-1])
+        new = jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(ancestors, particles, last[None]))
+        lines = trace_paths(ancestors, jnp.broadcast_to(jnp.arange(log_w.shape[1]), log_w.shape), last[None])
+        updated = lines[:, 0] != 0
+    return new, SweepInfo(state.log_evidence, ess, updated)
+
+
+def _pinned(nailed: FeynmanKac, ctx: Any, state: SMCState, u: Any, draw_ancestor: bool) -> Any:
+    """Independent ancestors, but for slot 0: itself, or drawn by how well it leads to the given path."""
+
+    def scheme(key: Any, log_w: Any, num: int) -> Any:
+        key_all, key_first = jax.random.split(key)
+        ancestors = choose(key_all, log_w, (num,))
+        if not draw_ancestor:
+            return ancestors.at[0].set(0)
+        density = nailed.log_transition
+        assert density is not None
+
+        def leads_to(x_prev: Any) -> Any:
+            return density(ctx, x_prev, u[1], u) + nailed.log_potential(ctx, x_prev, u[1], u)
+
+        # the filter's own weights, also where a look-ahead has others resample by more than these
+        weights = state.log_w + jax.vmap(leads_to)(state.particles)
+        return ancestors.at[0].set(choose(key_first, weights))
+
+    return scheme

@@ -164,8 +164,8 @@ def enumerated_evidence(kind, threshold):
 def weights_not_reset(scheme, threshold):
     step = adaptive(scheme, threshold)
 
-    def broken(key, log_w, particles=None):
-        result = step(key, log_w, particles)
+    def broken(key, log_w, particles, *known):
+        result = step(key, log_w, particles, *known)
         return Resampled(result.ancestors, log_w[result.ancestors], result.particles, result.resampled)
 
     return broken
@@ -173,7 +173,7 @@ def weights_not_reset(scheme, threshold):
 
 def particles_not_moved(scheme, threshold):
     step = adaptive(scheme, threshold)
-    return lambda key, log_w, particles=None: step(key, log_w, particles)._replace(particles=particles)
+    return lambda key, log_w, x, *known: step(key, log_w, x, *known)._replace(particles=x)
 
 
 def never_says_it_resampled(scheme, threshold):

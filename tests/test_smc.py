@@ -178,9 +178,7 @@ def particles_not_moved(scheme, threshold):
 
 def never_says_it_resampled(scheme, threshold):
     step = adaptive(scheme, threshold)
-    return lambda key, log_w, particles=None: step(key, log_w, particles)._replace(
-        resampled=jnp.asarray(False)
-    )
+    return lambda key, log_w, *rest: step(key, log_w, *rest)._replace(resampled=jnp.asarray(False))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def filter(
     """Filter a state-space model: the law of the state given the observations so far, and the evidence.
 
     Args:
-        bound: a model with a Markov chain (:func:`mcx.markov`) and its data.
+        bound: a model with a Markov chain (:func:`mcx.markov`, or NumPyro's ``scan``) and its data.
         params: constrained values of every other latent site, ``{"phi": 0.9}``.
         num_particles: N.
         method: how; :class:`mcx.ParticleFilter` by default.

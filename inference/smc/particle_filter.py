@@ -95,7 +95,8 @@ class ParticleFilter:
                     f"ParticleFilter(kind={kind!r}) needs {argument}=",
                     site=space.name,
                     expected=f"mcx.markov({space.name!r}, ..., {argument}=...)",
-                    remedy=f"give the Markov chain a {argument}, or use kind='bootstrap'",
+                    remedy=f"give the Markov chain a {argument} (NumPyro's scan takes none), or use "
+                    "kind='bootstrap'",
                 )
         return space
 

@@ -125,10 +125,10 @@ def adaptive(resampling: str | Resampling, threshold: float) -> Callable[..., Re
         A function ``(key, log_w, particles=None, ess=None) -> Resampled``, where ``particles`` is any pytree
         with a leading axis of n, and ``ess`` the effective sample size if it is known. Without resampling the
         ancestors are 0 to n - 1, and weights and particles stay as they are, uncopied. With it the log
-        weights are ``-log(n)``, even if all weights were zero: look at their sum before. Their derivative is that of
-        the ancestors' normalised log weights: so derivatives of weighted averages remain unbiased, although
-        ancestors have none (Scibior & Wood 2021). Under ``vmap`` over weights JAX turns the condition into a
-        selection, both sides run, and it saves variance but
+        weights are ``-log(n)``, even if all weights were zero: look at their sum before. Their derivative is
+        that of the ancestors' normalised log weights: so derivatives of weighted averages remain unbiased,
+        although ancestors have none (Scibior & Wood 2021). Under ``vmap`` over weights JAX turns the
+        condition into a selection, both sides run, and it saves variance but
         no time.
 
     Raises:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 
 import mcx
@@ -117,3 +118,8 @@ def coin(y=None):
     p = mcx.sample("p", dist.Beta(2.0, 3.0))
     mcx.sample("y", dist.Bernoulli(p), obs=y)
     return p
+
+
+def slow_unless(keep, cases):
+    """Test cases of which only those in ``keep`` run in `make test`: each compiles a program of its own."""
+    return [case if case in keep else pytest.param(case, marks=pytest.mark.slow) for case in cases]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import slow_unless
 
 from mcx import FeynmanKac
 from mcx.errors import CapabilityError, MethodError
@@ -61,7 +62,7 @@ def after_one_sweep(fk, method):
     return enumerate_outcomes(run, jax.random.key(0)), law
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("threshold", slow_unless([0.8], [0.0, 0.8, 1.0]))
 @pytest.mark.parametrize("sampling", ["none", "ancestor", "backward"])
 def test_leaves_the_smoothing_law_invariant(sampling, threshold):
     """N = 2, where bookkeeping errors are largest; potentials depend on the state before, with a look-ahead.

@@ -83,7 +83,9 @@ def run(y=Y, kind="bootstrap", num_particles=1000, method=None, **options):
 
 
 class TestExactAnswers:
-    @pytest.mark.parametrize("kind", ["bootstrap", "guided", "auxiliary"])
+    @pytest.mark.parametrize(
+        "kind", slow_unless(["bootstrap", "auxiliary"], ["bootstrap", "guided", "auxiliary"])
+    )
     def test_evidence_and_moments(self, kind, key):
         """256 replicates: the mean evidence ratio is 1, and moments are Kalman's; alpha 1e-6 each.
 
@@ -104,6 +106,7 @@ class TestExactAnswers:
         )
         assert found.mean["x"].shape == found.ess.shape == (T,)
 
+    @pytest.mark.slow
     def test_better_proposals_have_less_variance(self):
         spread = {k: run(kind=k, num_chains=64).stats["log_evidence"][:, -1].std() for k in KINDS}
         assert spread["auxiliary"] < spread["guided"] < 0.5 * spread["bootstrap"]
@@ -284,6 +287,7 @@ class TestResults:
         go(2 * Y, 0.5)
         assert len(traces) == before
 
+    @pytest.mark.slow
     def test_gradient_and_vmap_over_parameters(self, key):
         """The gradient of the evidence is unbiased; here its average against the Kalman filter's."""
         fk = state_space(linear(Y)).feynman_kac

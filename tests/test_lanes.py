@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpyro.distributions import transforms
+from problems import slow_unless
 
 from mcx import dist
 from mcx.ops import lanes as module
@@ -76,7 +77,16 @@ def two_ways(family, key):
     return batch, alone, alike
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+USUAL = [
+    "latent-normal",
+    "latent-half_normal",
+    "observed-student_t",
+    "observed-categorical",
+    "mvn_shared_scale",
+]
+
+
+@pytest.mark.parametrize("name", slow_unless(USUAL, FAMILIES))
 def test_every_family_has_the_law_of_its_lane(key, name):
     """Against one key a lane: shape, and the means of bounded functions, lane by lane parameter.
 

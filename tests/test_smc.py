@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import slow_unless
 from scipy import stats
 
 from mcx import dist
@@ -137,7 +138,14 @@ def check_exact(case, rtol):
         np.testing.assert_allclose(square, z[-1] ** 2, rtol=rtol)
 
 
-@pytest.mark.parametrize("case", EXACT, ids=lambda c: f"{c[0]}-{c[3]}-N{c[1]}-{c[4]}")
+FEW = [EXACT[i] for i in (1, 5, 6, 7, 12)]
+
+
+def name_of(case):
+    return f"{case[0]}-{case[3]}-N{case[1]}-{case[4]}"
+
+
+@pytest.mark.parametrize("case", slow_unless(FEW, EXACT), ids=name_of)
 def test_the_evidence_is_unbiased(case):
     """E[Z^] = Z and E[Z^ filter mean] = Z E[x_t | y_0..y_t] at every time t, for every N and threshold.
 
@@ -148,7 +156,7 @@ def test_the_evidence_is_unbiased(case):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("case", EXACT[1:], ids=lambda c: f"{c[0]}-{c[3]}-N{c[1]}-{c[4]}")
+@pytest.mark.parametrize("case", slow_unless(FEW[1:3], EXACT[1:]), ids=name_of)
 def test_the_evidence_is_unbiased_to_double_precision(case):
     check_exact(case, 1e-12)
 
@@ -185,7 +193,7 @@ def never_says_it_resampled(scheme, threshold):
     ("defect", "kind", "threshold"),
     [
         (weights_not_reset, "guided", 1.0),
-        (weights_not_reset, "guided", 0.7),
+        pytest.param(weights_not_reset, "guided", 0.7, marks=pytest.mark.slow),
         (particles_not_moved, "guided", 0.7),
         (never_says_it_resampled, "auxiliary", 0.7),
     ],
@@ -217,8 +225,8 @@ def forward(theta, likelihood):
 @pytest.mark.parametrize(
     ("kind", "num_particles", "scheme", "threshold", "likelihood"),
     [
-        ("guided", 2, "multinomial", 1.0, SEEN),
-        ("guided", 3, "ssp", 0.8, IMPOSSIBLE),
+        pytest.param("guided", 2, "multinomial", 1.0, SEEN, marks=pytest.mark.slow),
+        pytest.param("guided", 3, "ssp", 0.8, IMPOSSIBLE, marks=pytest.mark.slow),
         ("auxiliary", 2, "multinomial", 0.7, SEEN),
     ],
 )
@@ -245,7 +253,7 @@ def test_the_gradient_is_unbiased(kind, num_particles, scheme, threshold, likeli
         np.testing.assert_allclose(found[name], exact[name], rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("scheme", ["systematic", "stratified"])
+@pytest.mark.parametrize("scheme", slow_unless(["systematic"], ["systematic", "stratified"]))
 @pytest.mark.parametrize(("num_particles", "kind"), [(2, "guided"), (8, "auxiliary")])
 def test_schemes_with_continuous_offsets_are_unbiased(key, scheme, num_particles, kind):
     """What cannot be enumerated. A bias of 3 % is found; weights not reset are off by several times that."""
@@ -331,7 +339,7 @@ def lg_params(**changes):
 PROBABILITIES = (0.05, 0.5, 0.9)
 
 
-@pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
+@pytest.mark.parametrize("scheme", slow_unless(["systematic"], ["multinomial", "systematic"]))
 def test_filtering_agrees_with_kalman(key, scheme):
     """Evidence, means and second moments at all times: weighted by Z^ they are unbiased at every N.
 
@@ -369,6 +377,7 @@ def test_quantiles_agree_with_kalman(key):
     assert kept.quantiles.shape == (80, 20, 3)
 
 
+@pytest.mark.slow
 def test_heavy_tails_and_truncation_against_quadrature(key):
     """x_0 ~ t_3 known to be positive, x_1 ~ t_3 around x_0 / 2, y_1 = 2.5 seen with Laplace noise."""
     fk = FeynmanKac(
@@ -396,6 +405,7 @@ def test_heavy_tails_and_truncation_against_quadrature(key):
     check_mean(many(key, 16_000, run), [1.0, mean], delta=[0.02, 0.04], independent=True)
 
 
+@pytest.mark.slow
 def test_the_gradient_through_draws_is_unbiased(key):
     """E[grad Z^] = grad Z with parameters in the law of the draws, at N = 5; truth by central differences."""
     num_steps, h = 4, 1e-5
@@ -502,7 +512,7 @@ def test_a_collapse_by_weights_that_were_zero_before(key):
 
 
 @pytest.mark.parametrize("kind", ["plain", "auxiliary"])
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("threshold", slow_unless([0.5], [0.0, 0.5, 1.0]))
 def test_a_collapse_under_jit_shows_at_every_later_step(key, threshold, kind):
     """Nothing can be raised: so the evidence stays zero and no moment is a number, ever after."""
     fk = faulty(3, lambda x: x > -jnp.inf, -jnp.inf)
@@ -563,7 +573,7 @@ PATH = Extras(
 )
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("threshold", slow_unless([0.6], [0.0, 0.6, 1.0]))
 @pytest.mark.parametrize("auxiliary", [False, True])
 def test_ancestors_and_extras_tell_the_same_story(key, threshold, auxiliary):
     """The parent that ``transition`` saw is the one that is stored, and extras come along with it."""
@@ -621,6 +631,7 @@ def test_a_negative_lag_is_refused():
 # --- transformations ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vmap_equals_a_loop(key):
     """Over keys, parameters and data. Random bits are the same; XLA sums in another order."""
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from problems import slow_unless
 
 import mcx
 import mcx.dist as dist

@@ -125,6 +125,7 @@ def linear_gaussian(y):
     )
 
 
+@pytest.mark.slow
 def test_a_chain_of_sweeps_has_the_smoothing_moments(key):
     """64 chains of 400 sweeps with 10 particles against Kalman; alpha 1e-6, finds 0.5 posterior sd."""
     y = np.random.default_rng(2).normal(size=25).astype(np.float32)

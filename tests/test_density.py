@@ -126,7 +126,7 @@ def check_prior_draws(bound, key):
         assert {name: v.shape for name, v in z.items()} == dict(target.shapes)
 
 
-@settings(max_examples=12, derandomize=True)  # the same examples every time: compiled programs are cached
+@settings(max_examples=6, derandomize=True)  # the same examples every time: compiled programs are cached
 @given(data=st.data(), bound=models())
 def test_generated_models(data, bound):
     check_against_numpyro(bound, data.draw(points(compile_model(bound))))

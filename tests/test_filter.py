@@ -146,6 +146,7 @@ class TestExactAnswers:
         check_mean(found.record.mean["z"], truth.filtered[:, 1], delta=0.01, independent=True)
         assert state_space(hmm(likelihood)).state_names == ("z",)
 
+    @pytest.mark.slow
     def test_structured_states_with_two_observations(self, key):
         """Level and slope, a missing value, an input: against the Kalman filter."""
         rng = np.random.default_rng(5)
@@ -475,7 +476,7 @@ class TestSeveralChains:
         assert abs(found.log_evidence - truth.log_evidence) < 6 * found.log_evidence_se < 3
 
 
-@pytest.mark.parametrize("example", ["nile", "stochastic_volatility"])
+@pytest.mark.parametrize("example", slow_unless(["nile"], ["nile", "stochastic_volatility"]))
 def test_examples(example, tmp_path):
     script = Path(__file__).parent.parent / "examples" / f"{example}.py"
     done = subprocess.run(

@@ -80,7 +80,6 @@ def two_ways(family, key):
 USUAL = [
     "latent-normal",
     "latent-half_normal",
-    "observed-student_t",
     "observed-categorical",
     "mvn_shared_scale",
 ]

@@ -203,6 +203,7 @@ def test_a_second_order_autoregression_filters_but_has_no_transition_density(key
     check_evidence(key, space, {"phi": 0.5}, truth.log_evidence)
 
 
+@pytest.mark.slow
 def test_plates_dictionaries_clocks_inputs_and_the_state_before(key):
     model = bound(rich, DATA, HEAT)
     space = state_space(model)
@@ -244,6 +245,7 @@ def test_the_joint_density_is_the_models(key):
     np.testing.assert_allclose(total + dist.Normal(0.0, 1.0).log_prob(0.5), truth, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_log_evidence(key):
     """The reparametrised estimator is that of Z; its ratio to Z is biased by O(1/N), within delta."""
     fk = state_space(bound(linear, Y)).feynman_kac
@@ -393,6 +395,7 @@ def test_new_data_and_parameters_trace_nothing(key):
     assert len(runs) == before and first.log_evidence != second.log_evidence
 
 
+@pytest.mark.slow
 def test_parameters_vectorise(key):
     fk = state_space(bound(linear, Y)).feynman_kac
     phi = jnp.array([0.2, 0.8])
@@ -432,6 +435,7 @@ def test_forecasts_take_the_inputs_that_are_no_observations(key):
         found.forecast(3, key=key)
 
 
+@pytest.mark.slow
 def test_no_forecast_where_observations_feed_back(key):
     def program(y):
         def body(carry, y_t):

@@ -37,7 +37,12 @@ def many(key, count, *args, **options):
 
 @pytest.mark.parametrize(
     ("num_particles", "num_steps", "count", "threshold"),
-    [(500, 10, 800, 0.5), (500, 60, 800, 0.5), (500, 60, 800, 1.0), (2000, 40, 800, 0.5)],
+    [
+        (500, 10, 800, 0.5),
+        (500, 60, 800, 0.5),
+        (500, 60, 800, 1.0),
+        pytest.param(2000, 40, 800, 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_the_standard_error_is_the_spread_of_replicates(key, num_particles, num_steps, count, threshold):
     """Below the lag, and with several origins beyond it.

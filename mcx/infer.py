@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from mcx.errors import MethodError, ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
-from mcx.model.compile import compile_model
+from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
 from mcx.results.datatree import check_coords
 from mcx.results.diagnose import check_mode, report_advice
@@ -71,7 +71,7 @@ def infer(
     _check_types(bound, method)
     check_mode(warnings)
     key = as_key(key)
-    check_coords(coords or {}, compile_model(bound).sites)
+    check_coords(coords or {}, model_sites(bound))
     posterior = method.infer(
         bound,
         key=key,
@@ -137,10 +137,10 @@ def filter(
     for argument, value in (("num_particles", num_particles), ("num_chains", num_chains)):
         if value < 1:
             raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))
-    target = compile_model(bound)
-    for problem in static_problems(target.sites):
+    sites = model_sites(bound)
+    for problem in static_problems(sites):
         raise problem
-    check_coords(coords or {}, target.sites)
+    check_coords(coords or {}, sites)
     return method.filter(
         bound,
         params=params,

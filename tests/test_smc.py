@@ -496,7 +496,7 @@ def test_look_aheads_that_are_no_numbers_are_counted(key):
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
 def test_a_collapse_is_an_error(key, threshold):
     fk = faulty(3, lambda x: x > -jnp.inf, -jnp.inf)
-    with pytest.raises(WeightCollapse, match=r"step 3: all 16 .*largest log potential -inf") as error:
+    with pytest.raises(WeightCollapse, match=r"step 3: all 16 .*largest log weight -inf") as error:
         smc(key, fk, num_particles=16, threshold=threshold)
     assert error.value.step == 3
     assert np.isfinite(error.value.result.history.log_evidence[2])
@@ -511,7 +511,7 @@ def test_a_collapse_by_weights_that_were_zero_before(key):
         3,
         inputs=jnp.asarray([0.0, 1.0, -1.0]),
     )
-    with pytest.raises(WeightCollapse, match=r"step 2.*largest log potential 0.25") as error:
+    with pytest.raises(WeightCollapse, match=r"step 2.*largest log weight -inf") as error:
         smc(key, fk, num_particles=16, threshold=0.0)
     assert error.value.step == 2
 

@@ -83,10 +83,9 @@ def mcmc_program(bound: BoundModel, method: MCMCMethod, num_chains: int) -> Call
 
     def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
         data = compile_model(bound).data
-        key_start, key_run = jax.random.split(key)
         start = starting_points(template, None, num_chains, key)
-        state = start_chains(kernel, data, chain_keys(key_start, num_chains), start)
-        keys = chain_keys(key_run, num_chains)
+        start_keys, keys = chain_keys(key, num_chains)
+        state = start_chains(kernel, data, start_keys, start)
         _, draws, stats = run_steps(
             kernel, data, keys, 0, total, state, inputs, method.num_samples, discard=warm
         )

@@ -13,7 +13,7 @@ from mcx.errors import MethodError
 from mcx.inference.smc.resampling import adaptive, multinomial
 from mcx.inference.smc.variance import Origins, move_on, origins
 from mcx.ops.lanes import Lane, lanes
-from mcx.ops.logspace import Compensated, add, compensated, normalize, value
+from mcx.ops.logspace import Compensated, add, compensated, largest, normalize, value
 from mcx.target import FeynmanKac
 
 __all__ = ["Extras", "SMCInfo", "SMCSettings", "SMCState", "end_block", "initialize", "move"]
@@ -73,14 +73,14 @@ class SMCInfo(NamedTuple):
     resampled: whether the step began with resampling.
     log_increment: log of the estimated evidence increment.
     num_nonfinite: potentials, or look-aheads if those are more, that were NaN or +inf; they count as -inf.
-    max_log_potential: largest log potential.
+    max_log_weight: largest log weight before normalisation.
     """
 
     ess: Any
     resampled: Any
     log_increment: Any
     num_nonfinite: Any
-    max_log_potential: Any
+    max_log_weight: Any
 
 
 class SMCState(NamedTuple):
@@ -108,6 +108,11 @@ class SMCState(NamedTuple):
         """Log of the estimated evidence so far."""
         return value(self.log_z)
 
+    @property
+    def collapsed(self) -> Any:
+        """Whether all weights are zero."""
+        return self.info.ess == 0
+
 
 def initialize(key: Any, fk: FeynmanKac, ctx: Any, u: Any, settings: SMCSettings) -> SMCState:
     """The particle system at t = 0: N draws from M_0, weighted by G_0.
@@ -121,9 +126,9 @@ def initialize(key: Any, fk: FeynmanKac, ctx: Any, u: Any, settings: SMCSettings
     """
     num = settings.num_particles
     particles = _per_particle(fk, fk.initial, key, num, ctx, (), (u,))
-    log_g, faults = _potentials(jax.vmap(lambda x: fk.log_potential(ctx, None, x, u))(particles))
+    log_g, num_bad = _potentials(jax.vmap(lambda x: fk.log_potential(ctx, None, x, u))(particles))
     equal = jnp.full_like(log_g, -jnp.log(num))
-    log_w, log_z, info = _weigh(equal, log_g, faults, jnp.asarray(False))
+    log_w, log_z, info = _weigh(equal, log_g, num_bad, jnp.asarray(False))
     extras = None
     if settings.extras is not None:
         extras = jax.vmap(settings.extras.initial, (None, 0, None))(ctx, particles, u)
@@ -158,10 +163,10 @@ def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: 
     log_v, num_blind = state.log_w, 0
     if fk.log_lookahead is not None:
         look = fk.log_lookahead
-        ahead, (num_blind, _) = _potentials(jax.vmap(lambda x: look(ctx, x, u))(state.particles))
+        ahead, num_blind = _potentials(jax.vmap(lambda x: look(ctx, x, u))(state.particles))
         log_v, _ = normalize(state.log_w + ahead)
         # where nobody is promising the look-ahead cannot tell particles apart
-        log_v = jnp.where(jnp.max(log_v) == -jnp.inf, state.log_w, log_v)
+        log_v = jnp.where(largest(log_v) == -jnp.inf, state.log_w, log_v)
     carried = (state.particles, state.extras, None if state.origins is None else state.origins.index)
     resample = adaptive(settings.resampling, settings.threshold)
     known = state.info.ess if fk.log_lookahead is None else None
@@ -170,12 +175,10 @@ def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: 
         # W/V of the ancestors corrects for having resampled by V; without resampling the weights stay W
         log_w = jnp.where(resampled, log_w + (state.log_w - log_v)[ancestors], state.log_w)
     # resampling makes weights equal, also where all were zero: once collapsed, a system stays so
-    log_w = jnp.where(jnp.max(state.log_w) == -jnp.inf, -jnp.inf, log_w)
+    log_w = jnp.where(state.collapsed, -jnp.inf, log_w)
     particles = _per_particle(fk, fk.transition, key_move, num, ctx, (x_prev,), (u,))
-    log_g, (num_bad, largest) = _potentials(
-        jax.vmap(lambda a, x: fk.log_potential(ctx, a, x, u))(x_prev, particles)
-    )
-    log_w, increment, info = _weigh(log_w, log_g, (jnp.maximum(num_bad, num_blind), largest), resampled)
+    log_g, num_bad = _potentials(jax.vmap(lambda a, x: fk.log_potential(ctx, a, x, u))(x_prev, particles))
+    log_w, increment, info = _weigh(log_w, log_g, jnp.maximum(num_bad, num_blind), resampled)
     if settings.extras is not None:
         extras = jax.vmap(settings.extras.update, (None, 0, 0, 0, None))(ctx, extras, x_prev, particles, u)
     registers = None
@@ -201,17 +204,16 @@ def _per_particle(
     return jax.vmap(law, (0, *axes))(jax.random.split(key, num), ctx, *own, *shared)
 
 
-def _potentials(log_g: Any) -> tuple[Any, tuple[Any, Any]]:
-    """Log potentials with NaN and +inf made -inf; their number; the largest that is left."""
+def _potentials(log_g: Any) -> tuple[Any, Any]:
+    """Log potentials with NaN and +inf made -inf, and the number of those."""
     bad = jnp.isnan(log_g) | (log_g == jnp.inf)
-    log_g = jnp.where(bad, -jnp.inf, log_g)
-    return log_g, (jnp.sum(bad, dtype=jnp.int32), jnp.max(log_g))
+    return jnp.where(bad, -jnp.inf, log_g), jnp.sum(bad, dtype=jnp.int32)
 
 
-def _weigh(log_w: Any, log_g: Any, faults: tuple[Any, Any], resampled: Any) -> tuple[Any, Any, SMCInfo]:
+def _weigh(log_w: Any, log_g: Any, num_bad: Any, resampled: Any) -> tuple[Any, Any, SMCInfo]:
+    top = largest(log_w + log_g)
     log_w, increment = normalize(log_w + log_g)
-    num_bad, largest = faults
     # the weights sum to 1 here, which saves two of the three sums of effective_sample_size
     size = jnp.clip(1.0 / jnp.sum(jnp.exp(log_w) ** 2), 1.0, log_w.shape[0])
     ess = jnp.where(increment == -jnp.inf, 0.0, size)
-    return log_w, increment, SMCInfo(ess, resampled, increment, num_bad, largest)
+    return log_w, increment, SMCInfo(ess, resampled, increment, num_bad, top)

@@ -17,7 +17,7 @@ from mcx.errors import MethodError
 from mcx.inference.smc.forecast import Forecast, forecast
 from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths, unique_ancestors
 from mcx.model.bound import BoundModel
-from mcx.model.compile import compile_model
+from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
 from mcx.results.posterior import RunInfo
 from mcx.target import StateSpace
@@ -275,7 +275,7 @@ def _to_datatree(filtered: Filtered) -> xr.DataTree:
     from arviz_base import dict_to_dataset
     from xarray import DataTree
 
-    sites = compile_model(filtered.bound).sites
+    sites = model_sites(filtered.bound)
     names = list(filtered.space.state_names)
     time = sites[names[0]].dims[0]
     steps = filtered.num_steps  # fewer than the data have, where the run was stopped

@@ -12,7 +12,7 @@ import numpy as np
 
 from mcx.errors import MethodError, NonFiniteError, WeightCollapse
 from mcx.inference.smc.engine import SMCInfo, SMCState
-from mcx.ops.logspace import relative_weights
+from mcx.ops.logspace import largest, relative_weights
 from mcx.ops.search import monotone_cdf
 
 __all__ = ["KINDS", "HistorySettings", "Record", "check_faults", "record", "weighted_quantiles"]
@@ -77,7 +77,8 @@ def record(state: SMCState, settings: HistorySettings) -> Record:
     if settings.kind == "none":
         return kept
     states = settings.states(state.particles)
-    mean, sd = _moments(states, state.log_w)
+    # after a collapse there is no law to summarise, and zero weights would pass for a mean of zero
+    mean, sd = _moments(states, jnp.where(state.collapsed, jnp.nan, jnp.exp(state.log_w)))
     kept = kept._replace(mean=mean, sd=sd)
     if settings.quantiles:
         probabilities = jnp.asarray(settings.quantiles, state.log_w.dtype)
@@ -93,11 +94,7 @@ def record(state: SMCState, settings: HistorySettings) -> Record:
     return kept
 
 
-def _moments(states: Any, log_w: Any) -> tuple[Any, Any]:
-    w = jnp.exp(log_w)
-    # after a collapse there is no law to summarise, and zero weights would pass for a mean of zero
-    w = jnp.where(jnp.max(log_w) == -jnp.inf, jnp.nan, w)
-
+def _moments(states: Any, w: Any) -> tuple[Any, Any]:
     def average(x: Any) -> Any:
         # particles of weight zero may be anywhere, infinity included
         return jnp.tensordot(w, jnp.where(_column(w == 0, x), 0.0, x), 1, precision="highest")
@@ -132,7 +129,7 @@ def weighted_quantiles(x: Any, log_w: Any, probabilities: Any) -> Any:
         return column[order][jnp.searchsorted(monotone_cdf(w[order]), reach, side="left")]
 
     found = jax.vmap(one, 1, 1)(columns).reshape((probabilities.shape[0], *x.shape[1:]))
-    return jnp.where(jnp.max(log_w) == -jnp.inf, jnp.nan, found)
+    return jnp.where(largest(log_w) == -jnp.inf, jnp.nan, found)
 
 
 def check_faults(info: SMCInfo, num_particles: int, max_nonfinite: float, first: int = 0) -> None:
@@ -163,8 +160,8 @@ def check_faults(info: SMCInfo, num_particles: int, max_nonfinite: float, first:
         )
     before = f", {float(info.ess[at - 1]):.1f} at the step before" if at else ""
     error = WeightCollapse(
-        f"step {first + at}: all {num_particles} particles have weight zero (largest log potential "
-        f"{float(info.max_log_potential[at])}; effective sample size 0{before})",
+        f"step {first + at}: all {num_particles} particles have weight zero (largest log weight "
+        f"{float(info.max_log_weight[at])}; effective sample size 0{before})",
         expected="a particle that can explain the observation",
         remedy="take more particles, check that observation and the emission's support, or propose with the "
         "observation in view (proposal=)",

@@ -21,7 +21,7 @@ from mcx.inference.smc.history import HistorySettings, Record, check_faults, rec
 from mcx.inference.smc.resampling import as_resampling, multinomial
 from mcx.inference.smc.variance import default_lag, log_evidence_variance
 from mcx.model.bound import BoundModel
-from mcx.model.compile import compile_model
+from mcx.model.compile import model_sites
 from mcx.model.statespace import check_params, state_space
 from mcx.results.posterior import RunInfo
 from mcx.run.driver import Run, run
@@ -142,7 +142,7 @@ class ParticleFilter:
             capacity=_capacity(bound, space, kernel, num_chains),
             progress=progress,
             title=self.name,
-            on_start=lambda state: at_start.append(jax.device_get(_first(kernel, state))),
+            on_start=lambda state: at_start.append(_first(kernel, state)),
         )
         filtered = self._filtered(bound, space, values, settings, keep, at_start[0], result, key, coords)
         _raise_faults(filtered, num_particles, self.max_nonfinite)
@@ -160,7 +160,7 @@ class ParticleFilter:
         key: Any,
         coords: Mapping[str, Any],
     ) -> Filtered:
-        kept, stats = start
+        kept, stats = jax.device_get(start)
         first = (
             jax.tree_util.tree_map(lambda x: x[:, None], kept),
             {k: v[:, None] for k, v in stats.items()},
@@ -239,7 +239,7 @@ class FilterKernel:
             "log_evidence_increment": step.log_increment,
             "log_evidence": kept.log_evidence,
             "nonfinite": step.num_nonfinite,
-            "max_log_potential": step.max_log_potential,
+            "max_log_weight": step.max_log_weight,
         }
         return {k: v for k, v in kept._asdict().items() if k not in ("info", "log_evidence")}, stats
 
@@ -262,7 +262,7 @@ class FilterKernel:
 
 def _capacity(bound: BoundModel, space: StateSpace, kernel: FilterKernel, num_chains: int) -> int:
     """Steps whose records the device holds. Counted: tracing for the shapes takes longer than filtering."""
-    sites = compile_model(bound).sites
+    sites = model_sites(bound)
     entries = sum(math.prod(sites[name].shape[1:]) for name in space.state_names)
     kept = {"none": 0, "moments": 2, "ancestors": 2, "full": 2}[kernel.keep.kind] + len(kernel.keep.quantiles)
     per_particle = {"none": 0, "moments": 0, "ancestors": 2, "full": 2 + entries}[kernel.keep.kind]
@@ -296,7 +296,7 @@ def _raise_faults(filtered: Filtered, num_particles: int, max_nonfinite: float) 
             stats["resampled"][chain],
             stats["log_evidence_increment"][chain],
             stats["nonfinite"][chain],
-            stats["max_log_potential"][chain],
+            stats["max_log_weight"][chain],
         )
         try:
             check_faults(info, num_particles, max_nonfinite)

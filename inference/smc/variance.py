@@ -22,12 +22,14 @@ __all__ = ["Origins", "default_lag", "log_evidence_variance", "move_on", "origin
 class Origins(NamedTuple):
     """Where particles came from, at two points of the past.
 
-    index: two of (N,) int32: each particle's ancestor at the older and at the newer origin.
-    resamplings: (2,) resampling steps since each origin.
+    index: each particle's ancestor at the newer origin, int32 (N,).
+    before: the ancestor at the older origin of each particle at the newer one, int32 (N,).
+    resamplings: (2,) resampling steps since the older and since the newer origin.
     variance: of the log evidence, contributed by the times before the older origin.
     """
 
     index: Any
+    before: Any
     resamplings: Any
     variance: Any
 
@@ -40,7 +42,7 @@ def default_lag(num_particles: int) -> int:
 def origins(num_particles: int, dtype: Any) -> Origins:
     """Registers at t = 0: both origins are the particles themselves."""
     index = jnp.arange(num_particles, dtype=jnp.int32)
-    return Origins((index, index), jnp.zeros(2, dtype), jnp.zeros((), dtype))
+    return Origins(index, index, jnp.zeros(2, dtype), jnp.zeros((), dtype))
 
 
 def move_on(state: Origins, log_w: Any) -> Origins:
@@ -50,10 +52,11 @@ def move_on(state: Origins, log_w: Any) -> Origins:
         state: registers of the system.
         log_w: its normalised log weights, (N,).
     """
-    older, newer = _log_variances(state.index, state.resamplings, log_w)
+    older, newer = _log_variances(state, log_w)
     fresh = jnp.arange(log_w.shape[0], dtype=jnp.int32)
     return Origins(
-        (state.index[1], fresh),
+        fresh,
+        state.index,
         jnp.stack([state.resamplings[1], jnp.zeros_like(state.resamplings[1])]),
         # lineages that have coalesced since the newer origin leave nothing to tell the difference by
         state.variance + jnp.where(jnp.isinf(newer), newer, older - newer),
@@ -72,17 +75,19 @@ def log_evidence_variance(state: Origins, log_w: Any) -> Any:
         Right for multinomial resampling only: other schemes' offspring are not independent, and the estimate
         is then too small, or negative. Past a variance of about 1 it is too small as well.
     """
-    older, _ = _log_variances(state.index, state.resamplings, log_w)
+    older, _ = _log_variances(state, log_w)
     return state.variance + older
 
 
-def _log_variances(index: Any, resamplings: Any, log_w: Any) -> tuple[Any, Any]:
+def _log_variances(state: Origins, log_w: Any) -> tuple[Any, Any]:
     """``-log m`` of the module's docstring, for both origins."""
     num = log_w.shape[0]
     w = jnp.exp(log_w)
     collapsed = jnp.max(log_w) == -jnp.inf
-    log_factor = (1.0 + resamplings) * -jnp.log1p(-1.0 / num)
-    same = [jnp.sum(jax.ops.segment_sum(w, index[i], num) ** 2) for i in range(2)]
+    log_factor = (1.0 + state.resamplings) * -jnp.log1p(-1.0 / num)
+    by_newer = jax.ops.segment_sum(w, state.index, num)
+    by_older = jax.ops.segment_sum(by_newer, state.before, num)
+    same = [jnp.sum(by_older**2), jnp.sum(by_newer**2)]
     older, newer = (
         jnp.where(collapsed, jnp.nan, -log_factor[i] - jnp.log1p(-jnp.minimum(same[i], 1.0)))
         for i in range(2)

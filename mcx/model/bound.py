@@ -203,9 +203,9 @@ class BoundModel:
         Raises:
             ModelError: if a name is no sample site of the model, or a value has the wrong shape.
         """
-        from mcx.model.compile import compile_model
+        from mcx.model.compile import model_sites
 
-        known = compile_model(self).sites
+        known = model_sites(self)
         for name in data:
             if name not in known or known[name].kind not in ("latent", "discrete", "observed"):
                 raise ModelError(
@@ -257,9 +257,9 @@ class BoundModel:
 
     def sites(self) -> SiteTable:
         """Table of the model's sites; prints one line a site."""
-        from mcx.model.compile import compile_model
+        from mcx.model.compile import model_sites
 
-        return compile_model(self).sites
+        return model_sites(self)
 
     def check(self, key: Any = 0) -> Report:
         """Look for mistakes in the model and its data; nothing is raised.

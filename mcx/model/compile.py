@@ -75,6 +75,11 @@ def compile_model(bound: BoundModel) -> Target:
     return Target(data, compiled.functions, compiled.shapes, compiled.sites)
 
 
+def model_sites(bound: BoundModel) -> SiteTable:
+    """The sites of a bound model: :func:`compile_model` without moving its data to the device."""
+    return _compiled(bound).sites
+
+
 def _compiled(bound: BoundModel) -> _Compiled:
     structure = bound.structure
     entry = _cached(structure)

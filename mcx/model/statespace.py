@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from mcx.errors import CapabilityError, ModelError, SupportError
 from mcx.model.bound import BoundModel
 from mcx.model.capture_scan import scans_taken
 from mcx.model.chain import ChainCode, run_program
-from mcx.model.compile import compile_model
+from mcx.model.compile import compile_model, model_sites
 from mcx.model.density import subsampling_error
 from mcx.model.markov import collect_blocks
 from mcx.model.markov_functions import MarkovChain
@@ -152,7 +152,7 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
         ModelError: if one is missing, unknown or of the wrong shape.
         SupportError: if one lies outside of its site's support.
     """
-    sites = compile_model(bound).sites
+    sites = model_sites(bound)
     given = dict(params or {})
     for name in (*space.params, *given):
         if name not in given or name not in space.params:
@@ -167,7 +167,7 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
     values = {}
     for name, value in given.items():
         site = sites[name]
-        values[name] = jnp.asarray(value, site.dtype)
+        values[name] = np.asarray(value, site.dtype)
         if values[name].shape != site.shape:
             raise ModelError(
                 "params= has the wrong shape",
@@ -176,7 +176,7 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
                 found=str(values[name].shape),
             )
     made: ChainCode = space.feynman_kac.initial.__self__  # type: ignore[attr-defined]
-    data = compile_model(bound).data
+    (data,) = space.feynman_kac.prepare.args
     for name, inside in jax.device_get(made.valid(data, values)).items():
         if not inside:
             raise SupportError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
-from mcx.model.compile import compile_model
+from mcx.model.compile import model_sites
 from mcx.results.summary import effective_sizes, scalars
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _convergence(posterior: Posterior) -> list[Advice]:
 
     if posterior.num_draws < 4:
         return []
-    latent = [s.name for s in compile_model(posterior.bound).sites.of_kind("latent")]
+    latent = [s.name for s in model_sites(posterior.bound).of_kind("latent")]
     checked = [pair for pair in scalars(posterior, latent) if np.isfinite(pair[1]).all()]
     if len(checked) > _MAX_SCALARS:  # spread over all of them: ESS of thousands takes minutes
         picks = np.linspace(0, len(checked) - 1, _MAX_SCALARS).astype(int)

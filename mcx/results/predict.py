@@ -11,7 +11,7 @@ import numpy as np
 
 from mcx.errors import MethodError, PosteriorShapeError
 from mcx.model.bound import BoundModel
-from mcx.model.compile import compile_model, predict_once, refuse_improper
+from mcx.model.compile import model_sites, predict_once, refuse_improper
 from mcx.model.sites import SiteTable
 from mcx.ops.keys import as_key
 from mcx.results.blocks import map_draws
@@ -87,7 +87,7 @@ def predict(
         CapabilityError: for a prior that cannot be drawn from.
     """
     key = as_key(key)
-    sites = compile_model(bound).sites
+    sites = model_sites(bound)
     if posterior is None:
         refuse_improper(sites, "predict")
         values: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mcx.errors import PosteriorShapeError
-from mcx.model.compile import compile_model
+from mcx.model.compile import model_sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,12 +86,12 @@ def _format(column: str, value: float) -> str:
 
 def site_names(posterior: Posterior) -> list[str]:
     """The draws' sites in program order (a pytree's dictionaries are sorted by name)."""
-    return [s.name for s in compile_model(posterior.bound).sites if s.name in posterior.draws]
+    return [s.name for s in model_sites(posterior.bound) if s.name in posterior.draws]
 
 
 def scalars(posterior: Posterior, names: list[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
     """Every scalar of the draws, chain x draw in float64, labelled by coordinates where there are any."""
-    sites = compile_model(posterior.bound).sites
+    sites = model_sites(posterior.bound)
     coords = posterior.info.coords
     for name in site_names(posterior) if names is None else names:
         values = np.asarray(posterior.draws[name])

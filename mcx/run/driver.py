@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import MethodError
@@ -99,9 +98,7 @@ def run(
     """
     _check_counts(num_steps, num_chains, num_discard, chunk_size)
     kernel = as_kernel(kernel, collect)
-    key_start, key_run = jax.random.split(as_key(key))
-    keys = chain_keys(key_run, num_chains)
-    start_keys = chain_keys(key_start, num_chains)
+    start_keys, keys = chain_keys(as_key(key), num_chains)
     display = make_progress(progress, num_steps, title)
     loop: _Loop | None = None
     try:
@@ -148,7 +145,7 @@ class _Loop:
             count = self._count()
             begun = time.perf_counter()
             state, draws, stats = self.programs.chunk(
-                self.data, self.keys, jnp.int32(self.done), jnp.int32(count), self.state, self._inputs(count)
+                self.data, self.keys, np.int32(self.done), np.int32(count), self.state, self._inputs(count)
             )
             stats = jax.tree_util.tree_map(lambda x, n=count: np.asarray(x)[:n], stats)
             self._keep(draws, stats, count)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mcx.run.kernel import Kernel
 
@@ -37,9 +38,12 @@ class Programs(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=1)
-def chain_keys(key: Any, num_chains: int) -> Any:
-    """One key a chain: a function of the key and the chain's index alone."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_chains, dtype=jnp.uint32))
+def chain_keys(key: Any, num_chains: int) -> tuple[Any, Any]:
+    """Keys of the chains' starts and of their steps: functions of the key and the chain's index alone."""
+    chains = jnp.arange(num_chains, dtype=jnp.uint32)
+    each = jax.vmap(jax.random.fold_in, (None, 0))
+    key_start, key_run = jax.random.split(key)
+    return each(key_start, chains), each(key_run, chains)
 
 
 def over_chains(fn: Any, in_axes: tuple[int | None, ...], num_chains: int) -> Any:
@@ -73,32 +77,33 @@ def run_steps(
     state: Any,
     inputs: Any,
     capacity: int,
-    discard: Any = 0,
+    discard: int = 0,
 ) -> tuple[Any, Any, Any]:
     """Take ``count`` steps from step ``first`` on; keep those after the first ``discard``.
 
     Returns the state, and draws and statistics in buffers of ``capacity`` x chains.
     """
 
-    def one(keys: Any, t: Any, state: Any, u: Any) -> tuple[Any, Any, Any]:
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-        new, info = over_chains(kernel.step, (None, 0, 0, None), num_chains)(data, step_keys, state, u)
+    def one(keys: Any, state: Any, u: Any) -> tuple[Any, Any, Any]:
+        new, info = over_chains(kernel.step, (None, 0, 0, None), num_chains)(data, keys, state, u)
         new = jax.tree_util.tree_map(_strong, new)
         draw, stats = over_chains(kernel.collect, (0, 0), num_chains)(new, info)
         return new, draw, dict(stats)
 
     num_chains = keys.shape[0]
+    # all at once: on CPU deriving a key costs more within the loop than some kernels' steps
+    times = (first + jnp.arange(discard + capacity)).astype(jnp.uint32)
+    step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(keys, times)
     # traced once: the shapes of the buffers and the loop body come from the same cached trace
     one = jax.jit(one)
-    # uint32 as in the loop below, so that the cached trace fits both
     u0 = jax.tree_util.tree_map(lambda x: x[0], inputs)
-    _, draw, stats = jax.eval_shape(one, keys, jnp.uint32(0), state, u0)
+    _, draw, stats = jax.eval_shape(one, keys, state, u0)
     buffers = jax.tree_util.tree_map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (draw, stats))
 
     def body(i: Any, carry: Any) -> Any:
         state, buffers = carry
         u = jax.tree_util.tree_map(lambda x: x[i], inputs)
-        state, draw, stats = one(keys, (first + i).astype(jnp.uint32), state, u)
+        state, draw, stats = one(step_keys[i], state, u)
         slot = jnp.maximum(i - discard, 0)
         buffers = jax.tree_util.tree_map(lambda b, x: b.at[slot].set(x), buffers, (draw, stats))
         return state, buffers
@@ -171,7 +176,7 @@ def prepare(
         slices = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype), slices
         )
-        zero = jnp.int32(0)
+        zero = np.int32(0)
         traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
         jobs.append(pool.submit(traced.lower().compile))
         _, draws, _ = traced.out_info

@@ -41,7 +41,7 @@ def stratified(key: Any, log_w: Any, num: int) -> Any:
     Source: Kitagawa (1996); Douc, Cappé & Moulines (2005), Section 2.3.
     """
     log_w = as_float(log_w)
-    return _one_each_stratum(log_w, jax.random.uniform(key, (num,), log_w.dtype))
+    return _one_each_stratum(log_w, jax.random.uniform(key, (num,), log_w.dtype), num)
 
 
 def systematic(key: Any, log_w: Any, num: int) -> Any:
@@ -56,7 +56,7 @@ def systematic(key: Any, log_w: Any, num: int) -> Any:
     Source: Carpenter, Clifford & Fearnhead (1999); Douc, Cappé & Moulines (2005), Section 2.4.
     """
     log_w = as_float(log_w)
-    return _one_each_stratum(log_w, jnp.broadcast_to(jax.random.uniform(key, (), log_w.dtype), (num,)))
+    return _one_each_stratum(log_w, jax.random.uniform(key, (), log_w.dtype), num)
 
 
 def residual(key: Any, log_w: Any, num: int) -> Any:
@@ -152,16 +152,16 @@ def killing(key: Any, log_w: Any, num: int) -> Any:
     return jnp.where(kept, jnp.arange(n, dtype=jnp.int32), choose(key_draw, log_w, (n,)))
 
 
-def _one_each_stratum(log_w: Any, u: Any) -> Any:
-    """Ancestors of the points ``(k + u_k) / num``, counted rather than searched for."""
-    num = u.shape[0]
+def _one_each_stratum(log_w: Any, u: Any, num: int) -> Any:
+    """Ancestors of the points ``(k + u_k) / num``, counted rather than searched for; one u may be all of them."""
     # Points below the distribution function at i: one for each stratum below the one it ends in, and that
     # one's own if it comes first. Taking the fraction is exact, and where the function is 1 the count is num.
     # The usual formula, ceil(num * cdf - u), rounds u away where num is large.
     end = num * monotone_cdf(relative_weights(log_w))
     stratum = jnp.floor(end)
     index = stratum.astype(jnp.int32)
-    inside = u.at[jnp.minimum(index, num - 1)].get(mode="promise_in_bounds") < end - stratum
+    own = u if u.ndim == 0 else u.at[jnp.minimum(index, num - 1)].get(mode="promise_in_bounds")
+    inside = own < end - stratum
     return ancestors_from_cumulative(index + inside.astype(jnp.int32), num)
 
 

@@ -160,6 +160,7 @@ class FeynmanKac:
             ``jax.tree_util.Partial`` that carries data.
         log_transition: ``(ctx, x_prev, x, u) -> scalar``, log density of M_t with respect to a fixed measure,
             or None: backward sampling, PaRIS and ancestor sampling need it.
+        log_initial: ``(ctx, x, u) -> scalar``, log density of M_0, or None: the score needs it.
         log_lookahead: ``(ctx, x, u_next) -> scalar``, how promising a particle is for the next potential, in
             logarithm, or None: resampling then takes it into account and the weights correct for it (the
             auxiliary particle filter of Pitt and Shephard 1999).
@@ -178,6 +179,7 @@ class FeynmanKac:
     inputs: Any = None
     prepare: Any = field(default=jax.tree_util.Partial(_same))
     log_transition: Callable[..., Any] | None = field(default=None, metadata={"static": True})
+    log_initial: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     log_lookahead: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     adapt: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     laned: bool = field(default=False, metadata={"static": True})
@@ -215,6 +217,7 @@ class StateSpace:
     Attributes:
         feynman_kac: the chain, weighted by its observations.
         states: ``particle -> {site: value}``; static.
+        view: ``particle -> state``, as the model's own functions see it; static.
         observe: ``(key, ctx, x, u) -> {site: value}``, a draw of the observations of one time; static.
         observed: ``u -> {site: value}``, the observations among the inputs (NaN where missing); static.
         name: of the Markov block; static.
@@ -226,6 +229,7 @@ class StateSpace:
 
     feynman_kac: FeynmanKac
     states: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
+    view: Callable[[Any], Any] = field(metadata={"static": True})
     observe: Callable[..., dict[str, Any]] = field(metadata={"static": True})
     observed: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
     name: str = field(metadata={"static": True})

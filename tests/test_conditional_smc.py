@@ -88,7 +88,7 @@ def test_a_wrong_kernel_is_found(monkeypatch):
     def ordered(nailed, ctx, state, u, draw_ancestor):
         return lambda key, log_w, num: jnp.sort(choose(key, log_w, (num,))).at[0].set(0)
 
-    monkeypatch.setattr(conditional_smc, "_pinned", ordered)
+    monkeypatch.setattr(conditional_smc, "pinned", ordered)
     found, law = after_one_sweep(model(), ConditionalSMC(num_particles=2, sampling="none", threshold=1.0))
     assert total_variation(found.outcomes[0], found.probabilities, law) > 5e-3
 

@@ -20,7 +20,15 @@ from mcx.ops.logspace import normalize
 from mcx.ops.random import accept, choose
 from mcx.target import FeynmanKac
 
-__all__ = ["KINDS", "backward_path", "backward_paths", "backward_weights", "check_backward", "check_kind", "parents"]
+__all__ = [
+    "KINDS",
+    "backward_path",
+    "backward_paths",
+    "backward_weights",
+    "check_backward",
+    "check_kind",
+    "parents",
+]
 
 KINDS = ("imh", "exact")
 _MAX_ENTRIES = 2**24  # of a table of pairs of particles: beyond, its rows are made batch by batch

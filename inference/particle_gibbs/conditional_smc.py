@@ -16,7 +16,7 @@ from mcx.ops.lanes import Lane
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
 
-__all__ = ["ConditionalSMC", "SweepInfo", "conditional", "sweep"]
+__all__ = ["ConditionalSMC", "SweepInfo", "conditional", "pinned", "sweep"]
 
 _SAMPLING = ("backward", "ancestor", "none")
 
@@ -148,7 +148,7 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
 
     def step(state: SMCState, x: Any) -> tuple[SMCState, Any]:
         key, u = x
-        scheme = _pinned(nailed, ctx, state, u, method.sampling == "ancestor")
+        scheme = pinned(nailed, ctx, state, u, method.sampling == "ancestor")
         state = move(key, nailed, ctx, state, u, replace(settings, resampling=scheme))
         return state, (state.particles, state.log_w, state.ancestors, state.info.ess)
 
@@ -169,7 +169,7 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
     return new, SweepInfo(state.log_evidence, ess, updated)
 
 
-def _pinned(nailed: FeynmanKac, ctx: Any, state: SMCState, u: Any, draw_ancestor: bool) -> Any:
+def pinned(nailed: FeynmanKac, ctx: Any, state: SMCState, u: Any, draw_ancestor: bool) -> Any:
     """Independent ancestors, but for slot 0: itself, or drawn by how well it leads to the given path."""
 
     def scheme(key: Any, log_w: Any, num: int) -> Any:

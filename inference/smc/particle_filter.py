@@ -274,7 +274,12 @@ def code_of(fk: FeynmanKac) -> FeynmanKac:
     """The functions of a model without its data: equal for equal programs, so that compiled code is found."""
     bare = FeynmanKac(fk.initial, fk.transition, fk.log_potential, 1)
     return dataclasses.replace(
-        bare, log_lookahead=fk.log_lookahead, adapt=fk.adapt, laned=fk.laned, log_transition=fk.log_transition
+        bare,
+        log_transition=fk.log_transition,
+        log_initial=fk.log_initial,
+        log_lookahead=fk.log_lookahead,
+        adapt=fk.adapt,
+        laned=fk.laned,
     )
 
 

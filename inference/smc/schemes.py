@@ -153,7 +153,7 @@ def killing(key: Any, log_w: Any, num: int) -> Any:
 
 
 def _one_each_stratum(log_w: Any, u: Any, num: int) -> Any:
-    """Ancestors of the points ``(k + u_k) / num``, counted rather than searched for; one u may be all of them."""
+    """Ancestors of the points ``(k + u_k) / num``, counted rather than searched for; one u may serve all."""
     # Points below the distribution function at i: one for each stratum below the one it ends in, and that
     # one's own if it comes first. Taking the fraction is exact, and where the function is 1 the count is num.
     # The usual formula, ceil(num * cdf - u), rounds u away where num is large.

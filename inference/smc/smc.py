@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from mcx.inference.smc.variance import default_lag, log_evidence_variance
 from mcx.ops.keys import as_key
 from mcx.target import FeynmanKac
 
-__all__ = ["SMCResult", "smc", "step_keys"]
+__all__ = ["SMCResult", "loop", "smc", "step_keys"]
 
 
 class SMCResult(NamedTuple):
@@ -97,8 +98,8 @@ def step_keys(key: Any, num_steps: int) -> tuple[Any, Any]:
     return key_start, jax.vmap(jax.random.fold_in, (None, 0))(key_run, times)
 
 
-def _loop(key: Any, fk: FeynmanKac, params: Any, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
-    ctx = fk.prepare(params)
+def loop(key: Any, fk: FeynmanKac, ctx: Any, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
+    """The particle system over all steps, given the context. See :func:`smc`; checks and raises nothing."""
     key_start, keys = step_keys(key, fk.num_steps)
     first = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], fk.inputs)
     rest = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
@@ -120,4 +121,6 @@ def _loop(key: Any, fk: FeynmanKac, params: Any, settings: SMCSettings, keep: Hi
     return SMCResult(state, state.log_evidence, jax.lax.stop_gradient(se), history)
 
 
-_run = jax.jit(_loop, static_argnames=("settings", "keep"))
+@partial(jax.jit, static_argnames=("settings", "keep"))
+def _run(key: Any, fk: FeynmanKac, params: Any, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
+    return loop(key, fk, fk.prepare(params), settings, keep)

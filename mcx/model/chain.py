@@ -63,8 +63,9 @@ class Chain(Protocol):
     def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
         """One time's functions by role, closing over what the parameters determine.
 
-        initial: ``(lane, u)``; transition: ``(lane, x_prev, u)``; potential_0: ``(x, u)``; potential and
-        density: ``(x_prev, x, u)``; observe: ``(key, x, u) -> {site: value}``; lookahead: ``(x, u_next)``.
+        initial: ``(lane, u)``; transition: ``(lane, x_prev, u)``; potential_0 and density_0: ``(x, u)``;
+        potential and density: ``(x_prev, x, u)``; observe: ``(key, x, u) -> {site: value}``; lookahead:
+        ``(x, u_next)``.
         """
         ...
 
@@ -78,6 +79,10 @@ class Chain(Protocol):
 
     def states(self, x: Any) -> dict[str, Any]:
         """Values of a particle by site."""
+        ...
+
+    def view(self, x: Any) -> Any:
+        """A particle as the program's own functions see the state."""
         ...
 
     def observed(self, u: Any) -> dict[str, Any]:
@@ -119,6 +124,10 @@ class ChainCode:
     def log_transition(self, ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
         """Log density of x_t given x_{t-1}."""
         return self.code["density"](ctx["density"], x_prev, x, u)
+
+    def log_initial(self, ctx: Any, x: Any, u: Any) -> Any:
+        """Log density of x_0."""
+        return self.code["density_0"](ctx["density_0"], x, u)
 
     def log_lookahead(self, ctx: Any, x: Any, u_next: Any) -> Any:
         """How promising a particle is for the next observation."""

@@ -72,6 +72,10 @@ class MarkovChain:
         """See :class:`~mcx.model.chain.Chain`."""
         return {site: x[key] if key else x for key, site in self._states.items()}
 
+    def view(self, x: Any) -> Any:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return x
+
     def observed(self, u: Any) -> dict[str, Any]:
         """See :class:`~mcx.model.chain.Chain`."""
         return {self._observed[k]: v for k, v in u["y"].items()}
@@ -124,6 +128,7 @@ class MarkovChain:
             "transition": (lane, x, u),
             "potential_0": (x, u),
             "potential": (x, x, u),
+            "density_0": (x, u),
             "density": (x, x, u),
             "observe": (key, x, u),
             "lookahead": (x, u),
@@ -199,9 +204,14 @@ def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool) -> Functions
     def potential_0(x: Any, u: Any) -> Any:
         if start is None:
             return emitted(x, u)
+        return emitted(x, u) + _total(first(u), x) - density_0(x, u)
+
+    def density_0(x: Any, u: Any) -> Any:
+        log_f = _total(first(u), x)
+        if start is None:
+            return log_f
         y, gone = known(x, u)
-        ratio = _total(first(u), x) - _total(start(u["u"], y), x)
-        return emitted(x, u) + jnp.where(gone, 0.0, ratio)
+        return jnp.where(gone, log_f, _total(start(u["u"], y), x))
 
     def density(x_prev: Any, x: Any, u: Any) -> Any:
         log_f = _total(then(x_prev, u), x)
@@ -230,6 +240,7 @@ def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool) -> Functions
         "transition": transition,
         "potential_0": potential_0,
         "potential": potential,
+        "density_0": density_0,
         "density": density,
         "observe": observe,
     }

@@ -65,6 +65,7 @@ class ScanChain:
             "transition": (lane, x, u),
             "potential_0": (x, u),
             "potential": (x, x, u),
+            "density_0": (x, u),
             "density": (x, x, u),
             "observe": (key, x, u),
         }
@@ -72,6 +73,10 @@ class ScanChain:
     def states(self, x: Any) -> dict[str, Any]:
         """See :class:`~mcx.model.chain.Chain`."""
         return dict(x["sites"])
+
+    def view(self, x: Any) -> Any:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return self.states(x)
 
     def observed(self, u: Any) -> dict[str, Any]:
         """See :class:`~mcx.model.chain.Chain`."""
@@ -133,6 +138,10 @@ class ScanChain:
             _, sites = self._given(scan, self._carry(x_prev), x, u)
             return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
 
+        def density_0(x: Any, u: Any) -> Any:
+            _, sites = self._given(scan, self._cast(scan.init), x, u)
+            return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
+
         def observe(key: Any, x: Any, u: Any) -> dict[str, Any]:
             drawn: dict[str, Any] = {}
 
@@ -145,7 +154,7 @@ class ScanChain:
             run_body(scan, self._before(x), self._inputs(u), value)
             return {site: drawn[site] for site in self.facts.observed}
 
-        return {
+        functions: Functions = {
             "initial": initial,
             "transition": transition,
             "potential_0": potential_0,
@@ -153,6 +162,8 @@ class ScanChain:
             "density": density,
             "observe": observe,
         }
+        # sites that reach the initial carry are drawn along with x_0 and forgotten: no density of x_0, then
+        return functions if self.facts.initial_sites else {**functions, "density_0": density_0}
 
     # reading the program -------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ for _part in ("inference", "estimators"):
 
 from mcx import dist, errors
 from mcx._version import __version__
-from mcx.infer import filter, infer, program
+from mcx.infer import filter, infer, program, smooth
 from mcx.model import BoundModel, Model, model
 from mcx.model.markov import markov
 from mcx.model.primitives import deterministic, factor, plate, sample
@@ -41,26 +41,38 @@ if TYPE_CHECKING:
 
 # name -> module that defines it, imported on first use
 _LAZY = {
+    "AdditiveFunctional": "mcx.inference.particle_gibbs.additive",
+    "ConditionalSMC": "mcx.inference.particle_gibbs.conditional_smc",
+    "Estimate": "mcx.results.estimate",
+    "FFBS": "mcx.inference.particle_gibbs.ffbs",
     "HMC": "mcx.inference.mcmc.hmc",
     "MALA": "mcx.inference.mcmc.mala",
     "NUTS": "mcx.inference.mcmc.nuts",
     "OnlineFilter": "mcx.inference.smc.online",
+    "PPG": "mcx.inference.particle_gibbs.ppg",
+    "PaRIS": "mcx.inference.particle_gibbs.paris",
     "ParticleFilter": "mcx.inference.smc.particle_filter",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
     "enable_compilation_cache": "mcx.cache",
     "smc": "mcx.inference.smc.smc",
 }
-_LAZY_MODULES = ("testing", "inference", "estimators")
+_LAZY_MODULES = ("testing", "functionals", "inference", "estimators")
 
 __all__ = [
+    "FFBS",
     "HMC",
     "MALA",
     "NUTS",
+    "PPG",
+    "AdditiveFunctional",
     "BoundModel",
+    "ConditionalSMC",
+    "Estimate",
     "FeynmanKac",
     "Kernel",
     "Model",
     "OnlineFilter",
+    "PaRIS",
     "ParticleFilter",
     "Posterior",
     "Predictions",
@@ -74,6 +86,7 @@ __all__ = [
     "errors",
     "factor",
     "filter",
+    "functionals",
     "infer",
     "markov",
     "model",
@@ -83,6 +96,7 @@ __all__ = [
     "run",
     "sample",
     "smc",
+    "smooth",
     "testing",
 ]
 

@@ -15,10 +15,12 @@ from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior
 
 if TYPE_CHECKING:
+    from mcx.inference.particle_gibbs.smooth import Smoother
     from mcx.inference.smc.filtered import Filtered
     from mcx.inference.smc.particle_filter import ParticleFilter
+    from mcx.results.estimate import Estimate
 
-__all__ = ["Method", "filter", "infer", "program"]
+__all__ = ["Method", "filter", "infer", "program", "smooth"]
 
 
 @runtime_checkable
@@ -126,7 +128,7 @@ def filter(
         WeightCollapse: if no particle explains an observation; what was there before is in ``.result``.
         NonFiniteError: if too many potentials are NaN or +inf.
     """
-    _check_bound(bound, "filter")
+    _check_state_space(bound, "filter", {"num_particles": num_particles, "num_chains": num_chains}, coords)
     from mcx.inference.smc.particle_filter import ParticleFilter
 
     method = ParticleFilter() if method is None else method
@@ -134,13 +136,6 @@ def filter(
         raise MethodError(
             "filter needs a particle filter", expected="mcx.ParticleFilter()", found=repr(method)
         )
-    for argument, value in (("num_particles", num_particles), ("num_chains", num_chains)):
-        if value < 1:
-            raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))
-    sites = model_sites(bound)
-    for problem in static_problems(sites):
-        raise problem
-    check_coords(coords or {}, sites)
     return method.filter(
         bound,
         params=params,
@@ -171,6 +166,59 @@ def program(bound: BoundModel, method: Method, *, num_chains: int = 4) -> Callab
     return method.program(bound, num_chains)
 
 
+def smooth(
+    bound: BoundModel,
+    functional: Any,
+    *,
+    params: Mapping[str, Any] | None = None,
+    method: Smoother | None = None,
+    key: Any,
+    num_chains: int = 4,
+    name: str | None = None,
+    coords: Mapping[str, Any] | None = None,
+    progress: Any = True,
+) -> Estimate:
+    """Smooth a state-space model: the expectation of a functional of the path given all observations.
+
+    Args:
+        bound: a model with a Markov chain (:func:`mcx.markov`, or NumPyro's ``scan``) and its data.
+        functional: ``h(x_prev, x, t)``, summed over the transitions t = 1 .. T-1; an
+            :class:`mcx.AdditiveFunctional`; or one of :mod:`mcx.functionals`.
+        params: constrained values of every other latent site, ``{"phi": 0.9}``.
+        method: :class:`mcx.PPG` (the default), :class:`mcx.PaRIS` or :class:`mcx.FFBS`.
+        key: a typed JAX key or an int.
+        num_chains: independent chains or runs, vectorised; from 4 on they give the standard error.
+        name: of the Markov chain, where the model has several.
+        coords: labels of the dimensions.
+        progress: see :func:`infer`.
+
+    Returns:
+        Value and standard error, pytrees of the functional's structure.
+
+    Raises:
+        CapabilityError: if the model has no Markov chain, or its steps have no density.
+        ModelError, SupportError, DataError: if ``params`` or data cannot be used as they are.
+        WeightCollapse: if no particle explains an observation.
+        NonFiniteError: if too many potentials are NaN or +inf.
+    """
+    _check_state_space(bound, "smooth", {"num_chains": num_chains}, coords)
+    from mcx.inference.particle_gibbs.additive import as_functional
+    from mcx.inference.particle_gibbs.ppg import PPG
+    from mcx.inference.particle_gibbs.smooth import smooth_model
+
+    return smooth_model(
+        bound,
+        as_functional(functional),
+        params=params,
+        method=PPG() if method is None else method,
+        key=as_key(key),
+        num_chains=num_chains,
+        block=name,
+        coords=coords or {},
+        progress=progress,
+    )
+
+
 def _check_bound(bound: Any, verb: str = "infer") -> None:
     if not isinstance(bound, BoundModel):
         hint = f"call the model with its data first: {verb}(model(data), ...)"
@@ -182,6 +230,19 @@ def _check_bound(bound: Any, verb: str = "infer") -> None:
             found=type(bound).__name__,
             remedy=hint,
         )
+
+
+def _check_state_space(
+    bound: Any, verb: str, counts: Mapping[str, int], coords: Mapping[str, Any] | None
+) -> None:
+    _check_bound(bound, verb)
+    for argument, value in counts.items():
+        if value < 1:
+            raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))
+    sites = model_sites(bound)
+    for problem in static_problems(sites):
+        raise problem
+    check_coords(coords or {}, sites)
 
 
 def _check_types(bound: Any, method: Any) -> None:

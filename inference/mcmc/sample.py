@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro
 
-from mcx._version import __version__
 from mcx.errors import CapabilityError
 from mcx.inference.mcmc.start import starting_points
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported
 from mcx.model.compile import compile_model
 from mcx.results.posterior import Posterior, RunInfo
-from mcx.run.driver import Run, run
+from mcx.run.driver import run
 from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
 
@@ -70,7 +67,7 @@ def sample_chains(
         stats={k: v[:, split:] for k, v in result.stats.items()},
         warmup_stats={k: v[:, :split] for k, v in result.stats.items()},
         bound=bound,
-        info=_run_info(method, key, coords, unconstrained, result),
+        info=RunInfo.of(method, result, key=key, coords=coords, dtype=unconstrained.dtype),
     )
 
 
@@ -116,22 +113,3 @@ def _checked_target(bound: BoundModel) -> Target:
 
 def _settings(method: Any) -> dict[str, Any]:
     return {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-
-
-def _run_info(
-    method: MCMCMethod, key: Any, coords: Mapping[str, Any], unconstrained: np.ndarray, result: Run
-) -> RunInfo:
-    return RunInfo(
-        method=method.name,
-        settings=_settings(method),
-        num_warmup=result.num_discard,
-        complete=result.complete,
-        compile_time=result.compile_time,
-        run_time=result.run_time,
-        key=f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
-        coords=dict(coords),
-        versions={"mcx": __version__, "jax": jax.__version__, "numpyro": numpyro.__version__},
-        device=str(jax.devices()[0].device_kind),
-        dtype=str(unconstrained.dtype),
-        num_nonfinite=result.num_nonfinite,
-    )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import numpyro
 
+from mcx._version import __version__
 from mcx.model.bound import BoundModel
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from mcx.results.summary import Summary
+    from mcx.run.driver import Run
 
 __all__ = ["Posterior", "RunInfo"]
 
@@ -47,6 +50,44 @@ class RunInfo:
     device: str = ""
     dtype: str = ""
     num_nonfinite: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        method: Any,
+        result: Run,
+        *,
+        key: Any,
+        coords: Mapping[str, Any],
+        dtype: Any,
+        num_nonfinite: int | None = None,
+        **settings: Any,
+    ) -> RunInfo:
+        """What there is to tell of a run of the driver.
+
+        Args:
+            method: a dataclass of settings.
+            result: the run.
+            key: the user's.
+            coords: the user's.
+            dtype: of the draws.
+            num_nonfinite: of the run, by default.
+            **settings: to be told along with the method's fields.
+        """
+        return cls(
+            method=type(method).__name__,
+            settings={**{f.name: getattr(method, f.name) for f in fields(method)}, **settings},
+            num_warmup=result.num_discard,
+            complete=result.complete,
+            compile_time=result.compile_time,
+            run_time=result.run_time,
+            key=f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
+            coords=dict(coords),
+            versions={"mcx": __version__, "jax": jax.__version__, "numpyro": numpyro.__version__},
+            device=str(jax.devices()[0].device_kind),
+            dtype=str(dtype),
+            num_nonfinite=result.num_nonfinite if num_nonfinite is None else num_nonfinite,
+        )
 
 
 @jax.tree_util.register_dataclass

@@ -20,7 +20,7 @@ for _part in ("inference", "estimators"):
 
 from mcx import dist, errors
 from mcx._version import __version__
-from mcx.infer import filter, infer, program, smooth
+from mcx.infer import filter, infer, maximize, program, smooth
 from mcx.model import BoundModel, Model, model
 from mcx.model.markov import markov
 from mcx.model.primitives import deterministic, factor, plate, sample
@@ -53,6 +53,7 @@ _LAZY = {
     "PaRIS": "mcx.inference.particle_gibbs.paris",
     "ParticleFilter": "mcx.inference.smc.particle_filter",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
+    "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
     "enable_compilation_cache": "mcx.cache",
     "smc": "mcx.inference.smc.smc",
 }
@@ -78,6 +79,7 @@ __all__ = [
     "Predictions",
     "RandomWalk",
     "Run",
+    "ScoreAscent",
     "Target",
     "__version__",
     "deterministic",
@@ -89,6 +91,7 @@ __all__ = [
     "functionals",
     "infer",
     "markov",
+    "maximize",
     "model",
     "plate",
     "predict",

@@ -15,12 +15,13 @@ from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior
 
 if TYPE_CHECKING:
+    from mcx.inference.particle_gibbs.score_ascent import Maximum, ScoreAscent
     from mcx.inference.particle_gibbs.smooth import Smoother
     from mcx.inference.smc.filtered import Filtered
     from mcx.inference.smc.particle_filter import ParticleFilter
     from mcx.results.estimate import Estimate
 
-__all__ = ["Method", "filter", "infer", "program", "smooth"]
+__all__ = ["Method", "filter", "infer", "maximize", "program", "smooth"]
 
 
 @runtime_checkable
@@ -217,6 +218,47 @@ def smooth(
         coords=coords or {},
         progress=progress,
     )
+
+
+def maximize(
+    bound: BoundModel,
+    *,
+    method: ScoreAscent | None = None,
+    init: Mapping[str, Any] | None = None,
+    key: Any,
+    name: str | None = None,
+    progress: Any = True,
+) -> Maximum:
+    """Maximum likelihood of a state-space model's parameters, by ascent along smoothed scores.
+
+    Priors only say where parameters live.
+
+    Args:
+        bound: a model with a Markov chain and its data; every other latent site is a parameter.
+        method: :class:`mcx.ScoreAscent` by default.
+        init: constrained values to start from, ``{"phi": 0.5}``; zeros of unconstrained space by default.
+        key: a typed JAX key or an int.
+        name: of the Markov chain, where the model has several.
+        progress: see :func:`infer`.
+
+    Returns:
+        Estimates, standard errors from the observed information, and the way there. Interrupted by Ctrl-C,
+        the average of the last of the steps taken, with ``complete=False``.
+
+    Raises:
+        CapabilityError: if the chain's steps have no density, or a parameter is discrete.
+        InitializationError: if ``init`` does not fit the model.
+        NonFiniteError: if the score is no number.
+    """
+    _check_state_space(bound, "maximize", {}, None)
+    from mcx.inference.particle_gibbs.score_ascent import ScoreAscent, maximize_model
+
+    method = ScoreAscent() if method is None else method
+    if not isinstance(method, ScoreAscent):
+        raise MethodError(
+            "maximize needs a method of its own", expected="mcx.ScoreAscent()", found=repr(method)
+        )
+    return maximize_model(bound, method=method, init=init, key=as_key(key), block=name, progress=progress)
 
 
 def _check_bound(bound: Any, verb: str = "infer") -> None:

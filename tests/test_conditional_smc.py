@@ -36,14 +36,14 @@ def model(guided=False, look=False, density=True):
         transition=lambda key, ctx, x, u: choose(key, log_q[x]),
         log_potential=log_potential,
         num_steps=T,
-        inputs=jnp.asarray(LIKELIHOOD, jnp.float32),
+        inputs=jnp.asarray(LIKELIHOOD),
         log_transition=(lambda ctx, x_prev, x, u: log_q[x_prev, x]) if density else None,
         log_lookahead=(lambda ctx, x, u: jnp.log(0.3 + jnp.exp(2 * log_p[x, 0]) * u[0])) if look else None,
     )
 
 
-def total_variation(values, probabilities, law):
-    exact = np.bincount(law.paths @ CODE, law.probabilities, 2**T)
+def total_variation(values, probabilities, law, times=T):
+    exact = np.bincount(law.paths @ CODE[:times], law.probabilities, 2**T)
     found = np.bincount(np.asarray(values), probabilities, 2**T)
     return 0.5 * np.abs(found - exact).sum()
 
@@ -51,7 +51,7 @@ def total_variation(values, probabilities, law):
 def after_one_sweep(fk, method):
     """Outcomes of a sweep from a path that is itself drawn from the exact law."""
     law = path_law(INITIAL, TRANSITION, np.log(LIKELIHOOD))
-    paths, log_p = jnp.asarray(law.paths), jnp.asarray(np.log(law.probabilities), jnp.float32)
+    paths, log_p = jnp.asarray(law.paths), jnp.asarray(np.log(law.probabilities))
 
     def run(key):
         key_path, key_sweep = jax.random.split(key)

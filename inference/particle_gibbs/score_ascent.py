@@ -24,6 +24,7 @@ from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.model.given import given_sites
 from mcx.model.statespace import state_space
+from mcx.results.estimate import standard_error
 from mcx.results.posterior import RunInfo
 from mcx.run.driver import run
 from mcx.target import FeynmanKac, StateSpace, Target
@@ -89,6 +90,7 @@ class Maximum:
     Attributes:
         params: estimates by site, constrained.
         se: their standard errors, from the observed information; NaN where that is not positive definite.
+        mc_se: what the randomness of the ascent adds to that, from the autocorrelation of its last steps.
         trace: the parameters at every step, by site, (steps, ...).
         stats: by name, (steps,): norm of the score, log evidence of the filters.
         covariance: of the unconstrained estimates, (d, d).
@@ -100,6 +102,7 @@ class Maximum:
 
     params: dict[str, Any]
     se: dict[str, Any]
+    mc_se: dict[str, Any]
     trace: dict[str, Any]
     stats: dict[str, Any]
     covariance: Any
@@ -120,7 +123,8 @@ class Maximum:
         for name, x in self.params.items():
             for index in np.ndindex(np.shape(x)):
                 label = name + (f"[{', '.join(map(str, index))}]" if index else "")
-                lines.append(f"  {label} = {x[index]:.6g} +- {self.se[name][index]:.2g}")
+                errors = f"{self.se[name][index]:.2g} (Monte Carlo {self.mc_se[name][index]:.1g})"
+                lines.append(f"  {label} = {x[index]:.6g} +- {errors}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -245,6 +249,7 @@ def maximize_model(
     return Maximum(
         params={name: np.asarray(params[name]) for name in space.params},
         se={name: se[name] for name in space.params},
+        mc_se={name: standard_error(trace[name][None, -len(last) :]) for name in space.params},
         trace={name: trace[name] for name in space.params},
         stats=stats,
         covariance=covariance,

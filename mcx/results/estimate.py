@@ -17,7 +17,7 @@ from mcx.results.posterior import RunInfo
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Estimate", "autocorrelation"]
+__all__ = ["Estimate", "autocorrelation", "standard_error"]
 
 _ENOUGH_CHAINS = 4
 
@@ -66,7 +66,7 @@ class Estimate:
         means = jax.tree_util.tree_map(lambda x: x.mean(1, dtype=np.float64), draws)  # chain x ...
         value = _over_chains(means)
         if finish is None:
-            se = jax.tree_util.tree_map(_standard_error, draws)
+            se = jax.tree_util.tree_map(standard_error, draws)
         else:
             value = jax.tree_util.tree_map(np.asarray, finish(value))
             se = _jackknife(finish, means, value)
@@ -160,8 +160,8 @@ def _over_chains(means: Any) -> Any:
     return jax.tree_util.tree_map(lambda m: m.mean(0), means)
 
 
-def _standard_error(x: np.ndarray) -> np.ndarray:
-    """Of the mean of (chain, iteration, ...)."""
+def standard_error(x: np.ndarray) -> np.ndarray:
+    """Standard error of the mean of (chain, iteration, ...); see :class:`Estimate`."""
     chains, iterations = x.shape[:2]
     if chains >= _ENOUGH_CHAINS:
         means = x.mean(1, dtype=np.float64)

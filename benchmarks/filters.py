@@ -34,28 +34,22 @@ from pathlib import Path
 from typing import Any
 
 from _filters_common import Case
+from _peers import PEERS, environment, install, last_line
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
 
 OVERHEAD = Case(100, 50)
 CASES = (OVERHEAD, Case(1_000, 1_000), Case(10_000, 100), Case(100_000, 100), Case(1_000, 100, 64))
 GRADIENT = Case(1_000, 1_000)
 MEMORY = ((1_000, 100), (1_000, 1_000), (1_000, 10_000), (10_000, 1_000), (100_000, 100))
-PEERS = {"cuthbert": ("cuthbert",), "smcx": ("smcx",), "particles": ("particles", "numpy<2")}
 OWN = ("mcx.filter", "mcx.smc", "by hand")  # run in one process, in turns
 GOAL_BY_HAND, GOAL_PEERS = 1.25, 3.0
-
-
-def _environment() -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    return {**env, "JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def in_fresh_process(task: str, *arguments: Any) -> Any:
     """What ``_filters_mcx.<task>(*arguments)`` gives, from a new interpreter."""
     command = [sys.executable, __file__, "--worker", task, json.dumps(arguments)]
-    done = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -77,40 +71,17 @@ def write_data(case: Case, path: Path) -> None:
     np.savez(path, y=y, **exact(y))
 
 
-def install(peer: str) -> tuple[Path | None, str]:
-    """The interpreter of a peer's environment, made where there is none; or why there is none."""
-    folder = ROOT / ".cache" / "bench" / peer
-    python = folder / "bin" / "python"
-    steps = [] if python.exists() else [[sys.executable, "-m", "venv", str(folder)]]
-    if (
-        subprocess.run([python, "-c", f"import {peer}"], capture_output=True).returncode
-        if not steps
-        else True
-    ):
-        steps.append([str(python), "-m", "pip", "install", "--quiet", *PEERS[peer]])
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True)
-        if done.returncode:
-            return None, "could not be installed: " + _last_line(done.stderr)
-    return python, ""
-
-
 def run_peer(peer: str, python: Path, case: Case, repeats: int, data: Path) -> dict[str, Any]:
     worker = str(HERE / "_filters_peers.py")
     command = [str(python), worker, peer, *map(str, case), str(data), str(repeats)]
     try:
-        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=900)
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900)
     except subprocess.TimeoutExpired:
         return {"rows": [], "failure": "took more than 15 minutes"}
     if done.returncode:
-        return {"rows": [], "failure": _last_line(done.stderr)}
+        return {"rows": [], "failure": last_line(done.stderr)}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
 
 
 # what is reported ------------------------------------------------------------------------------------

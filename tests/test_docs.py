@@ -7,16 +7,15 @@ import warnings
 from pathlib import Path
 
 import pytest
+from problems import slow_unless
 
 ROOT = Path(__file__).parent.parent
-PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")),
-]
+DOCS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
+SLOW = {"docs/smoothing.md"}  # one program a snippet, and large ones
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", slow_unless([p for p in PAGES if p not in SLOW], PAGES))
 def test_snippets_run_in_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

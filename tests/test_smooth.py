@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -134,6 +135,26 @@ def test_means_at_every_time_by_ppg(key):
     exact = kalman(y, **matrices()).smoothed_means[:, 0]
     check_mean(np.asarray(found.draws).mean(1), exact, delta=0.5, independent=True)
     assert np.asarray(found.stats["updated"]).shape == (16, 4, T)
+
+
+def test_smoothing_as_data_arrive(key):
+    """One observation at a time; 40 runs against the smoothed sum at the last time. Memory stays as it is."""
+    y = data(8)
+    truth = np.trace(second_moments(y), offset=1)
+    online = mcx.OnlineSmoother(
+        ar(y[:1]), lambda x_prev, x, t: x_prev * x, params=PARAMS, method=mcx.PaRIS(num_particles=300)
+    )
+    found = []
+    for run in jax.random.split(key, 40):
+        keys = jax.random.split(run, len(y))
+        state = online.init(keys[0], y[0])
+        for k, observation in zip(keys[1:], y[1:], strict=True):
+            state = online.step(k, state, observation)
+        found.append(state.value)
+    check_mean(np.array(found), truth, delta=1.5, independent=True)
+    assert float(state.log_evidence) == pytest.approx(log_likelihood(y, 0.9, 1.0), abs=1.0)
+    with pytest.raises(MethodError, match="keeps its terms apart"):
+        mcx.OnlineSmoother(ar(y), mcx.functionals.means(), params=PARAMS)
 
 
 @pytest.mark.slow

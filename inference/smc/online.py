@@ -20,7 +20,7 @@ from mcx.model.statespace import check_params
 from mcx.ops.keys import as_key
 from mcx.target import FeynmanKac
 
-__all__ = ["OnlineFilter", "OnlineState"]
+__all__ = ["OnlineFilter", "OnlineState", "advance", "start"]
 
 
 class OnlineState(NamedTuple):
@@ -76,10 +76,10 @@ class OnlineFilter:
     ) -> None:
         self.method = ParticleFilter() if method is None else method
         self.space = self.method.state_space(bound, name)
-        values = check_params(bound, self.space, params)
-        self.context = self.space.feynman_kac.prepare(values)
-        self._settings = self.method.settings(num_particles)
-        self._code = code_of(self.space.feynman_kac)
+        self.params = check_params(bound, self.space, params)
+        self.context = self.space.feynman_kac.prepare(self.params)
+        self.settings = self.method.settings(num_particles)
+        self.code = code_of(self.space.feynman_kac)
         self._keep = HistorySettings("moments", (), self.space.states)
 
     def init(self, key: Any, y: Any, *, inputs: Any = None, missing: Any = None) -> OnlineState:
@@ -96,22 +96,23 @@ class OnlineFilter:
             DataError: if the observation does not have the model's shapes.
             WeightCollapse, NonFiniteError: if the weights say nothing any more.
         """
-        u = self._input(y, inputs, missing)
-        return self._checked(_start(self._code, self._settings, as_key(key), self.context, u))
+        u = self.input(y, inputs, missing)
+        return self.checked(start(self.code, self.settings, as_key(key), self.context, u))
 
     def step(
         self, key: Any, state: OnlineState, y: Any, *, inputs: Any = None, missing: Any = None
     ) -> OnlineState:
         """Take the next observation; see :meth:`init`. Costs O(N). Use a new key every time."""
-        u = self._input(y, inputs, missing)
-        return self._checked(_advance(self._code, self._settings, as_key(key), self.context, state, u))
+        u = self.input(y, inputs, missing)
+        return self.checked(advance(self.code, self.settings, as_key(key), self.context, state, u))
 
     def moments(self, state: OnlineState) -> tuple[dict[str, Any], dict[str, Any]]:
         """Mean and sd of the state given the observations so far, by site."""
         kept = _moments(self._keep, state.system)
         return kept.mean, kept.sd
 
-    def _input(self, y: Any, inputs: Any, missing: Any) -> Any:
+    def input(self, y: Any, inputs: Any, missing: Any) -> Any:
+        """What the model's functions see of one time; see :meth:`init`."""
         template = jax.tree_util.tree_map(lambda x: x[0], self.space.feynman_kac.inputs)
         given = {"u": inputs, "y": _by_key(y), "missing": _by_key(missing) if missing is not None else {}}
 
@@ -137,9 +138,10 @@ class OnlineFilter:
             )
         return jax.tree_util.tree_map_with_path(cast, template, given)
 
-    def _checked(self, state: OnlineState) -> OnlineState:
+    def checked(self, state: OnlineState) -> OnlineState:
+        """The state as it is; raises where the weights say nothing any more."""
         info = jax.tree_util.tree_map(lambda x: np.asarray(x)[None], state.system.info)
-        check_faults(info, self._settings.num_particles, self.method.max_nonfinite, int(state.time))
+        check_faults(info, self.settings.num_particles, self.method.max_nonfinite, int(state.time))
         return state
 
 
@@ -148,14 +150,16 @@ def _by_key(values: Any) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _start(fk: FeynmanKac, settings: SMCSettings, key: Any, ctx: Any, u: Any) -> OnlineState:
+def start(fk: FeynmanKac, settings: SMCSettings, key: Any, ctx: Any, u: Any) -> OnlineState:
+    """The system at time 0."""
     return OnlineState(initialize(key, fk, ctx, u, settings), jnp.int32(0))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _advance(
+def advance(
     fk: FeynmanKac, settings: SMCSettings, key: Any, ctx: Any, state: OnlineState, u: Any
 ) -> OnlineState:
+    """The system one time on."""
     system = move(key, fk, ctx, state.system, u, settings)
     time = state.time + 1
     if settings.lag is not None:

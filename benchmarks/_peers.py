@@ -1,0 +1,39 @@
+"""Peers in environments of their own, and workers in fresh processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = ["PEERS", "ROOT", "environment", "install", "last_line"]
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = {"cuthbert": ("cuthbert",), "smcx": ("smcx",), "particles": ("particles", "numpy<2")}
+
+
+def environment() -> dict[str, str]:
+    """What a worker sees: no settings of JAX but these, no persistent compilation cache."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    return {**env, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
+def install(peer: str) -> tuple[Path | None, str]:
+    """The interpreter of a peer's environment, made where there is none; or why there is none."""
+    folder = ROOT / ".cache" / "bench" / peer
+    python = folder / "bin" / "python"
+    steps = [] if python.exists() else [[sys.executable, "-m", "venv", str(folder)]]
+    if steps or subprocess.run([python, "-c", f"import {peer}"], capture_output=True).returncode:
+        steps.append([str(python), "-m", "pip", "install", "--quiet", *PEERS[peer]])
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True)
+        if done.returncode:
+            return None, "could not be installed: " + last_line(done.stderr)
+    return python, ""
+
+
+def last_line(text: str) -> str:
+    """The last line of an error message."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

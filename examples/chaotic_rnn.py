@@ -1,8 +1,8 @@
 """A chaotic recurrent neural network, observed with heavy-tailed noise: its weights by score ascent.
 
 The state relaxes towards what its neurons tell each other, ``x' = x + dt / tau (gain W tanh(x) - x)`` with
-noise, and is seen with errors of a Student t with 2 degrees of freedom: a test model of the particle smoothing
-literature, with a network of our own.
+noise, and is seen with errors of a Student t with 2 degrees of freedom: a test model of the particle
+smoothing literature, with a network of our own.
 """
 
 from pathlib import Path

@@ -11,9 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import numpyro
 
-from mcx._version import __version__
 from mcx.errors import CapabilityError, MethodError, WeightCollapse
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, end_block, initialize, move
 from mcx.inference.smc.filtered import Filtered
@@ -183,20 +181,13 @@ class ParticleFilter:
             state=result.state,
             within=within,
             quantile_levels=keep.quantiles,
-            info=RunInfo(
-                method=self.name,
-                settings={
-                    **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-                    "num_particles": settings.num_particles,
-                },
-                complete=result.complete,
-                compile_time=result.compile_time,
-                run_time=result.run_time,
-                key=f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
-                coords=dict(coords),
-                versions={"mcx": __version__, "jax": jax.__version__, "numpyro": numpyro.__version__},
-                device=str(jax.devices()[0].device_kind),
-                dtype=str(stats["log_evidence"].dtype),
+            info=RunInfo.of(
+                self,
+                result,
+                key=key,
+                coords=coords,
+                dtype=stats["log_evidence"].dtype,
+                settings={"num_particles": settings.num_particles},
                 num_nonfinite=int(stats["nonfinite"].sum()),
             ),
         )

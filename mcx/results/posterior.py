@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import numpyro
 
+from mcx._version import __version__
 from mcx.model.bound import BoundModel
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from mcx.results.summary import Summary
+    from mcx.run.driver import Run
 
-__all__ = ["Posterior", "RunInfo"]
+__all__ = ["Posterior", "RunInfo", "fields_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,49 @@ class RunInfo:
     dtype: str = ""
     num_nonfinite: int = 0
 
+    @classmethod
+    def of(
+        cls,
+        method: Any,
+        result: Run,
+        *,
+        key: Any,
+        coords: Mapping[str, Any],
+        dtype: Any,
+        settings: Mapping[str, Any] | None = None,
+        num_nonfinite: int | None = None,
+    ) -> RunInfo:
+        """How a run of the driver went.
+
+        Args:
+            method: a dataclass of settings with a ``name``.
+            result: what the driver gave.
+            key: of the run.
+            coords: as the user gave them.
+            dtype: of the results.
+            settings: further ones than the method's fields.
+            num_nonfinite: where the driver's count of draws is not the right one.
+        """
+        return cls(
+            method=method.name,
+            settings={**fields_of(method), **(settings or {})},
+            num_warmup=result.num_discard,
+            complete=result.complete,
+            compile_time=result.compile_time,
+            run_time=result.run_time,
+            key=f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
+            coords=dict(coords),
+            versions={"mcx": __version__, "jax": jax.__version__, "numpyro": numpyro.__version__},
+            device=str(jax.devices()[0].device_kind),
+            dtype=str(dtype),
+            num_nonfinite=result.num_nonfinite if num_nonfinite is None else num_nonfinite,
+        )
+
+
+def fields_of(method: Any) -> dict[str, Any]:
+    """A method's settings by name."""
+    return {f.name: getattr(method, f.name) for f in fields(method)}
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -56,7 +102,8 @@ class Posterior:
 
     Attributes:
         draws: latent and deterministic sites by name, chain x draw x event; constrained.
-        unconstrained: the points they came from, chain x draw x d.
+        unconstrained: the points they came from, chain x draw x d; of methods that draw some sites otherwise,
+            coordinates of the rest.
         stats: sampler statistics by name, chain x draw.
         warmup_stats: the same during warm-up, chain x step.
         bound: the model and its data.
@@ -64,6 +111,8 @@ class Posterior:
         weights: log weights where draws are weighted, else None.
         log_evidence, log_evidence_se: log marginal likelihood and its standard error, where the method
             estimates it.
+        smc_stats: statistics over time of methods that draw paths, averages over draws by
+            ``block.statistic``, chain x time.
     """
 
     draws: dict[str, Any]
@@ -75,6 +124,7 @@ class Posterior:
     weights: Any = None
     log_evidence: Any = None
     log_evidence_se: Any = None
+    smc_stats: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         return self.draws[name]

@@ -37,6 +37,7 @@ class MarkovChain:
     """
 
     no_density = no_forecast = ""
+    start_names: tuple[str, ...] = ()
 
     def __init__(self, target: Target, name: str, guided: bool, auxiliary: bool) -> None:
         self.target, self.name = target, name
@@ -71,6 +72,14 @@ class MarkovChain:
     def states(self, x: Any) -> dict[str, Any]:
         """See :class:`~mcx.model.chain.Chain`."""
         return {site: x[key] if key else x for key, site in self._states.items()}
+
+    def path_values(self, path: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return self.states(path)
+
+    def path_of(self, values: Mapping[str, Any]) -> Any:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return bare({key: values[site] for key, site in self._states.items()})
 
     def observed(self, u: Any) -> dict[str, Any]:
         """See :class:`~mcx.model.chain.Chain`."""

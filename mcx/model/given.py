@@ -1,0 +1,97 @@
+"""A target with some of its sites given: what one block of a Gibbs sampler moves on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+from numpyro.ops.provenance import eval_provenance
+
+from mcx.errors import CapabilityError
+from mcx.model.density import capability_error, target_functions
+from mcx.model.sites import SiteTable
+from mcx.target import Target
+
+__all__ = ["given_sites", "placeholders"]
+
+_CACHE: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
+_CACHE_SIZE = 64
+
+
+def given_sites(target: Target, names: tuple[str, ...]) -> Target:
+    """The joint density as a function of the other sites.
+
+    Args:
+        target: the whole posterior.
+        names: latent sites to give, discrete ones too.
+
+    Returns:
+        A target whose data are ``(the target's data, {site: constrained value})``, with values that are
+        placeholders; :meth:`Target.with_data` puts in others. Equal arguments share their functions.
+
+    Raises:
+        CapabilityError: if the support of another site depends on a given one, as its unconstrained
+            coordinates would then change their meaning.
+    """
+    data = (target.data, placeholders(target.sites, names))
+    key = (target.functions, names)
+    if key not in _CACHE:
+        made = _given(target, names, data)
+        _refuse_moving_supports(made)
+        _CACHE[key] = (made.functions, made.shapes, made.sites)
+        if len(_CACHE) > _CACHE_SIZE:
+            _CACHE.popitem(last=False)
+    _CACHE.move_to_end(key)
+    return Target(data, *_CACHE[key])
+
+
+def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Any]:
+    """Zeros of the sites' shapes and dtypes."""
+    return {name: jnp.zeros(sites[name].shape, sites[name].dtype) for name in names}
+
+
+def _given(target: Target, names: tuple[str, ...], data: Any) -> Target:
+    whole = target.functions.run
+
+    def run(data: Any) -> Callable[[], Any]:
+        model, values = data
+        program = whole(model)
+
+        def conditioned() -> Any:
+            with numpyro.handlers.condition(data=values):
+                return program()
+
+        return conditioned
+
+    sites = SiteTable(
+        tuple(replace(s, kind="observed") if s.name in names else s for s in target.sites),
+        target.sites.model,
+    )
+    shapes = tuple((name, shape) for name, shape in target.shapes if name not in names)
+    return Target(data, target_functions(run, sites), shapes, sites)
+
+
+def _refuse_moving_supports(target: Target) -> None:
+    # sites in scans would all seem to depend on whatever is given in the same scan
+    free = [name for name, _ in target.shapes if not target.sites[name].scanned]
+    if not free or capability_error(target.sites) is not None:
+        return  # the latter is refused by name where the density is asked for
+    z = {name: jnp.zeros(shape) for name, shape in target.shapes}
+    model, values = target.data
+
+    def constrained(**values: Any) -> dict[str, Any]:
+        found = target.functions.constrain((model, values), z)
+        return {name: found[name] for name in free}
+
+    for name, sources in eval_provenance(constrained, **values).items():
+        if sources:
+            raise CapabilityError(
+                "the support of this site depends on sites that are updated apart from it",
+                site=name,
+                expected="a support that does not depend on " + ", ".join(sorted(sources)),
+                remedy="sample it from a fixed support and scale it in the model, or update both together",
+            )

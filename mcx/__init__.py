@@ -35,17 +35,23 @@ if TYPE_CHECKING:
     from mcx.inference.mcmc.mala import MALA
     from mcx.inference.mcmc.nuts import NUTS
     from mcx.inference.mcmc.random_walk import RandomWalk
+    from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC
+    from mcx.inference.particle_gibbs.gibbs import ParticleGibbs
+    from mcx.inference.particle_gibbs.numpyro_block import PathGibbs
     from mcx.inference.smc.online import OnlineFilter
     from mcx.inference.smc.particle_filter import ParticleFilter
     from mcx.inference.smc.smc import smc
 
 # name -> module that defines it, imported on first use
 _LAZY = {
+    "ConditionalSMC": "mcx.inference.particle_gibbs.conditional_smc",
     "HMC": "mcx.inference.mcmc.hmc",
     "MALA": "mcx.inference.mcmc.mala",
     "NUTS": "mcx.inference.mcmc.nuts",
     "OnlineFilter": "mcx.inference.smc.online",
     "ParticleFilter": "mcx.inference.smc.particle_filter",
+    "ParticleGibbs": "mcx.inference.particle_gibbs.gibbs",
+    "PathGibbs": "mcx.inference.particle_gibbs.numpyro_block",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
     "enable_compilation_cache": "mcx.cache",
     "smc": "mcx.inference.smc.smc",
@@ -57,11 +63,14 @@ __all__ = [
     "MALA",
     "NUTS",
     "BoundModel",
+    "ConditionalSMC",
     "FeynmanKac",
     "Kernel",
     "Model",
     "OnlineFilter",
     "ParticleFilter",
+    "ParticleGibbs",
+    "PathGibbs",
     "Posterior",
     "Predictions",
     "RandomWalk",

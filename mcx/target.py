@@ -225,7 +225,7 @@ class StateSpace:
         start_names: further latent sites that belong to a path, such as a state before time 0; static.
         path_values: ``path -> {site: value}``, of all sites that belong to a path of particles; static.
         path_of: ``(ctx, {site: value}, inputs) -> path``, its inverse; what else particles hold is computed
-            from the context, so that it cannot be out of date. Both are for state spaces made ``whole``; static.
+            from the context, so that it cannot be out of date. Both take a space made ``whole``; static.
     """
 
     feynman_kac: FeynmanKac

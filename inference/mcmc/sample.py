@@ -90,11 +90,12 @@ def mcmc_program(bound: BoundModel, method: MCMCMethod, num_chains: int) -> Call
     """The pure function behind :func:`sample_chains`. See :func:`mcx.program`."""
     template = _checked_target(bound)
     kernel = method.kernel(template)
+    inputs = jnp.asarray(method.inputs())
 
     def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
         data = compile_model(bound).data
         start = starting_points(template, None, num_chains, key)
-        _, (sites, unconstrained), stats = run_purely(kernel, data, key, start, method, num_chains)
+        _, (sites, unconstrained), stats = run_purely(kernel, data, key, start, inputs, method, num_chains)
         info = RunInfo(method.name, fields_of(method), num_warmup=method.num_warmup)
         return Posterior(sites, unconstrained, stats, {}, bound, info)
 
@@ -102,7 +103,7 @@ def mcmc_program(bound: BoundModel, method: MCMCMethod, num_chains: int) -> Call
 
 
 def run_purely(
-    kernel: Any, data: Any, key: Any, start: Any, method: Any, num_chains: int
+    kernel: Any, data: Any, key: Any, start: Any, inputs: Any, method: Any, num_chains: int
 ) -> tuple[Any, Any, Any]:
     """All steps of all chains, as a pure function.
 
@@ -111,14 +112,14 @@ def run_purely(
         data: for the kernel.
         key: of the run.
         start: starting points.
-        method: gives ``num_warmup``, ``num_samples`` and ``inputs()``.
+        inputs: of every step.
+        method: gives ``num_warmup`` and ``num_samples``.
         num_chains: number of chains.
 
     Returns:
         The last states, what the kernel emits for every kept draw and its statistics, chain x draw; NaN in
         chains that did not start.
     """
-    inputs = jax.tree_util.tree_map(jnp.asarray, method.inputs())
     start_keys, keys = chain_keys(key, num_chains)
     state = start_chains(kernel, data, start_keys, start)
     total, warm = method.num_warmup + method.num_samples, method.num_warmup

@@ -163,13 +163,14 @@ class ParticleGibbs:
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
         template = self._plan(bound)
+        inputs = jax.tree_util.tree_map(jnp.asarray, self.inputs())
 
         def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
             spaces = {name: state_space(bound, name, whole=True) for name in template.data.spaces}
             data = GibbsData(compile_model(bound).data, spaces)
             start = template.start(None, num_chains, key)
             last, (sites, unconstrained), stats = run_purely(
-                template.kernel, data, key, start, self, num_chains
+                template.kernel, data, key, start, inputs, self, num_chains
             )
             info = RunInfo(self.name, fields_of(self), num_warmup=self.num_warmup)
             return Posterior(sites, unconstrained, stats, {}, bound, info, smc_stats=_smc_stats(last))
@@ -187,6 +188,7 @@ class ParticleGibbs:
             refuse_sampling(method, spaces[name])
         paths = tuple(site for s in spaces.values() for site in (*s.start_names, *s.state_names))
         drawn = _drawn_sites(self._updates, target, paths)
+        _refuse_latent_sites(target, (*paths, *drawn))
         rest = given_sites(target, (*paths, *drawn))
         refuse_data(rest)
         if rest.shapes and self._method is None:
@@ -252,6 +254,26 @@ class _Plan(NamedTuple):
             if name in known
         }
         return GibbsStart(params, values)
+
+
+def _refuse_latent_sites(target: Target, given: tuple[str, ...]) -> None:
+    """Raise on sites that neither paths, nor functions, nor a Markov chain method can take care of."""
+    for site in target.sites.of_kind("latent", "discrete"):
+        if site.emitted:
+            raise CapabilityError(
+                "the emission is not observed, so it would have to be drawn along with the path",
+                site=site.name,
+                expected="obs= for every emission; NaN where nothing was observed",
+                remedy="give the observations, or leave the emission out",
+            )
+        if site.kind == "discrete" and site.discrete_support and site.name not in given:
+            raise CapabilityError(
+                f"a discrete parameter ({site.distribution}), which no gradient can move",
+                site=site.name,
+                expected="a function that draws it from its full conditional",
+                remedy=f"params=(function, mcx.NUTS()), with function(key, values) -> {{{site.name!r}: "
+                "new value}; or sum it out",
+            )
 
 
 def _drawn_sites(updates: tuple[Update, ...], target: Target, paths: tuple[str, ...]) -> tuple[str, ...]:

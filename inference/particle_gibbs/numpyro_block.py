@@ -46,8 +46,8 @@ class PathGibbs(MCMCKernel):
         kernel = Gibbs([(mcx.PathGibbs(model), ["x"]), (NUTS(model), None)])
         MCMC(kernel, num_warmup=500, num_samples=500).run(key, y)
 
-    The block owns all latent sites of one chain: the latent sites of a scan's body and, where they are drawn
-    just to start it, of its initial carry. Everything else is given.
+    The block owns the latent sites of one chain, and may own those that are drawn just to start a scan; the
+    sites of other blocks are given.
 
     Args:
         model: the model of all blocks.

@@ -122,6 +122,7 @@ class MarkovChain:
                 site=self.name,
                 remedy="give emission= and obs=; draws from the chain alone are those of simulate",
             )
+        self._refuse_improper(block)
         u = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
         )
@@ -138,6 +139,23 @@ class MarkovChain:
             "lookahead": (x, u),
         }
         return 0
+
+    def _refuse_improper(self, block: MarkovBlock) -> None:
+        law = block.law
+        zeros = bare({k: jnp.zeros(s.shape, s.dtype) for k, s in law.shapes.items()})
+        for what, laws in (
+            ("initial state", law.start),
+            ("next state", law.transition(zeros, law.first_input)),
+        ):
+            for key, fn in laws.items():
+                if capture.is_improper(fn):
+                    raise CapabilityError(
+                        f"the {what} has no law to draw from",
+                        site=block.states[key],
+                        expected="a proper distribution",
+                        found="an improper one",
+                        remedy="give it a proper one; MCMC methods take the model as it is",
+                    )
 
     def _constants(self, data: Any, params: Mapping[str, Any]) -> Any:
         """What the functions close over."""

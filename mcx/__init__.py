@@ -18,6 +18,12 @@ for _part in ("inference", "estimators"):
             "clone with symbolic links enabled (git config core.symlinks true), or install the wheel."
         )
 
+import numpyro
+
+# Where ArviZ was imported first it has left a lazy module, whose submodules have to be imported after itself:
+# otherwise numpyro.distributions loses its own.
+_ = numpyro.__version__
+
 from mcx import dist, errors
 from mcx._version import __version__
 from mcx.infer import filter, infer, program

@@ -18,6 +18,12 @@ for _part in ("inference", "estimators"):
             "clone with symbolic links enabled (git config core.symlinks true), or install the wheel."
         )
 
+import numpyro
+
+# Where ArviZ was imported first it has left a lazy module, whose submodules have to be imported after itself:
+# otherwise numpyro.distributions loses its own.
+_ = numpyro.__version__
+
 from mcx import dist, errors
 from mcx._version import __version__
 from mcx.infer import filter, infer, maximize, program, smooth
@@ -35,6 +41,9 @@ if TYPE_CHECKING:
     from mcx.inference.mcmc.mala import MALA
     from mcx.inference.mcmc.nuts import NUTS
     from mcx.inference.mcmc.random_walk import RandomWalk
+    from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC
+    from mcx.inference.particle_gibbs.gibbs import ParticleGibbs
+    from mcx.inference.particle_gibbs.numpyro_block import PathGibbs
     from mcx.inference.smc.online import OnlineFilter
     from mcx.inference.smc.particle_filter import ParticleFilter
     from mcx.inference.smc.smc import smc
@@ -53,6 +62,8 @@ _LAZY = {
     "PPG": "mcx.inference.particle_gibbs.ppg",
     "PaRIS": "mcx.inference.particle_gibbs.paris",
     "ParticleFilter": "mcx.inference.smc.particle_filter",
+    "ParticleGibbs": "mcx.inference.particle_gibbs.gibbs",
+    "PathGibbs": "mcx.inference.particle_gibbs.numpyro_block",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
     "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
     "enable_compilation_cache": "mcx.cache",
@@ -77,6 +88,8 @@ __all__ = [
     "OnlineSmoother",
     "PaRIS",
     "ParticleFilter",
+    "ParticleGibbs",
+    "PathGibbs",
     "Posterior",
     "Predictions",
     "RandomWalk",

@@ -225,6 +225,10 @@ class StateSpace:
         params: names of the parameters that ``feynman_kac.prepare`` takes; static.
         guided: whether particles are drawn with the observation in view; static.
         no_density: why the transition has no density, for methods that need it; empty where it has; static.
+        start_names: further latent sites that belong to a path, such as a state before time 0; static.
+        path_values: ``path -> {site: value}``, of all sites that belong to a path of particles; static.
+        path_of: ``(ctx, {site: value}, inputs) -> path``, its inverse; what else particles hold is computed
+            from the context, so that it cannot be out of date. Both take a space made ``whole``; static.
     """
 
     feynman_kac: FeynmanKac
@@ -236,4 +240,7 @@ class StateSpace:
     state_names: tuple[str, ...] = field(metadata={"static": True})
     params: tuple[str, ...] = field(metadata={"static": True})
     guided: bool = field(metadata={"static": True})
-    no_density: str = field(default="", metadata={"static": True})
+    no_density: str = field(metadata={"static": True})
+    start_names: tuple[str, ...] = field(metadata={"static": True})
+    path_values: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
+    path_of: Callable[..., Any] = field(metadata={"static": True})

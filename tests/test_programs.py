@@ -143,6 +143,13 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+def test_arviz_may_be_imported_first():
+    """It leaves a lazy module in place of numpyro, half of which would be missing later."""
+    code = "import arviz_base, mcx; from numpyro import distributions; print(distributions.distribution.Unit)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Unit" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("name", ["inference", "estimators"])
 def test_second_copies_are_refused(name):
     code = f"import sys; sys.path.insert(0, '.'); import {name}"

@@ -89,6 +89,18 @@ class MCMCKernel:
         _, position, value, gradient, ok = jax.lax.while_loop(unfinished, attempt, blank)
         return MCMCState(position, value, gradient, warmup.init(dim, self.step_size, self.dense_mass), ok)
 
+    def at(self, data: Any, position: Any) -> MCMCState:
+        """The state at a given point, before any adaptation."""
+        value, gradient = self._evaluate(self.target(data))(position)
+        ok = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+        adapted = warmup.init(position.shape[0], self.step_size, self.dense_mass)
+        return MCMCState(position, value, gradient, adapted, ok)
+
+    def refresh(self, data: Any, state: MCMCState) -> MCMCState:
+        """The state with its density and gradient computed anew: due where the data have changed."""
+        value, gradient = self._evaluate(self.target(data))(state.position)
+        return state._replace(log_density=value, gradient=gradient)
+
     def _evaluate(self, target: Target) -> Any:
         def log_density(x: Any) -> Any:
             return target.log_density(target.unravel(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,15 @@ from mcx.inference.mcmc.start import starting_points
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported
 from mcx.model.compile import compile_model
-from mcx.results.posterior import Posterior, RunInfo
-from mcx.run.driver import run
+from mcx.results.posterior import Posterior, RunInfo, fields_of
+from mcx.run.driver import Run, run
 from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
 
 if TYPE_CHECKING:
     from mcx.inference.mcmc.base import MCMCMethod
 
-__all__ = ["mcmc_program", "sample_chains"]
+__all__ = ["mcmc_program", "posterior_of", "run_purely", "sample_chains"]
 
 
 def sample_chains(
@@ -58,6 +57,21 @@ def sample_chains(
     )
     if result.draws is None:
         raise KeyboardInterrupt(f"{method.name} was interrupted during warm-up; there are no draws yet")
+    return posterior_of(bound, target, method, result, key=key, coords=coords)
+
+
+def posterior_of(
+    bound: BoundModel,
+    target: Target,
+    method: Any,
+    result: Run,
+    *,
+    key: Any,
+    coords: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    smc_stats: Mapping[str, Any] | None = None,
+) -> Posterior:
+    """The posterior of a finished run whose draws are ``(values by site, unconstrained point)``."""
     draws, unconstrained = result.draws
     split = result.num_discard
     return Posterior(
@@ -67,7 +81,8 @@ def sample_chains(
         stats={k: v[:, split:] for k, v in result.stats.items()},
         warmup_stats={k: v[:, :split] for k, v in result.stats.items()},
         bound=bound,
-        info=RunInfo.of(method, result, key=key, coords=coords, dtype=unconstrained.dtype),
+        info=RunInfo.of(method, result, key=key, coords=coords, dtype=unconstrained.dtype, settings=settings),
+        smc_stats=dict(smc_stats or {}),
     )
 
 
@@ -76,29 +91,50 @@ def mcmc_program(bound: BoundModel, method: MCMCMethod, num_chains: int) -> Call
     template = _checked_target(bound)
     kernel = method.kernel(template)
     inputs = jnp.asarray(method.inputs())
-    total, warm = method.num_warmup + method.num_samples, method.num_warmup
 
     def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
         data = compile_model(bound).data
         start = starting_points(template, None, num_chains, key)
-        start_keys, keys = chain_keys(key, num_chains)
-        state = start_chains(kernel, data, start_keys, start)
-        _, draws, stats = run_steps(
-            kernel, data, keys, 0, total, state, inputs, method.num_samples, discard=warm
-        )
-        sites, unconstrained = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))(data, draws)
-
-        def by_chain(x: Any) -> Any:
-            x = jnp.swapaxes(x, 0, 1)
-            if not jnp.issubdtype(x.dtype, jnp.floating):
-                return x
-            return jnp.where(state.started.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan)
-
-        sites, unconstrained, stats = jax.tree_util.tree_map(by_chain, (sites, unconstrained, stats))
-        info = RunInfo(method.name, _settings(method), num_warmup=warm)
+        _, (sites, unconstrained), stats = run_purely(kernel, data, key, start, inputs, method, num_chains)
+        info = RunInfo(method.name, fields_of(method), num_warmup=method.num_warmup)
         return Posterior(sites, unconstrained, stats, {}, bound, info)
 
     return run_program
+
+
+def run_purely(
+    kernel: Any, data: Any, key: Any, start: Any, inputs: Any, method: Any, num_chains: int
+) -> tuple[Any, Any, Any]:
+    """All steps of all chains, as a pure function.
+
+    Args:
+        kernel: whose states tell by ``started`` whether the chain found a starting point.
+        data: for the kernel.
+        key: of the run.
+        start: starting points.
+        inputs: of every step.
+        method: gives ``num_warmup`` and ``num_samples``.
+        num_chains: number of chains.
+
+    Returns:
+        The last states, what the kernel emits for every kept draw and its statistics, chain x draw; NaN in
+        chains that did not start.
+    """
+    start_keys, keys = chain_keys(key, num_chains)
+    state = start_chains(kernel, data, start_keys, start)
+    total, warm = method.num_warmup + method.num_samples, method.num_warmup
+    last, draws, stats = run_steps(
+        kernel, data, keys, 0, total, state, inputs, method.num_samples, discard=warm
+    )
+    emitted = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))(data, draws)
+
+    def by_chain(x: Any) -> Any:
+        x = jnp.swapaxes(x, 0, 1)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jnp.where(state.started.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan)
+
+    return last, *jax.tree_util.tree_map(by_chain, (emitted, stats))
 
 
 def _checked_target(bound: BoundModel) -> Target:
@@ -109,7 +145,3 @@ def _checked_target(bound: BoundModel) -> Target:
             "the model has no latent site, so there is nothing to infer", remedy="leave out an obs="
         )
     return target
-
-
-def _settings(method: Any) -> dict[str, Any]:
-    return {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import CapabilityError, InitializationError
+from mcx.model.sites import Site
 from mcx.target import Target
 
-__all__ = ["Start", "starting_points"]
+__all__ = ["MAX_TRIES", "Start", "starting_points", "value_by_chain"]
 
 MAX_TRIES = 100
 DEFAULT_RADIUS = 2.0  # Stan's
@@ -82,15 +83,24 @@ def _positions(target: Target, init: Mapping[str, Any], num_chains: int) -> Any:
                 expected="a value for every latent site",
                 found=", ".join(init) or "nothing",
             )
-        value = jnp.asarray(init[site.name], jnp.result_type(float))
-        if value.shape == site.shape:
-            value = jnp.broadcast_to(value, (num_chains, *site.shape))
-        if value.shape != (num_chains, *site.shape):
-            raise InitializationError(
-                "init= has the wrong shape",
-                site=site.name,
-                expected=f"{site.shape}, or {(num_chains, *site.shape)} for one value a chain",
-                found=str(value.shape),
-            )
-        values[site.name] = value
+        values[site.name] = value_by_chain(site, init[site.name], num_chains)
     return jax.vmap(lambda v: target.ravel(target.unconstrain(v)))(values)
+
+
+def value_by_chain(site: Site, value: Any, num_chains: int) -> Any:
+    """A site's starting value for every chain, from one of the site's shape or one with a chain axis.
+
+    Raises:
+        InitializationError: if it has another shape.
+    """
+    value = jnp.asarray(value, site.dtype if site.kind == "discrete" else jnp.result_type(float))
+    if value.shape == site.shape:
+        value = jnp.broadcast_to(value, (num_chains, *site.shape))
+    if value.shape != (num_chains, *site.shape):
+        raise InitializationError(
+            "init= has the wrong shape",
+            site=site.name,
+            expected=f"{site.shape}, or {(num_chains, *site.shape)} for one value a chain",
+            found=str(value.shape),
+        )
+    return value

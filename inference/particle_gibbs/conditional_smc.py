@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from mcx.errors import CapabilityError, MethodError
 from mcx.inference.particle_gibbs.backward import backward_path
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
-from mcx.inference.smc.genealogy import trace_paths
+from mcx.inference.smc.genealogy import trace_paths, unique_ancestors
 from mcx.ops.lanes import Lane
 from mcx.ops.random import choose
-from mcx.target import FeynmanKac
+from mcx.target import FeynmanKac, StateSpace
 
-__all__ = ["ConditionalSMC", "SweepInfo", "conditional", "pinned", "sweep"]
+__all__ = ["ConditionalSMC", "SweepInfo", "conditional", "pinned", "refuse_sampling", "sweep"]
 
 _SAMPLING = ("backward", "ancestor", "none")
 
@@ -63,11 +63,13 @@ class SweepInfo(NamedTuple):
         stationarity: E[1 / Zhat] = 1 / Z.
     ess: effective sample sizes, (T,).
     updated: whether the new path left the given one at each time, (T,).
+    unique_ancestors: number of different parents at each time, (T,).
     """
 
     log_evidence: Any
     ess: Any
     updated: Any
+    unique_ancestors: Any
 
 
 def conditional(fk: FeynmanKac, path: Any) -> FeynmanKac:
@@ -98,7 +100,7 @@ def conditional(fk: FeynmanKac, path: Any) -> FeynmanKac:
     def log_potential(ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
         return fk.log_potential(ctx, x_prev, x, u[0])
 
-    density, look, adapt = fk.log_transition, fk.log_lookahead, fk.adapt
+    density, look = fk.log_transition, fk.log_lookahead
     return replace(
         fk,
         initial=initial,
@@ -107,7 +109,6 @@ def conditional(fk: FeynmanKac, path: Any) -> FeynmanKac:
         inputs=(fk.inputs, path),
         log_transition=None if density is None else lambda ctx, a, x, u: density(ctx, a, x, u[0]),
         log_lookahead=None if look is None else lambda ctx, x, u: look(ctx, x, u[0]),
-        adapt=None if adapt is None else lambda ctx, x, log_w, u: adapt(ctx, x, log_w, u[0]),
         laned=True,
     )
 
@@ -127,7 +128,8 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
         threshold and way of sampling. Costs O(T N); memory O(T N).
 
     Raises:
-        CapabilityError: for backward and ancestor sampling without a transition density.
+        CapabilityError: for backward and ancestor sampling without a transition density, and for models that
+            adapt to the population.
 
     Source: Andrieu, Doucet and Holenstein (2010), algorithm of section 2.4.3; backward sampling: Whiteley
     (2010); ancestor sampling: Lindsten, Jordan and Schon (2014), algorithm 2.
@@ -136,6 +138,13 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
         raise CapabilityError(
             f"ConditionalSMC(sampling={method.sampling!r}) needs the density of the transition",
             remedy="give log_transition=, or use sampling='none'",
+        )
+    if fk.adapt is not None:
+        raise CapabilityError(
+            "conditional SMC is not exact for a model that adapts to the particles: the given path, one of "
+            "them, would change the law that it is to be drawn from",
+            expected="FeynmanKac(adapt=None)",
+            remedy="adapt in a run of mcx.smc beforehand, and hold the result fixed",
         )
     nailed = conditional(fk, path)
     settings = SMCSettings(method.num_particles, method.threshold)
@@ -166,7 +175,23 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
         new = jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(ancestors, particles, last[None]))
         lines = trace_paths(ancestors, jnp.broadcast_to(jnp.arange(log_w.shape[1]), log_w.shape), last[None])
         updated = lines[:, 0] != 0
-    return new, SweepInfo(state.log_evidence, ess, updated)
+    return new, SweepInfo(state.log_evidence, ess, updated, unique_ancestors(ancestors))
+
+
+def refuse_sampling(method: ConditionalSMC, space: StateSpace) -> None:
+    """Raise if paths cannot be drawn in this way.
+
+    Raises:
+        CapabilityError: for backward and ancestor sampling without a transition density; says what keeps it.
+    """
+    if method.sampling != "none" and space.no_density:
+        raise CapabilityError(
+            f"ConditionalSMC(sampling={method.sampling!r}) needs the density of the transition, but "
+            f"{space.no_density}",
+            site=space.name,
+            remedy="ConditionalSMC(sampling='none', num_particles=...), with many particles; or write the "
+            "model so that the state, with all that it remembers, is drawn by its sites",
+        )
 
 
 def pinned(nailed: FeynmanKac, ctx: Any, state: SMCState, u: Any, draw_ancestor: bool) -> Any:

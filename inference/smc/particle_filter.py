@@ -187,8 +187,8 @@ class ParticleFilter:
                 key=key,
                 coords=coords,
                 dtype=stats["log_evidence"].dtype,
+                settings={"num_particles": settings.num_particles},
                 num_nonfinite=int(stats["nonfinite"].sum()),
-                num_particles=settings.num_particles,
             ),
         )
 

@@ -43,6 +43,7 @@ class Chain(Protocol):
         length: T.
         params: names of the parameters.
         state_names: sites that ``states`` gives.
+        start_names: further latent sites that belong to the path, but to no time.
         guided: whether particles are drawn with the observation in view.
         looks_ahead: whether there is a "lookahead" among the functions.
         no_density: why there is no transition density; empty where there is one.
@@ -54,6 +55,7 @@ class Chain(Protocol):
     length: int
     params: tuple[str, ...]
     state_names: tuple[str, ...]
+    start_names: tuple[str, ...]
     guided: bool
     looks_ahead: bool
     no_density: str
@@ -65,7 +67,8 @@ class Chain(Protocol):
 
         initial: ``(lane, u)``; transition: ``(lane, x_prev, u)``; potential_0 and density_0: ``(x, u)``;
         potential and density: ``(x_prev, x, u)``; observe: ``(key, x, u) -> {site: value}``; lookahead:
-        ``(x, u_next)``.
+        ``(x, u_next)``. Where a particle holds more than values of sites, those it is made from: place_0:
+        ``({site: value}, u)``; place: ``(x_prev, {site: value}, u)``.
         """
         ...
 
@@ -83,6 +86,14 @@ class Chain(Protocol):
 
     def view(self, x: Any) -> Any:
         """A particle as the program's own functions see the state."""
+        ...
+
+    def path_values(self, path: Any) -> dict[str, Any]:
+        """Values of a path by site, those of ``start_names`` included."""
+        ...
+
+    def path_of(self, values: Mapping[str, Any]) -> Any:
+        """The path with these values, where its particles hold nothing else."""
         ...
 
     def observed(self, u: Any) -> dict[str, Any]:
@@ -132,6 +143,25 @@ class ChainCode:
     def log_lookahead(self, ctx: Any, x: Any, u_next: Any) -> Any:
         """How promising a particle is for the next observation."""
         return self.code["lookahead"](ctx["lookahead"], x, u_next)
+
+    def path_of(self, ctx: Any, values: Mapping[str, Any], inputs: Any) -> Any:
+        """The path with these values by site; what else its particles hold is computed from the context."""
+        if "place" not in self.code:
+            return self.chain.path_of(values)
+        series = {site: values[site] for site in self.chain.state_names}
+        first, rest = (
+            jax.tree_util.tree_map(lambda x, part=part: jnp.asarray(x)[part], (series, inputs))
+            for part in (0, slice(1, None))
+        )
+        start = {site: values[site] for site in self.chain.start_names}
+        x0 = self.code["place_0"](ctx["place_0"], {**first[0], **start}, first[1])
+
+        def step(x_prev: Any, now: Any) -> tuple[Any, Any]:
+            x = self.code["place"](ctx["place"], x_prev, *now)
+            return x, x
+
+        _, later = jax.lax.scan(step, x0, rest)
+        return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
     def observe(self, key: Any, ctx: Any, x: Any, u: Any) -> dict[str, Any]:
         """A draw of the observations of one time."""

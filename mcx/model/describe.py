@@ -130,6 +130,7 @@ def _sample_site(msg: dict[str, Any]) -> Site:
         "plates": plates,
         "weighted": weighted,
         "markov": isinstance(fn, PathComponent | Emission),
+        "emitted": isinstance(fn, Emission),
     }
     if msg["is_observed"]:
         terms = _terms_shape(name, fn, value)

@@ -37,6 +37,7 @@ class MarkovChain:
     """
 
     no_density = no_forecast = ""
+    start_names: tuple[str, ...] = ()
 
     def __init__(self, target: Target, name: str, guided: bool, auxiliary: bool) -> None:
         self.target, self.name = target, name
@@ -75,6 +76,14 @@ class MarkovChain:
     def view(self, x: Any) -> Any:
         """See :class:`~mcx.model.chain.Chain`."""
         return x
+
+    def path_values(self, path: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return self.states(path)
+
+    def path_of(self, values: Mapping[str, Any]) -> Any:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return bare({key: values[site] for key, site in self._states.items()})
 
     def observed(self, u: Any) -> dict[str, Any]:
         """See :class:`~mcx.model.chain.Chain`."""
@@ -117,6 +126,7 @@ class MarkovChain:
                 site=self.name,
                 remedy="give emission= and obs=; draws from the chain alone are those of simulate",
             )
+        self._refuse_improper(block)
         u = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
         )
@@ -134,6 +144,23 @@ class MarkovChain:
             "lookahead": (x, u),
         }
         return 0
+
+    def _refuse_improper(self, block: MarkovBlock) -> None:
+        law = block.law
+        zeros = bare({k: jnp.zeros(s.shape, s.dtype) for k, s in law.shapes.items()})
+        for what, laws in (
+            ("initial state", law.start),
+            ("next state", law.transition(zeros, law.first_input)),
+        ):
+            for key, fn in laws.items():
+                if capture.is_improper(fn):
+                    raise CapabilityError(
+                        f"the {what} has no law to draw from",
+                        site=block.states[key],
+                        expected="a proper distribution",
+                        found="an improper one",
+                        remedy="give it a proper one; MCMC methods take the model as it is",
+                    )
 
     def _constants(self, data: Any, params: Mapping[str, Any]) -> Any:
         """What the functions close over."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from mcx.errors import ModelError
+from mcx.model.capture import is_improper
 from mcx.ops.lanes import Lane, draw, of_site
 
 __all__ = [
@@ -307,10 +308,12 @@ def missing_filled(law: Any, y: Any, missing: Any) -> tuple[Any, Any]:
 
 def _elementwise(support: Any) -> Any:
     """A support with what declares its axes one event taken off."""
-    while isinstance(support, type(dist.constraints.real_vector)):
+    while isinstance(support, dist.constraints.independent):
         support = support.base_constraint
     return support
 
 
 def _dtype(law: Any) -> Any:
+    if is_improper(law):  # nothing can be drawn from it
+        return jnp.result_type(float)
     return jax.eval_shape(lambda: law.sample(jax.random.key(0))).dtype

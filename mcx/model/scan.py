@@ -18,7 +18,7 @@ import numpy as np
 from mcx.errors import DataError
 from mcx.model.capture import SiteTrace
 from mcx.model.capture_scan import ScanStatement, run_body, scans_taken
-from mcx.model.chain import Functions, run_program
+from mcx.model.chain import Functions, latent_shapes, run_program
 from mcx.model.density import site_log_prob, total
 from mcx.model.scan_analysis import ScanFacts, analyse
 from mcx.ops.lanes import Lane, draw, of_site
@@ -33,11 +33,13 @@ class ScanChain:
     A particle is a dictionary. "sites": values of the step's latent sites by name; "carry": entries of the
     new carry that are not one of these; "before": entries of the carry before the step that the observations
     depend on. The last serve time 0, which has no particle before it, and draws of observations; everything
-    else takes them from the particle before.
+    else takes them from the particle before. "start": values of the sites drawn along with x_0, if asked for;
+    they count at time 0 alone and are zeros later.
 
     Args:
         target: of the program.
         name: of the scan's first latent site.
+        whole: keep "start", and allow :meth:`path_of`, for methods on whole paths.
 
     Raises:
         CapabilityError: if the scan is none that particles can be weighted in; the error names the site and
@@ -46,12 +48,14 @@ class ScanChain:
 
     guided = looks_ahead = False
 
-    def __init__(self, target: Target, name: str) -> None:
+    def __init__(self, target: Target, name: str, whole: bool = False) -> None:
         self.target, self.name = target, name
         self.facts: ScanFacts = analyse(target, name)
         facts = self.facts
         self.length, self.params = facts.length, facts.params
         self.state_names = facts.latent
+        self.start_names = facts.initial_sites if whole else ()
+        self._memory = whole and bool(self.start_names or facts.kept_before or None in facts.aliases)
         self.no_density, self.no_forecast = facts.no_density, facts.no_forecast
         self._keys = {site: site if len(facts.observed) > 1 else "" for site in facts.observed}
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -60,7 +64,10 @@ class ScanChain:
             lambda data: jax.tree_util.tree_map(lambda x: x[0], self.series(data)), target.data
         )
         x = jax.eval_shape(lambda data: self._example(data, u), target.data)
+        start, values = dict(x["start"]), dict(x["sites"])
         self.examples = {
+            "place_0": ({**start, **values}, u),
+            "place": (x, values, u),
             "initial": (lane, u),
             "transition": (lane, x, u),
             "potential_0": (x, u),
@@ -77,6 +84,15 @@ class ScanChain:
     def view(self, x: Any) -> Any:
         """See :class:`~mcx.model.chain.Chain`."""
         return self.states(x)
+
+    def path_values(self, path: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.chain.Chain`."""
+        return {**path["sites"], **{site: x[0] for site, x in path["start"].items()}}
+
+    def path_of(self, values: Mapping[str, Any]) -> Any:
+        """See :class:`~mcx.model.chain.Chain`."""
+        sites = {site: values[site] for site in self.state_names}
+        return {"sites": sites, "carry": (), "before": (), "start": {}}
 
     def observed(self, u: Any) -> dict[str, Any]:
         """See :class:`~mcx.model.chain.Chain`."""
@@ -106,7 +122,7 @@ class ScanChain:
         """See :class:`~mcx.model.chain.Chain`."""
         scan = self._read(data, params)
 
-        def step(lane: Lane, carry: Any, u: Any) -> dict[str, Any]:
+        def step(lane: Lane, carry: Any, u: Any, start: Mapping[str, Any] | None = None) -> dict[str, Any]:
             """Draw the step's latent sites."""
             values: dict[str, Any] = {}
 
@@ -115,11 +131,24 @@ class ScanChain:
                 return values[name]
 
             new, _ = self._run(scan, carry, u, draw_site)
-            return self._particle(carry, values, new)
+            return self._particle(carry, values, new, start)
 
         def initial(lane: Lane, u: Any) -> Any:
-            start = self._drawn(data, params, lane).init if self.facts.initial_sites else scan.init
-            return step(lane, self._cast(start), u)
+            if not self.facts.initial_sites:
+                return step(lane, self._cast(scan.init), u)
+            init, start = self._drawn(data, params, lane)
+            return step(lane, self._cast(init), u, start)
+
+        def place_0(values: Mapping[str, Any], u: Any) -> Any:
+            first = self._read(data, {**params, **{k: values[k] for k in self.start_names}})
+            return placed(self._cast(first.init), values, u, values)
+
+        def place(x_prev: Any, values: Mapping[str, Any], u: Any) -> Any:
+            return placed(self._carry(x_prev), values, u)
+
+        def placed(carry: Any, values: Any, u: Any, start: Mapping[str, Any] | None = None) -> Any:
+            new, _ = self._run(scan, carry, u, lambda name, msg: values[name])
+            return self._particle(carry, {k: values[k] for k in self.state_names}, new, start)
 
         def transition(lane: Lane, x_prev: Any, u: Any) -> Any:
             return step(lane, self._carry(x_prev), u)
@@ -155,6 +184,7 @@ class ScanChain:
             return {site: drawn[site] for site in self.facts.observed}
 
         functions: Functions = {
+            **({"place_0": place_0, "place": place} if self._memory else {}),
             "initial": initial,
             "transition": transition,
             "potential_0": potential_0,
@@ -172,16 +202,20 @@ class ScanChain:
         run_program(self.target, data, params, draw, taken)
         return taken.scans[self.facts.number]
 
-    def _drawn(self, data: Any, params: Mapping[str, Any], lane: Lane) -> ScanStatement:
-        """The scan with draws for the sites that reach its initial carry."""
+    def _drawn(self, data: Any, params: Mapping[str, Any], lane: Lane) -> tuple[Any, dict[str, Any]]:
+        """The scan's initial carry with draws for the sites that reach it, and these draws."""
         first = len(self.state_names)
         numbers = {name: first + i for i, name in enumerate(self.facts.initial_sites)}
+        drawn: dict[str, Any] = {}
 
         def draw_site(msg: dict[str, Any]) -> Any:
             number = numbers.get(msg["name"]) if msg["type"] == "sample" else None
-            return None if number is None else draw(of_site(lane, number), _law(msg))
+            if number is None:
+                return None
+            drawn[msg["name"]] = draw(of_site(lane, number), _law(msg))
+            return drawn[msg["name"]]
 
-        return self._read(data, params, draw_site)
+        return self._read(data, params, draw_site).init, drawn
 
     def _example(self, data: Any, u: Any) -> Any:
         """A particle."""
@@ -225,9 +259,16 @@ class ScanChain:
         """An initial carry with the dtypes of the later ones; numbers of Python have weak ones."""
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), carry, self.facts.carry)
 
-    def _particle(self, before: Any, values: dict[str, Any], new: Any) -> dict[str, Any]:
+    def _particle(
+        self, before: Any, values: dict[str, Any], new: Any, start: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         old, leaves = jax.tree_util.tree_leaves(before), jax.tree_util.tree_leaves(new)
+        shapes = latent_shapes(self.target)
         return {
+            "start": {
+                k: jnp.zeros(shapes[k].shape, shapes[k].dtype) if start is None else _strong(start[k])
+                for k in self.start_names
+            },
             "sites": values,
             "carry": tuple(
                 _strong(x) for x, site in zip(leaves, self.facts.aliases, strict=True) if site is None

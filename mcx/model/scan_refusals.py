@@ -63,6 +63,9 @@ def refuse_statement(target: Target, scan: ScanStatement) -> None:
 
 def _refuse_given(target: Target, scan: ScanStatement, kind: str, values: Any) -> None:
     """Values by handlers: conditions with one value a step are observations, the rest is refused."""
+    names = [scan.prefix + name for name in values] if isinstance(values, dict) else None
+    if names is not None and not any(n in target.sites and target.sites[n].scanned for n in names):
+        return  # they are for sites elsewhere
     if kind != "condition" or not isinstance(values, dict):
         raise CapabilityError(
             "the scan's sites get their values by a function, or by substitution",

@@ -39,6 +39,7 @@ class Site:
         terms_shape: of an observed site, shape of its log-likelihood terms.
         discrete_support: whether its values are integers by law.
         markov: whether it is a path of an ``mcx.markov`` chain, or its observations: the first axis is time.
+        emitted: whether it is the observations of an ``mcx.markov`` chain.
         scanned: whether it is in the body of a scan: the first axis is time.
     """
 
@@ -62,6 +63,7 @@ class Site:
     terms_shape: tuple[int, ...] = ()
     discrete_support: bool = False
     markov: bool = False
+    emitted: bool = False
     scanned: bool = False
 
     @property

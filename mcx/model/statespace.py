@@ -20,14 +20,19 @@ from mcx.model.markov_functions import MarkovChain
 from mcx.model.scan import ScanChain, refuse_missing
 from mcx.target import FeynmanKac, StateSpace, Target
 
-__all__ = ["check_params", "state_space"]
+__all__ = ["chain_names", "check_params", "state_space"]
 
 _CACHE: OrderedDict[Any, Any] = OrderedDict()
 _CACHE_SIZE = 64
 
 
 def state_space(
-    bound: BoundModel, name: str | None = None, *, guided: bool = True, auxiliary: bool = True
+    bound: BoundModel,
+    name: str | None = None,
+    *,
+    guided: bool = True,
+    auxiliary: bool = True,
+    whole: bool = False,
 ) -> StateSpace:
     """The Feynman-Kac model of a Markov block, or of a ``numpyro.contrib.control_flow.scan``.
 
@@ -39,6 +44,8 @@ def state_space(
         name: of the block, where there are several; a scan has the name of its first latent site.
         guided: draw from the block's ``proposal``, if it has one, rather than from its transition.
         auxiliary: use the block's ``lookahead``, if it has one.
+        whole: let particles keep values of the sites drawn along with x_0, and paths be made from values, for
+            methods on whole paths.
 
     Returns:
         A state-space model whose parameters are constrained values of the other latent sites.
@@ -49,7 +56,7 @@ def state_space(
         DataError: if an observation in a scan is NaN.
     """
     target = compile_model(bound)
-    code = _code(target, name, guided, auxiliary)
+    code = _code(target, name, guided, auxiliary, whole)
     chain = code.chain
     inputs = code.series(target.data)
     if isinstance(chain, ScanChain):
@@ -77,15 +84,32 @@ def state_space(
         chain.params,
         chain.guided,
         chain.no_density,
+        chain.start_names,
+        chain.path_values,
+        code.path_of,
     )
 
 
-def _code(target: Target, name: str | None, guided: bool, auxiliary: bool) -> ChainCode:
-    modes = (str(jax.config.jax_default_prng_impl), target.functions)
-    names = _cached(("names", *modes), lambda: _names(target))
-    name, is_scan = _chosen(target, names, name)
+def chain_names(bound: BoundModel) -> tuple[str, ...]:
+    """Names of a model's Markov blocks, and of its scans with latent sites, in program order."""
+    return tuple(name for name in _all_names(compile_model(bound)) if name)
+
+
+def _all_names(target: Target) -> dict[str, bool]:
+    return _cached(("names", *_modes(target)), lambda: _names(target))
+
+
+def _modes(target: Target) -> tuple[Any, ...]:
+    return (str(jax.config.jax_default_prng_impl), target.functions)
+
+
+def _code(target: Target, name: str | None, guided: bool, auxiliary: bool, whole: bool) -> ChainCode:
+    modes = _modes(target)
+    name, is_scan = _chosen(target, _all_names(target), name)
     if is_scan:
-        return _cached(("scan", *modes, name), lambda: ChainCode(target, ScanChain(target, name)))
+        return _cached(
+            ("scan", *modes, name, whole), lambda: ChainCode(target, ScanChain(target, name, whole))
+        )
     return _cached(
         ("markov", *modes, name, guided, auxiliary),
         lambda: ChainCode(target, MarkovChain(target, name, guided, auxiliary)),

@@ -12,9 +12,12 @@ import numpy as np
 
 from mcx._version import __version__
 from mcx.errors import PosteriorShapeError
+from mcx.model.capture import record
 from mcx.model.compile import compile_model, observed_values
+from mcx.model.density import sample_sites, site_log_prob
 from mcx.model.sites import SiteTable
 from mcx.results.blocks import map_draws
+from mcx.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +35,9 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
     from xarray import DataTree
 
     target = compile_model(posterior.bound)
-    terms = map_draws(_density_terms, target, {"z": posterior.unconstrained}, _density_terms)
+    latent = {s.name for s in target.sites.of_kind("latent", "discrete")}
+    values = {k: v for k, v in posterior.draws.items() if k in latent}
+    terms = map_draws(_density_terms, target, values, _density_terms)
     observed = {k: _plain(v) for k, v in observed_values(posterior.bound).items()}
     content: dict[str, dict[str, Any]] = {
         "posterior": {k: _plain(v) for k, v in posterior.draws.items()},
@@ -71,12 +76,26 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
             log_prior, dims=_dims(target.sites), coords=coords, skip_event_dims=True, attrs=library
         )
     )
+    if posterior.smc_stats:
+        statistics = {k: _plain(v) for k, v in posterior.smc_stats.items()}
+        times = {s.shape[0]: s.dims[0] for s in target.sites if (s.markov or s.scanned) and s.shape}
+        dims: dict[Any, Any] = {k: [times[v.shape[1]]] for k, v in statistics.items()}
+        tree["smc_stats"] = DataTree(
+            dict_to_dataset(statistics, dims=dims, coords=coords, sample_dims=["chain"], attrs=library)
+        )
     return tree
 
 
-def _density_terms(target: Any, draw: Any) -> dict[str, Any]:
-    z = target.unravel(draw["z"])
-    return {"likelihood": target.pointwise(z), "prior": target.prior_terms(z)}
+def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Log densities by site, prior and likelihood apart, at constrained values.
+
+    So they are known for discrete sites, too, and for draws that came from no unconstrained point.
+    """
+    terms: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
+    for site in sample_sites(record(target.functions.run(target.data), values=values).sites):
+        part = "likelihood" if target.sites[site["name"]].likelihood else "prior"
+        terms[part][site["name"]] = site_log_prob(site)
+    return terms
 
 
 def _plain(x: Any, keep_bool: bool = False) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ _MAX_SCALARS = 500
 _R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
 _ESS_PER_CHAIN = 100
 _BFMI = 0.3
+_UPDATE_RATE = 0.1  # a draw in ten or more sweeps is new
 
 
 class Advice(NamedTuple):
@@ -65,7 +67,35 @@ def diagnose(posterior: Posterior) -> list[Advice]:
                     "use dense_mass=True, or raise max_tree_depth",
                 )
             )
-    return found + _convergence(posterior) + _energy(posterior)
+    return found + _paths(posterior) + _convergence(posterior) + _energy(posterior)
+
+
+def _paths(posterior: Posterior) -> list[Advice]:
+    """Paths that conditional SMC hardly ever renews somewhere, as a rule at early times."""
+    found = []
+    for name, by_time in posterior.smc_stats.items():
+        block, _, statistic = name.rpartition(".")
+        if statistic != "update_rate":
+            continue
+        rates = np.mean(np.asarray(by_time), 0)
+        slow = rates < _UPDATE_RATE
+        if not slow.any():
+            continue
+        states = posterior.info.settings["states"]
+        method = states[block] if isinstance(states, Mapping) else states
+        remedy = (
+            "more particles" if method.sampling == "backward" else 'sampling="backward" or more particles'
+        )
+        found.append(
+            Advice(
+                "MCX-W008",
+                f"the path of '{block}' hardly moves at {int(slow.sum())} of {len(rates)} times: it is "
+                f"renewed at time {int(rates.argmin())} in {rates.min():.1%} of the sweeps. Use {remedy} in "
+                f"ConditionalSMC (now {method.num_particles}, sampling={method.sampling!r}), or give "
+                "mcx.markov a proposal that looks at the observation",
+            )
+        )
+    return found
 
 
 def _convergence(posterior: Posterior) -> list[Advice]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mcx.results.summary import Summary
     from mcx.run.driver import Run
 
-__all__ = ["Posterior", "RunInfo"]
+__all__ = ["Posterior", "RunInfo", "fields_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,23 +60,23 @@ class RunInfo:
         key: Any,
         coords: Mapping[str, Any],
         dtype: Any,
+        settings: Mapping[str, Any] | None = None,
         num_nonfinite: int | None = None,
-        **settings: Any,
     ) -> RunInfo:
-        """What there is to tell of a run of the driver.
+        """How a run of the driver went.
 
         Args:
             method: a dataclass of settings.
-            result: the run.
-            key: the user's.
-            coords: the user's.
-            dtype: of the draws.
-            num_nonfinite: of the run, by default.
-            **settings: to be told along with the method's fields.
+            result: what the driver gave.
+            key: of the run.
+            coords: as the user gave them.
+            dtype: of the results.
+            settings: further ones than the method's fields.
+            num_nonfinite: where the driver's count of draws is not the right one.
         """
         return cls(
             method=type(method).__name__,
-            settings={**{f.name: getattr(method, f.name) for f in fields(method)}, **settings},
+            settings={**fields_of(method), **(settings or {})},
             num_warmup=result.num_discard,
             complete=result.complete,
             compile_time=result.compile_time,
@@ -90,6 +90,11 @@ class RunInfo:
         )
 
 
+def fields_of(method: Any) -> dict[str, Any]:
+    """A method's settings by name."""
+    return {f.name: getattr(method, f.name) for f in fields(method)}
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Posterior:
@@ -97,7 +102,8 @@ class Posterior:
 
     Attributes:
         draws: latent and deterministic sites by name, chain x draw x event; constrained.
-        unconstrained: the points they came from, chain x draw x d.
+        unconstrained: the points they came from, chain x draw x d; of methods that draw some sites otherwise,
+            coordinates of the rest.
         stats: sampler statistics by name, chain x draw.
         warmup_stats: the same during warm-up, chain x step.
         bound: the model and its data.
@@ -105,6 +111,8 @@ class Posterior:
         weights: log weights where draws are weighted, else None.
         log_evidence, log_evidence_se: log marginal likelihood and its standard error, where the method
             estimates it.
+        smc_stats: statistics over time of methods that draw paths, averages over draws by
+            ``block.statistic``, chain x time.
     """
 
     draws: dict[str, Any]
@@ -116,6 +124,7 @@ class Posterior:
     weights: Any = None
     log_evidence: Any = None
     log_evidence_se: Any = None
+    smc_stats: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         return self.draws[name]

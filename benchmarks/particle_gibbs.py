@@ -5,8 +5,9 @@ vectorised chains; every sampler in a process of its own, without a persistent c
 time. Answers are compared with Stan's (inference-gym 0.0.5): a row that says WRONG has a parameter off by
 more than 4 combined standard errors, or one of the log volatilities by more than 5.
 
-    compile   the first call less a repeat of it with the same key
-    run       the repeat: warm-up and sampling, nothing compiled, results on the host; median over seeds
+    compile   of mcx the first call, of 10 + 10 steps, whose programs serve any number of them; of NumPyro
+              that of ``MCMC`` within ``jax.jit``, as plain calls compile anew every time
+    run       warm-up and sampling, nothing compiled, results on the host; median over seeds
     ESS       bulk: the least of the parameters; least and median over 101 of the days
     ESS/s     over run
     z         worst deviation from Stan's mean, in combined standard errors: parameters, log volatilities
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,63 +61,52 @@ def data(days: int) -> tuple[Any, Any]:
 
 
 Run = Callable[[int], Mapping[str, Any]]  # seed -> draws by site, chain x draw
+Contender = tuple[Callable[[], Any], Run]  # what is timed as compilation, and the run
 
 
-def with_mcx(method: Any) -> Callable[[Any], tuple[Run, Run]]:
-    """What a user calls, the first time and later."""
+def with_mcx(method: Any, bound: Any) -> Contender:
+    """What a user calls."""
+    import mcx
 
-    def make(bound: Any) -> tuple[Run, Run]:
-        import mcx
+    def run(seed: int, method: Any = method) -> Mapping[str, Any]:
+        quiet = {"progress": False, "warnings": "ignore"}
+        return mcx.infer(bound, method, key=seed, num_chains=CHAINS, **quiet).draws
 
-        def run(seed: int) -> Mapping[str, Any]:
-            return mcx.infer(
-                bound, method, key=seed, num_chains=CHAINS, progress=False, warnings="ignore"
-            ).draws
-
-        return run, run
-
-    return make
+    return lambda: run(0, replace(method, num_warmup=10, num_samples=10)), run
 
 
-def with_numpyro(warmup: int, draws: int) -> Callable[[Any], tuple[Run, Run]]:
-    """``MCMC``; repeats run it within ``jax.jit``, compiled ahead, as plain calls compile anew every time."""
+def with_numpyro(warmup: int, draws: int, bound: Any) -> Contender:
+    """``MCMC`` within ``jax.jit``."""
+    import jax
+    from numpyro.infer import MCMC, NUTS
 
-    def make(bound: Any) -> tuple[Run, Run]:
-        import jax
-        from numpyro.infer import MCMC, NUTS
+    compiled: list[Any] = []
 
-        def sample(key: Any) -> Any:
-            mcmc = MCMC(
-                NUTS(bound.fn), num_warmup=warmup, num_samples=draws, num_chains=CHAINS,
-                chain_method="vectorized", progress_bar=False,
-            )  # fmt: skip
-            mcmc.run(key, **bound.arguments())
-            return mcmc.get_samples(group_by_chain=True)
+    def sample(key: Any) -> Any:
+        mcmc = MCMC(
+            NUTS(bound.fn), num_warmup=warmup, num_samples=draws, num_chains=CHAINS,
+            chain_method="vectorized", progress_bar=False,
+        )  # fmt: skip
+        mcmc.run(key, **bound.arguments())
+        return mcmc.get_samples(group_by_chain=True)
 
-        def first(seed: int) -> Mapping[str, Any]:
-            return jax.device_get(sample(jax.random.key(seed)))
+    def prepare() -> None:
+        compiled.append(jax.jit(sample).lower(jax.random.key(0)).compile())
 
-        compiled: list[Any] = []
-
-        def later(seed: int) -> Mapping[str, Any]:
-            return jax.device_get(compiled[0](jax.random.key(seed)))
-
-        later.prepare = lambda: compiled.append(jax.jit(sample).lower(jax.random.key(0)).compile())
-        return first, later
-
-    return make
+    return prepare, lambda seed: jax.device_get(compiled[0](jax.random.key(seed)))
 
 
-def contender(name: str, args: argparse.Namespace) -> Callable[[Any], tuple[Run, Run]]:
-    """How to run a sampler on a bound model."""
+def contender(name: str, args: argparse.Namespace, bound: Any) -> Contender:
+    """A sampler on a model."""
     import mcx
 
     if name == "particle gibbs":
         states = mcx.ConditionalSMC(num_particles=args.particles)
-        return with_mcx(mcx.ParticleGibbs(states=states, num_warmup=args.warmup, num_samples=args.sweeps))
+        method = mcx.ParticleGibbs(states=states, num_warmup=args.warmup, num_samples=args.sweeps)
+        return with_mcx(method, bound)
     if name == "mcx nuts":
-        return with_mcx(mcx.NUTS(num_warmup=args.warmup, num_samples=args.draws))
-    return with_numpyro(args.warmup, args.draws)
+        return with_mcx(mcx.NUTS(num_warmup=args.warmup, num_samples=args.draws), bound)
+    return with_numpyro(args.warmup, args.draws, bound)
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -130,17 +121,16 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     returns, stan = data(args.days)
     bound = stochastic_volatility(jnp.asarray(returns))
     jax.block_until_ready(jax.jit(lambda x: jnp.linalg.cholesky(x @ x.T + jnp.eye(3)))(jnp.ones((3, 3))))
-    first, later = contender(name, args)(bound)
+    prepare, run = contender(name, args, bound)
     begun = time.perf_counter()
-    first(0)
-    cold = time.perf_counter() - begun
-    getattr(later, "prepare", lambda: None)()
+    prepare()
+    compile_s = time.perf_counter() - begun
     rows = []
     for seed in range(args.seeds):
         begun = time.perf_counter()
-        draws = later(seed)
+        draws = run(seed)
         rows.append(quality(draws, args.days, stan, time.perf_counter() - begun))
-    return {"sampler": name, "compile": cold - rows[0]["run"], "load": os.getloadavg()[0], "seeds": rows}
+    return {"sampler": name, "compile": compile_s, "load": os.getloadavg()[0], "seeds": rows}
 
 
 def quality(draws: Mapping[str, Any], days: int, stan: Any, seconds: float) -> dict[str, float]:

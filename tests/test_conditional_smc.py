@@ -1,5 +1,7 @@
 """Conditional SMC is exact: every random choice of the shipped kernel is enumerated on a small chain."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,6 +160,9 @@ def test_refusals():
     fk = model(density=False)
     with pytest.raises(CapabilityError, match="needs the density of the transition"):
         sweep(jax.random.key(0), fk, None, jnp.zeros(T, jnp.int32), ConditionalSMC(num_particles=2))
+    adapting = replace(model(), adapt=lambda ctx, x, log_w, u: ctx)
+    with pytest.raises(CapabilityError, match="adapts to the particles"):
+        sweep(jax.random.key(0), adapting, None, jnp.zeros(T, jnp.int32), ConditionalSMC(num_particles=2))
 
 
 def test_two_state_smoothing_probabilities():

@@ -278,7 +278,7 @@ def test_discrete_states_with_a_conjugate_update(key):
         num_samples=24_000,
     )
     post = mcx.infer(regimes(Y[0]), method, key=key, **ONE)
-    assert post["z"].dtype == np.int32 and list(post.draws) == ["stay", "level", "z"]
+    assert np.issubdtype(post["z"].dtype, np.integer) and list(post.draws) == ["stay", "level", "z"]
     stays, levels = (np.arange(20) + 0.5) / 20, np.linspace(-3.5, 3.5, 36)
     table, log_p, grid = [], [], []
     for stay in stays:

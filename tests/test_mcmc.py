@@ -96,7 +96,11 @@ def test_adaptation_reaches_its_target(key):
     bound = eight_schools(SIGMA, y=EFFECT)
     for aim in (0.7, 0.95):
         post = infer(bound, mcx.NUTS(target_accept=aim), key)
-        assert abs(post.stats["acceptance_rate"].mean() - aim) < 0.1
+        # dual averaging holds the mean acceptance of the search at its target; the step size frozen at the
+        # end is an average of logarithms, which errs on the small side
+        searched = post.warmup_stats["acceptance_rate"][:, 200:900].mean()
+        assert abs(searched - aim) < 0.02
+        assert post.stats["acceptance_rate"].mean() > aim - 0.02
         assert np.ptp(post.stats["step_size"], axis=1).max() == 0  # frozen once warm-up is over
 
 

@@ -93,7 +93,7 @@ def test_ppg_is_exact_in_double_precision(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", [{"num_steps": 2}, {"num_steps": 3}, {"num_backward": 2}, {"num_particles": 3}]
+    "more", [{"num_steps": 2}, {"num_steps": 3}, {"num_backward": 2}, {"num_particles": 3}]
 )
 def test_ppg_with_more_of_everything(more):
     """Two times, which is what there is room for: more steps, more draws, more particles."""

@@ -105,7 +105,7 @@ def test_the_shared_test_finds_defects(key, scheme, complaint):
 
 @pytest.fixture(scope="module")
 def strata():
-    return jax.jit(jax.vmap(_one_each_stratum, (None, 0)))
+    return jax.jit(jax.vmap(lambda w, u: _one_each_stratum(w, u, u.shape[0]), (None, 0)))
 
 
 def offsets(w):

@@ -303,7 +303,21 @@ ASCENTS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_unless(["PPG"], list(ASCENTS)))
+def test_the_maximum_is_found(key):
+    """Without standard errors, from the start given; 5 Monte Carlo errors and the bias of 1 / N."""
+    y = data(30)
+    best, se = maximum(y)
+    method = mcx.ScoreAscent(smoother=mcx.PaRIS(num_particles=60), num_steps=150, num_information=0)
+    found = mcx.maximize(ar(y), method=method, init={"rho": 0.5, "s": 1.0}, key=key, progress=False)
+    for i, site in enumerate(("rho", "s")):
+        assert found.mc_se[site] < 0.1 * se[i]
+        assert abs(found.params[site] - best[i]) < 5 * found.mc_se[site] + 0.1 * se[i]
+        assert np.isnan(found.se[site])
+    assert "no standard errors were asked for" in repr(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(ASCENTS))
 def test_maximum_likelihood(key, name):
     """Against the maximum of the Kalman likelihood: 5 Monte Carlo errors; standard errors within 15 %.
 

@@ -3,7 +3,7 @@
 BIN := .venv/bin
 WORKERS ?= 2
 FAST = not x64 and not slow
-PYTEST = -m pytest -n auto --maxprocesses=$(WORKERS) --dist loadfile
+PYTEST = -m pytest -n auto --maxprocesses=$(WORKERS) --dist worksteal
 BENCHMARKS ?= $(wildcard benchmarks/[!_]*.py)
 
 .DEFAULT_GOAL := help

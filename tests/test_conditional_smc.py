@@ -79,6 +79,14 @@ def test_leaves_the_smoothing_law_invariant(sampling, threshold):
     assert ratio == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.x64
+@pytest.mark.parametrize("sampling", slow_unless(["backward"], ["none", "ancestor", "backward"]))
+def test_leaves_the_smoothing_law_invariant_to_double_precision(sampling):
+    method = ConditionalSMC(num_particles=2, sampling=sampling, threshold=0.8)
+    found, law = after_one_sweep(model(guided=True, look=True), method)
+    assert total_variation(found.outcomes[0], found.probabilities, law) < 1e-12
+
+
 def test_three_particles():
     found, law = after_one_sweep(model(), ConditionalSMC(num_particles=3, sampling="none", threshold=0.0))
     assert total_variation(found.outcomes[0], found.probabilities, law) < 1e-6

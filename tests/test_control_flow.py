@@ -9,6 +9,7 @@ import scipy.stats
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.infer.util import potential_energy
+from problems import slow_unless
 
 import mcx
 import mcx.dist as dist
@@ -48,7 +49,7 @@ def autoregression(y):
 RETURNS = np.array([0.3, -1.2, 0.4, 2.0, -0.1], np.float32)
 
 
-@pytest.mark.parametrize("program", [volatility, autoregression])
+@pytest.mark.parametrize("program", slow_unless([volatility], [volatility, autoregression]))
 @pytest.mark.parametrize("submodel", [False, True], ids=["alone", "as a submodel"])
 class TestScans:
     def bound(self, program, submodel):

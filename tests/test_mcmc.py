@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import EFFECT, SIGMA, Problem, eight_schools, problems, regression, regression_data
+from problems import EFFECT, SIGMA, Problem, eight_schools, problems, regression, regression_data, slow_unless
 
 import mcx
 from mcx.errors import CapabilityError, InitializationError, MethodError
@@ -51,14 +51,14 @@ def check_problem(draws, problem: Problem, name: str):
         check_mean(draws**2, second, delta=0.5 * second, name=f"{name} second moment of {problem.name}")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_unless(["NUTS", "MALA"], METHODS))
 def test_moments(name: str, key):
     post = infer(product(), METHODS[name], key, num_chains=8)
     for i, problem in enumerate(SMOOTH):
         check_problem(post.draws[f"p{i}.{problem.site}"], problem, name)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_unless(["NUTS"], METHODS))
 def test_hard_constraints(name: str, key):
     post = infer(HARD.bound, METHODS[name], key, num_chains=8)
     assert (post.draws["x"] > 0.3).all()

@@ -17,8 +17,7 @@ from posteriordb import PROBLEMS, compare, key_of
 
 import mcx
 
-FLOAT64_FAST = ("eight_schools-eight_schools_noncentered", "gp_pois_regr-gp_regr", "garch-garch11")
-DEAREST = ("low_dim_gauss_mix-low_dim_gauss_mix", "kidiq-kidscore_interaction", "hmm_example-hmm_example")
+FAST = ("eight_schools-eight_schools_noncentered", "gp_pois_regr-gp_regr", "garch-garch11")
 LOW_DIMENSIONAL = ("gp_pois_regr-gp_regr", "garch-garch11", "low_dim_gauss_mix-low_dim_gauss_mix")
 
 
@@ -48,13 +47,13 @@ def _check(name, method, test_name, dtype="float32", init=None):
     assert not comparison.failures, f"{comparison.failures} differ from the reference\n{comparison}"
 
 
-@_spread(PROBLEMS, slow=DEAREST)
+@_spread(PROBLEMS, slow=set(PROBLEMS) - set(FAST))
 def test_nuts(name, request):
     _check(name, mcx.NUTS(num_warmup=1000, num_samples=2500), request.node.name)
 
 
 @pytest.mark.x64
-@_spread(PROBLEMS, slow=set(PROBLEMS) - set(FLOAT64_FAST))
+@_spread(PROBLEMS, slow=set(PROBLEMS) - set(FAST))
 def test_nuts_float64(name, request):
     _check(name, mcx.NUTS(num_warmup=1000, num_samples=2500), request.node.name, dtype="float64")
 

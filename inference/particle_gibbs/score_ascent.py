@@ -18,7 +18,8 @@ from mcx.inference.particle_gibbs.additive import Score, summand_of
 from mcx.inference.particle_gibbs.backward import check_backward
 from mcx.inference.particle_gibbs.paris import Recursion, check_numbers
 from mcx.inference.particle_gibbs.ppg import PPG
-from mcx.inference.particle_gibbs.smooth import Smoother, starting_path, sweep_once
+from mcx.inference.particle_gibbs.smooth import Smoother, sweep_once
+from mcx.inference.particle_gibbs.start_path import starting_path
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.model.given import given_sites
@@ -145,10 +146,10 @@ class _Ascent:
         target, fk = data
         method, paths = self.method, None
         if isinstance(method.smoother, PPG):
-            settings = method.smoother.smoothing.system
+            num = method.smoother.num_particles
             ctx = self.context(target, fk, start)
             keys = jax.random.split(key, method.num_smoothers)
-            paths, _ = jax.vmap(lambda k: starting_path(k, fk, ctx, settings))(keys)
+            paths = jax.vmap(lambda k: starting_path(k, fk, ctx, num, backward=False)[0])(keys)
         return _State(start, method.optimizer.init(start), paths)
 
     def context(self, target: Target, fk: FeynmanKac, z: Any) -> Any:

@@ -16,20 +16,18 @@ from mcx.inference.particle_gibbs.backward import check_backward
 from mcx.inference.particle_gibbs.ffbs import FFBS, ffbs_run
 from mcx.inference.particle_gibbs.paris import PaRIS, Recursion, forward, value
 from mcx.inference.particle_gibbs.ppg import PPG, ppg_sweep
-from mcx.inference.smc.engine import SMCInfo, SMCSettings
-from mcx.inference.smc.genealogy import trace_paths
-from mcx.inference.smc.history import HistorySettings, check_faults
+from mcx.inference.particle_gibbs.start_path import starting_path
+from mcx.inference.smc.engine import SMCInfo
+from mcx.inference.smc.history import check_faults
 from mcx.inference.smc.particle_filter import code_of
-from mcx.inference.smc.smc import loop
 from mcx.model.bound import BoundModel
 from mcx.model.statespace import check_params, state_space
-from mcx.ops.random import choose
 from mcx.results.estimate import Estimate, autocorrelation
 from mcx.results.posterior import RunInfo
 from mcx.run.driver import run
 from mcx.target import FeynmanKac
 
-__all__ = ["Smoother", "SmootherKernel", "Swept", "smooth_model", "starting_path", "sweep_once"]
+__all__ = ["Smoother", "SmootherKernel", "Swept", "smooth_model", "sweep_once"]
 
 Smoother = FFBS | PaRIS | PPG
 
@@ -62,16 +60,6 @@ def sweep_once(key: Any, recursion: Recursion, method: Smoother, path: Any) -> S
     return Swept(None, average, None, info)
 
 
-def starting_path(key: Any, fk: FeynmanKac, ctx: Any, settings: SMCSettings) -> tuple[Any, Any]:
-    """A path of a plain filter, and the log evidence that the filter found."""
-    key_filter, key_last = jax.random.split(key)
-    filtered = loop(key_filter, fk, ctx, settings, HistorySettings("full"))
-    kept = filtered.history
-    last = choose(key_last, filtered.state.log_w)[None]
-    path = jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(kept.ancestors, kept.particles, last))
-    return path, filtered.log_evidence
-
-
 @dataclass(frozen=True)
 class SmootherKernel:
     """A smoother for the driver; its data are context, extra context and inputs. A step is a sweep."""
@@ -90,7 +78,7 @@ class SmootherKernel:
         if not isinstance(self.method, PPG):
             return None
         fk, ctx, _, _, smoothing = self.recursion(data)
-        return starting_path(key, fk, ctx, smoothing.system)[0]
+        return starting_path(key, fk, ctx, smoothing.system.num_particles, backward=False)[0]
 
     def step(self, data: Any, key: Any, state: Any, u: Any) -> tuple[Any, Any]:
         """One sweep."""

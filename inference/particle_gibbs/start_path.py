@@ -6,23 +6,57 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from mcx.errors import WeightCollapse
 from mcx.inference.particle_gibbs.backward import backward_path
 from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC
+from mcx.inference.smc.engine import SMCSettings
 from mcx.inference.smc.genealogy import trace_paths
-from mcx.inference.smc.smc import smc
+from mcx.inference.smc.history import HistorySettings
+from mcx.inference.smc.resampling import systematic
+from mcx.inference.smc.smc import loop
 from mcx.ops.random import choose
-from mcx.target import StateSpace
+from mcx.target import FeynmanKac, StateSpace
 
-__all__ = ["filtered_path"]
+__all__ = ["filtered_path", "starting_path"]
 
 _MIN_PARTICLES = 100  # a path of positive density is needed, and the filter runs once
+
+
+def starting_path(
+    key: Any, fk: FeynmanKac, ctx: Any, num_particles: int, *, backward: bool
+) -> tuple[Any, Any]:
+    """Draw a path from a particle filter.
+
+    Args:
+        key: a typed key.
+        fk: the model.
+        ctx: what ``fk.prepare`` gave.
+        num_particles: N; 100 if that is more.
+        backward: draw backwards among all particles, rather than follow a line of descent; needs the density
+            of the transition.
+
+    Returns:
+        The path, a pytree of (T, ...), and the filter's log evidence: -inf where it collapsed, and then the
+        path has density zero. Costs O(T N).
+    """
+    key_filter, key_path = jax.random.split(key)
+    settings = SMCSettings(max(num_particles, _MIN_PARTICLES), resampling=systematic)
+    filtered = loop(key_filter, fk, ctx, settings, HistorySettings("full"))
+    found = filtered.history
+    if backward:
+        path, _ = backward_path(key_path, fk, ctx, found.particles, found.log_w)
+        return path, filtered.log_evidence
+    last = choose(key_path, found.log_w[-1])[None]
+    lines = trace_paths(found.ancestors, found.particles, last)
+    return jax.tree_util.tree_map(lambda x: x[:, 0], lines), filtered.log_evidence
 
 
 def filtered_path(
     key: Any, space: StateSpace, values: Mapping[str, Any], method: ConditionalSMC
 ) -> dict[str, Any]:
-    """Draw a path from a particle filter.
+    """Values of such a path by site.
 
     Args:
         key: a typed key.
@@ -30,29 +64,17 @@ def filtered_path(
         values: constrained values of its parameters, among others.
         method: how paths will be drawn later.
 
-    Returns:
-        Values of the path by site. Of density zero where the filter collapsed, which raises unless traced.
-        Costs O(T N) for at least 100 particles.
-
     Raises:
-        WeightCollapse: if no particle explains an observation.
+        WeightCollapse: if no particle explains an observation; not where this is traced.
     """
     fk = space.feynman_kac
-    key_filter, key_path = jax.random.split(key)
-    params = {k: values[k] for k in space.params}
-    found = smc(
-        key_filter,
-        fk,
-        params,
-        num_particles=max(method.num_particles, _MIN_PARTICLES),
-        resampling="systematic",
-        history="full",
-        max_nonfinite=1.0,
-    ).history
-    if method.sampling == "backward":
-        path, _ = backward_path(key_path, fk, fk.prepare(params), found.particles, found.log_w)
-    else:
-        last = choose(key_path, found.log_w[-1])
-        lines = trace_paths(found.ancestors, found.particles, last[None])
-        path = jax.tree_util.tree_map(lambda x: x[:, 0], lines)
+    ctx = fk.prepare({k: values[k] for k in space.params})
+    backward = method.sampling == "backward"
+    path, log_z = starting_path(key, fk, ctx, method.num_particles, backward=backward)
+    if not isinstance(log_z, jax.core.Tracer) and log_z == -jnp.inf:
+        raise WeightCollapse(
+            "no particle of the filter that draws the first path explains the observations",
+            site=space.name,
+            remedy="start from other parameters, or with more particles: ConditionalSMC(num_particles=...)",
+        )
     return space.path_values(path)

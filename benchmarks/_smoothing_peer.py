@@ -9,15 +9,18 @@ import time
 
 import numpy as np
 import particles
-from particles import collectors, mcmc
+from particles import collectors, kalman, mcmc
 from particles import state_space_models as ssms
 
 
-class Model(ssms.LinearGauss):
-    """With the sum of x_{t-1} x_t."""
+class Model(kalman.LinearGauss):
+    """With the sum of x_{t-1} x_t, and the bound that rejection needs."""
 
     def add_func(self, t, xp, x):
         return xp * x if t > 0 else np.zeros_like(x)
+
+    def upper_bound_log_pt(self, t):
+        return -np.log(self.sigmaX) - 0.5 * np.log(2 * np.pi)
 
 
 def timed(repeats, call):
@@ -52,7 +55,7 @@ def main(path, tasks):
         def sweep(fk=fk, num=num):
             system = mcmc.CSMC(fk=fk, N=num, xstar=np.zeros(len(y)))
             system.run()
-            x = np.array(system.hist.backward_sampling_ON2(1))[:, 0]
+            x = np.array(system.hist.backward_sampling_ON2(1)).reshape(len(y), -1)[:, 0]
             return np.sum(x[:-1] * x[1:])
 
         call = {"PaRIS": paris, "FFBS": ffbs, "conditional SMC": sweep}[task]

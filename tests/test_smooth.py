@@ -218,6 +218,9 @@ def test_smoothing_refuses_what_it_cannot_do(key):
     y = data(T)
     with pytest.raises(MethodError, match="not an additive functional"):
         smooth(ar(y), 3.0, key=key)
+    bad = mcx.AdditiveFunctional(lambda a, b, t: {"x": b}, lambda x: x)
+    with pytest.raises(MethodError, match="do not add up"):
+        smooth(ar(y), bad, key=key)
     with pytest.raises(MethodError, match="not a smoother"):
         smooth(ar(y), lambda a, b, t: a, method=mcx.NUTS(), key=key)
     with pytest.raises(ModelError, match="no value for this site"):
@@ -334,6 +337,22 @@ def test_maximum_likelihood(key, name):
         assert found.se[site] == pytest.approx(se[i], rel=0.15)
         assert found.trace[site].shape == (300,)
     assert "rho = 0.8" in repr(found) and found.notes == ()
+
+
+def test_the_score_of_a_discrete_parameter_is_refused(key):
+    @mcx.model
+    def model(y):
+        level = mcx.sample("level", dist.Categorical(jnp.array([0.5, 0.5])))
+        mcx.markov(
+            "x",
+            initial=lambda u: dist.Normal(0.0, 1.0),
+            transition=lambda x, u: dist.Normal(x, 1.0),
+            emission=lambda x, u: dist.Normal(x + level, 1.0),
+            obs=y,
+        )
+
+    with pytest.raises(CapabilityError, match="discrete"):
+        mcx.smooth(model(data(4)), mcx.functionals.score(), params={"level": 1}, key=key)
 
 
 def test_maximize_refuses_what_it_cannot_do(key):

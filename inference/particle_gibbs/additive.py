@@ -157,10 +157,19 @@ class PathFunctional(Summand):
     def initial(self, fk: FeynmanKac, ctx: Any, extra: Any, x: Any, u: Any) -> Any:
         """See :class:`Summand`."""
         seen = self.view(x)
-        if self.functional.initial is not None:
-            return _float(self.functional.initial(seen))
-        term = jax.eval_shape(lambda x: _float(self.functional.step(x, x, jnp.int32(1))), seen)
-        return jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), term)
+        later = jax.eval_shape(lambda x: _float(self.functional.step(x, x, jnp.int32(1))), seen)
+        if self.functional.initial is None:
+            return jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), later)
+        first = _float(self.functional.initial(seen))
+        here, there = (jax.tree_util.tree_map(lambda a: tuple(a.shape), tree) for tree in (first, later))
+        if here != there:
+            raise MethodError(
+                "AdditiveFunctional(initial=...) and (step=...) do not add up",
+                expected=f"what step returns, of shapes {there}",
+                found=f"shapes {here}",
+                remedy="return the same structure of the same shapes from both",
+            )
+        return first
 
     def step(self, fk: FeynmanKac, ctx: Any, extra: Any, pair: tuple[Any, Any], u: Any, t: Any) -> Any:
         """See :class:`Summand`."""

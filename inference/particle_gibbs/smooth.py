@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import MethodError, WeightCollapse
-from mcx.inference.particle_gibbs.additive import AdditiveFunctional, Functional, Summand, summand_of
+from mcx.errors import CapabilityError, MethodError, WeightCollapse
+from mcx.inference.particle_gibbs.additive import AdditiveFunctional, Functional, Score, Summand, summand_of
 from mcx.inference.particle_gibbs.backward import check_backward
 from mcx.inference.particle_gibbs.ffbs import FFBS, ffbs_run
 from mcx.inference.particle_gibbs.paris import PaRIS, Recursion, forward, value
@@ -136,6 +136,8 @@ def smooth_model(
     fk.check()
     check_backward(name, fk, space.no_density)
     values = check_params(bound, space, params)
+    if isinstance(functional, Score):
+        _refuse_discrete(values)
     summand = summand_of(functional, fk, space.view)
     kernel = SmootherKernel(replace(code_of(fk), num_steps=fk.num_steps), summand, method)
     burn_in = method.burn_in if isinstance(method, PPG) else 0
@@ -160,6 +162,17 @@ def smooth_model(
     estimate = Estimate.of(result.draws, stats, info, notes, finish)
     _raise_faults(result.stats, method.num_particles, estimate)
     return estimate
+
+
+def _refuse_discrete(params: Mapping[str, Any]) -> None:
+    for name, given in params.items():
+        if not np.issubdtype(given.dtype, np.floating):
+            raise CapabilityError(
+                "the score is a derivative, and this parameter is discrete",
+                site=name,
+                expected="continuous parameters",
+                remedy="hold it fixed: bound.condition(...)",
+            )
 
 
 def _raise_faults(stats: Mapping[str, Any], num_particles: int, estimate: Estimate | None) -> None:

@@ -319,21 +319,11 @@ def _to_datatree(filtered: Filtered) -> xr.DataTree:
         particles["log_weight"] = np.asarray(filtered.record.log_w)
         groups["weighted_posterior"] = dataset(particles, axes, ["chain", time, "particle"])
     tree = DataTree.from_dict(groups, name="mcx")
-    info = filtered.info
     tree.attrs = {
-        "mcx_version": __version__,
         "model": filtered.bound.name,
-        "method": info.method,
-        "settings": json.dumps(dict(info.settings), default=str),
         "params": json.dumps({k: np.asarray(v).tolist() for k, v in filtered.params.items()}),
         "log_evidence": float(filtered.log_evidence),
         "log_evidence_se": float(filtered.log_evidence_se),
-        "key": info.key,
-        "complete": int(info.complete),
-        "compile_time": info.compile_time,
-        "run_time": info.run_time,
-        "dtype": info.dtype,
-        "device": info.device,
-        "versions": json.dumps(dict(info.versions)),
+        **filtered.info.attributes(),
     }
     return tree

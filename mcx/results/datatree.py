@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -158,23 +157,11 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _attributes(posterior: Posterior) -> dict[str, Any]:
-    """Root attributes; only strings and numbers, which every file format can hold."""
-    info = posterior.info
+    """Root attributes."""
     attributes: dict[str, Any] = {
         "mcx_schema": SCHEMA,
-        "mcx_version": __version__,
         "model": posterior.bound.name,
-        "method": info.method,
-        "settings": json.dumps(dict(info.settings), default=str),
-        "key": info.key,
-        "num_warmup": info.num_warmup,
-        "complete": int(info.complete),
-        "num_nonfinite": info.num_nonfinite,
-        "compile_time": info.compile_time,
-        "run_time": info.run_time,
-        "dtype": info.dtype,
-        "device": info.device,
-        "versions": json.dumps(dict(info.versions)),
+        **posterior.info.attributes(),
     }
     if posterior.log_evidence is not None:
         attributes["log_evidence"] = float(jnp.asarray(posterior.log_evidence))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from mcx._version import __version__
 from mcx.results.posterior import RunInfo
 
 if TYPE_CHECKING:
@@ -105,7 +103,6 @@ class Estimate:
         for name, x in self.stats.items():
             dims = ["chain", "iteration", "time"][: np.ndim(x)]
             stats[name] = (dims, np.asarray(x))
-        info = self.info
         tree = xr.DataTree.from_dict(
             {
                 "estimates": dataset({**named(self.value, ""), **named(self.se, "se_")}, []),
@@ -114,18 +111,7 @@ class Estimate:
             },
             name="mcx",
         )
-        tree.attrs = {
-            "mcx_version": __version__,
-            "method": info.method,
-            "settings": json.dumps(dict(info.settings), default=str),
-            "key": info.key,
-            "complete": int(info.complete),
-            "compile_time": info.compile_time,
-            "run_time": info.run_time,
-            "dtype": info.dtype,
-            "device": info.device,
-            "versions": json.dumps(dict(info.versions)),
-        }
+        tree.attrs = self.info.attributes()
         return tree
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -88,6 +89,23 @@ class RunInfo:
             dtype=str(dtype),
             num_nonfinite=result.num_nonfinite if num_nonfinite is None else num_nonfinite,
         )
+
+    def attributes(self) -> dict[str, Any]:
+        """As attributes of a file: strings and numbers, which every format can hold."""
+        return {
+            "mcx_version": __version__,
+            "method": self.method,
+            "settings": json.dumps(dict(self.settings), default=str),
+            "key": self.key,
+            "num_warmup": self.num_warmup,
+            "complete": int(self.complete),
+            "num_nonfinite": self.num_nonfinite,
+            "compile_time": self.compile_time,
+            "run_time": self.run_time,
+            "dtype": self.dtype,
+            "device": self.device,
+            "versions": json.dumps(dict(self.versions)),
+        }
 
 
 def fields_of(method: Any) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def test_plates_dictionaries_clocks_inputs_and_the_state_before(key):
     means = np.stack([rich_exactly(i).filtered_means[:, 0] for i in range(2)], 1)
     check_mean(found.record.mean["x"], means, delta=0.2, independent=True)
     assert found.to_datatree()["filtering"]["x"].dims == ("time", "series")
-    assert set(found.state.particles) == {"sites", "carry", "before"}
+    assert set(found.state.particles) == {"sites", "carry", "before", "start"}
     # x itself is in the carry once, as a site; before holds x and t as the observation sees them
     assert [v.dtype for v in found.state.particles["carry"]] == [jnp.int32]
     assert len(found.state.particles["before"]) == 2

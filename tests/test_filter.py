@@ -474,6 +474,17 @@ class TestSeveralChains:
         assert abs(found.log_evidence - truth.log_evidence) < 6 * found.log_evidence_se < 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["linear_gaussian_learning", "chaotic_rnn"])
+def test_examples_that_learn(example, tmp_path):
+    script = Path(__file__).parent.parent / "examples" / f"{example}.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "maximum likelihood" in done.stdout and "nan" not in done.stdout
+    assert (tmp_path / "out" / f"{example}.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("example", slow_unless([], ["nile", "stochastic_volatility"]))
 def test_examples(example, tmp_path):
     script = Path(__file__).parent.parent / "examples" / f"{example}.py"

@@ -94,7 +94,7 @@ def score() -> Score:
     By Fisher's identity it is the smoothed expectation of the derivative of the joint log density, which is
     additive: no derivative is taken of a resampling step.
 
-    Source: Cappé, Moulines and Rydén (2005), section 10.1.6; Poyiadjis, Doucet and Singh (2011).
+    Source: Cappé, Moulines and Rydén (2005), chapter 10; Poyiadjis, Doucet and Singh (2011).
     """
     return Score()
 

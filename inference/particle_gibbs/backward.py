@@ -4,7 +4,7 @@ Given a particle x at time t, the backward kernel draws an index l of the system
 proportion to ``W_l m_t(x_l, x) G_t(x_l, x)``, where W are that system's weights. Exact draws cost O(N) each.
 Independent Metropolis-Hastings steps that propose from the weights cost O(1) each and leave the same law
 invariant; started at the particle's ancestor, which has that law already, they need not converge to anything:
-one or two of them renew the index (Dau and Chopin 2023, section 3.3).
+one or two of them renew the index (Dau and Chopin 2023).
 """
 
 from __future__ import annotations

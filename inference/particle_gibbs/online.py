@@ -57,7 +57,7 @@ class OnlineSmoother:
         MethodError: for a functional with ``by_time=True``, which has no end here.
         The errors of :func:`mcx.smooth`.
 
-    Source: Olsson and Westerborn (2017), algorithm 2.
+    Source: Olsson and Westerborn (2017).
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class PaRIS:
         num_steps: Metropolis-Hastings steps of a draw.
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
 
-    Source: Olsson and Westerborn (2017), algorithm 2; "imh": Dau and Chopin (2023); "all": Del Moral, Doucet
+    Source: Olsson and Westerborn (2017); "imh": Dau and Chopin (2023); "all": Del Moral, Doucet
     and Singh (2010).
     """
 

@@ -38,7 +38,7 @@ class PPG:
         num_steps: Metropolis-Hastings steps of a draw; with 0 the path hardly mixes.
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
 
-    Source: Cardoso, Janati El Idrissi, Le Corff, Moulines and Olsson (2023), algorithms 1 and 2.
+    Source: Cardoso, Janati El Idrissi, Le Corff, Moulines and Olsson (2023).
     """
 
     num_particles: int = 100

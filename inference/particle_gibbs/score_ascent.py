@@ -60,7 +60,7 @@ class ScoreAscent:
         num_information: steps at each of 2 d points near the maximum, d parameters, whose scores' differences
             give the observed information; 0 leaves the standard errors out.
 
-    Source: Cardoso, Janati El Idrissi, Le Corff, Moulines and Olsson (2023), section 4.
+    Source: Cardoso, Janati El Idrissi, Le Corff, Moulines and Olsson (2023).
     """
 
     smoother: Smoother = field(default_factory=lambda: PPG(num_iterations=2, burn_in=0))

@@ -160,6 +160,8 @@ class FeynmanKac:
             ``jax.tree_util.Partial`` that carries data.
         log_transition: ``(ctx, x_prev, x, u) -> scalar``, log density of M_t with respect to a fixed measure,
             or None: backward sampling, PaRIS and ancestor sampling need it.
+        log_peak: ``(ctx, x_prev, u) -> scalar``, the largest value of log m_t(x_prev, x) over x, or more, or
+            None: backward sampling by rejection needs it.
         log_initial: ``(ctx, x, u) -> scalar``, log density of M_0, or None: the score needs it.
         log_lookahead: ``(ctx, x, u_next) -> scalar``, how promising a particle is for the next potential, in
             logarithm, or None: resampling then takes it into account and the weights correct for it (the
@@ -179,6 +181,7 @@ class FeynmanKac:
     inputs: Any = None
     prepare: Any = field(default=jax.tree_util.Partial(_same))
     log_transition: Callable[..., Any] | None = field(default=None, metadata={"static": True})
+    log_peak: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     log_initial: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     log_lookahead: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     adapt: Callable[..., Any] | None = field(default=None, metadata={"static": True})

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import slow_unless
-from test_conditional_smc import CODE, INITIAL, LIKELIHOOD, TRANSITION, T, model, total_variation
+from test_conditional_smc import INITIAL, LIKELIHOOD, TRANSITION, model, total_variation
 
 from mcx.inference.particle_gibbs import paris as paris_module
 from mcx.inference.particle_gibbs import ppg as ppg_module
@@ -25,15 +25,16 @@ FUNCTIONAL = AdditiveFunctional(
     lambda x_prev, x, t: jnp.stack([1.0 * x_prev * x * t, 1.0 * (x_prev < x)]),
     lambda x: jnp.stack([2.0 * x, 0.0]),
 )
-X = LAW.paths
-VALUES = np.stack(
-    [
-        2 * X[:, 0] + sum(t * X[:, t - 1] * X[:, t] for t in range(1, T)),
-        sum(X[:, t - 1] < X[:, t] for t in range(1, T)),
-    ],
-    1,
-)
-EXACT = LAW.probabilities @ VALUES
+
+
+def values(paths):
+    """The functional of paths."""
+    x, then = paths[:, :-1], paths[:, 1:]
+    steps = np.arange(1, paths.shape[1])
+    return np.stack([2 * paths[:, 0] + (x * then) @ steps, (x < then).sum(1)], 1)
+
+
+EXACT = LAW.probabilities @ values(LAW.paths)
 
 
 def recursion(fk, method, functional=FUNCTIONAL):
@@ -48,16 +49,16 @@ def properly_weighted(run):
     return weight.sum(), weight @ np.asarray(estimate, float)
 
 
-def after_one_sweep(fk, method, law=LAW):
+def after_one_sweep(fk, method, law=LAW, **options):
     """Outcomes of a conditional sweep from a path drawn from the exact law."""
     paths, log_p = jnp.asarray(law.paths), jnp.asarray(np.log(law.probabilities))
 
     def run(key):
         key_path, key_sweep = jax.random.split(key)
         new, estimate, _, _ = ppg_sweep(key_sweep, recursion(fk, method), paths[choose(key_path, log_p)])
-        return new @ jnp.asarray(CODE[: fk.num_steps]), estimate
+        return new @ jnp.asarray(2 ** np.arange(fk.num_steps)), estimate
 
-    return enumerate_outcomes(run, jax.random.key(0))
+    return enumerate_outcomes(run, jax.random.key(0), **options)
 
 
 PPG_CASES = {
@@ -91,20 +92,33 @@ def test_ppg_is_exact_in_double_precision(case):
     np.testing.assert_allclose(found.mean(estimate), EXACT, rtol=1e-12)
 
 
+@pytest.mark.x64
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [{"num_steps": 2}, {"num_steps": 3}, {"num_backward": 2}, {"num_particles": 3}]
+    ("times", "options"),
+    [
+        (4, {"num_steps": 0}),
+        (4, {"num_steps": 1}),
+        (4, {"num_steps": 2}),
+        (4, {"backward": "exact"}),
+        (3, {"num_steps": 5}),
+        (3, {"num_steps": 1, "num_particles": 3}),
+        (3, {"backward": "exact", "num_particles": 3}),
+        (2, {"num_steps": 2, "num_particles": 3}),
+        (2, {"num_steps": 1, "num_backward": 2}),
+    ],
 )
-def test_ppg_with_more_of_everything(more):
-    """Two times, which is what there is room for: more steps, more draws, more particles."""
-    fk = dataclasses.replace(model(), num_steps=2, inputs=jnp.asarray(LIKELIHOOD[:2]))
-    law = path_law(INITIAL, TRANSITION, np.log(LIKELIHOOD[:2]))
-    found = after_one_sweep(fk, PPG(**{"num_particles": 2, "num_backward": 1, "threshold": 1.0, **more}), law)
+def test_ppg_with_more_of_everything(times, options):
+    """More times, steps, draws and particles, as far as there is room for all outcomes."""
+    likelihood = np.concatenate([LIKELIHOOD, [[0.3, 0.7]]])[:times]
+    fk = dataclasses.replace(model(), num_steps=times, inputs=jnp.asarray(likelihood))
+    law = path_law(INITIAL, TRANSITION, np.log(likelihood))
+    method = PPG(**{"num_particles": 2, "num_backward": 1, "threshold": 1.0, **options})
+    found = after_one_sweep(fk, method, law, max_outcomes=2**23)
     code, estimate = found.outcomes
-    assert total_variation(code, found.probabilities, law, 2) < 1e-7
-    x = law.paths
-    exact = law.probabilities @ np.stack([2 * x[:, 0] + x[:, 0] * x[:, 1], x[:, 0] < x[:, 1]], 1)
-    np.testing.assert_allclose(found.mean(estimate), exact, rtol=1e-6)
+    exact_law = np.bincount(law.paths @ 2 ** np.arange(times), law.probabilities)
+    assert 0.5 * np.abs(np.bincount(code, found.probabilities) - exact_law).sum() < 1e-12
+    np.testing.assert_allclose(found.mean(estimate), law.probabilities @ values(law.paths), rtol=1e-12)
 
 
 @pytest.mark.parametrize("defect", ["sorted ancestors", "weights of the wrong time"])

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import CapabilityError, MethodError
+from mcx.inference.particle_gibbs.rejection import by_rejection
 from mcx.model.chain import sources
 from mcx.ops.logspace import normalize
 from mcx.ops.random import accept, choose
@@ -30,20 +31,22 @@ __all__ = [
     "parents",
 ]
 
-KINDS = ("imh", "exact")
+KINDS = ("imh", "exact", "hybrid")
 _MAX_ENTRIES = 2**24  # of a table of pairs of particles: beyond, its rows are made batch by batch
 
 
-def check_backward(method: str, fk: FeynmanKac, reason: str = "") -> None:
+def check_backward(method: str, fk: FeynmanKac, kind: str, reason: str = "") -> None:
     """Raise unless a model has what backward sampling needs.
 
     Args:
         method: who asks.
         fk: the model.
+        kind: of the backward draws.
         reason: why it has no transition density, if it is known.
 
     Raises:
-        CapabilityError: without a transition density, and with kernels that adapt to the population.
+        CapabilityError: without a transition density, with kernels that adapt to the population, and for
+            "hybrid" without a bound of the density.
     """
     if fk.adapt is not None:
         raise CapabilityError(
@@ -55,6 +58,13 @@ def check_backward(method: str, fk: FeynmanKac, reason: str = "") -> None:
             f"{method} needs the density of the transition" + (f": {reason}" if reason else ""),
             expected="FeynmanKac(log_transition=...), or a chain whose steps have densities",
             remedy="trace genealogies instead: mcx.filter(..., history='full').paths(...)",
+        )
+    if kind == "hybrid" and fk.log_peak is None:
+        raise CapabilityError(
+            f"{method}(backward='hybrid') needs the largest value of the transition's density",
+            expected="FeynmanKac(log_peak=...), or mcx.markov without a proposal=, with transitions of "
+            "families whose mode has a closed form",
+            remedy="use backward='imh' or 'exact', which need none",
         )
 
 
@@ -90,27 +100,35 @@ def parents(
         after: particles of t, (n, ...), and the indices of their ancestors, (n,) int32.
         u: input of t.
         num_draws: draws a particle, M; independent given the systems and the ancestors.
-        kind: "exact" or "imh".
+        kind: "exact", "imh", or "hybrid": exact draws by rejection as long as that pays.
         num_steps: Metropolis-Hastings steps of a draw, for "imh"; 0 gives the ancestors.
 
     Returns:
-        int32 indices (n, M). Costs O(n M num_steps + N), exact draws O(n (N + M log N)).
+        int32 indices (n, M). Costs O(n M num_steps + N), exact draws O(n (N + M log N)), "hybrid" between
+        O(n M + N) and a small multiple of the latter, as proposals are accepted or not.
     """
     x_prev, log_w = before
     x, ancestors = after
-    if kind == "exact":
-        keys = jax.random.split(key, ancestors.shape[0])
-
-        def row(key: Any, x: Any) -> Any:
-            return choose(key, _row(fk, ctx, before, x, u), (num_draws,))
-
-        return _rows(row, (keys, x), log_w.shape[0])
-
-    pair = _pair(fk, ctx, u)
+    pair = _pair(fk, ctx, u, bounded=kind == "hybrid")
 
     def density(index: Any) -> Any:  # (n, M) to (n, M)
         each = jax.vmap(jax.vmap(pair, (0, None)))
         return each(jax.tree_util.tree_map(lambda a: a[index], x_prev), x)
+
+    def exactly(key: Any, x: Any) -> Any:
+        return choose(key, _row(fk, ctx, before, x, u), (num_draws,))
+
+    if kind == "exact":
+        keys = jax.random.split(key, ancestors.shape[0])
+        return _rows(exactly, (keys, x), log_w.shape[0])
+    if kind == "hybrid":
+        peak = fk.log_peak
+        assert peak is not None
+        peaks = jax.vmap(lambda x: peak(ctx, x, u))(x_prev)
+        bound = jnp.max(jnp.where(log_w > -jnp.inf, peaks, -jnp.inf))
+        key, key_exact = jax.random.split(key)
+        rows = (jax.random.split(key_exact, ancestors.shape[0]), x)
+        return by_rejection(key, log_w, lambda index: density(index) - bound, exactly, rows, num_draws)
 
     current = jnp.broadcast_to(ancestors[:, None], (ancestors.shape[0], num_draws))
     if num_steps == 0:
@@ -191,8 +209,11 @@ def backward_path(key: Any, fk: FeynmanKac, ctx: Any, particles: Any, log_w: Any
     return jax.tree_util.tree_map(lambda x: x[:, 0], path), indices[:, 0]
 
 
-def _pair(fk: FeynmanKac, ctx: Any, u: Any) -> Any:
-    """``(x_prev, x) -> log m_t(x_prev, x) G_t(x_prev, x)``, without G where that is a constant of x_prev."""
+def _pair(fk: FeynmanKac, ctx: Any, u: Any, bounded: bool = False) -> Any:
+    """``(x_prev, x) -> log m_t(x_prev, x) G_t(x_prev, x)``, without G where that is a constant of x_prev.
+
+    Where it has to be bounded by ``fk.log_peak``, G must be such a constant.
+    """
     density = fk.log_transition
     assert density is not None
 
@@ -201,6 +222,12 @@ def _pair(fk: FeynmanKac, ctx: Any, u: Any) -> Any:
         # left out, a large constant cannot round the small differences that matter
         past: Any = jax.tree_util.tree_map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x_prev)
         if sources(lambda x_prev: fk.log_potential(ctx, x_prev, x, u), {"x_prev": past}):
+            if bounded:
+                raise CapabilityError(
+                    "backward='hybrid' bounds the transition's density alone",
+                    expected="potentials that do not depend on the particle before",
+                    remedy="use backward='imh' or 'exact'",
+                )
             log_m = log_m + fk.log_potential(ctx, x_prev, x, u)
         return jnp.where(jnp.isnan(log_m), -jnp.inf, log_m)
 

@@ -25,12 +25,14 @@ class FFBS:
     Attributes:
         num_particles: N.
         num_paths: independent paths given the filter's history.
-        backward: "imh" (Metropolis-Hastings steps from the particle's ancestor: O(1) a path and time) or
-            "exact" (O(N)).
+        backward: "imh" (Metropolis-Hastings steps from the particle's ancestor: O(1) a path and time),
+            "exact" (O(N)), or "hybrid" (exact, by rejection as long as that pays: O(1) to O(N); needs
+            transitions whose largest density is known).
         num_steps: Metropolis-Hastings steps of a draw.
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
 
-    Source: Godsill, Doucet and West (2004), algorithm 1; "imh": Bunch and Godsill (2013).
+    Source: Godsill, Doucet and West (2004), algorithm 1; "imh": Bunch and Godsill (2013);
+    "hybrid": Dau and Chopin (2023).
     """
 
     num_particles: int = 1000

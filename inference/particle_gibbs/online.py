@@ -86,7 +86,7 @@ class OnlineSmoother:
             name=name,
         )
         space = self.filter.space
-        check_backward("OnlineSmoother", space.feynman_kac, space.no_density)
+        check_backward("OnlineSmoother", space.feynman_kac, smoothing.backward, space.no_density)
         summand = summand_of(self.functional, space.feynman_kac, space.view)
         self._static = (self.filter.code, self.filter.settings, summand, smoothing)
         self._given = (self.filter.context, summand.prepare(space.feynman_kac, self.filter.params))

@@ -17,7 +17,7 @@ from mcx.target import FeynmanKac
 
 __all__ = ["KINDS", "PaRIS", "Recursion", "Smoothing", "Trail", "check_numbers", "forward", "value"]
 
-KINDS = ("imh", "exact", "all")
+KINDS = ("imh", "exact", "hybrid", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,9 @@ class PaRIS:
         num_particles: N.
         num_backward: draws a particle and step, M; 1 degenerates as genealogies do.
         backward: "imh" (Metropolis-Hastings steps from the particle's ancestor: O(N) a step), "exact" (draws
-            from the backward kernel: O(N^2)), or "all" (its expectation instead of draws: O(N^2), the forward
-            form of forward-filtering backward-smoothing).
+            from the backward kernel: O(N^2)), "hybrid" (the same by rejection as long as that pays: O(N) to
+            O(N^2); needs transitions whose largest density is known), or "all" (its expectation instead of
+            draws: O(N^2), the forward form of forward-filtering backward-smoothing).
         num_steps: Metropolis-Hastings steps of a draw.
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
 

@@ -33,8 +33,8 @@ class PPG:
         num_iterations: sweeps, k.
         burn_in: leading sweeps left out of the average, k0.
         num_backward: draws a particle and step, M.
-        backward: "imh" (Metropolis-Hastings steps from the particle's ancestor) or "exact"; both leave the
-            smoothing law invariant.
+        backward: "imh" (Metropolis-Hastings steps from the particle's ancestor), "exact" or "hybrid"; all
+            leave the smoothing law invariant.
         num_steps: Metropolis-Hastings steps of a draw; with 0 the path hardly mixes.
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
 

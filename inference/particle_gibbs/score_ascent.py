@@ -212,7 +212,7 @@ def maximize_model(
     space = state_space(bound, block)
     fk = space.feynman_kac
     fk.check()
-    check_backward("maximize", fk, space.no_density)
+    check_backward("maximize", fk, method.smoother.backward, space.no_density)
     summand_of(Score(), fk, space.view)
     target = _parameters(bound, space)
     kernel = _Ascent(method, space.params)

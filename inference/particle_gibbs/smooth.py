@@ -134,7 +134,7 @@ def smooth_model(
     space = state_space(bound, block)
     fk = space.feynman_kac
     fk.check()
-    check_backward(name, fk, space.no_density)
+    check_backward(name, fk, method.backward, space.no_density)
     values = check_params(bound, space, params)
     if isinstance(functional, Score):
         _refuse_discrete(values)

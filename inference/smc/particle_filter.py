@@ -267,6 +267,7 @@ def code_of(fk: FeynmanKac) -> FeynmanKac:
     return dataclasses.replace(
         bare,
         log_transition=fk.log_transition,
+        log_peak=fk.log_peak,
         log_initial=fk.log_initial,
         log_lookahead=fk.log_lookahead,
         adapt=fk.adapt,

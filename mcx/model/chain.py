@@ -67,8 +67,8 @@ class Chain(Protocol):
 
         initial: ``(lane, u)``; transition: ``(lane, x_prev, u)``; potential_0 and density_0: ``(x, u)``;
         potential and density: ``(x_prev, x, u)``; observe: ``(key, x, u) -> {site: value}``; lookahead:
-        ``(x, u_next)``. Where a particle holds more than values of sites, those it is made from: place_0:
-        ``({site: value}, u)``; place: ``(x_prev, {site: value}, u)``.
+        ``(x, u_next)``; peak, where it is known: ``(x_prev, u)``. Where a particle holds more than values of
+        sites, those it is made from: place_0: ``({site: value}, u)``; place: ``(x_prev, {site: value}, u)``.
         """
         ...
 
@@ -135,6 +135,10 @@ class ChainCode:
     def log_transition(self, ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
         """Log density of x_t given x_{t-1}."""
         return self.code["density"](ctx["density"], x_prev, x, u)
+
+    def log_peak(self, ctx: Any, x_prev: Any, u: Any) -> Any:
+        """Largest log density of x_t given x_{t-1}."""
+        return self.code["peak"](ctx["peak"], x_prev, u)
 
     def log_initial(self, ctx: Any, x: Any, u: Any) -> Any:
         """Log density of x_0."""

@@ -16,6 +16,7 @@ from mcx.model.chain import Functions, latent_shapes, refuse_dependent_series, r
 from mcx.model.density import site_log_prob
 from mcx.model.markov import MarkovBlock, collect_blocks
 from mcx.model.pathlaw import bare, draw_components, log_density, masked_log_prob, missing_filled
+from mcx.model.peaks import has_peak, log_peak
 from mcx.ops.hoist import hoist
 from mcx.ops.lanes import Lane
 from mcx.target import Target
@@ -58,7 +59,7 @@ class MarkovChain:
 
     def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
         """See :class:`~mcx.model.chain.Chain`."""
-        return _functions(self._read(data, params)[0], self._guided, self.looks_ahead)
+        return _functions(self._read(data, params)[0], self._guided, self.looks_ahead, self._bounded)
 
     def series(self, data: Any) -> dict[str, Any]:
         """See :class:`~mcx.model.chain.Chain`."""
@@ -127,6 +128,8 @@ class MarkovChain:
                 remedy="give emission= and obs=; draws from the chain alone are those of simulate",
             )
         self._refuse_improper(block)
+        next_laws = block.law.transition(bare(_zeros(block)), block.law.first_input)
+        self._bounded = not self.guided and all(has_peak(fn) for fn in next_laws.values())
         u = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
         )
@@ -140,6 +143,7 @@ class MarkovChain:
             "potential": (x, x, u),
             "density_0": (x, u),
             "density": (x, x, u),
+            "peak": (x, u),
             "observe": (key, x, u),
             "lookahead": (x, u),
         }
@@ -147,11 +151,8 @@ class MarkovChain:
 
     def _refuse_improper(self, block: MarkovBlock) -> None:
         law = block.law
-        zeros = bare({k: jnp.zeros(s.shape, s.dtype) for k, s in law.shapes.items()})
-        for what, laws in (
-            ("initial state", law.start),
-            ("next state", law.transition(zeros, law.first_input)),
-        ):
+        after = law.transition(bare(_zeros(block)), law.first_input)
+        for what, laws in (("initial state", law.start), ("next state", after)):
             for key, fn in laws.items():
                 if capture.is_improper(fn):
                     raise CapabilityError(
@@ -187,7 +188,11 @@ class MarkovChain:
                 )
 
 
-def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool) -> Functions:
+def _zeros(block: MarkovBlock) -> dict[str, Any]:
+    return {k: jnp.zeros(s.shape, s.dtype) for k, s in block.law.shapes.items()}
+
+
+def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool, bounded: bool) -> Functions:
     """One time's functions of a block, as the loop needs them; ``u`` holds inputs, observations and masks."""
     law, emission = block.law, block.emission
     assert emission is not None
@@ -257,6 +262,9 @@ def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool) -> Functions
         laws = emission(x, u["u"])
         return {block.observed[k]: fn.sample(keys[i]) for i, (k, fn) in enumerate(laws.items())}
 
+    def peak(x_prev: Any, u: Any) -> Any:
+        return sum((log_peak(fn) for fn in then(x_prev, u).values()), start=jnp.zeros(()))
+
     def lookahead(x: Any, u: Any) -> Any:
         y, gone = known(x, u)
         assert block.lookahead is not None
@@ -271,7 +279,8 @@ def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool) -> Functions
         "density": density,
         "observe": observe,
     }
-    return {**functions, "lookahead": lookahead} if looks_ahead else functions
+    optional = {"lookahead": (looks_ahead, lookahead), "peak": (bounded, peak)}
+    return functions | {role: fn for role, (wanted, fn) in optional.items() if wanted}
 
 
 def _proposals(block: MarkovBlock) -> tuple[Any, Any]:

@@ -69,6 +69,7 @@ def state_space(
         inputs=inputs,
         prepare=jax.tree_util.Partial(code.prepare, target.data),
         log_transition=None if chain.no_density else code.log_transition,
+        log_peak=code.log_peak if "peak" in code.code and not chain.no_density else None,
         log_initial=code.log_initial if "density_0" in code.code and not chain.no_density else None,
         log_lookahead=code.log_lookahead if chain.looks_ahead else None,
         laned=True,

@@ -38,7 +38,7 @@ class Enumeration(NamedTuple):
 
     Attributes:
         outcomes: what the function returned, each leaf with a leading axis L.
-        probabilities: (L,) float64, sums to 1. Several outcomes may be equal.
+        probabilities: (L,) float64, sums to 1.
     """
 
     outcomes: Any
@@ -84,8 +84,9 @@ def enumerate_outcomes(
 
     The function is traced as ``jax.jit`` would, so it may use ``vmap``, ``scan`` and ``jit`` at will. Then it
     runs from choice to choice for all outcomes so far at once; at each choice every outcome is continued with
-    each index of positive probability. Probabilities are computed in float64 from the weights that the
-    function computes (float32 unless JAX's x64 mode is on).
+    each index of positive probability, and outcomes that no later step can tell apart become one.
+    Probabilities are computed in float64 from the weights that the function computes (float32 unless JAX's
+    x64 mode is on).
 
     To enumerate a kernel from every starting point in one go, draw the starting point with ``ops.choose``,
     too: with the target's log probabilities, the law of the result is the target exactly if the kernel

@@ -59,6 +59,8 @@ def expand(program: Program, limit: int, batch: int, check_keys: bool) -> tuple[
                 pending.append(step)
             continue
         rows |= _advance(pending, last_use, k, shared, rows, len(probabilities), batch)
+        rows = {i: v for i, v in rows.items() if last_use.get(i, -1) >= k}
+        rows, probabilities = _merge(rows, probabilities)
         pending = []
         p = _probabilities(step, *(_host(rows, shared, i) for i in step.inputs))
         parents, picks, factors = _expand(p, step.repeats, len(probabilities), limit, program, k)
@@ -66,6 +68,7 @@ def expand(program: Program, limit: int, batch: int, check_keys: bool) -> tuple[
         rows = {i: v[parents] for i, v in rows.items() if last_use.get(i, -1) > k}
         rows[step.outputs[0]] = picks.reshape(len(parents), *step.shape).astype(step.dtype)
     rows |= _advance(pending, last_use, len(steps), shared, rows, len(probabilities), batch)
+    rows, probabilities = _merge({i: rows[i] for i in program.outputs if i in rows}, probabilities)
     count = len(probabilities)
     outputs = []
     for i in program.outputs:
@@ -117,6 +120,25 @@ def _advance(
         return {i: v[:count] for i, v in parts[0].items()}
     join: Any = lambda xs: jnp.concatenate(xs) if _is_key(xs[0]) else np.concatenate(xs)  # noqa: E731
     return {i: join([p[i] for p in parts])[:count] for i in wanted}
+
+
+def _merge(rows: dict[int, Any], probabilities: np.ndarray) -> tuple[dict[int, Any], np.ndarray]:
+    """Make one outcome of those whose values are the same, bit for bit: what follows is the same, too."""
+    columns = [np.asarray(jax.random.key_data(v)) if _is_key(v) else v for v in rows.values() if v.size]
+    if not columns or len(probabilities) == 1:
+        return rows, probabilities
+    table = np.concatenate(
+        [np.ascontiguousarray(c).reshape(len(c), -1).view(np.uint8) for c in columns], axis=1
+    )
+    whole = np.ascontiguousarray(table).view(np.dtype((np.void, table.shape[1]))).reshape(-1)
+    _, first, where = np.unique(whole, return_index=True, return_inverse=True)
+    if len(first) == len(whole):
+        return rows, probabilities
+    order = np.argsort(first)  # outcomes stay in the order in which they were found
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    merged = np.bincount(place[where.reshape(-1)], probabilities, len(first))
+    return {i: v[first[order]] for i, v in rows.items()}, merged
 
 
 def _host(rows: dict[int, Any], shared: dict[int, Any], i: int) -> np.ndarray:

@@ -66,6 +66,7 @@ _LAZY = {
     "PathGibbs": "mcx.inference.particle_gibbs.numpyro_block",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
     "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
+    "ScoreClimbing": "mcx.inference.particle_gibbs.score_climbing",
     "enable_compilation_cache": "mcx.cache",
     "smc": "mcx.inference.smc.smc",
 }
@@ -95,6 +96,7 @@ __all__ = [
     "RandomWalk",
     "Run",
     "ScoreAscent",
+    "ScoreClimbing",
     "Target",
     "__version__",
     "deterministic",

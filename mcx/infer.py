@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from mcx.errors import MethodError, ModelError
 from mcx.model.bound import BoundModel, Model
@@ -16,9 +16,11 @@ from mcx.results.posterior import Posterior
 
 if TYPE_CHECKING:
     from mcx.inference.particle_gibbs.score_ascent import Maximum, ScoreAscent
+    from mcx.inference.particle_gibbs.score_climbing import ScoreClimbing
     from mcx.inference.particle_gibbs.smooth import Smoother
     from mcx.inference.smc.filtered import Filtered
     from mcx.inference.smc.particle_filter import ParticleFilter
+    from mcx.results.approximation import Approximation
     from mcx.results.estimate import Estimate
 
 __all__ = ["Method", "filter", "infer", "maximize", "program", "smooth"]
@@ -220,43 +222,84 @@ def smooth(
     )
 
 
+@overload
 def maximize(
     bound: BoundModel,
     *,
     method: ScoreAscent | None = None,
     init: Mapping[str, Any] | None = None,
     key: Any,
+    num_chains: int = 8,
     name: str | None = None,
     progress: Any = True,
-) -> Maximum:
-    """Maximum likelihood of a state-space model's parameters, by ascent along smoothed scores.
+) -> Maximum: ...
 
-    Priors only say where parameters live.
+
+@overload
+def maximize(
+    bound: BoundModel,
+    *,
+    method: ScoreClimbing,
+    init: Any = None,
+    key: Any,
+    num_chains: int = 8,
+    name: str | None = None,
+    progress: Any = True,
+) -> Approximation: ...
+
+
+def maximize(
+    bound: BoundModel,
+    *,
+    method: ScoreAscent | ScoreClimbing | None = None,
+    init: Any = None,
+    key: Any,
+    num_chains: int = 8,
+    name: str | None = None,
+    progress: Any = True,
+) -> Maximum | Approximation:
+    """Climb along scores: to the maximum likelihood of parameters, or to a family's best fit to a posterior.
+
+    With :class:`mcx.ScoreAscent`, the parameters of a state-space model move along smoothed scores; priors
+    only say where parameters live. With :class:`mcx.ScoreClimbing`, a family of distributions on
+    unconstrained space is fitted to the posterior of any model.
 
     Args:
-        bound: a model with a Markov chain and its data; every other latent site is a parameter.
+        bound: a model and its data; for ``ScoreAscent`` one with a Markov chain, every other latent site
+            being a parameter.
         method: :class:`mcx.ScoreAscent` by default.
-        init: constrained values to start from, ``{"phi": 0.5}``; zeros of unconstrained space by default.
+        init: constrained values to start from, ``{"phi": 0.5}``; zeros of unconstrained space by default. For
+            ``ScoreClimbing``, where chains start, see :func:`infer`.
         key: a typed JAX key or an int.
+        num_chains: chains of ``ScoreClimbing``; ``ScoreAscent(num_smoothers=...)`` has its own.
         name: of the Markov chain, where the model has several.
         progress: see :func:`infer`.
 
     Returns:
-        Estimates, standard errors from the observed information, and the way there. Interrupted by Ctrl-C,
-        the average of the last of the steps taken, with ``complete=False``.
+        Estimates, standard errors from the observed information, and the way there; or the fitted
+        distribution and how well it fits. Interrupted by Ctrl-C, what was reached, with ``complete=False``.
 
     Raises:
         CapabilityError: if the chain's steps have no density, or a parameter is discrete.
         InitializationError: if ``init`` does not fit the model.
         NonFiniteError: if the score is no number.
     """
-    _check_state_space(bound, "maximize", {}, None)
     from mcx.inference.particle_gibbs.score_ascent import ScoreAscent, maximize_model
+    from mcx.inference.particle_gibbs.score_climbing import ScoreClimbing, climb
 
     method = ScoreAscent() if method is None else method
+    if isinstance(method, ScoreClimbing):
+        _check_counts({"num_chains": num_chains})
+        _check_bound(bound, "maximize")
+        return climb(
+            bound, method=method, init=init, key=as_key(key), num_chains=num_chains, progress=progress
+        )
+    _check_state_space(bound, "maximize", {}, None)
     if not isinstance(method, ScoreAscent):
         raise MethodError(
-            "maximize needs a method of its own", expected="mcx.ScoreAscent()", found=repr(method)
+            "maximize needs a method of its own",
+            expected="mcx.ScoreAscent() or mcx.ScoreClimbing()",
+            found=repr(method),
         )
     return maximize_model(bound, method=method, init=init, key=as_key(key), block=name, progress=progress)
 
@@ -278,13 +321,17 @@ def _check_state_space(
     bound: Any, verb: str, counts: Mapping[str, int], coords: Mapping[str, Any] | None
 ) -> None:
     _check_bound(bound, verb)
-    for argument, value in counts.items():
-        if value < 1:
-            raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))
+    _check_counts(counts)
     sites = model_sites(bound)
     for problem in static_problems(sites):
         raise problem
     check_coords(coords or {}, sites)
+
+
+def _check_counts(counts: Mapping[str, int]) -> None:
+    for argument, value in counts.items():
+        if value < 1:
+            raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))
 
 
 def _check_types(bound: Any, method: Any) -> None:

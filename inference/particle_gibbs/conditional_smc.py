@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,7 @@ class ConditionalSMC:
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
     """
 
-    num_particles: int = 50
+    num_particles: int = field(default=50, kw_only=False)
     sampling: str = "backward"
     threshold: float = 0.5
 

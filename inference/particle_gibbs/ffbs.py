@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -35,8 +35,8 @@ class FFBS:
     "hybrid": Dau and Chopin (2023).
     """
 
-    num_particles: int = 1000
-    num_paths: int = 1000
+    num_particles: int = field(default=1000, kw_only=False)
+    num_paths: int = field(default=1000, kw_only=False)
     backward: str = "imh"
     num_steps: int = 2
     threshold: float = 0.5

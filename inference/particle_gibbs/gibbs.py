@@ -22,7 +22,7 @@ from mcx.model.bound import BoundModel
 from mcx.model.chain import latent_shapes
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
 from mcx.model.compile import compile_model
-from mcx.model.given import given_sites
+from mcx.model.given import given_sites, placeholders
 from mcx.model.statespace import chain_names, state_space
 from mcx.results.posterior import Posterior, RunInfo, fields_of
 from mcx.run.driver import run
@@ -122,7 +122,7 @@ class ParticleGibbs:
         **options: Any,
     ) -> Posterior:
         """Run the chains. Use :func:`mcx.infer`, which checks the options and the result."""
-        plan = self._plan(bound)
+        plan = self.plan(bound)
 
         def on_start(state: GibbsState) -> None:
             started = np.asarray(state.started)
@@ -162,7 +162,7 @@ class ParticleGibbs:
 
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
-        template = self._plan(bound)
+        template = self.plan(bound)
         inputs = jax.tree_util.tree_map(jnp.asarray, self.inputs())
 
         def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
@@ -177,7 +177,7 @@ class ParticleGibbs:
 
         return run_program
 
-    def _plan(self, bound: BoundModel) -> _Plan:
+    def plan(self, bound: BoundModel) -> Plan:
         """What is to run; raises what stands against it."""
         target = compile_model(bound)
         for problem in static_problems(target.sites):
@@ -202,7 +202,7 @@ class ParticleGibbs:
         # where nothing is left to a method, the kernel still holds the density of the rest
         mcmc = (self._method or NUTS()).kernel(rest)
         kernel = GibbsKernel(tuple(blocks.items()), self._updates, drawn, mcmc, target.functions)
-        return _Plan(target, rest, kernel, GibbsData(target.data, spaces), paths)
+        return Plan(target, rest, kernel, GibbsData(target.data, spaces), paths)
 
     def _blocks(self, target: Target, names: tuple[str, ...]) -> dict[str, ConditionalSMC]:
         if not names:
@@ -223,7 +223,7 @@ class ParticleGibbs:
         return {name: self.states[name] for name in names if name in self.states}
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """A checked run.
 
     target: the whole posterior; rest: given paths and what updates draw.
@@ -240,6 +240,10 @@ class _Plan(NamedTuple):
     def rest(self, values: Mapping[str, Any]) -> Target:
         """Density of the sites that the Markov chain method moves, given values of the others."""
         return self.given.with_data((self.data.model, dict(values)))
+
+    def at_placeholders(self) -> Target:
+        """Density of the same sites where the others have some values: for what does not depend on these."""
+        return self.rest(placeholders(self.target.sites, (*self.paths, *self.kernel.drawn)))
 
     def start(self, init: Any, num_chains: int, key: Any) -> GibbsStart:
         """Starting points of all chains; see :func:`~mcx.inference.mcmc.start.starting_points`."""

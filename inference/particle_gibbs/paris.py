@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ class PaRIS:
     and Singh (2010).
     """
 
-    num_particles: int = 1000
+    num_particles: int = field(default=1000, kw_only=False)
     num_backward: int = 2
     backward: str = "imh"
     num_steps: int = 1

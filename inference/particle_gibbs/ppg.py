@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -41,7 +41,7 @@ class PPG:
     Source: Cardoso, Janati El Idrissi, Le Corff, Moulines and Olsson (2023).
     """
 
-    num_particles: int = 100
+    num_particles: int = field(default=100, kw_only=False)
     num_iterations: int = 20
     burn_in: int = 10
     num_backward: int = 2

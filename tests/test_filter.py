@@ -475,13 +475,21 @@ class TestSeveralChains:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", ["linear_gaussian_learning", "chaotic_rnn"])
-def test_examples_that_learn(example, tmp_path):
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ("linear_gaussian_learning", "maximum likelihood"),
+        ("chaotic_rnn", "maximum likelihood"),
+        ("boarding_school_flu", "infected by the first"),
+    ],
+)
+def test_examples_that_learn(example, said, tmp_path):
     script = Path(__file__).parent.parent / "examples" / f"{example}.py"
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert "maximum likelihood" in done.stdout and "nan" not in done.stdout
+    assert said in done.stdout and "nan" not in done.stdout
+    assert "MCX-W" not in done.stderr  # nothing to warn of
     assert (tmp_path / "out" / f"{example}.png").stat().st_size > 10_000
 
 

@@ -75,7 +75,7 @@ def after_one_sweep(sampling, sweep):
     method = mcx.ParticleGibbs(
         states=mcx.ConditionalSMC(num_particles=2, sampling=sampling, threshold=1.0), params=draw_theta
     )
-    plan = method._plan(tiny(LIKELIHOOD))
+    plan = method.plan(tiny(LIKELIHOOD))
     bits, law = joint_law()
     log_law, bits = jnp.asarray(np.log(law), float), jnp.asarray(bits)
 
@@ -326,7 +326,7 @@ def test_block_of_numpyro_gibbs(key):
 def test_sweeps_and_new_data_in_turn_have_the_prior_law(params, key):
     """Geweke (2004): moments of the prior are known exactly; alpha 1e-6, finds a tenth of an sd or less."""
     method = mcx.ParticleGibbs(states=mcx.ConditionalSMC(num_particles=4), params=params)
-    kernel = method._plan(walk(np.zeros(3, np.float32))).kernel
+    kernel = method.plan(walk(np.zeros(3, np.float32))).kernel
 
     def data_of(y):
         return GibbsData(compile_model(walk(y)).data, {"x": state_space(walk(y), "x", whole=True)})
@@ -355,7 +355,7 @@ def test_sweeps_and_new_data_in_turn_have_the_prior_law(params, key):
         key_start, key_run = jax.random.split(key)
         return jax.lax.scan(step, start(key_start), jax.random.split(key_run, 8000))[1]
 
-    plan = method._plan(walk(np.zeros(3, np.float32)))
+    plan = method.plan(walk(np.zeros(3, np.float32)))
     starts = jax.tree.map(lambda x: x[0], plan.start(None, 1, key))
     shape_of_state = jax.eval_shape(lambda k: kernel.init(plan.data, k, starts), key)
     seen = jax.jit(jax.vmap(chain))(jax.random.split(key, 64))

@@ -20,6 +20,8 @@ from mcx.target import StateSpace, TargetFunctions
 
 __all__ = ["GibbsData", "GibbsKernel", "GibbsStart", "GibbsState", "PathAverages"]
 
+_NUM_STARTS = 16
+
 
 class GibbsData(NamedTuple):
     """What a run's kernel is given.
@@ -101,10 +103,12 @@ class GibbsKernel:
     def init(self, data: GibbsData, key: Any, start: GibbsStart) -> GibbsState:
         """Search for parameters and paths with a finite joint density and gradient.
 
-        Paths come from a particle filter at the starting parameters, unless the user gave them.
+        Paths come from a particle filter at the starting parameters, unless the user gave them. Of several
+        starting parameters those of the largest evidence are taken: from bad ones a path follows that fits
+        them, which then holds on to the parameters.
         """
 
-        def attempt(number: Any) -> GibbsState:
+        def attempt(number: Any) -> tuple[Any, GibbsState]:
             key_params, key_drawn, key_paths = jax.random.split(jax.random.fold_in(key, number), 3)
             position, radius, _ = start.params
             noise = jax.random.uniform(key_params, position.shape, minval=-1.0, maxval=1.0)
@@ -113,27 +117,35 @@ class GibbsKernel:
             given = {**placeholders(self.mcmc.sites, paths), **self._prior_draws(data, key_drawn)}
             given |= start.values
             values = self._values(data, given, position)
-            averages = {}
+            averages, log_z = {}, jnp.zeros(())
             for (name, method), key_path in zip(self.blocks, self._keys(key_paths, self.blocks), strict=True):
                 space = data.spaces[name]
                 if not set(_path_sites(space)) <= set(start.values):
-                    values |= filtered_path(key_path, space, values, method)
+                    path, log_evidence = filtered_path(key_path, space, values, method)
+                    values |= path
+                    log_z += log_evidence
                 zeros = jnp.zeros(space.feynman_kac.num_steps)
                 averages[name] = PathAverages(zeros, zeros, zeros)
             given = {k: values[k] for k in given}
-            return GibbsState(
-                given, self.mcmc.at((data.model, given), position), averages, jnp.zeros((), jnp.int32)
-            )
+            params = self.mcmc.at((data.model, given), position)
+            state = GibbsState(given, params, averages, jnp.zeros((), jnp.int32))
+            return jnp.where(state.started, log_z, -jnp.inf), state
+
+        wanted = jnp.where(start.params.radius > 0, _NUM_STARTS, 1)
 
         def unfinished(carry: Any) -> Any:
-            tries, state = carry
-            return ~state.started & (tries < start.params.tries)
+            tries, (_, state) = carry
+            return (tries < wanted) | (~state.started & (tries < start.params.tries))
+
+        def another(carry: Any) -> Any:
+            tries, best = carry
+            new = attempt(tries)
+            better = (tries == 0) | (new[0] > best[0])
+            return tries + 1, jax.tree_util.tree_map(lambda a, b: jnp.where(better, a, b), new, best)
 
         zero = jnp.zeros((), jnp.int32)
         blank = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(attempt, zero))
-        state: GibbsState = jax.lax.while_loop(
-            unfinished, lambda carry: (carry[0] + 1, attempt(carry[0])), (zero, blank)
-        )[1]
+        state: GibbsState = jax.lax.while_loop(unfinished, another, (zero, blank))[1][1]
         return state
 
     def _prior_draws(self, data: GibbsData, key: Any) -> dict[str, Any]:

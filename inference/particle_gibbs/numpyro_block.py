@@ -112,7 +112,7 @@ class PathGibbs(MCMCKernel):
                 found=f"(..., {list(init_params)})",
             )
         key, key_path = jax.random.split(rng_key)
-        z = filtered_path(key_path, space, {}, self._states)
+        z, _ = filtered_path(key_path, space, {}, self._states)
         steps = space.feynman_kac.num_steps
         return PathGibbsState(z, key, jnp.zeros(steps, bool), jnp.zeros(steps))
 

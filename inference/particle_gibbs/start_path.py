@@ -55,8 +55,8 @@ def starting_path(
 
 def filtered_path(
     key: Any, space: StateSpace, values: Mapping[str, Any], method: ConditionalSMC
-) -> dict[str, Any]:
-    """Values of such a path by site.
+) -> tuple[dict[str, Any], Any]:
+    """Values of such a path by site, and the filter's log evidence.
 
     Args:
         key: a typed key.
@@ -77,4 +77,4 @@ def filtered_path(
             site=space.name,
             remedy="start from other parameters, or with more particles: ConditionalSMC(num_particles=...)",
         )
-    return space.path_values(path)
+    return space.path_values(path), log_z

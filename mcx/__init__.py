@@ -32,6 +32,7 @@ from mcx.model.markov import markov
 from mcx.model.primitives import deterministic, factor, plate, sample
 from mcx.results import Posterior, Predictions, predict
 from mcx.run import Kernel, Run, run
+from mcx.run.checkpoint import Checkpoint
 from mcx.target import FeynmanKac, Target
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ __all__ = [
     "PPG",
     "AdditiveFunctional",
     "BoundModel",
+    "Checkpoint",
     "ConditionalSMC",
     "Estimate",
     "FeynmanKac",

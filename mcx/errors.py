@@ -9,6 +9,10 @@ from __future__ import annotations
 __all__ = [
     "BroadcastError",
     "CapabilityError",
+    "CheckpointCorrupt",
+    "CheckpointError",
+    "CheckpointInUse",
+    "CheckpointMismatch",
     "DataError",
     "DiagnosticWarning",
     "DuplicateSiteError",
@@ -112,6 +116,22 @@ class WeightCollapse(NonFiniteError):
 
     step: int = -1
     result: object = None
+
+
+class CheckpointError(McxError, ValueError):
+    """A checkpoint cannot be written, or not be used."""
+
+
+class CheckpointCorrupt(CheckpointError):
+    """A checkpoint holds something else than what was written to it."""
+
+
+class CheckpointInUse(CheckpointError):
+    """Another run writes to the checkpoint's directory."""
+
+
+class CheckpointMismatch(CheckpointError):
+    """The checkpoint is of another run: another model, method, key, version, or other data."""
 
 
 class MissingExtraError(McxError, ImportError):

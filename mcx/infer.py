@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from mcx.errors import MethodError, ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
-from mcx.model.compile import model_sites
+from mcx.model.compile import fingerprint_model, model_sites
+from mcx.ops.fingerprint import without_addresses
 from mcx.ops.keys import as_key
 from mcx.results.datatree import check_coords
 from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior
+from mcx.run.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from mcx.inference.particle_gibbs.score_ascent import Maximum, ScoreAscent
@@ -49,6 +53,7 @@ def infer(
     warnings: str = "warn",
     coords: Mapping[str, Any] | None = None,
     init: Any = None,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> Posterior:
     """Draw from the posterior of a model.
 
@@ -63,6 +68,9 @@ def infer(
         coords: labels of the results' dimensions (plates), ``{"school": [...]}``.
         init: starting points: None (uniform on (-2, 2) in unconstrained space), "prior", a radius, or a
             dictionary of constrained values (of shape (num_chains, ...) or of one chain).
+        checkpoint: a directory to save the run to as it goes, made if it is not there; or
+            ``mcx.Checkpoint(path, interval=seconds)``. The same call again goes on from there, with the same
+            bits as if it had not been interrupted (on the same machine, with the same versions).
 
     Returns:
         The posterior. Interrupted by Ctrl-C, it holds what was drawn, with ``complete=False``.
@@ -72,11 +80,14 @@ def infer(
             cannot be used as they are; the error names the site and the remedy.
         InitializationError: if no starting point has a finite log density and gradient.
         DiagnosticWarning: with ``warnings="raise"``, if the diagnostics find fault.
+        CheckpointError: if the checkpoint cannot be written, is in use, damaged, or of another run.
     """
     _check_types(bound, method)
     check_mode(warnings)
     key = as_key(key)
     check_coords(coords or {}, model_sites(bound))
+    if checkpoint is not None:
+        checkpoint = _identified(checkpoint, bound, method)
     posterior = method.infer(
         bound,
         key=key,
@@ -85,6 +96,7 @@ def infer(
         coords=coords or {},
         progress=progress,
         while_compiling=_load_diagnostics if warnings != "ignore" else None,
+        checkpoint=checkpoint,
     )
     report_advice(posterior, warnings)
     return posterior
@@ -302,6 +314,18 @@ def maximize(
             found=repr(method),
         )
     return maximize_model(bound, method=method, init=init, key=as_key(key), block=name, progress=progress)
+
+
+def _identified(checkpoint: str | Path | Checkpoint, bound: BoundModel, method: Any) -> Checkpoint:
+    """The checkpoint with what the run is: a method on a model."""
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    identity = {
+        "method": without_addresses(repr(method)),
+        "model": fingerprint_model(bound),
+        **checkpoint.identity,
+    }
+    return replace(checkpoint, identity=identity)
 
 
 def _check_bound(bound: Any, verb: str = "infer") -> None:

@@ -23,10 +23,12 @@ from mcx.model.bound import BoundModel
 from mcx.model.density import sample_sites, site_log_prob, subsampling_error, target_functions, total
 from mcx.model.describe import describe
 from mcx.model.sites import SiteTable
+from mcx.ops.fingerprint import of_code
 from mcx.target import Target, TargetFunctions
 
 __all__ = [
     "compile_model",
+    "fingerprint_model",
     "log_density",
     "observed_values",
     "predict_once",
@@ -206,6 +208,15 @@ def log_density(bound: BoundModel, values: Mapping[str, Any]) -> jax.Array:
             found="values of " + (", ".join(values) or "nothing"),
         )
     return compiled.log_joint(_data(bound, compiled), dict(values))
+
+
+def fingerprint_model(bound: BoundModel) -> str:
+    """SHA-256 of a model's log density as a function of its sites: operations and constants, not data."""
+    compiled = _compiled(bound)
+    values = {
+        s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in compiled.sites.of_kind("latent", "discrete")
+    }
+    return of_code(jax.make_jaxpr(compiled.log_joint)(_data(bound, compiled), values))
 
 
 def observed_values(bound: BoundModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from mcx.errors import MethodError
 from mcx.ops.keys import as_key
+from mcx.run.checkpoint import Checkpoint, Recorder, recording
 from mcx.run.kernel import Kernel, as_kernel
 from mcx.run.programs import Programs, chain_keys, prepare
 from mcx.run.progress import Progress, make_progress
@@ -67,6 +69,7 @@ def run(
     title: str = "mcx",
     on_start: Callable[[Any], None] | None = None,
     while_compiling: Callable[[], Any] | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> Run:
     """Run an algorithm: ``num_steps`` steps of ``num_chains`` chains.
 
@@ -88,6 +91,10 @@ def run(
         title: shown by the bar.
         on_start: called with the states at step 0; may raise to refuse the run.
         while_compiling: host work to do while XLA compiles.
+        checkpoint: a directory to write draws and states to, or a
+            :class:`~mcx.run.checkpoint.Checkpoint`. Where it holds an unfinished run of the same data and
+            key, that is gone on with: the result has the same bits as that of an uninterrupted run on the
+            same machine with the same versions.
 
     Returns:
         A :class:`Run`. Ctrl-C finishes the chunk under way and returns what there is, with
@@ -95,26 +102,32 @@ def run(
 
     Raises:
         MethodError: on counts that make no sense.
+        CheckpointError: if the checkpoint cannot be written, or is in use, damaged, or of another run.
     """
     _check_counts(num_steps, num_chains, num_discard, chunk_size)
     kernel = as_kernel(kernel, collect)
-    start_keys, keys = chain_keys(as_key(key), num_chains)
+    key = as_key(key)
+    start_keys, keys = chain_keys(key, num_chains)
     display = make_progress(progress, num_steps, title)
     loop: _Loop | None = None
-    try:
-        display.compiling()
-        programs, compile_time = prepare(kernel, data, keys, start, inputs, while_compiling, capacity)
-        display.started()
-        begun = time.perf_counter()
-        state = programs.start(data, start_keys, start)
-        if on_start is not None:
-            on_start(state)
-        loop = _Loop(kernel, programs, data, keys, inputs, num_steps, num_discard, chunk_size, state)
-        with _deferred_interrupt() as interrupted:
-            complete = loop.go(display, interrupted)
-        result = loop.result(complete, compile_time, time.perf_counter() - begun)
-    finally:
-        display.close(loop is not None and loop.done == num_steps)
+    about = {"chains": num_chains, "steps": num_steps, "discarded steps": num_discard}
+    with recording(checkpoint, about, key, (data, start, inputs)) as recorder:
+        try:
+            display.compiling()
+            programs, compile_time = prepare(kernel, data, keys, start, inputs, while_compiling, capacity)
+            display.started()
+            begun = time.perf_counter()
+            state = programs.start(data, start_keys, start)
+            if on_start is not None:
+                on_start(state)
+            loop = _Loop(
+                kernel, programs, data, keys, inputs, num_steps, num_discard, chunk_size, state, recorder
+            )
+            with _deferred_interrupt() as interrupted:
+                complete = loop.go(display, interrupted)
+            result = loop.result(complete, compile_time, time.perf_counter() - begun)
+        finally:
+            display.close(loop is not None and loop.done == num_steps)
     return result
 
 
@@ -130,6 +143,7 @@ class _Loop:
         discard: int,
         chunk_size: int | None,
         state: Any,
+        recorder: Recorder | None,
     ) -> None:
         self.kernel, self.programs, self.data, self.keys, self.inputs = kernel, programs, data, keys, inputs
         self.total, self.discard, self.state = total, discard, state
@@ -138,6 +152,10 @@ class _Loop:
         self.draws: list[Any] = []
         self.stats: list[Any] = []
         self._seconds_per_step: float | None = None
+        self.recorder = recorder
+        if recorder is not None:
+            found = recorder.resume(programs, state, discard)
+            self.done, self.state, self.stats, self.draws = found
 
     def go(self, display: Progress, interrupted: threading.Event) -> bool:
         stop = getattr(self.kernel, "stop", None)
@@ -154,7 +172,10 @@ class _Loop:
             self._seconds_per_step = (time.perf_counter() - begun) / count
             phase = "warm-up" if self.done <= self.discard else "sampling"
             display.update(self.done, phase, self.kernel.report(stats))
-            if interrupted.is_set() or (stop is not None and stop(stats)):
+            over = interrupted.is_set() or (stop is not None and stop(stats)) or self.done == self.total
+            if self.recorder is not None:
+                self.recorder.save(self.state, self.done == self.total, now=over)
+            if over:
                 break
         return self.done == self.total
 
@@ -181,6 +202,9 @@ class _Loop:
         if self.done >= self.discard:
             emitted = self.programs.emit(self.data, draws)
             self.draws.append(jax.tree_util.tree_map(lambda x: np.array(x[:count]), jax.device_get(emitted)))
+        if self.recorder is not None:
+            shape = (count, self.keys.shape[0])
+            self.recorder.add(shape, stats, self.draws[-1] if self.done >= self.discard else None)
 
     def result(self, complete: bool, compile_time: float, run_time: float) -> Run:
         stats = _join(self.stats) if self.stats else {}

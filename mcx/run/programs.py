@@ -29,12 +29,17 @@ _CACHE_SIZE = 64
 
 
 class Programs(NamedTuple):
-    """Compiled programs of one kernel at one set of shapes."""
+    """Compiled programs of one kernel at one set of shapes.
+
+    ``stats`` and ``emitted`` are shapes and dtypes of a full buffer of statistics and of emitted draws.
+    """
 
     start: Any
     chunk: Any
     emit: Any
     capacity: int
+    stats: Any
+    emitted: Any
 
 
 @partial(jax.jit, static_argnums=1)
@@ -179,24 +184,35 @@ def prepare(
         zero = np.int32(0)
         traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
         jobs.append(pool.submit(traced.lower().compile))
-        _, draws, _ = traced.out_info
+        _, draws, stats = traced.out_info
 
         jobs.append(pool.submit(_compile_emit, kernel, data, draws))
         if while_compiling is not None:
             while_compiling()
-        start_program, chunk_program, emit_program = (job.result() for job in jobs)
-        programs = Programs(start_program, chunk_program, emit_program, capacity)
+        start_program, chunk_program, (emit_program, emitted) = (job.result() for job in jobs)
+        programs = Programs(start_program, chunk_program, emit_program, capacity, stats, emitted)
     _CACHE[cache_key] = programs
     if len(_CACHE) > _CACHE_SIZE:
         _CACHE.popitem(last=False)
     return programs, time.perf_counter() - begun
 
 
-def _compile_emit(kernel: Kernel, data: Any, draws: Any) -> Any:
+def _compile_emit(kernel: Kernel, data: Any, draws: Any) -> tuple[Any, Any]:
     if not jax.tree_util.tree_leaves(draws):
-        return lambda data, draws: draws
-    emit = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))
-    return jax.jit(emit).trace(data, draws).lower().compile()
+        return (lambda data, draws: draws), draws
+
+    def one(data: Any, draw: Any) -> Any:
+        return jax.tree_util.tree_map(_key_data, kernel.emit(data, draw))
+
+    emit = jax.vmap(jax.vmap(one, (None, 0)), (None, 0))
+    traced = jax.jit(emit).trace(data, draws)
+    return traced.lower().compile(), traced.out_info
+
+
+def _key_data(x: Any) -> Any:
+    """Random keys as integers, which the host can hold."""
+    is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+    return jax.random.key_data(x) if is_key else x
 
 
 def _capacity(state: Any) -> int:

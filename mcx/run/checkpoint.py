@@ -1,0 +1,186 @@
+"""Runs that survive: what the driver writes to disk as it goes, and how it goes on from there."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro
+
+from mcx._version import __version__
+from mcx.errors import CheckpointMismatch, InferenceWarning
+from mcx.ops.fingerprint import of_arrays
+from mcx.run.programs import Programs
+from mcx.run.records import from_records, record_type, to_records
+from mcx.run.store import Store
+
+__all__ = ["Checkpoint", "Recorder", "recording"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often to save a run.
+
+    Attributes:
+        path: a directory; made if it is not there.
+        interval: seconds between two saves, at least: what may be lost.
+        identity: what else the run is, by name: a checkpoint with other values is refused.
+    """
+
+    path: str | Path
+    interval: float = 5.0
+    identity: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def recording(
+    checkpoint: str | Path | Checkpoint | None, about: Mapping[str, Any], key: Any, given: Any
+) -> Iterator[Recorder | None]:
+    """Hold a checkpoint's directory during a run.
+
+    Args:
+        checkpoint: as the user gave it.
+        about: further parts of the run's identity.
+        key: of the run.
+        given: arrays that the run depends on.
+
+    Yields:
+        What saves the run; None without a checkpoint.
+
+    Raises:
+        CheckpointError: if the directory cannot be used, or holds another run.
+    """
+    if checkpoint is None:
+        yield None
+        return
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    identity = {
+        **checkpoint.identity,
+        **{name: str(value) for name, value in about.items()},
+        "key": f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
+        "data and starting points": of_arrays(given),
+        "versions": f"mcx {__version__}, jax {jax.__version__}, numpyro {numpyro.__version__}",
+        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+        "device": str(jax.devices()[0].device_kind),
+    }
+    store = Store(checkpoint.path)
+    with store.locked():
+        found = store.read()
+        if found is None:
+            store.begin(identity)
+        else:
+            _refuse_other(store.path, found.identity, identity)
+        yield Recorder(store, checkpoint.interval)
+
+
+def _refuse_other(path: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    names = [n for n in {**stored, **wanted} if stored.get(n) != wanted.get(n)]
+    if not names:
+        return
+
+    def values(identity: Mapping[str, str]) -> str:
+        shown = (f"{n} {identity.get(n, 'unknown')}" for n in names)
+        return "; ".join(text if len(text) < 120 else text[:117] + "..." for text in shown)
+
+    raise CheckpointMismatch(
+        f"the checkpoint in {path} is of another run: another " + ", ".join(names),
+        expected=values(stored),
+        found=values(wanted),
+        remedy="repeat the call that began it, or give checkpoint= another directory",
+    )
+
+
+class Recorder:
+    """Saves a run's chunks as they come, every few seconds.
+
+    Args:
+        store: the directory, locked, whose manifest is that of this run.
+        interval: seconds between two saves.
+    """
+
+    def __init__(self, store: Store, interval: float) -> None:
+        self.store, self.interval = store, interval
+        self._pending: list[np.ndarray] = []
+        self._saved = time.monotonic()
+        self._failed = False
+
+    def resume(self, programs: Programs, state: Any, discard: int) -> tuple[int, Any, list[Any], list[Any]]:
+        """What was saved before.
+
+        Args:
+            programs: of the run.
+            state: at step 0, with a leading chain axis.
+            discard: leading steps without draws.
+
+        Returns:
+            Steps taken, the state after them, chunks of statistics, and chunks of draws.
+
+        Raises:
+            CheckpointCorrupt: if a file is damaged.
+        """
+        manifest = self.store.manifest
+        assert manifest is not None
+        if manifest.state is None:
+            return 0, state, [], []
+        chains = jax.tree_util.tree_leaves(state)[0].shape[0]
+        stats, draws = [], []
+        for entry in manifest.chunks:
+            like: Any = (programs.stats,) if entry.first < discard else (programs.stats, programs.emitted)
+            records = self.store.load(entry, record_type(like, 2), chains)
+            found = from_records(records, like)
+            stats.append(found[0])
+            draws += found[1:]
+        saved = self.store.load(manifest.state, record_type(state, 1), chains)
+        return (
+            manifest.steps,
+            jax.tree_util.tree_map(jax.numpy.asarray, from_records(saved, state)),
+            stats,
+            draws,
+        )
+
+    def add(self, shape: tuple[int, int], stats: Any, draws: Any | None) -> None:
+        """Take a chunk of ``shape`` (steps, chains): statistics, and draws unless they are discarded."""
+        self._pending.append(to_records((stats,) if draws is None else (stats, draws), shape))
+
+    def save(self, state: Any, complete: bool, *, now: bool) -> None:
+        """Write what was taken, if it is time, or ``now``.
+
+        A disk that is full stops nothing: the run goes on in memory, and the next save tries again.
+        """
+        if not now and time.monotonic() - self._saved < self.interval:
+            return
+        try:
+            chains = jax.tree_util.tree_leaves(state)[0].shape[:1]
+            self.store.append(_joined(self._pending), to_records(state, chains), complete)
+        except OSError as error:
+            if not self._failed or now:
+                warnings.warn(
+                    f"{self.store.path} could not be written ({error.strerror or error}): the run goes on "
+                    "in memory, and what was written before can be resumed",
+                    InferenceWarning,
+                    stacklevel=2,
+                )
+            self._failed = True
+        else:
+            self._pending = []
+            self._failed = False
+        self._saved = time.monotonic()
+
+
+def _joined(chunks: list[np.ndarray]) -> list[np.ndarray]:
+    """Neighbours of the same records as one."""
+    joined: list[list[np.ndarray]] = []
+    for chunk in chunks:
+        if joined and joined[-1][0].dtype == chunk.dtype:
+            joined[-1].append(chunk)
+        else:
+            joined.append([chunk])
+    return [np.concatenate(part) for part in joined]

@@ -1,0 +1,395 @@
+"""Runs survive: kills, damage, full disks; what is read is what was written, or is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import mcx
+from mcx import dist
+from mcx.errors import (
+    CheckpointCorrupt,
+    CheckpointError,
+    CheckpointInUse,
+    CheckpointMismatch,
+    InferenceWarning,
+)
+from mcx.run.records import from_records, record_type, to_records
+from mcx.run.store import Store
+
+STEPS = 300
+SCRIPT = """
+import sys, jax, numpy as np, mcx
+sys.path.insert(0, sys.argv[1])
+from test_checkpoint import Walk
+done = mcx.run(Walk(), key=3, num_steps=6000, num_chains=2, num_discard=500, chunk_size=30, progress=False,
+               checkpoint=mcx.Checkpoint(sys.argv[2], interval=0.0))
+print("steps", done.num_steps)
+"""
+
+
+class Walk:
+    """A random walk that carries a random key and several types."""
+
+    def init(self, key):
+        return {"x": jnp.zeros(3), "key": key, "count": jnp.int32(0)}
+
+    def step(self, key, state):
+        x = state["x"] + jax.random.normal(key, (3,)) + jax.random.uniform(state["key"])
+        new = {"x": x, "key": jax.random.fold_in(state["key"], 1), "count": state["count"] + 1}
+        return new, {"far": jnp.sum(x**2) > 9}
+
+    def __eq__(self, other):
+        return type(other) is type(self)
+
+    def __hash__(self):
+        return 0
+
+
+def collect(state, info):
+    return {"x": state["x"], "count": state["count"].astype(jnp.bfloat16), **info}
+
+
+def walk(path, steps=STEPS, key=3, **options):
+    options = {"chunk_size": 20, "num_discard": 50, "progress": False, **options}
+    checkpoint = None if path is None else mcx.Checkpoint(path, interval=0.0)
+    return mcx.run(
+        WALK, key=key, num_steps=steps, num_chains=2, collect=collect, checkpoint=checkpoint, **options
+    )
+
+
+WALK = Walk()
+
+
+def same(a, b):
+    leaves = [
+        jax.tree.leaves((r.draws, r.stats, r.state["x"], jax.random.key_data(r.state["key"]))) for r in (a, b)
+    ]
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(*leaves, strict=True))
+
+
+class Stopped(Exception):
+    pass
+
+
+def interrupted(path, chunks):
+    """A run that ends by an error after some chunks."""
+    seen = []
+
+    def report(stats):
+        seen.append(1)
+        if len(seen) > chunks:
+            raise Stopped
+        return {}
+
+    from mcx.run.kernel import as_kernel
+
+    kernel = as_kernel(WALK, collect)
+    original = type(kernel).report
+    type(kernel).report = lambda self, stats: report(stats)
+    try:
+        with pytest.raises(Stopped):
+            walk(path)
+    finally:
+        type(kernel).report = original
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A directory with an unfinished run."""
+    interrupted(tmp_path / "run", 6)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 9])
+def test_a_resumed_run_has_the_same_bits(tmp_path, chunks):
+    """Stopped in the warm-up, at its end, and in the sampling."""
+    whole = walk(None)
+    interrupted(tmp_path, chunks)
+    steps = Store(tmp_path).read().steps
+    assert 0 < steps < STEPS
+    resumed = walk(tmp_path, chunk_size=17)
+    assert resumed.complete and same(whole, resumed)
+    assert resumed.draws["count"].dtype == whole.draws["count"].dtype
+    again = walk(tmp_path)  # nothing is left to do
+    assert same(whole, again)
+    assert not list(tmp_path.glob("*.tmp")) and len(list(tmp_path.glob("state-*"))) == 1
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, kills):
+    """SIGKILL while it writes; every listed chunk is whole each time, and the end has the same bits."""
+    path, luck = tmp_path / "run", random.Random(kills)
+    arguments = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path)]
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+        store, before = Store(path), Store(path).read() if path.exists() else None
+        steps = before.steps if before else 0
+        while process.poll() is None:
+            now = store.read() if path.exists() else None
+            if now is not None and now.steps > steps:
+                time.sleep(luck.uniform(0, 0.05))
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        killed += process.wait() == -signal.SIGKILL
+        manifest = store.read()
+        assert manifest.steps >= steps
+        for entry in [*manifest.chunks, manifest.state]:
+            store.load(entry)
+    assert killed >= min(5, kills)
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+    options = {"key": 3, "num_steps": 6000, "num_chains": 2, "num_discard": 500, "progress": False}
+    whole = mcx.run(Walk(), **options)
+    resumed = mcx.run(Walk(), checkpoint=path, **options)
+    for a, b in zip(
+        jax.tree.leaves(whole.draws["state"]["x"]), jax.tree.leaves(resumed.draws["state"]["x"]), strict=True
+    ):
+        assert a.tobytes() == b.tobytes()
+
+
+@mcx.model
+def normal(y):
+    mu = mcx.sample("mu", dist.Normal(0, 5))
+    mcx.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_inference_goes_on(tmp_path):
+    method = mcx.RandomWalk(num_warmup=50, num_samples=60)
+    options = {"key": 0, "progress": False, "warnings": "ignore"}
+    whole = mcx.infer(normal(np.arange(3.0)), method, **options)
+    for _ in range(2):
+        post = mcx.infer(normal(np.arange(3.0)), method, checkpoint=tmp_path, **options)
+        np.testing.assert_array_equal(post["mu"], whole["mu"])
+        np.testing.assert_array_equal(post.stats["lp"], whole.stats["lp"])
+
+
+def test_another_run_is_refused(tmp_path):
+    """Model, data, method, key and counts: each is named."""
+    short = mcx.RandomWalk(num_warmup=5, num_samples=6)
+
+    def infer(model=normal, y=0.0, method=short, key=0, **options):
+        bound = model(np.full(3, y, np.float32))
+        mcx.infer(bound, method, key=key, checkpoint=tmp_path, progress=False, warnings="ignore", **options)
+
+    @mcx.model
+    def wider(y):
+        mu = mcx.sample("mu", dist.Normal(0, 6))
+        mcx.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    infer()
+    for change, name in (
+        ({"model": wider}, "model"),
+        ({"y": 1.0}, "data"),
+        ({"method": mcx.RandomWalk(num_warmup=5, num_samples=6, step_size=0.5)}, "method"),
+        ({"key": 1}, "key"),
+        ({"num_chains": 2}, "chains"),
+    ):
+        with pytest.raises(CheckpointMismatch, match=f"another.* {name}"):
+            infer(**change)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["identity"]["versions"] = "mcx 0.0"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointMismatch, match="another versions"):
+        infer()
+
+
+# --- damage ----------------------------------------------------------------------------------------
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def link(path):
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE = {"truncated": truncate, "flipped": flip, "missing": Path.unlink, "link": link, "fifo": fifo}
+
+
+@pytest.mark.parametrize("name", ["chunk-000001.npy", "state-*.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_damaged_files_are_refused(begun, name, damage):
+    (path,) = begun.glob(name)
+    if (name, damage) == ("manifest.json", "missing"):
+        return  # nothing tells that there was a run
+    DAMAGE[damage](path)
+    if (name, damage) == ("manifest.json", "flipped"):
+        with pytest.raises(CheckpointError):  # of the format, or of the identity, or of a hash
+            walk(begun)
+        return
+    with pytest.raises(CheckpointCorrupt, match="to mend it"):
+        walk(begun)
+
+
+def listed(begun, raw, name="chunk-000001.npy"):
+    """The manifest with another content of a chunk, hash and length right."""
+    import hashlib
+
+    manifest = json.loads((begun / "manifest.json").read_text())
+    (begun / name).write_bytes(raw)
+    entry = manifest["chunks"][1]
+    entry |= {"file": name, "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    (begun / "manifest.json").write_text(json.dumps(manifest))
+
+
+def npy(header):
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
+
+
+HOSTILE = {
+    "pickle": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}") + b"cos\nsystem\n(S'true'\ntR.",
+    "huge": npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (20, 1000000000000)}"),
+    "overflowing": npy(
+        "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2305843009213693952, 8)}"
+    ),
+    "negative": npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (-1, 2)}"),
+    "code": npy("__import__('os').system('true')"),
+    "deep": npy("(" * 5000 + ")" * 5000),
+    "no header": b"hello",
+    "another type": npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (20, 2)}") + bytes(160),
+}
+
+
+@pytest.mark.parametrize("case", list(HOSTILE))
+def test_hostile_chunks_are_refused(begun, case):
+    listed(begun, HOSTILE[case])
+    with pytest.raises(CheckpointCorrupt):
+        walk(begun)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.npy", "/etc/passwd", "chunk-000001.npy/../../x", "chunk-1.npy", "", 7, None, "manifest.json"],
+)
+def test_hostile_names_are_refused(begun, name):
+    manifest = json.loads((begun / "manifest.json").read_text())
+    manifest["chunks"][1]["file"] = name
+    (begun / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointCorrupt, match="no manifest"):
+        walk(begun)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[" * 100_000, b"null", b"{}", b"\xff\xfe", b'{"format": "mcx checkpoint"}']
+)
+def test_hostile_manifests_are_refused(begun, raw):
+    (begun / "manifest.json").write_bytes(raw)
+    with pytest.raises(CheckpointCorrupt):
+        walk(begun)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_is_found_or_harmless(begun, data):
+    """Bytes of any file replaced, dropped or added: the reader refuses, or reads what was written."""
+    store = Store(begun)
+    files = {p.name: p.read_bytes() for p in begun.iterdir() if p.suffix in (".npy", ".json")}
+    clean = [store.load(e).tobytes() for e in store.read().chunks]
+    name = data.draw(st.sampled_from(sorted(files)))
+    raw = files[name]
+    start = data.draw(st.integers(0, len(raw)))
+    length = data.draw(st.integers(0, 40))
+    damaged = raw[:start] + data.draw(st.binary(max_size=40)) + raw[start + length :]
+    (begun / name).write_bytes(damaged)
+    try:
+        found = [store.load(e).tobytes() for e in store.read().chunks]
+        assert found == clean[: len(found)]
+    except CheckpointCorrupt:
+        pass
+    finally:
+        (begun / name).write_bytes(raw)
+
+
+# --- the directory -----------------------------------------------------------------------------------
+
+
+def test_one_run_a_directory(tmp_path):
+    with Store(tmp_path).locked(), pytest.raises(CheckpointInUse, match="another run writes"):
+        walk(tmp_path)
+
+
+def test_a_directory_that_cannot_be_written_is_told_before_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="nothing can be written"):
+        walk(tmp_path / "file" / "run")
+
+
+def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
+    """A warning, the whole result, and what was written can be resumed."""
+    write, count = Store._write, []
+
+    def full(self, name, raw):
+        count.append(name)
+        if len(count) > 12:
+            raise OSError(28, "No space left on device")
+        write(self, name, raw)
+
+    monkeypatch.setattr(Store, "_write", full)
+    with pytest.warns(InferenceWarning, match="No space left on device"):
+        found = walk(tmp_path)
+    whole = walk(None)
+    assert found.complete and same(whole, found)
+    monkeypatch.undo()
+    assert 0 < Store(tmp_path).read().steps < STEPS
+    assert same(whole, walk(tmp_path))
+
+
+def test_a_disk_that_has_room_again_gets_everything(tmp_path, monkeypatch):
+    write, count = Store._write, []
+
+    def full_for_a_while(self, name, raw):
+        count.append(name)
+        if 12 < len(count) < 18:
+            raise OSError(28, "No space left on device")
+        write(self, name, raw)
+
+    monkeypatch.setattr(Store, "_write", full_for_a_while)
+    with pytest.warns(InferenceWarning, match="No space left"):
+        walk(tmp_path)
+    assert Store(tmp_path).read().complete
+
+
+def test_records_hold_any_array():
+    tree = {
+        "key": jax.random.split(jax.random.key(1), 4),
+        "half": jnp.arange(8, dtype=jnp.bfloat16).reshape(4, 2),
+        "flag": jnp.array([True, False, True, True]),
+        "nested": (jnp.zeros((4, 2, 3)), np.arange(4, dtype=np.int8)),
+        "nothing": jnp.zeros((4, 0)),
+    }
+    records = to_records(tree, (4,))
+    assert records.shape == (4,) and records.dtype == record_type(tree, 1)
+    again = from_records(records, tree)
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
+        assert a.dtype == b.dtype
+        if jax.dtypes.issubdtype(b.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from mcx.errors import CapabilityError
 from mcx.model import capture
 from mcx.model.sites import Site, SiteTable
+from mcx.model.support import log_prob_in_support
 from mcx.target import LogParts, TargetFunctions
 
 __all__ = [
@@ -103,7 +104,7 @@ def site_log_prob(site: Mapping[str, Any]) -> Any:
     """Log density of a recorded site, one entry an independent draw; its scale is applied."""
     fn, value, scale = site["fn"], site["value"], site["scale"]
     intermediates = site["intermediates"]
-    log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    log_prob = log_prob_in_support(fn, value, *([intermediates] if intermediates else []))
     return log_prob if scale is None else scale * log_prob
 
 

@@ -17,6 +17,7 @@ import numpyro.distributions as dist
 
 from mcx.errors import ModelError
 from mcx.model.capture import is_improper
+from mcx.model.support import log_prob_in_support
 from mcx.ops.lanes import Lane, draw, of_site
 
 __all__ = [
@@ -51,7 +52,7 @@ def draw_components(lane: Lane, laws: dict[str, Any]) -> dict[str, Any]:
 
 def log_density(laws: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Log density of every component, summed to a scalar each."""
-    return {name: jnp.sum(law.log_prob(values[name])) for name, law in laws.items()}
+    return {name: jnp.sum(log_prob_in_support(law, values[name])) for name, law in laws.items()}
 
 
 @dataclass(eq=False)
@@ -174,6 +175,7 @@ class PathComponent(dist.Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}
+    minds_support = True
 
     def __init__(self, law: PathLaw, component: str) -> None:
         self.law, self.component = law, component
@@ -209,6 +211,7 @@ class Emission(dist.Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}
+    minds_support = True
 
     def __init__(self, laws: Laws, key: str, path: dict[str, Any], inputs: Any, missing: Any = None) -> None:
         self.laws, self.key, self.path, self.inputs, self.missing = laws, key, path, inputs, missing
@@ -285,7 +288,7 @@ def _log_prob(law: Any, y: Any, gone: Any) -> Any:
         terms = _log_prob(law.base_dist, y, gone)
         axes = tuple(range(-law.reinterpreted_batch_ndims, 0))
         return jnp.sum(terms, axes)
-    log_prob = law.log_prob(y)
+    log_prob = log_prob_in_support(law, y)
     if law.event_dim:
         axes = tuple(range(-law.event_dim, 0))
         some, every = jnp.any(gone, axes), jnp.all(gone, axes)

@@ -1,0 +1,32 @@
+"""Densities that are zero outside of a distribution's support, as NumPyro's are only where it validates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+__all__ = ["log_prob_in_support"]
+
+
+def log_prob_in_support(fn: Any, value: Any, *intermediates: Any) -> Any:
+    """Log density of a value; -inf outside of the support.
+
+    NumPyro gives ``Uniform(0, 1).log_prob(5)`` the value 0 unless validation is on, which it is by default
+    from version 0.22 on.
+
+    Args:
+        fn: a NumPyro distribution; one with ``minds_support`` is taken as it is.
+        value: what it is to be evaluated at.
+        *intermediates: of the site, where it has some.
+    """
+    log_prob = fn.log_prob(value, *intermediates)
+    if getattr(fn, "_validate_args", False) or getattr(fn, "minds_support", False):
+        return log_prob
+    try:
+        inside = fn.support(value)
+    except (AttributeError, TypeError, NotImplementedError, ValueError):
+        return log_prob  # no support is declared, or none that can be asked
+    if jnp.shape(inside) != jnp.shape(log_prob):
+        return log_prob
+    return jnp.where(inside, log_prob, -jnp.inf)

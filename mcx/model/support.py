@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 __all__ = ["log_prob_in_support"]
 
@@ -21,7 +22,7 @@ def log_prob_in_support(fn: Any, value: Any, *intermediates: Any) -> Any:
         *intermediates: of the site, where it has some.
     """
     log_prob = fn.log_prob(value, *intermediates)
-    if getattr(fn, "_validate_args", False) or getattr(fn, "minds_support", False):
+    if getattr(fn, "minds_support", False) or _validates(fn):
         return log_prob
     try:
         inside = fn.support(value)
@@ -30,3 +31,10 @@ def log_prob_in_support(fn: Any, value: Any, *intermediates: Any) -> Any:
     if jnp.shape(inside) != jnp.shape(log_prob):
         return log_prob
     return jnp.where(inside, log_prob, -jnp.inf)
+
+
+def _validates(fn: Any) -> bool:
+    """Whether NumPyro minds the support: what wraps a distribution leaves that to it."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return bool(getattr(fn, "_validate_args", False))

@@ -40,6 +40,7 @@ def test_links_lead_somewhere():
             assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
 
+@pytest.mark.slow
 def test_example(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "eight_schools.py")],

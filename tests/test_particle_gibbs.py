@@ -270,6 +270,7 @@ def draw_level(key, values):
     return {"level": mean + jax.random.normal(key) / jnp.sqrt(precision)}
 
 
+@pytest.mark.slow
 def test_discrete_states_with_a_conjugate_update(key):
     method = mcx.ParticleGibbs(
         states=mcx.ConditionalSMC(num_particles=6),

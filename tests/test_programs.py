@@ -46,6 +46,7 @@ def test_nothing_is_traced_twice():
     assert len(calls) == traced
 
 
+@pytest.mark.slow
 def test_what_changes_the_program_is_traced_anew():
     model, calls = counted_model()
     x, y = regression_data()
@@ -68,6 +69,7 @@ def test_the_density_is_in_the_loop_once():
     assert len(calls) - structure <= 4
 
 
+@pytest.mark.slow
 def test_results_keep_for_new_data_too():
     model, calls = counted_model()
     x, y = regression_data()
@@ -82,6 +84,7 @@ def test_results_keep_for_new_data_too():
 
 
 class TestProgram:
+    @pytest.mark.slow
     def test_agrees_with_infer(self):
         model, _ = counted_model()
         bound = model(*regression_data())

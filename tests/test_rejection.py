@@ -102,7 +102,7 @@ PEAK = -0.5 * np.log(2 * np.pi)
 BOUNDS = {"tight": PEAK, "loose": PEAK + 2.0, "hopeless": PEAK + 30.0, "none": np.inf}
 
 
-@pytest.mark.parametrize("bound", slow_unless(["tight", "none"], list(BOUNDS)))
+@pytest.mark.parametrize("bound", slow_unless(["tight"], list(BOUNDS)))
 def test_the_law_is_exact(bound, key):
     """Pearson's test of 4 x 60000 draws; alpha 1e-6, finds probabilities off by 0.015."""
     fk = chain(lambda x: 0.4 + 0.2 * jnp.abs(x), BOUNDS[bound])

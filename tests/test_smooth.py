@@ -84,7 +84,7 @@ T = 25
 smooth = functools.partial(mcx.smooth, params=PARAMS, progress=False)
 
 
-@pytest.mark.parametrize("name", slow_unless(["PaRIS"], list(METHODS)))
+@pytest.mark.parametrize("name", slow_unless([], list(METHODS)))
 def test_two_functionals_at_once(key, name):
     """64 chains against dense Gaussian algebra; alpha 1e-6, finds biases of 3 and of 0.4."""
     y = data(T)
@@ -171,6 +171,7 @@ def test_ppg_removes_the_bias_of_paris(key):
         check_mean(np.asarray(ppg.draws).mean(1), truth, delta=2.0, independent=True)
 
 
+@pytest.mark.slow
 def test_a_numpyro_scan_is_smoothed(key):
     def model(y):
         rho = numpyro.sample("rho", dist.Uniform(-1, 1))

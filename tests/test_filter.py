@@ -1,9 +1,5 @@
 """``mcx.filter`` as a user meets it: exact answers, replicates, results, forecasts, faults."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +14,6 @@ from mcx.errors import (
     DataError,
     MethodError,
     ModelError,
-    NonFiniteError,
-    SupportError,
-    WeightCollapse,
 )
 from mcx.model.statespace import state_space
 from mcx.testing import check_mean, forward_backward, kalman
@@ -326,119 +319,6 @@ class TestOnline:
             online.init(0, {"q": 1.0})
 
 
-@mcx.model
-def flawed(y, scale):
-    mcx.markov(
-        "x",
-        initial=lambda u: dist.Normal(0, 1),
-        transition=lambda x, u: dist.Normal(x, 0.1),
-        emission=lambda x, u: dist.Uniform(x - 1, x + 1) if scale is None else dist.Normal(x, scale(x)),
-        obs=y,
-    )
-
-
-class TestFaults:
-    def test_collapse(self):
-        y = np.zeros(20, np.float32)
-        y[12] = 50.0
-        with pytest.raises(WeightCollapse, match="step 12: all 100 particles") as caught:
-            mcx.filter(flawed(y, None), key=0, num_particles=100, progress=False)
-        assert caught.value.step == 12
-        assert np.isfinite(caught.value.result.mean["x"][:12]).all()
-        assert np.isnan(caught.value.result.mean["x"][12])
-
-    def test_nothing_is_lost_when_a_run_ends_early(self, monkeypatch):
-        monkeypatch.setattr("mcx.inference.smc.particle_filter._PARTICLE_STEPS_PER_CHUNK", 500)
-        y = np.zeros(20, np.float32)
-        y[7] = 50.0
-        with pytest.raises(WeightCollapse) as caught:
-            mcx.filter(
-                flawed(y, None), key=0, num_particles=100, progress=False, coords={"time": np.arange(20)}
-            )
-        part = caught.value.result
-        assert not part.complete and part.num_steps == 11
-        assert "stopped early" in repr(part)
-        assert part.to_datatree()["filtering"]["x"].shape == (11,)
-
-    def test_nan_potentials(self):
-        with pytest.raises(NonFiniteError, match="step 0: the log potential is NaN or"):
-            mcx.filter(flawed(Y, lambda x: jnp.log(x - 0.5)), key=0, num_particles=100, progress=False)
-        found = mcx.filter(
-            flawed(Y[:7], lambda x: jnp.sqrt(x + 5)), key=0, num_particles=100, progress=False,
-            method=mcx.ParticleFilter(max_nonfinite=1.0),
-        )  # fmt: skip
-        assert np.isfinite(found.log_evidence)
-
-    @pytest.mark.parametrize(
-        ("options", "error", "message"),
-        [
-            ({"params": {}}, ModelError, "no value for this site"),
-            ({"params": {"phi": 2.0}}, SupportError, "outside of the site's support"),
-            ({"params": {"phi": [0.1, 0.2]}}, ModelError, "wrong shape"),
-            ({"params": {"phi": 0.5, "q": 1}}, ModelError, "no parameter here"),
-            ({"num_particles": 0}, MethodError, "num_particles"),
-            ({"num_chains": 0}, MethodError, "num_chains"),
-            ({"history": "all"}, MethodError, "unknown history"),
-            ({"quantiles": (2.0,)}, MethodError, "probabilities"),
-            ({"name": "z"}, ModelError, "no such Markov chain"),
-            ({"method": mcx.NUTS()}, MethodError, "needs a particle filter"),
-            ({"coords": {"day": [1]}}, ValueError, "does not have"),
-        ],
-    )
-    def test_bad_options(self, options, error, message):
-        with pytest.raises(error, match=message):
-            run(**options)
-
-    def test_bad_methods(self):
-        for bad in ({"kind": "best"}, {"resampling": "lottery"}, {"threshold": 2.0}, {"max_nonfinite": -1}):
-            with pytest.raises(MethodError):
-                mcx.ParticleFilter(**bad)
-        for kind, lacking in (("guided", "proposal"), ("auxiliary", "lookahead")):
-            with pytest.raises(CapabilityError, match=f"needs {lacking}="):
-                run(method=mcx.ParticleFilter(kind=kind))
-
-    def test_models_without_a_chain(self):
-        @mcx.model
-        def plain(y):
-            mcx.sample("m", dist.Normal(0, 1), obs=y)
-
-        with pytest.raises(CapabilityError, match="no Markov chain"):
-            mcx.filter(plain(0.0), key=0)
-        with pytest.raises(ModelError, match=r"filter\(model\(data\)"):
-            mcx.filter(linear, key=0)
-
-    def test_likelihood_on_the_path(self):
-        @mcx.model
-        def outside(y):
-            x = mcx.markov(
-                "x",
-                initial=lambda u: dist.Normal(0, 1),
-                transition=lambda x, u: dist.Normal(x, 1),
-                emission=lambda x, u: dist.Normal(x, 1),
-                obs=y,
-            )
-            mcx.sample("total", dist.Normal(x.sum(), 1), obs=1.0)
-
-        with pytest.raises(CapabilityError, match="depends on the path of 'x'") as caught:
-            mcx.filter(outside(Y), key=0)
-        assert caught.value.site == "total" and "emission=" in caught.value.remedy
-
-    def test_data_that_depend_on_parameters(self):
-        @mcx.model
-        def centred(y):
-            m = mcx.sample("m", dist.Normal(0, 1))
-            mcx.markov(
-                "x",
-                initial=lambda u: dist.Normal(0, 1),
-                transition=lambda x, u: dist.Normal(x, 1),
-                emission=lambda x, u: dist.Normal(x, 1),
-                obs=y - m,
-            )
-
-        with pytest.raises(CapabilityError, match="computed from this parameter"):
-            mcx.filter(centred(Y), params={"m": 0.0}, key=0)
-
-
 class TestSeveralChains:
     def test_chain_driven_by_another(self, key):
         """The second block's input is the first one's path, which is then a parameter."""
@@ -472,33 +352,3 @@ class TestSeveralChains:
             observation_matrix=1.0, observation_cov=1.0,
         )  # fmt: skip
         assert abs(found.log_evidence - truth.log_evidence) < 6 * found.log_evidence_se < 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("example", "said"),
-    [
-        ("linear_gaussian_learning", "maximum likelihood"),
-        ("chaotic_rnn", "maximum likelihood"),
-        ("boarding_school_flu", "infected by the first"),
-    ],
-)
-def test_examples_that_learn(example, said, tmp_path):
-    script = Path(__file__).parent.parent / "examples" / f"{example}.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert said in done.stdout and "nan" not in done.stdout
-    assert "MCX-W" not in done.stderr  # nothing to warn of
-    assert (tmp_path / "out" / f"{example}.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("example", slow_unless([], ["nile", "stochastic_volatility"]))
-def test_examples(example, tmp_path):
-    script = Path(__file__).parent.parent / "examples" / f"{example}.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "log evidence" in done.stdout and "Warning" not in done.stderr
-    for suffix in ("nc", "png"):
-        assert (tmp_path / "out" / f"{example}.{suffix}").stat().st_size > 10_000

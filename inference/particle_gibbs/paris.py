@@ -15,7 +15,17 @@ from mcx.inference.particle_gibbs.backward import backward_weights, check_kind, 
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, initialize, move
 from mcx.target import FeynmanKac
 
-__all__ = ["KINDS", "PaRIS", "Recursion", "Smoothing", "Trail", "check_numbers", "forward", "value"]
+__all__ = [
+    "KINDS",
+    "PaRIS",
+    "Recursion",
+    "Smoothing",
+    "Trail",
+    "check_numbers",
+    "check_share",
+    "forward",
+    "value",
+]
 
 KINDS = ("imh", "exact", "hybrid", "all")
 
@@ -74,6 +84,21 @@ def check_numbers(method: Any, **least: int) -> None:
                 expected=f"an int >= {bound}",
                 found=repr(value),
             )
+
+
+def check_share(method: Any, name: str) -> None:
+    """Raise unless this setting of a method is a share of its steps, above 0 and at most 1.
+
+    Raises:
+        MethodError: names the setting.
+    """
+    value = getattr(method, name)
+    if not 0 < value <= 1:
+        raise MethodError(
+            f"{type(method).__name__}({name}=...) is out of range",
+            expected="a share of the steps: above 0, at most 1",
+            found=repr(value),
+        )
 
 
 class Smoothing(NamedTuple):

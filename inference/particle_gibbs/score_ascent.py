@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from mcx.errors import CapabilityError, InitializationError, MethodError, NonFiniteError
 from mcx.inference.particle_gibbs.additive import Score, summand_of
 from mcx.inference.particle_gibbs.backward import check_backward
-from mcx.inference.particle_gibbs.paris import Recursion, check_numbers
+from mcx.inference.particle_gibbs.paris import Recursion, check_numbers, check_share
 from mcx.inference.particle_gibbs.ppg import PPG
 from mcx.inference.particle_gibbs.smooth import Smoother, sweep_once
 from mcx.inference.particle_gibbs.start_path import starting_path
@@ -78,12 +78,7 @@ class ScoreAscent:
                 expected="mcx.PPG(), mcx.PaRIS() or mcx.FFBS()",
                 found=repr(self.smoother),
             )
-        if not 0 < self.average <= 1:
-            raise MethodError(
-                "ScoreAscent(average=...) is out of range",
-                expected="a share of the steps: above 0, at most 1",
-                found=repr(self.average),
-            )
+        check_share(self, "average")
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from mcx.inference.mcmc.importance import ImportanceKernel
 from mcx.inference.mcmc.start import starting_points
 from mcx.inference.particle_gibbs.families import FULL_RANK, MEAN_FIELD, Family
 from mcx.inference.particle_gibbs.gibbs import ParticleGibbs
-from mcx.inference.particle_gibbs.paris import check_numbers
+from mcx.inference.particle_gibbs.paris import check_numbers, check_share
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start
 from mcx.model.compile import compile_model
@@ -86,12 +86,7 @@ class ScoreClimbing:
                 expected="None, mcx.NUTS(...), ..., or mcx.ParticleGibbs(...)",
                 found=repr(self.kernel),
             )
-        if not 0 < self.average <= 1:
-            raise MethodError(
-                "ScoreClimbing(average=...) is out of range",
-                expected="a share of the steps: above 0, at most 1",
-                found=repr(self.average),
-            )
+        check_share(self, "average")
 
 
 class _State(NamedTuple):

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mcx.inference.smc.online import OnlineFilter
     from mcx.inference.smc.particle_filter import ParticleFilter
     from mcx.inference.smc.smc import smc
+    from mcx.results.saved import load
 
 # name -> module that defines it, imported on first use
 _LAZY = {
@@ -69,6 +70,7 @@ _LAZY = {
     "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
     "ScoreClimbing": "mcx.inference.particle_gibbs.score_climbing",
     "enable_compilation_cache": "mcx.cache",
+    "load": "mcx.results.saved",
     "smc": "mcx.inference.smc.smc",
 }
 _LAZY_MODULES = ("testing", "functionals", "inference", "estimators")
@@ -109,6 +111,7 @@ __all__ = [
     "filter",
     "functionals",
     "infer",
+    "load",
     "markov",
     "maximize",
     "model",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
@@ -11,12 +10,12 @@ from mcx.errors import MethodError, ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
 from mcx.model.compile import fingerprint_model, model_sites
-from mcx.ops.fingerprint import without_addresses
 from mcx.ops.keys import as_key
 from mcx.results.datatree import check_coords
 from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior
-from mcx.run.checkpoint import Checkpoint
+from mcx.run.checkpoint import Checkpoint, identified
+from mcx.run.devices import Devices
 
 if TYPE_CHECKING:
     from mcx.inference.particle_gibbs.score_ascent import Maximum, ScoreAscent
@@ -54,6 +53,7 @@ def infer(
     coords: Mapping[str, Any] | None = None,
     init: Any = None,
     checkpoint: str | Path | Checkpoint | None = None,
+    devices: Devices = None,
 ) -> Posterior:
     """Draw from the posterior of a model.
 
@@ -71,6 +71,8 @@ def infer(
         checkpoint: a directory to save the run to as it goes, made if it is not there; or
             ``mcx.Checkpoint(path, interval=seconds)``. The same call again goes on from there, with the same
             bits as if it had not been interrupted (on the same machine, with the same versions).
+        devices: that share the chains evenly, side by side: a number of them, "all", some of
+            ``jax.devices()``, or a mesh; the default device alone if None.
 
     Returns:
         The posterior. Interrupted by Ctrl-C, it holds what was drawn, with ``complete=False``.
@@ -86,8 +88,6 @@ def infer(
     check_mode(warnings)
     key = as_key(key)
     check_coords(coords or {}, model_sites(bound))
-    if checkpoint is not None:
-        checkpoint = _identified(checkpoint, bound, method)
     posterior = method.infer(
         bound,
         key=key,
@@ -96,7 +96,8 @@ def infer(
         coords=coords or {},
         progress=progress,
         while_compiling=_load_diagnostics if warnings != "ignore" else None,
-        checkpoint=checkpoint,
+        checkpoint=_saved_to(checkpoint, bound, method),
+        devices=devices,
     )
     report_advice(posterior, warnings)
     return posterior
@@ -115,6 +116,8 @@ def filter(
     name: str | None = None,
     coords: Mapping[str, Any] | None = None,
     progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+    devices: Devices = None,
 ) -> Filtered:
     """Filter a state-space model: the law of the state given the observations so far, and the evidence.
 
@@ -131,6 +134,8 @@ def filter(
         name: of the Markov chain, where the model has several.
         coords: labels of the dimensions, ``{"time": dates}``.
         progress: see :func:`infer`.
+        checkpoint: see :func:`infer`.
+        devices: see :func:`infer`.
 
     Returns:
         Moments over time, log evidence with its standard error, effective sample sizes; see
@@ -162,6 +167,16 @@ def filter(
         block=name,
         coords=coords or {},
         progress=progress,
+        checkpoint=_saved_to(
+            checkpoint,
+            bound,
+            method,
+            chain=name,
+            particles=num_particles,
+            history=history,
+            quantiles=quantiles,
+        ),
+        devices=devices,
     )
 
 
@@ -192,6 +207,8 @@ def smooth(
     name: str | None = None,
     coords: Mapping[str, Any] | None = None,
     progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+    devices: Devices = None,
 ) -> Estimate:
     """Smooth a state-space model: the expectation of a functional of the path given all observations.
 
@@ -206,6 +223,8 @@ def smooth(
         name: of the Markov chain, where the model has several.
         coords: labels of the dimensions.
         progress: see :func:`infer`.
+        checkpoint: see :func:`infer`.
+        devices: see :func:`infer`.
 
     Returns:
         Value and standard error, pytrees of the functional's structure.
@@ -221,16 +240,19 @@ def smooth(
     from mcx.inference.particle_gibbs.ppg import PPG
     from mcx.inference.particle_gibbs.smooth import smooth_model
 
+    method = PPG() if method is None else method
     return smooth_model(
         bound,
         as_functional(functional),
         params=params,
-        method=PPG() if method is None else method,
+        method=method,
         key=as_key(key),
         num_chains=num_chains,
         block=name,
         coords=coords or {},
         progress=progress,
+        checkpoint=_saved_to(checkpoint, bound, method, chain=name),
+        devices=devices,
     )
 
 
@@ -244,6 +266,7 @@ def maximize(
     num_chains: int = 8,
     name: str | None = None,
     progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> Maximum: ...
 
 
@@ -257,6 +280,7 @@ def maximize(
     num_chains: int = 8,
     name: str | None = None,
     progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> Approximation: ...
 
 
@@ -269,6 +293,7 @@ def maximize(
     num_chains: int = 8,
     name: str | None = None,
     progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> Maximum | Approximation:
     """Climb along scores: to the maximum likelihood of parameters, or to a family's best fit to a posterior.
 
@@ -286,6 +311,7 @@ def maximize(
         num_chains: chains of ``ScoreClimbing``; ``ScoreAscent(num_smoothers=...)`` has its own.
         name: of the Markov chain, where the model has several.
         progress: see :func:`infer`.
+        checkpoint: see :func:`infer`; the runs for the standard errors have directories within.
 
     Returns:
         Estimates, standard errors from the observed information, and the way there; or the fitted
@@ -304,7 +330,13 @@ def maximize(
         _check_counts({"num_chains": num_chains})
         _check_bound(bound, "maximize")
         return climb(
-            bound, method=method, init=init, key=as_key(key), num_chains=num_chains, progress=progress
+            bound,
+            method=method,
+            init=init,
+            key=as_key(key),
+            num_chains=num_chains,
+            progress=progress,
+            checkpoint=_saved_to(checkpoint, bound, method, moving_chains=num_chains),
         )
     _check_state_space(bound, "maximize", {}, None)
     if not isinstance(method, ScoreAscent):
@@ -313,19 +345,24 @@ def maximize(
             expected="mcx.ScoreAscent() or mcx.ScoreClimbing()",
             found=repr(method),
         )
-    return maximize_model(bound, method=method, init=init, key=as_key(key), block=name, progress=progress)
+    return maximize_model(
+        bound,
+        method=method,
+        init=init,
+        key=as_key(key),
+        block=name,
+        progress=progress,
+        checkpoint=_saved_to(checkpoint, bound, method, chain=name),
+    )
 
 
-def _identified(checkpoint: str | Path | Checkpoint, bound: BoundModel, method: Any) -> Checkpoint:
-    """The checkpoint with what the run is: a method on a model."""
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint(checkpoint)
-    identity = {
-        "method": without_addresses(repr(method)),
-        "model": fingerprint_model(bound),
-        **checkpoint.identity,
-    }
-    return replace(checkpoint, identity=identity)
+def _saved_to(
+    checkpoint: str | Path | Checkpoint | None, bound: BoundModel, method: Any, **identity: Any
+) -> Checkpoint | None:
+    """The checkpoint with what the run is: a method on a model, and further arguments."""
+    if checkpoint is None:
+        return None
+    return identified(checkpoint, model=fingerprint_model(bound), method=repr(method), **identity)
 
 
 def _check_bound(bound: Any, verb: str = "infer") -> None:

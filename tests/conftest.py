@@ -12,6 +12,7 @@ import mcx.testing.strategies  # noqa: F401  (registers the profile)
 from mcx.testing import key_for
 
 matplotlib.use("Agg")
+jax.config.update("jax_num_cpu_devices", 4)  # for the tests of runs over several devices; the others use one
 hypothesis.settings.load_profile("mcx")
 
 

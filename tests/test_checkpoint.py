@@ -62,11 +62,9 @@ def collect(state, info):
 
 
 def walk(path, steps=STEPS, key=3, **options):
-    options = {"chunk_size": 20, "num_discard": 50, "progress": False, **options}
+    options = {"chunk_size": 20, "num_discard": 50, "num_chains": 2, "progress": False, **options}
     checkpoint = None if path is None else mcx.Checkpoint(path, interval=0.0)
-    return mcx.run(
-        WALK, key=key, num_steps=steps, num_chains=2, collect=collect, checkpoint=checkpoint, **options
-    )
+    return mcx.run(WALK, key=key, num_steps=steps, collect=collect, checkpoint=checkpoint, **options)
 
 
 WALK = Walk()
@@ -83,7 +81,7 @@ class Stopped(Exception):
     pass
 
 
-def interrupted(path, chunks):
+def interrupted(path, chunks, **options):
     """A run that ends by an error after some chunks."""
     seen = []
 
@@ -100,7 +98,7 @@ def interrupted(path, chunks):
     type(kernel).report = lambda self, stats: report(stats)
     try:
         with pytest.raises(Stopped):
-            walk(path)
+            walk(path, **options)
     finally:
         type(kernel).report = original
 
@@ -253,7 +251,7 @@ def listed(begun, raw, name="chunk-000001.npy"):
 
     manifest = json.loads((begun / "manifest.json").read_text())
     (begun / name).write_bytes(raw)
-    entry = manifest["chunks"][1]
+    entry = manifest["chunks"][1]["files"][0]
     entry |= {"file": name, "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     (begun / "manifest.json").write_text(json.dumps(manifest))
 
@@ -290,7 +288,7 @@ def test_hostile_chunks_are_refused(begun, case):
 )
 def test_hostile_names_are_refused(begun, name):
     manifest = json.loads((begun / "manifest.json").read_text())
-    manifest["chunks"][1]["file"] = name
+    manifest["chunks"][1]["files"][0]["file"] = name
     (begun / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointCorrupt, match="no manifest"):
         walk(begun)

@@ -26,6 +26,7 @@ from mcx.model.given import given_sites
 from mcx.model.statespace import state_space
 from mcx.results.estimate import standard_error
 from mcx.results.posterior import RunInfo
+from mcx.run.checkpoint import Checkpoint
 from mcx.run.driver import run
 from mcx.target import FeynmanKac, StateSpace, Target
 
@@ -202,6 +203,7 @@ def maximize_model(
     key: Any,
     block: str | None,
     progress: Any,
+    checkpoint: Checkpoint | None,
 ) -> Maximum:
     """Maximise the likelihood. Use :func:`mcx.maximize`, which checks the options."""
     space = state_space(bound, block)
@@ -220,6 +222,7 @@ def maximize_model(
         num_chains=1,
         start=_start(target, space, init)[None],
         progress=progress,
+        checkpoint=checkpoint,
         title="maximize",
         on_start=partial(_refuse_start, kernel, data),
     )
@@ -239,7 +242,7 @@ def maximize_model(
     information, notes = np.full((len(found), len(found)), np.nan), ["no standard errors were asked for"]
     covariance = information
     if method.num_information and result.complete:
-        information = _information(kernel, data, jax.random.fold_in(key, 1), found, progress)
+        information = _information(kernel, data, jax.random.fold_in(key, 1), found, progress, checkpoint)
         covariance, notes = _inverse(information)
     se = {k: np.sqrt(np.einsum("...i,ij,...j->...", j, covariance, j)) for k, j in jacobians.items()}
     return Maximum(
@@ -268,7 +271,9 @@ def _with_derivatives(params: tuple[str, ...], target: Target, z: Any) -> Any:
     return at(z), jax.jacfwd(at)(z)
 
 
-def _information(kernel: _Ascent, data: Any, key: Any, z: Any, progress: Any) -> np.ndarray:
+def _information(
+    kernel: _Ascent, data: Any, key: Any, z: Any, progress: Any, checkpoint: Checkpoint | None
+) -> np.ndarray:
     """Minus the derivative of the score, by central differences about one standard error wide.
 
     Louis' identity needs no differences, but subtracts two numbers that grow with T and differ by little: at
@@ -290,6 +295,7 @@ def _information(kernel: _Ascent, data: Any, key: Any, z: Any, progress: Any) ->
             num_chains=2 * dim,
             start=jnp.asarray(np.asarray(z) + shifts, z.dtype),
             progress=progress,
+            checkpoint=None if checkpoint is None else checkpoint.part(f"information-{part + 1}"),
             title="standard errors",
         )
         if not result.complete:

@@ -173,9 +173,9 @@ def positions(chains: Any) -> Any:
 
 
 def climb(
-    bound: BoundModel, *, method: ScoreClimbing, init: Any, key: Any, num_chains: int, progress: Any
+    bound: BoundModel, *, method: ScoreClimbing, init: Any, key: Any, num_chains: int, **options: Any
 ) -> Approximation:
-    """Fit a family to a posterior. Use :func:`mcx.maximize`, which checks the options."""
+    """Fit a family to a posterior. Use :func:`mcx.maximize`, which checks; ``options`` go to the driver."""
     family = _FAMILIES[method.family] if isinstance(method.family, str) else method.family
     kernel, data, target, start = _chains(bound, method, init, num_chains, jax.random.fold_in(key, 1))
     num_warmup = 0 if method.kernel is None else method.kernel.num_warmup
@@ -194,9 +194,9 @@ def climb(
         num_discard=num_warmup,
         start=jax.tree_util.tree_map(lambda x: x[None], start),
         inputs=_inputs(method, num_warmup),
-        progress=progress,
         title="score climbing",
         on_start=on_start,
+        **options,
     )
     if result.draws is None:
         raise KeyboardInterrupt("score climbing was interrupted before its first step")

@@ -123,9 +123,9 @@ def smooth_model(
     num_chains: int,
     block: str | None,
     coords: Mapping[str, Any],
-    progress: Any,
+    **options: Any,
 ) -> Estimate:
-    """Run a smoother. Use :func:`mcx.smooth`, which checks the options."""
+    """Run a smoother. Use :func:`mcx.smooth`, which checks; ``options`` go to the driver."""
     if not isinstance(method, Smoother):
         raise MethodError(
             "not a smoother", expected="mcx.PPG(), mcx.PaRIS() or mcx.FFBS()", found=repr(method)
@@ -148,8 +148,8 @@ def smooth_model(
         num_steps=method.num_iterations if isinstance(method, PPG) else 1,
         num_chains=num_chains,
         num_discard=burn_in,
-        progress=progress,
         title=name,
+        **options,
     )
     if result.draws is None:
         _raise_faults(result.stats, method.num_particles, None)

@@ -117,9 +117,9 @@ class ParticleFilter:
         quantiles: tuple[float, ...],
         block: str | None,
         coords: Mapping[str, Any],
-        progress: Any,
+        **options: Any,
     ) -> Filtered:
-        """Run the filter. Use :func:`mcx.filter`, which checks the options."""
+        """Run the filter. Use :func:`mcx.filter`, which checks; ``options`` go to the driver."""
         space = self.state_space(bound, block)
         values = check_params(bound, space, params)
         fk = space.feynman_kac
@@ -138,9 +138,9 @@ class ParticleFilter:
             inputs=jax.tree_util.tree_map(lambda x: x[1:], inputs),
             chunk_size=max(1, _PARTICLE_STEPS_PER_CHUNK // (num_particles * num_chains)),
             capacity=_capacity(bound, space, kernel, num_chains),
-            progress=progress,
             title=self.name,
             on_start=lambda state: at_start.append(_first(kernel, state)),
+            **options,
         )
         filtered = self._filtered(bound, space, values, settings, keep, at_start[0], result, key, coords)
         _raise_faults(filtered, num_particles, self.max_nonfinite)

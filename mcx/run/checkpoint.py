@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,18 @@ import numpyro
 
 from mcx._version import __version__
 from mcx.errors import CheckpointMismatch, InferenceWarning
-from mcx.ops.fingerprint import of_arrays
+from mcx.ops.fingerprint import of_arrays, of_code, without_addresses
+from mcx.run.devices import CHAINS, place
+from mcx.run.hosts import ALONE, Hosts
 from mcx.run.programs import Programs
 from mcx.run.records import from_records, record_type, to_records
 from mcx.run.store import Store
 
-__all__ = ["Checkpoint", "Recorder", "recording"]
+__all__ = ["Checkpoint", "Recorder", "identified", "recording"]
+
+
+# what names in the identity cannot tell apart: functions given to a model or a method
+_CODE = "compiled functions"
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,18 @@ class Checkpoint:
     interval: float = 5.0
     identity: Mapping[str, str] = field(default_factory=dict)
 
+    def part(self, name: str) -> Checkpoint:
+        """A directory within, for a run that is part of the whole."""
+        return replace(self, path=Path(self.path) / name)
+
 
 @contextmanager
 def recording(
-    checkpoint: str | Path | Checkpoint | None, about: Mapping[str, Any], key: Any, given: Any
+    checkpoint: str | Path | Checkpoint | None,
+    about: Mapping[str, Any],
+    key: Any,
+    given: Any,
+    hosts: Hosts = ALONE,
 ) -> Iterator[Recorder | None]:
     """Hold a checkpoint's directory during a run.
 
@@ -50,6 +64,7 @@ def recording(
         about: further parts of the run's identity.
         key: of the run.
         given: arrays that the run depends on.
+        hosts: the processes of the run.
 
     Yields:
         What saves the run; None without a checkpoint.
@@ -71,14 +86,22 @@ def recording(
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",
         "device": str(jax.devices()[0].device_kind),
     }
-    store = Store(checkpoint.path)
+    store = Store(checkpoint.path, hosts)
     with store.locked():
         found = store.read()
-        if found is None:
-            store.begin(identity)
-        else:
-            _refuse_other(store.path, found.identity, identity)
-        yield Recorder(store, checkpoint.interval)
+        if found is not None:
+            _refuse_other(store.path, {k: v for k, v in found.identity.items() if k != _CODE}, identity)
+        yield Recorder(store, checkpoint.interval, identity)
+
+
+def identified(checkpoint: str | Path | Checkpoint | None, **identity: Any) -> Checkpoint | None:
+    """A checkpoint with further parts of the run's identity, by name; None stays None."""
+    if checkpoint is None:
+        return None
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    texts = {name.replace("_", " "): without_addresses(str(value)) for name, value in identity.items()}
+    return replace(checkpoint, identity={**texts, **checkpoint.identity})
 
 
 def _refuse_other(path: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -104,10 +127,11 @@ class Recorder:
     Args:
         store: the directory, locked, whose manifest is that of this run.
         interval: seconds between two saves.
+        identity: of this run, as far as it is known before it is traced.
     """
 
-    def __init__(self, store: Store, interval: float) -> None:
-        self.store, self.interval = store, interval
+    def __init__(self, store: Store, interval: float, identity: Mapping[str, str]) -> None:
+        self.store, self.interval, self.identity = store, interval, identity
         self._pending: list[np.ndarray] = []
         self._saved = time.monotonic()
         self._failed = False
@@ -125,9 +149,14 @@ class Recorder:
 
         Raises:
             CheckpointCorrupt: if a file is damaged.
+            CheckpointMismatch: if the run was another.
         """
+        identity = {**self.identity, _CODE: of_code(programs.code)}
+        if self.store.manifest is None:
+            self.store.begin(identity)
         manifest = self.store.manifest
         assert manifest is not None
+        _refuse_other(self.store.path, manifest.identity, identity)
         if manifest.state is None:
             return 0, state, [], []
         chains = jax.tree_util.tree_leaves(state)[0].shape[0]
@@ -141,7 +170,7 @@ class Recorder:
         saved = self.store.load(manifest.state, record_type(state, 1), chains)
         return (
             manifest.steps,
-            jax.tree_util.tree_map(jax.numpy.asarray, from_records(saved, state)),
+            place(_on_device(from_records(saved, state)), programs.mesh, CHAINS),
             stats,
             draws,
         )
@@ -155,9 +184,11 @@ class Recorder:
 
         A disk that is full stops nothing: the run goes on in memory, and the next save tries again.
         """
-        if not now and time.monotonic() - self._saved < self.interval:
+        due = now or time.monotonic() - self._saved >= self.interval
+        if not self.store.hosts.any(due):
             return
         try:
+            state = self.store.hosts.fetch(state)
             chains = jax.tree_util.tree_leaves(state)[0].shape[:1]
             self.store.append(_joined(self._pending), to_records(state, chains), complete)
         except OSError as error:
@@ -173,6 +204,10 @@ class Recorder:
             self._pending = []
             self._failed = False
         self._saved = time.monotonic()
+
+
+def _on_device(tree: Any) -> Any:
+    return jax.tree_util.tree_map(jax.numpy.asarray, tree)
 
 
 def _joined(chunks: list[np.ndarray]) -> list[np.ndarray]:

@@ -17,6 +17,8 @@ import numpy as np
 from mcx.errors import MethodError
 from mcx.ops.keys import as_key
 from mcx.run.checkpoint import Checkpoint, Recorder, recording
+from mcx.run.devices import CHAINS, REPLICATED, Devices, as_mesh, place
+from mcx.run.hosts import Hosts, hosts_of
 from mcx.run.kernel import Kernel, as_kernel
 from mcx.run.programs import Programs, chain_keys, prepare
 from mcx.run.progress import Progress, make_progress
@@ -70,6 +72,7 @@ def run(
     on_start: Callable[[Any], None] | None = None,
     while_compiling: Callable[[], Any] | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
+    devices: Devices = None,
 ) -> Run:
     """Run an algorithm: ``num_steps`` steps of ``num_chains`` chains.
 
@@ -95,6 +98,9 @@ def run(
             :class:`~mcx.run.checkpoint.Checkpoint`. Where it holds an unfinished run of the same data and
             key, that is gone on with: the result has the same bits as that of an uninterrupted run on the
             same machine with the same versions.
+        devices: that share the chains evenly: a number of them, "all", some of ``jax.devices()``, or a mesh;
+            None for the default device. Chains have the same law whatever device they run on. Where the
+            devices belong to several processes, all of them make the same call and get the same result.
 
     Returns:
         A :class:`Run`. Ctrl-C finishes the chunk under way and returns what there is, with
@@ -107,21 +113,41 @@ def run(
     _check_counts(num_steps, num_chains, num_discard, chunk_size)
     kernel = as_kernel(kernel, collect)
     key = as_key(key)
-    start_keys, keys = chain_keys(key, num_chains)
-    display = make_progress(progress, num_steps, title)
+    mesh = as_mesh(devices, num_chains)
+    start_keys, keys = place(chain_keys(key, num_chains), mesh, CHAINS)
+    hosts = hosts_of(mesh)
+    display = make_progress(progress if hosts.leads else False, num_steps, title)
     loop: _Loop | None = None
-    about = {"chains": num_chains, "steps": num_steps, "discarded steps": num_discard}
-    with recording(checkpoint, about, key, (data, start, inputs)) as recorder:
+    about = {
+        "chains": num_chains,
+        "devices": 1 if mesh is None else mesh.size,
+        "steps": num_steps,
+        "discarded steps": num_discard,
+    }
+    with recording(checkpoint, about, key, (data, start, inputs), hosts) as recorder:
         try:
             display.compiling()
-            programs, compile_time = prepare(kernel, data, keys, start, inputs, while_compiling, capacity)
+            data, start = place(data, mesh, REPLICATED), place(start, mesh, CHAINS)
+            programs, compile_time = prepare(
+                kernel, data, keys, start, inputs, while_compiling, capacity, mesh
+            )
             display.started()
             begun = time.perf_counter()
             state = programs.start(data, start_keys, start)
             if on_start is not None:
-                on_start(state)
+                on_start(hosts.fetch(state))
             loop = _Loop(
-                kernel, programs, data, keys, inputs, num_steps, num_discard, chunk_size, state, recorder
+                kernel,
+                programs,
+                data,
+                keys,
+                inputs,
+                num_steps,
+                num_discard,
+                chunk_size,
+                state,
+                recorder,
+                hosts,
             )
             with _deferred_interrupt() as interrupted:
                 complete = loop.go(display, interrupted)
@@ -144,6 +170,7 @@ class _Loop:
         chunk_size: int | None,
         state: Any,
         recorder: Recorder | None,
+        hosts: Hosts,
     ) -> None:
         self.kernel, self.programs, self.data, self.keys, self.inputs = kernel, programs, data, keys, inputs
         self.total, self.discard, self.state = total, discard, state
@@ -152,7 +179,7 @@ class _Loop:
         self.draws: list[Any] = []
         self.stats: list[Any] = []
         self._seconds_per_step: float | None = None
-        self.recorder = recorder
+        self.recorder, self.hosts = recorder, hosts
         if recorder is not None:
             found = recorder.resume(programs, state, discard)
             self.done, self.state, self.stats, self.draws = found
@@ -160,19 +187,20 @@ class _Loop:
     def go(self, display: Progress, interrupted: threading.Event) -> bool:
         stop = getattr(self.kernel, "stop", None)
         while self.done < self.total:
-            count = self._count()
+            count = self.hosts.lead(self._count())
             begun = time.perf_counter()
             state, draws, stats = self.programs.chunk(
                 self.data, self.keys, np.int32(self.done), np.int32(count), self.state, self._inputs(count)
             )
-            stats = jax.tree_util.tree_map(lambda x, n=count: np.asarray(x)[:n], stats)
+            stats = jax.tree_util.tree_map(lambda x, n=count: np.asarray(x)[:n], self.hosts.fetch(stats))
             self._keep(draws, stats, count)
             self.state = state
             self.done += count
             self._seconds_per_step = (time.perf_counter() - begun) / count
             phase = "warm-up" if self.done <= self.discard else "sampling"
             display.update(self.done, phase, self.kernel.report(stats))
-            over = interrupted.is_set() or (stop is not None and stop(stats)) or self.done == self.total
+            over = stop is not None and stop(stats)
+            over = over or self.done == self.total or self.hosts.any(interrupted.is_set())
             if self.recorder is not None:
                 self.recorder.save(self.state, self.done == self.total, now=over)
             if over:
@@ -200,7 +228,7 @@ class _Loop:
     def _keep(self, draws: Any, stats: Any, count: int) -> None:
         self.stats.append(stats)
         if self.done >= self.discard:
-            emitted = self.programs.emit(self.data, draws)
+            emitted = self.hosts.fetch(self.programs.emit(self.data, draws))
             self.draws.append(jax.tree_util.tree_map(lambda x: np.array(x[:count]), jax.device_get(emitted)))
         if self.recorder is not None:
             shape = (count, self.keys.shape[0])
@@ -213,7 +241,8 @@ class _Loop:
         for leaf in jax.tree_util.tree_leaves(draws):
             if np.issubdtype(leaf.dtype, np.floating):
                 bad = max(bad, int((~np.isfinite(leaf)).reshape(*leaf.shape[:2], -1).any(-1).sum()))
-        return Run(draws, stats, self.state, self.done, self.discard, complete, compile_time, run_time, bad)
+        state = self.hosts.fetch(self.state)
+        return Run(draws, stats, state, self.done, self.discard, complete, compile_time, run_time, bad)
 
 
 def _join(chunks: list[Any]) -> Any:

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, placed
 from mcx.run.kernel import Kernel
 
 __all__ = ["Programs", "chain_keys", "prepare", "run_steps", "start_chains"]
@@ -31,7 +33,9 @@ _CACHE_SIZE = 64
 class Programs(NamedTuple):
     """Compiled programs of one kernel at one set of shapes.
 
-    ``stats`` and ``emitted`` are shapes and dtypes of a full buffer of statistics and of emitted draws.
+    ``stats`` and ``emitted`` are shapes and dtypes of a full buffer of statistics and of emitted draws;
+    ``mesh`` are the devices that chains are spread over, None for the default one; ``code`` is the traced
+    chunk of steps.
     """
 
     start: Any
@@ -40,6 +44,8 @@ class Programs(NamedTuple):
     capacity: int
     stats: Any
     emitted: Any
+    mesh: Mesh | None
+    code: Any
 
 
 @partial(jax.jit, static_argnums=1)
@@ -150,10 +156,12 @@ def prepare(
     inputs: Any,
     while_compiling: Any = None,
     capacity: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Programs, float]:
     """Compile the programs of a run, or find them in the cache.
 
-    Tracing is Python and takes its turn; XLA compiles the programs side by side.
+    Tracing is Python and takes its turn; XLA compiles the programs side by side. Over a mesh, ``data``,
+    ``keys`` and ``start`` are placed on it already.
 
     Returns:
         The programs, and the seconds spent.
@@ -162,42 +170,53 @@ def prepare(
     slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # the number of steps is no part of a program
     leaves, structure = jax.tree_util.tree_flatten((data, keys, start, slices))
     avals = tuple(_aval(x) for x in leaves)
-    cache_key = (kernel, structure, avals, capacity, bool(jax.config.jax_enable_x64))
+    cache_key = (kernel, structure, avals, capacity, mesh, bool(jax.config.jax_enable_x64))
     if cache_key in _CACHE:
         _CACHE.move_to_end(cache_key)
         return _CACHE[cache_key], time.perf_counter() - begun
 
     with ThreadPoolExecutor(3) as pool:
-        jitted = jax.jit(lambda data, keys, start: start_chains(kernel, data, keys, start))
-        traced = jitted.trace(data, keys, start)
+
+        def begin(data: Any, keys: Any, start: Any) -> Any:
+            return start_chains(kernel, data, keys, start)
+
+        begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
+        traced = jax.jit(begin).trace(data, keys, start)
         jobs: list[Future[Any]] = [pool.submit(traced.lower().compile)]
-        state = traced.out_info
+        state = placed(traced.out_info, mesh, CHAINS)
 
         capacity = _capacity(state) if capacity is None else capacity
 
         def chunk(data: Any, keys: Any, first: Any, count: Any, state: Any, inputs: Any) -> Any:
             return run_steps(kernel, data, keys, first, count, state, inputs, capacity)
 
+        chunk = over_devices(
+            chunk,
+            mesh,
+            (REPLICATED, CHAINS, REPLICATED, REPLICATED, CHAINS, REPLICATED),
+            (CHAINS, STEPS_CHAINS, STEPS_CHAINS),
+        )
         slices = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype), slices
         )
         zero = np.int32(0)
         traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
         jobs.append(pool.submit(traced.lower().compile))
+        code = traced.jaxpr
         _, draws, stats = traced.out_info
 
-        jobs.append(pool.submit(_compile_emit, kernel, data, draws))
+        jobs.append(pool.submit(_compile_emit, kernel, data, placed(draws, mesh, STEPS_CHAINS), mesh))
         if while_compiling is not None:
             while_compiling()
         start_program, chunk_program, (emit_program, emitted) = (job.result() for job in jobs)
-        programs = Programs(start_program, chunk_program, emit_program, capacity, stats, emitted)
+        programs = Programs(start_program, chunk_program, emit_program, capacity, stats, emitted, mesh, code)
     _CACHE[cache_key] = programs
     if len(_CACHE) > _CACHE_SIZE:
         _CACHE.popitem(last=False)
     return programs, time.perf_counter() - begun
 
 
-def _compile_emit(kernel: Kernel, data: Any, draws: Any) -> tuple[Any, Any]:
+def _compile_emit(kernel: Kernel, data: Any, draws: Any, mesh: Mesh | None) -> tuple[Any, Any]:
     if not jax.tree_util.tree_leaves(draws):
         return (lambda data, draws: draws), draws
 
@@ -205,6 +224,7 @@ def _compile_emit(kernel: Kernel, data: Any, draws: Any) -> tuple[Any, Any]:
         return jax.tree_util.tree_map(_key_data, kernel.emit(data, draw))
 
     emit = jax.vmap(jax.vmap(one, (None, 0)), (None, 0))
+    emit = over_devices(emit, mesh, (REPLICATED, STEPS_CHAINS), STEPS_CHAINS)
     traced = jax.jit(emit).trace(data, draws)
     return traced.lower().compile(), traced.out_info
 

@@ -2,21 +2,19 @@
 
 Chunks are ``.npy`` files of plain records, one row a step and one column a chain. Each is written to a
 temporary file, synced, and renamed; only then the manifest, a JSON file written the same way, lists it with
-its length and SHA-256. So whatever the manifest lists is whole, whenever the process is killed. Nothing that
-is read is executed: no pickles, names of files follow a pattern, sizes are checked before memory is taken.
+its length and SHA-256. So whatever the manifest lists is whole, whenever the process is killed. Where a run
+spans several processes, each writes the files of its own chains, and process 0 the manifest. Nothing that is
+read is executed: no pickles, names of files follow a pattern, sizes are checked before memory is taken.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,109 +26,13 @@ except ImportError:  # not a POSIX system: two runs in one directory are not fou
     fcntl = None  # type: ignore[assignment]
 
 from mcx.errors import CheckpointCorrupt, CheckpointError, CheckpointInUse
+from mcx.run.hosts import ALONE, Hosts
+from mcx.run.manifest import Entry, File, Manifest
 
-__all__ = ["Entry", "Manifest", "Store"]
+__all__ = ["Store"]
 
 MANIFEST, LOCK = "manifest.json", "lock"
-_FORMAT, _VERSION = "mcx checkpoint", 1
-_NAME = re.compile(r"(chunk|state)-[0-9]{6}\.npy")
-_SHA = re.compile(r"[0-9a-f]{64}")
-_MAX_MANIFEST, _MAX_HEADER, _MAX_FILE = 64 * 2**20, 2**20, 2**36
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file that the manifest lists. ``first`` and ``count`` are the steps of a chunk."""
-
-    file: str
-    sha256: str
-    size: int
-    first: int
-    count: int
-
-
-@dataclass
-class Manifest:
-    """What a directory holds.
-
-    Attributes:
-        identity: what the run is, by name; text.
-        chunks: in the order of their steps.
-        state: after the last of them; None before the first.
-        steps: taken so far.
-        complete: whether the run came to its end.
-    """
-
-    identity: dict[str, str]
-    chunks: list[Entry] = field(default_factory=list)
-    state: Entry | None = None
-    steps: int = 0
-    complete: bool = False
-
-    def to_json(self) -> bytes:
-        """As a file."""
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "identity": self.identity,
-            "steps": self.steps,
-            "complete": self.complete,
-            "state": None if self.state is None else vars(self.state),
-            "chunks": [vars(chunk) for chunk in self.chunks],
-        }
-        return json.dumps(content, indent=1).encode()
-
-    @classmethod
-    def of_json(cls, raw: bytes, where: Path) -> Manifest:
-        """Read and check a file.
-
-        Raises:
-            CheckpointCorrupt: if it is no manifest, or one of another version.
-        """
-        try:
-            content = json.loads(raw)
-            _expect(isinstance(content, dict) and content.get("format") == _FORMAT, "the format")
-            _expect(content.get("version") == _VERSION, f"version {_VERSION}")
-            identity, chunks = content["identity"], content["chunks"]
-            _expect(
-                isinstance(identity, dict) and all(isinstance(v, str) for v in identity.values()), "identity"
-            )
-            _expect(isinstance(chunks, list) and isinstance(content["complete"], bool), "chunks")
-            entries = [_entry(c, "chunk") for c in chunks]
-            state = None if content["state"] is None else _entry(content["state"], "state")
-            end = 0
-            for entry in entries:
-                _expect(entry.first == end, "chunks that follow each other")
-                end += entry.count
-            _expect(_is_int(content["steps"]) and content["steps"] == end, "as many steps as the chunks have")
-            _expect((state is None) == (end == 0), "a state after the last chunk")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointCorrupt(
-                f"{where} is no manifest of a checkpoint",
-                found=str(error),
-                remedy="restore the directory, or give checkpoint= another one",
-            ) from None
-        return cls(identity, entries, state, end, content["complete"])
-
-
-def _expect(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(f"expected {what}")
-
-
-def _is_int(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 2**62
-
-
-def _entry(raw: Any, kind: str) -> Entry:
-    _expect(isinstance(raw, dict) and set(raw) == {"file", "sha256", "size", "first", "count"}, "an entry")
-    name, sha256 = raw["file"], raw["sha256"]
-    _expect(isinstance(name, str) and _NAME.fullmatch(name) is not None, "the name of a chunk")
-    _expect(name.startswith(kind), f"a {kind}")
-    _expect(isinstance(sha256, str) and _SHA.fullmatch(sha256) is not None, "a SHA-256")
-    _expect(_is_int(raw["first"]) and _is_int(raw["count"]), "counts")
-    _expect(_is_int(raw["size"]) and raw["size"] <= _MAX_FILE, "a size")
-    return Entry(**raw)
+_MAX_MANIFEST, _MAX_HEADER = 64 * 2**20, 2**20
 
 
 class Store:
@@ -138,10 +40,11 @@ class Store:
 
     Args:
         path: of the directory.
+        hosts: the processes of the run.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, hosts: Hosts = ALONE) -> None:
+        self.path, self.hosts = Path(path), hosts
         self.manifest: Manifest | None = None
 
     # reading -------------------------------------------------------------------------------------
@@ -172,10 +75,21 @@ class Store:
         Raises:
             CheckpointCorrupt: if the file is not what the manifest says, or holds something else.
         """
-        raw = self._bytes(entry.file, entry.size)
-        if len(raw) != entry.size or hashlib.sha256(raw).hexdigest() != entry.sha256:
-            found = f"{len(raw)} bytes, where {entry.size} were written" if len(raw) != entry.size else None
-            raise self._corrupt(entry.file, "is not what was written", found or "another SHA-256")
+        parts = [self._records(file, dtype) for file in entry.files]
+        steps = () if entry.files[0].file.startswith("state") else (entry.count,)
+        name, axis = entry.files[0].file, len(steps)
+        if any(p.ndim != axis + 1 or p.shape[:axis] != steps or p.dtype != parts[0].dtype for p in parts):
+            raise self._corrupt(name, "holds no chunk", f"shapes {', '.join(str(p.shape) for p in parts)}")
+        found = sum(part.shape[axis] for part in parts)
+        if columns not in (None, found):
+            raise self._corrupt(name, "holds no chunk", f"{found} chains, not {columns}")
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+
+    def _records(self, file: File, dtype: np.dtype[Any] | None) -> np.ndarray:
+        raw = self._bytes(file.file, file.size)
+        if len(raw) != file.size or hashlib.sha256(raw).hexdigest() != file.sha256:
+            found = f"{len(raw)} bytes, where {file.size} were written" if len(raw) != file.size else None
+            raise self._corrupt(file.file, "is not what was written", found or "another SHA-256")
         try:
             stream = io.BytesIO(raw)
             if np.lib.format.read_magic(stream) != (2, 0):
@@ -188,11 +102,8 @@ class Store:
                 raise ValueError("a shape that does not fit the file's length")
             if dtype is not None and found_dtype != dtype:
                 raise ValueError(f"records of {found_dtype}, not of {dtype}")
-            expected = (entry.count, columns) if entry.file.startswith("chunk") else (columns,)
-            if columns is not None and shape != expected:
-                raise ValueError(f"shape {shape}, not {expected}")
         except Exception as error:  # a parser's, on hostile input: of many kinds
-            raise self._corrupt(entry.file, "holds no chunk", str(error)) from None
+            raise self._corrupt(file.file, "holds no chunk", str(error)) from None
         return np.frombuffer(raw, found_dtype, offset=stream.tell()).reshape(shape)
 
     def _bytes(self, name: str, limit: int) -> bytes:
@@ -226,6 +137,24 @@ class Store:
             CheckpointInUse: if another run holds it.
             CheckpointError: if nothing can be written there.
         """
+        refusal: CheckpointError | None = None
+        descriptor = None
+        if self.hosts.leads:
+            try:
+                descriptor = self._lock()
+            except CheckpointError as error:
+                refusal = error
+        try:
+            if self.hosts.any(refusal is not None):
+                raise refusal or CheckpointError(
+                    f"process 0 cannot use the directory {self.path}", remedy="see what it says"
+                )
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _lock(self) -> int:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -238,50 +167,91 @@ class Store:
                 remedy="give checkpoint= a directory that can be written to",
             ) from None
         try:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise CheckpointInUse(
-                    f"another run writes to the directory {self.path}",
-                    remedy="wait for it to end, or give checkpoint= another directory",
-                ) from None
-            yield
-        finally:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
             os.close(descriptor)
+            raise CheckpointInUse(
+                f"another run writes to the directory {self.path}",
+                remedy="wait for it to end, or give checkpoint= another directory",
+            ) from None
+        return descriptor
 
     def begin(self, identity: Mapping[str, str]) -> None:
         """Start anew with an empty manifest."""
-        self.manifest = Manifest(dict(identity))
-        self._write(MANIFEST, self.manifest.to_json())
+        self._replace(Manifest(dict(identity)))
 
     def append(self, chunks: list[np.ndarray], state: np.ndarray, complete: bool) -> None:
         """Add chunks of records, (steps, chains) each, and the state after them, (chains,).
+
+        Each process writes its share of the chains.
 
         Raises:
             OSError: if it cannot be written; what was there before stays as it was.
         """
         old = self.manifest
         assert old is not None
-        entries, steps = list(old.chunks), old.steps
-        for records in chunks:
-            entries.append(self._save(f"chunk-{len(entries):06d}.npy", records, steps, len(records)))
-            steps += len(records)
+        number, steps = len(old.chunks), old.steps
+        parts = {
+            f"chunk-{number + i:06d}": records[:, self.hosts.share(records.shape[1])]
+            for i, records in enumerate(chunks)
+        }
         # never over the file that the present manifest lists
-        saved = self._save(f"state-{len(entries):06d}.npy", state, steps, 0) if chunks else old.state
-        manifest = Manifest(old.identity, entries, saved, steps, complete)
-        self._write(MANIFEST, manifest.to_json())
-        self.manifest = manifest
-        if old.state is not None and old.state is not saved:
-            with suppress(OSError):
-                os.unlink(self.path / old.state.file)
+        parts[f"state-{number + len(chunks):06d}"] = state[self.hosts.share(len(state))]
+        *files, saved = self._save(parts) if chunks else [old.state.files if old.state else ()]
+        entries = list(old.chunks)
+        for records, own in zip(chunks, files, strict=True):
+            entries.append(Entry(steps, len(records), own))
+            steps += len(records)
+        self._replace(Manifest(old.identity, entries, Entry(steps, 0, saved), steps, complete))
+        if chunks and old.state is not None and self.hosts.leads:
+            for file in old.state.files:
+                with suppress(OSError):
+                    os.unlink(self.path / file.file)
 
-    def _save(self, name: str, records: np.ndarray, first: int, count: int) -> Entry:
-        stream = io.BytesIO()
-        np.lib.format.write_array(stream, np.ascontiguousarray(records), (2, 0), allow_pickle=False)
-        raw = stream.getvalue()
-        self._write(name, raw)
-        return Entry(name, hashlib.sha256(raw).hexdigest(), len(raw), first, count)
+    def _replace(self, manifest: Manifest) -> None:
+        """Put a manifest in the place of the present one; in process 0, for all."""
+        failure: OSError | None = None
+        if self.hosts.leads:
+            try:
+                self._write(MANIFEST, manifest.to_json())
+            except OSError as error:
+                failure = error
+        self._agree(failure)
+        self.manifest = manifest
+
+    def _save(self, parts: Mapping[str, np.ndarray]) -> list[tuple[File, ...]]:
+        """Write arrays of records of this process; the files of all processes, by array."""
+        failure: OSError | None = None
+        facts = np.zeros((len(parts), 40), np.uint8)  # SHA-256 and size
+        for own, (name, records) in zip(facts, parts.items(), strict=True):
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, np.ascontiguousarray(records), (2, 0), allow_pickle=False)
+            raw = stream.getvalue()
+            own[:32] = np.frombuffer(hashlib.sha256(raw).digest(), np.uint8)
+            own[32:] = np.frombuffer(len(raw).to_bytes(8, "big"), np.uint8)
+            try:
+                self._write(self._name(name, self.hosts.index), raw)
+            except OSError as error:
+                failure = error
+                break
+        self._agree(failure)
+        every = self.hosts.gather(facts)
+        return [
+            tuple(
+                File(self._name(name, host), facts[:32].tobytes().hex(), int.from_bytes(facts[32:].tobytes()))
+                for host, facts in enumerate(every[:, i])
+            )
+            for i, name in enumerate(parts)
+        ]
+
+    def _name(self, name: str, host: int) -> str:
+        return f"{name}.npy" if self.hosts.count == 1 else f"{name}-{host:04d}.npy"
+
+    def _agree(self, failure: OSError | None) -> None:
+        """Raise if writing failed in any process."""
+        if self.hosts.any(failure is not None):
+            raise failure or OSError("another process could not write")
 
     def _write(self, name: str, raw: bytes) -> None:
         """Write a file so that it is there as a whole or not at all."""

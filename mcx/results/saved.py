@@ -1,0 +1,156 @@
+"""Checkpoints opened without the model they come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mcx.errors import CheckpointError
+from mcx.run.manifest import Manifest
+from mcx.run.store import Store
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Saved", "load"]
+
+_STEP = re.compile(r"\['((?:[^'\\]|\\.)*)'\]|\[(\d+)\]|\.(\w+)")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        draws: kept draws as nested dictionaries of arrays, chain x draw x event; of :func:`mcx.infer`, by
+            site. Empty while the run was in its warm-up.
+        stats: statistics of the same steps by name, chain x draw.
+        warmup_stats: those of the discarded steps before, chain x step.
+        identity: what the run is: hashes of model and data, the method, the key, versions; text by name.
+        num_steps: steps that were saved, discarded ones included.
+        complete: whether the run came to its end.
+        path: the directory.
+    """
+
+    draws: dict[str, Any]
+    stats: dict[str, np.ndarray]
+    warmup_stats: dict[str, np.ndarray]
+    identity: Mapping[str, str]
+    num_steps: int
+    complete: bool
+    path: Path
+
+    def to_datatree(self) -> xr.DataTree:
+        """The draws and their statistics in ArviZ's schema.
+
+        What needs the model (densities, names of dimensions) is missing: run the call again for these, which
+        goes on from here.
+        """
+        from arviz_base import from_dict
+
+        content = {
+            "posterior": dict(_flat(self.draws)),
+            "sample_stats": self.stats,
+            "warmup_sample_stats": self.warmup_stats,
+        }
+        attrs = {"complete": int(self.complete), **self.identity}
+        return from_dict({k: v for k, v in content.items() if v}, save_warmup=True, attrs={"/": attrs})
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "unfinished"
+        lines = [f"Saved run in {self.path}: {self.num_steps} steps, {state}"]
+        lines += [f"  {name}: {value}" for name, value in self.identity.items()]
+        for name, x in _flat(self.draws):
+            lines.append(f"  draws of {name}: chains x draws x event = {x.shape}, {x.dtype}")
+        return "\n".join(lines)
+
+
+def load(path: str | Path) -> Saved:
+    """Open the checkpoint of a run, finished or not, without its model.
+
+    Every file is checked against its SHA-256; nothing that is read is executed. The directory is not written
+    to, and a run that writes to it is not disturbed.
+
+    Args:
+        path: the directory given to ``checkpoint=``.
+
+    Returns:
+        What was saved; see :class:`Saved`.
+
+    Raises:
+        CheckpointError: if there is no checkpoint.
+        CheckpointCorrupt: if a file is damaged.
+    """
+    store = Store(path)
+    manifest = opened(store)
+    discard = int(manifest.identity.get("discarded steps", "0"))
+    chunks = [(entry.first, store.load(entry)) for entry in manifest.chunks]
+    kept = _tree([records for first, records in chunks if first >= discard])
+    return Saved(
+        draws=_sites(kept.get("1", {})),
+        stats=dict(_flat(kept.get("0", {}))),
+        warmup_stats=dict(
+            _flat(_tree([records for first, records in chunks if first < discard]).get("0", {}))
+        ),
+        identity=dict(manifest.identity),
+        num_steps=manifest.steps,
+        complete=manifest.complete,
+        path=Path(path),
+    )
+
+
+def opened(store: Store) -> Manifest:
+    """The manifest of a directory that must have one.
+
+    Raises:
+        CheckpointError: if it has none.
+    """
+    manifest = store.read()
+    if manifest is None:
+        raise CheckpointError(
+            f"there is no checkpoint in {store.path}",
+            expected="a directory that was given to checkpoint=",
+            found="no manifest.json" if store.path.is_dir() else "no directory",
+        )
+    return manifest
+
+
+def _tree(chunks: list[np.ndarray]) -> dict[str, Any]:
+    """Records of steps x chains as nested dictionaries of arrays, chains x steps x event."""
+    tree: dict[str, Any] = {}
+    names = (chunks[0].dtype.names or ()) if chunks else ()
+    for name in (n for n in names if _path(n)):
+        joined = np.concatenate([chunk[name] for chunk in chunks])
+        *path, last = _path(name)
+        branch = tree
+        for step in path:
+            branch = branch.setdefault(step, {})
+        branch[last] = np.ascontiguousarray(np.swapaxes(joined, 0, 1))
+    return tree
+
+
+def _path(name: str) -> list[str]:
+    """Steps of a leaf's path within a pytree, from its text."""
+    return [next(g for g in found.groups() if g is not None) for found in _STEP.finditer(name)]
+
+
+def _sites(draws: Any) -> dict[str, Any]:
+    """Draws by site: what :func:`mcx.infer` keeps is a pair of these and of the unconstrained point."""
+    if isinstance(draws, np.ndarray):
+        return {"value": draws}
+    pair = set(draws) == {"0", "1"} and isinstance(draws["0"], dict)
+    return dict(draws["0"] if pair else draws)
+
+
+def _flat(tree: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+    """Leaves of nested dictionaries, their names joined by dots."""
+    if isinstance(tree, np.ndarray):
+        return [(prefix or "value", tree)]
+    return [
+        leaf for name, x in tree.items() for leaf in _flat(x, f"{prefix}.{name}" if prefix else str(name))
+    ]

@@ -1,0 +1,97 @@
+"""Which devices the chains of a run live on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mcx.errors import MethodError
+
+__all__ = ["CHAINS", "REPLICATED", "STEPS_CHAINS", "Devices", "as_mesh", "over_devices", "place", "placed"]
+
+Devices = int | str | Sequence[jax.Device] | Mesh | None
+
+_AXIS = "chain"
+CHAINS = PartitionSpec(_AXIS)
+STEPS_CHAINS = PartitionSpec(None, _AXIS)
+REPLICATED = PartitionSpec()
+
+
+def as_mesh(devices: Devices, num_chains: int) -> Mesh | None:
+    """The mesh that chains are spread over; None for the default device.
+
+    Args:
+        devices: None, a number of devices, "all", devices, or a mesh of one axis.
+        num_chains: a multiple of the number of devices.
+
+    Raises:
+        MethodError: if there are not so many devices, or chains do not share them evenly.
+    """
+    if devices is None:
+        return None
+    chosen = _chosen(devices)
+    if len(chosen) > num_chains or num_chains % len(chosen):
+        raise MethodError(
+            f"num_chains={num_chains} cannot be shared evenly by {len(chosen)} devices",
+            expected=f"a multiple of {len(chosen)} chains, or a divisor of {num_chains} devices",
+            remedy=f"num_chains={len(chosen) * max(1, round(num_chains / len(chosen)))}",
+        )
+    if len(chosen) == 1 and chosen[0] == jax.devices()[0]:
+        return None
+    return jax.make_mesh((len(chosen),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=chosen)
+
+
+def _chosen(devices: Any) -> list[jax.Device]:
+    expected = "a number of devices, 'all', a sequence of jax.devices(), or a jax.sharding.Mesh"
+    if isinstance(devices, Mesh):
+        devices = list(devices.devices.flat)
+    if isinstance(devices, str) and devices == "all":
+        return list(jax.devices())
+    if isinstance(devices, int) and not isinstance(devices, bool):
+        there = jax.devices()
+        if not 1 <= devices <= len(there):
+            raise MethodError(
+                f"devices={devices} is out of range",
+                expected=f"between 1 and {len(there)}, the devices that JAX sees",
+                remedy="on a CPU, jax.config.update('jax_num_cpu_devices', n) before anything else makes n",
+            )
+        return list(there[:devices])
+    found = list(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else None
+    if not found or not all(isinstance(d, jax.Device) for d in found) or len(set(found)) < len(found):
+        raise MethodError("devices= is not what it should be", expected=expected, found=repr(devices))
+    return found
+
+
+def over_devices(fn: Any, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Any:
+    """A function of all chains that every device runs on its own chains; no device waits for another."""
+    if mesh is None:
+        return fn
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
+    """Arrays where a run over ``mesh`` expects them."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, spec)
+
+    def put(x: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            return jax.device_put(x, sharding)
+        return jax.random.wrap_key_data(
+            jax.device_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x)
+        )
+
+    return jax.tree_util.tree_map(put, tree)
+
+
+def placed(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
+    """Shapes and dtypes, told where they lie."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -1,0 +1,90 @@
+"""Runs that span several processes (``jax.distributed``): who they are, and how they agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mcx.errors import MethodError
+
+__all__ = ["ALONE", "Hosts", "hosts_of"]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The processes of a run. All of them call the methods, in the same order.
+
+    Attributes:
+        index: of this process.
+        count: number of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that shows progress and keeps the manifest."""
+        return self.index == 0
+
+    def gather(self, value: Any) -> np.ndarray:
+        """Every process's value, stacked."""
+        if self.count == 1:
+            return np.asarray(value)[None]
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(np.asarray(value)))
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        return bool(self.gather(np.int32(flag)).any())
+
+    def lead(self, value: int) -> int:
+        """The value of process 0."""
+        return int(self.gather(np.int32(value))[0])
+
+    def share(self, size: int) -> slice:
+        """This process's part of ``size`` items."""
+        bounds = np.linspace(0, size, self.count + 1).astype(int)
+        return slice(int(bounds[self.index]), int(bounds[self.index + 1]))
+
+    def fetch(self, tree: Any) -> Any:
+        """Arrays that lie on the devices of all processes, where this one can read them."""
+        return tree if self.count == 1 else jax.tree_util.tree_map(_fetched, tree)
+
+
+ALONE = Hosts()
+
+
+def hosts_of(mesh: Mesh | None) -> Hosts:
+    """The processes whose devices are in a mesh.
+
+    Raises:
+        MethodError: if it has devices of several processes but not of all.
+    """
+    if mesh is None:
+        return ALONE
+    processes = {device.process_index for device in mesh.devices.flat}
+    if processes == {jax.process_index()}:
+        return ALONE
+    if len(processes) < jax.process_count():
+        raise MethodError(
+            "devices= are those of some processes only",
+            expected=f"devices of all {jax.process_count()} processes, or this one's jax.local_devices()",
+            found="devices of processes " + ", ".join(map(str, sorted(processes))),
+        )
+    return Hosts(jax.process_index(), jax.process_count())
+
+
+def _fetched(x: Any) -> Any:
+    from jax.experimental.multihost_utils import process_allgather
+
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = process_allgather(jax.random.key_data(x), tiled=True)
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=jax.random.key_impl(x))
+    return jnp.asarray(process_allgather(x, tiled=True))

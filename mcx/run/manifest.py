@@ -1,0 +1,138 @@
+"""The list of what a checkpoint holds: JSON, read with suspicion."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mcx.errors import CheckpointCorrupt
+
+__all__ = ["Entry", "File", "Manifest"]
+
+_FORMAT, _VERSION = "mcx checkpoint", 1
+_NAME = re.compile(r"(chunk|state)-[0-9]{6}(-[0-9]{4})?\.npy")
+_SHA = re.compile(r"[0-9a-f]{64}")
+_MAX_FILE = 2**36
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that the manifest lists."""
+
+    file: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A chunk of ``count`` steps from step ``first`` on, or a state.
+
+    Its files hold the chains, one after the other.
+    """
+
+    first: int
+    count: int
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.size for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"first": self.first, "count": self.count, "files": [vars(file) for file in self.files]}
+
+
+@dataclass
+class Manifest:
+    """What a directory holds.
+
+    Attributes:
+        identity: what the run is, by name; text.
+        chunks: in the order of their steps.
+        state: after the last of them; None before the first.
+        steps: taken so far.
+        complete: whether the run came to its end.
+    """
+
+    identity: dict[str, str]
+    chunks: list[Entry] = field(default_factory=list)
+    state: Entry | None = None
+    steps: int = 0
+    complete: bool = False
+
+    def to_json(self) -> bytes:
+        """As a file."""
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "identity": self.identity,
+            "steps": self.steps,
+            "complete": self.complete,
+            "state": None if self.state is None else self.state.to_dict(),
+            "chunks": [chunk.to_dict() for chunk in self.chunks],
+        }
+        return json.dumps(content, indent=1).encode()
+
+    @classmethod
+    def of_json(cls, raw: bytes, where: Path) -> Manifest:
+        """Read and check a file.
+
+        Raises:
+            CheckpointCorrupt: if it is no manifest, or one of another version.
+        """
+        try:
+            content = json.loads(raw)
+            _expect(isinstance(content, dict) and content.get("format") == _FORMAT, "the format")
+            _expect(content.get("version") == _VERSION, f"version {_VERSION}")
+            identity, chunks = content["identity"], content["chunks"]
+            _expect(
+                isinstance(identity, dict) and all(isinstance(v, str) for v in identity.values()), "identity"
+            )
+            _expect(isinstance(chunks, list) and isinstance(content["complete"], bool), "chunks")
+            entries = [_entry(c, "chunk") for c in chunks]
+            state = None if content["state"] is None else _entry(content["state"], "state")
+            end = 0
+            for entry in entries:
+                _expect(entry.first == end, "chunks that follow each other")
+                end += entry.count
+            _expect(_is_int(content["steps"]) and content["steps"] == end, "as many steps as the chunks have")
+            _expect((state is None) == (end == 0), "a state after the last chunk")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointCorrupt(
+                f"{where} is no manifest of a checkpoint",
+                found=str(error),
+                remedy="restore the directory, or give checkpoint= another one",
+            ) from None
+        return cls(identity, entries, state, end, content["complete"])
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(f"expected {what}")
+
+
+def _is_int(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 2**62
+
+
+def _entry(raw: Any, kind: str) -> Entry:
+    _expect(isinstance(raw, dict) and set(raw) == {"first", "count", "files"}, "an entry")
+    _expect(_is_int(raw["first"]) and _is_int(raw["count"]), "counts")
+    _expect(isinstance(raw["files"], list) and len(raw["files"]) > 0, "files")
+    return Entry(raw["first"], raw["count"], tuple(_file(f, kind) for f in raw["files"]))
+
+
+def _file(raw: Any, kind: str) -> File:
+    _expect(isinstance(raw, dict) and set(raw) == {"file", "sha256", "size"}, "a file")
+    name, sha256 = raw["file"], raw["sha256"]
+    _expect(isinstance(name, str) and _NAME.fullmatch(name) is not None, "the name of a chunk")
+    _expect(name.startswith(kind), f"a {kind}")
+    _expect(isinstance(sha256, str) and _SHA.fullmatch(sha256) is not None, "a SHA-256")
+    _expect(_is_int(raw["size"]) and raw["size"] <= _MAX_FILE, "a size")
+    return File(**raw)

@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointInUse",
     "CheckpointMismatch",
     "DataError",
+    "DeviceMemoryError",
     "DiagnosticWarning",
     "DuplicateSiteError",
     "InferenceWarning",
@@ -115,6 +116,15 @@ class WeightCollapse(NonFiniteError):
     """
 
     step: int = -1
+    result: object = None
+
+
+class DeviceMemoryError(McxError, MemoryError):
+    """A device has not enough memory for a run.
+
+    :attr:`result` is what was drawn before, as :func:`mcx.run` returns it.
+    """
+
     result: object = None
 
 

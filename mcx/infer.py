@@ -11,6 +11,7 @@ from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
 from mcx.model.compile import fingerprint_model, model_sites
 from mcx.ops.keys import as_key
+from mcx.ops.tracing import is_traced
 from mcx.results.datatree import check_coords
 from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior
@@ -54,6 +55,7 @@ def infer(
     init: Any = None,
     checkpoint: str | Path | Checkpoint | None = None,
     devices: Devices = None,
+    batch_size: int | None = None,
 ) -> Posterior:
     """Draw from the posterior of a model.
 
@@ -73,6 +75,8 @@ def infer(
             bits as if it had not been interrupted (on the same machine, with the same versions).
         devices: that share the chains evenly, side by side: a number of them, "all", some of
             ``jax.devices()``, or a mesh; the default device alone if None.
+        batch_size: chains that move at once, where all of them would need too much memory for intermediate
+            values.
 
     Returns:
         The posterior. Interrupted by Ctrl-C, it holds what was drawn, with ``complete=False``.
@@ -85,6 +89,8 @@ def infer(
         CheckpointError: if the checkpoint cannot be written, is in use, damaged, or of another run.
     """
     _check_types(bound, method)
+    pure = "mcx.program(bound, method) gives a pure function for jit and vmap; mcx.infer runs outside of them"
+    _refuse_tracing("infer", pure, bound, key, init)
     check_mode(warnings)
     key = as_key(key)
     check_coords(coords or {}, model_sites(bound))
@@ -98,6 +104,7 @@ def infer(
         while_compiling=_load_diagnostics if warnings != "ignore" else None,
         checkpoint=_saved_to(checkpoint, bound, method),
         devices=devices,
+        batch_size=batch_size,
     )
     report_advice(posterior, warnings)
     return posterior
@@ -148,6 +155,8 @@ def filter(
         WeightCollapse: if no particle explains an observation; what was there before is in ``.result``.
         NonFiniteError: if too many potentials are NaN or +inf.
     """
+    pure = "mcx.smc runs a Feynman-Kac model as a pure function; mcx.filter runs outside of jit and vmap"
+    _refuse_tracing("filter", pure, bound, key, params)
     _check_state_space(bound, "filter", {"num_particles": num_particles, "num_chains": num_chains}, coords)
     from mcx.inference.smc.particle_filter import ParticleFilter
 
@@ -209,6 +218,7 @@ def smooth(
     progress: Any = True,
     checkpoint: str | Path | Checkpoint | None = None,
     devices: Devices = None,
+    batch_size: int | None = None,
 ) -> Estimate:
     """Smooth a state-space model: the expectation of a functional of the path given all observations.
 
@@ -225,6 +235,7 @@ def smooth(
         progress: see :func:`infer`.
         checkpoint: see :func:`infer`.
         devices: see :func:`infer`.
+        batch_size: see :func:`infer`.
 
     Returns:
         Value and standard error, pytrees of the functional's structure.
@@ -235,6 +246,7 @@ def smooth(
         WeightCollapse: if no particle explains an observation.
         NonFiniteError: if too many potentials are NaN or +inf.
     """
+    _refuse_tracing("smooth", "call it outside of jit and vmap", bound, key, params)
     _check_state_space(bound, "smooth", {"num_chains": num_chains}, coords)
     from mcx.inference.particle_gibbs.additive import as_functional
     from mcx.inference.particle_gibbs.ppg import PPG
@@ -253,6 +265,7 @@ def smooth(
         progress=progress,
         checkpoint=_saved_to(checkpoint, bound, method, chain=name),
         devices=devices,
+        batch_size=batch_size,
     )
 
 
@@ -325,6 +338,7 @@ def maximize(
     from mcx.inference.particle_gibbs.score_ascent import ScoreAscent, maximize_model
     from mcx.inference.particle_gibbs.score_climbing import ScoreClimbing, climb
 
+    _refuse_tracing("maximize", "call it outside of jit and vmap", bound, key, init)
     method = ScoreAscent() if method is None else method
     if isinstance(method, ScoreClimbing):
         _check_counts({"num_chains": num_chains})
@@ -354,6 +368,16 @@ def maximize(
         progress=progress,
         checkpoint=_saved_to(checkpoint, bound, method, chain=name),
     )
+
+
+def _refuse_tracing(verb: str, remedy: str, *given: Any) -> None:
+    """Raise within ``jit``, ``vmap`` or ``grad``: runs compile programs of their own, and look at results."""
+    if is_traced(given):
+        raise MethodError(
+            f"mcx.{verb} was called within a function that JAX traces (jit, vmap, grad)",
+            expected="concrete arrays and keys",
+            remedy=remedy,
+        )
 
 
 def _saved_to(

@@ -30,5 +30,13 @@ def test_every_error_is_one_of_mcx_and_of_a_builtin_kind(name):
         return
     assert issubclass(error, errors.McxError)
     if error is not errors.McxError:
-        builtin = (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError, AssertionError)
+        builtin = (
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            ImportError,
+            MemoryError,
+            RuntimeError,
+            AssertionError,
+        )
         assert issubclass(error, builtin)

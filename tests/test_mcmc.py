@@ -65,6 +65,7 @@ def test_hard_constraints(name: str, key):
     check_problem(post.draws["x"], HARD, name)
 
 
+@pytest.mark.slow
 def test_conjugate_posteriors(key):
     post = infer(conjugates(), mcx.NUTS(num_warmup=500, num_samples=2500), key, num_chains=8)
     for i, pair in enumerate(CONJUGATE_PAIRS):
@@ -92,6 +93,7 @@ def test_dense_metric_of_metropolis_methods(method, key):
     check_mean((post.draws["x"] - problem.mean).prod(-1), 0.9, delta=0.5)
 
 
+@pytest.mark.slow
 def test_adaptation_reaches_its_target(key):
     bound = eight_schools(SIGMA, y=EFFECT)
     for aim in (0.7, 0.95):
@@ -104,6 +106,7 @@ def test_adaptation_reaches_its_target(key):
         assert np.ptp(post.stats["step_size"], axis=1).max() == 0  # frozen once warm-up is over
 
 
+@pytest.mark.slow
 def test_metric_learns_scales(key):
     @mcx.model
     def scales():

@@ -178,6 +178,7 @@ def test_ffbs_is_properly_weighted(kind):
     np.testing.assert_allclose(estimate, EXACT, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_forward_smoothing_is_backward_smoothing(key):
     """The forward recursion with all parents, and the backward recursion of weights, agree."""
     by_time = AdditiveFunctional(lambda x_prev, x, t: 1.0 * x, lambda x: 1.0 * x, by_time=True)

@@ -113,6 +113,7 @@ class TestProgram:
         mcx.testing.check_mean(z, 0.0, delta=0.1, independent=True)
         assert np.abs(z).max() < 1.5
 
+    @pytest.mark.slow
     def test_a_hopeless_start_gives_nan(self):
         @mcx.model
         def hopeless(y):

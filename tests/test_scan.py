@@ -342,6 +342,7 @@ def test_which_outer_sites_are_parameters():
     assert state_space(bound(program, Y)).params == ("m", "both", "unused")
 
 
+@pytest.mark.slow
 def test_submodels_and_scopes_name_their_sites(key):
     def outer(y):
         mcx.sample("a", mcx.model(linear).bind(y))
@@ -427,6 +428,7 @@ def test_forecasts(key):
             check_mean(np.stack([z, z**2], 1), [0.0, 1.0], delta=0.2, independent=True)
 
 
+@pytest.mark.slow
 def test_forecasts_take_the_inputs_that_are_no_observations(key):
     found = mcx.filter(bound(rich, DATA, HEAT), params={"drift": 0.5}, num_particles=200, key=key, **QUIET)
     drawn = found.forecast(3, key=key, num_draws=50, inputs=(None, np.ones(3)))

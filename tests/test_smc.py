@@ -198,7 +198,7 @@ PATH = Extras(
 
 
 @pytest.mark.parametrize("threshold", slow_unless([0.6], [0.0, 0.6, 1.0]))
-@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("auxiliary", slow_unless([True], [False, True]))
 def test_ancestors_and_extras_tell_the_same_story(key, threshold, auxiliary):
     """The parent that ``transition`` saw is the one that is stored, and extras come along with it."""
     fk = FeynmanKac(

@@ -45,6 +45,7 @@ def test_potentials_that_are_no_numbers_count_as_zero(key, bad):
     assert np.isfinite(got.log_evidence)
 
 
+@pytest.mark.slow
 def test_too_many_nonfinite_potentials_are_an_error(key):
     fk = faulty(2, lambda x: x > 0.0, jnp.nan)
     with pytest.raises(NonFiniteError, match=r"step 2.*NaN or \+inf for \d+ of 64"):
@@ -85,7 +86,7 @@ def test_a_collapse_by_weights_that_were_zero_before(key):
     assert error.value.step == 2
 
 
-@pytest.mark.parametrize("kind", ["plain", "auxiliary"])
+@pytest.mark.parametrize("kind", slow_unless(["plain"], ["plain", "auxiliary"]))
 @pytest.mark.parametrize("threshold", slow_unless([0.5], [0.0, 0.5, 1.0]))
 def test_a_collapse_under_jit_shows_at_every_later_step(key, threshold, kind):
     """Nothing can be raised: so the evidence stays zero and no moment is a number, ever after."""

@@ -39,7 +39,7 @@ def many(key, count, *args, **options):
     ("num_particles", "num_steps", "count", "threshold"),
     [
         (500, 10, 800, 0.5),
-        (500, 60, 800, 0.5),
+        pytest.param(500, 60, 800, 0.5, marks=pytest.mark.slow),
         pytest.param(500, 60, 800, 1.0, marks=pytest.mark.slow),
         pytest.param(2000, 40, 800, 0.5, marks=pytest.mark.slow),
     ],
@@ -59,7 +59,7 @@ def test_the_standard_error_is_the_spread_of_replicates(key, num_particles, num_
     check_mean((square - within) / within.mean(), 0.0, delta=0.5, independent=True)
 
 
-@pytest.mark.parametrize("num_steps", [5, 60])
+@pytest.mark.parametrize("num_steps", [pytest.param(5, marks=pytest.mark.slow), 60])
 def test_flat_potentials_have_no_error(key, num_steps):
     result = many(key, 3, num_steps, flat, num_particles=50)
     np.testing.assert_allclose(result.log_evidence, 0.0, atol=1e-5)
@@ -76,6 +76,7 @@ def test_flat_potentials_with_resampling_have_none_on_average(key):
     check_mean(np.exp(-np.asarray(found)), 1.0, delta=0.01, independent=True)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_told_is_not_a_number(key):
     for options in (
         {"num_particles": 20, "resampling": "systematic"},
@@ -98,6 +99,7 @@ def test_lines_that_have_all_coalesced_have_infinite_error(key):
     assert np.isinf(se).any() and not np.isnan(se).any()
 
 
+@pytest.mark.slow
 def test_the_error_takes_no_part_in_gradients(key):
     def run(shift):
         potential = lambda ctx, xp, x, u: -0.5 * jnp.square(u - x - ctx)  # noqa: E731

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from mcx.errors import MethodError
 from mcx.inference.smc.resampling import adaptive, multinomial
 from mcx.inference.smc.variance import Origins, move_on, origins
-from mcx.ops.lanes import Lane, lanes
+from mcx.ops.batches import vmap_in_batches
+from mcx.ops.lanes import lanes
 from mcx.ops.logspace import Compensated, add, compensated, largest, normalize, value
 from mcx.target import FeynmanKac
 
@@ -43,6 +45,7 @@ class SMCSettings:
         resampling: the scheme, see :mod:`mcx.inference.smc.resampling`.
         extras: what travels with the particles, or None.
         lag: steps between the points from which the error of the evidence is traced; None does not trace it.
+        batch_size: particles that are moved and weighted at once; None is all.
     """
 
     num_particles: int
@@ -50,6 +53,7 @@ class SMCSettings:
     resampling: Callable[..., Any] = multinomial
     extras: Extras | None = None
     lag: int | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.lag is not None and self.lag < 1:
@@ -57,6 +61,10 @@ class SMCSettings:
         if self.num_particles < 1:
             raise MethodError(
                 "num_particles is out of range", expected="an int >= 1", found=repr(self.num_particles)
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise MethodError(
+                "batch_size is out of range", expected="an int >= 1, or None", found=repr(self.batch_size)
             )
         if not 0 <= self.threshold <= 1:
             raise MethodError(
@@ -125,8 +133,9 @@ def initialize(key: Any, fk: FeynmanKac, ctx: Any, u: Any, settings: SMCSettings
         settings: of the system.
     """
     num = settings.num_particles
-    particles = _per_particle(fk, fk.initial, key, num, ctx, (), (u,))
-    log_g, num_bad = _potentials(jax.vmap(lambda x: fk.log_potential(ctx, None, x, u))(particles))
+    each = partial(vmap_in_batches, batch_size=settings.batch_size)
+    particles = _per_particle(fk, fk.initial, key, settings, ctx, (), (u,))
+    log_g, num_bad = _potentials(each(lambda x: fk.log_potential(ctx, None, x, u), (0,))(particles))
     equal = jnp.full_like(log_g, -jnp.log(num))
     log_w, log_z, info = _weigh(equal, log_g, num_bad, jnp.asarray(False))
     extras = None
@@ -156,14 +165,14 @@ def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: 
     Source: Chopin and Papaspiliopoulos (2020), algorithms 10.1 (generic), 10.3 (adaptive resampling) and
     section 10.3.3 (look-ahead).
     """
-    num = settings.num_particles
+    each = partial(vmap_in_batches, batch_size=settings.batch_size)
     key_resample, key_move = jax.random.split(key)
     if fk.adapt is not None:
         ctx = fk.adapt(ctx, state.particles, state.log_w, u)
     log_v, num_blind = state.log_w, 0
     if fk.log_lookahead is not None:
         look = fk.log_lookahead
-        ahead, num_blind = _potentials(jax.vmap(lambda x: look(ctx, x, u))(state.particles))
+        ahead, num_blind = _potentials(each(lambda x: look(ctx, x, u), (0,))(state.particles))
         log_v, _ = normalize(state.log_w + ahead)
         # where nobody is promising the look-ahead cannot tell particles apart
         log_v = jnp.where(largest(log_v) == -jnp.inf, state.log_w, log_v)
@@ -176,8 +185,9 @@ def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: 
         log_w = jnp.where(resampled, log_w + (state.log_w - log_v)[ancestors], state.log_w)
     # resampling makes weights equal, also where all were zero: once collapsed, a system stays so
     log_w = jnp.where(state.collapsed, -jnp.inf, log_w)
-    particles = _per_particle(fk, fk.transition, key_move, num, ctx, (x_prev,), (u,))
-    log_g, num_bad = _potentials(jax.vmap(lambda a, x: fk.log_potential(ctx, a, x, u))(x_prev, particles))
+    particles = _per_particle(fk, fk.transition, key_move, settings, ctx, (x_prev,), (u,))
+    potential = each(lambda a, x: fk.log_potential(ctx, a, x, u), (0, 0))
+    log_g, num_bad = _potentials(potential(x_prev, particles))
     log_w, increment, info = _weigh(log_w, log_g, jnp.maximum(num_bad, num_blind), resampled)
     if settings.extras is not None:
         extras = jax.vmap(settings.extras.update, (None, 0, 0, 0, None))(ctx, extras, x_prev, particles, u)
@@ -195,13 +205,19 @@ def end_block(state: SMCState) -> SMCState:
 
 
 def _per_particle(
-    fk: FeynmanKac, law: Callable[..., Any], key: Any, num: int, ctx: Any, own: Any, shared: Any
+    fk: FeynmanKac, law: Callable[..., Any], key: Any, settings: SMCSettings, ctx: Any, own: Any, shared: Any
 ) -> Any:
     """Draw from a kernel for every particle, from one batch or from a key each."""
-    axes = (None, *(0 for _ in own), *(None for _ in shared))
-    if fk.laned:
-        return jax.vmap(law, (Lane(None, 0), *axes))(lanes(key, num), ctx, *own, *shared)
-    return jax.vmap(law, (0, *axes))(jax.random.split(key, num), ctx, *own, *shared)
+    num = settings.num_particles
+    mapped = (0, *(0 for _ in own))
+    if not fk.laned:
+        each = vmap_in_batches(lambda k, *x: law(k, ctx, *x, *shared), mapped, settings.batch_size)
+        return each(jax.random.split(key, num), *own)
+    lane = lanes(key, num)
+    each = vmap_in_batches(
+        lambda i, *x: law(lane._replace(index=i), ctx, *x, *shared), mapped, settings.batch_size
+    )
+    return each(lane.index, *own)
 
 
 def _potentials(log_g: Any) -> tuple[Any, Any]:

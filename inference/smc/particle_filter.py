@@ -45,6 +45,8 @@ class ParticleFilter:
             can be told from a single run; the others have less of it, which takes replicates to see.
         threshold: resample where the effective sample size falls below this fraction of the particles.
         max_nonfinite: largest tolerated share of a step's potentials that are NaN or +inf.
+        batch_size: particles moved and weighted at once, where all of them would need too much memory for
+            intermediate values; the law is the same.
 
     Costs O(T N). Source: Gordon, Salmond and Smith (1993); Pitt and Shephard (1999); Chopin and
     Papaspiliopoulos (2020), chapter 10.
@@ -54,6 +56,7 @@ class ParticleFilter:
     resampling: str | Callable[..., Any] = "multinomial"
     threshold: float = 0.5
     max_nonfinite: float = 0.5
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         as_resampling(self.resampling)
@@ -62,6 +65,12 @@ class ParticleFilter:
                 "ParticleFilter(kind=...) is unknown",
                 expected="one of " + ", ".join(map(repr, _KINDS)),
                 found=repr(self.kind),
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise MethodError(
+                "ParticleFilter(batch_size=...) is out of range",
+                expected="an int >= 1, or None",
+                found=repr(self.batch_size),
             )
         for name in ("threshold", "max_nonfinite"):
             if not 0 <= getattr(self, name) <= 1:
@@ -103,7 +112,7 @@ class ParticleFilter:
         scheme = as_resampling(self.resampling)
         traced = scheme is multinomial and num_particles > 1
         lag = default_lag(num_particles) if traced else None
-        return SMCSettings(num_particles, self.threshold, scheme, None, lag)
+        return SMCSettings(num_particles, self.threshold, scheme, None, lag, self.batch_size)
 
     def filter(
         self,

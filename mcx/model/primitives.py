@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import jax
 import numpyro
-from numpyro import deterministic, plate
+from numpyro import deterministic
 from numpyro.distributions.distribution import Unit
 
 from mcx.errors import ModelError
@@ -60,6 +60,31 @@ def sample(name: str, fn: Any, obs: Any = None, **kwargs: Any) -> Any:
     if not inside_model() and kwargs.get("rng_key") is None and obs is None:
         raise _outside("sample", name)
     return numpyro.sample(name, fn, obs=obs, **kwargs)
+
+
+class plate(numpyro.plate):
+    """Declare conditionally independent members; NumPyro's ``plate``.
+
+    Args:
+        name: name of the plate, which labels the dimension in results.
+        size: number of members, at least 1.
+        subsample_size, dim: as in NumPyro.
+
+    Raises:
+        ModelError: if there are no members.
+    """
+
+    def __init__(
+        self, name: str, size: int, subsample_size: int | None = None, dim: int | None = None
+    ) -> None:
+        if size == 0:
+            raise ModelError(
+                f"plate {name!r} has no members",
+                expected="a size of at least 1",
+                found="0",
+                remedy="leave the plate out where there is nothing in it: if len(y): ...",
+            )
+        super().__init__(name, size, subsample_size, dim)
 
 
 def factor(name: str, value: Any, kind: Literal["likelihood", "prior"] = "likelihood") -> None:

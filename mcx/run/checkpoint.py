@@ -37,11 +37,15 @@ class Checkpoint:
     Attributes:
         path: a directory; made if it is not there.
         interval: seconds between two saves, at least: what may be lost.
+        in_memory: whether the draws are kept in memory too. If not, they go to files in the directory, and
+            the results are arrays mapped from these: memory does not grow with the number of draws. Room on
+            disk is taken before the run, for twice the size of the draws at its end.
         identity: what else the run is, by name: a checkpoint with other values is refused.
     """
 
     path: str | Path
     interval: float = 5.0
+    in_memory: bool = True
     identity: Mapping[str, str] = field(default_factory=dict)
 
     def part(self, name: str) -> Checkpoint:
@@ -91,7 +95,7 @@ def recording(
         found = store.read()
         if found is not None:
             _refuse_other(store.path, {k: v for k, v in found.identity.items() if k != _CODE}, identity)
-        yield Recorder(store, checkpoint.interval, identity)
+        yield Recorder(store, checkpoint.interval, identity, None if checkpoint.in_memory else store.path)
 
 
 def identified(checkpoint: str | Path | Checkpoint | None, **identity: Any) -> Checkpoint | None:
@@ -128,24 +132,24 @@ class Recorder:
         store: the directory, locked, whose manifest is that of this run.
         interval: seconds between two saves.
         identity: of this run, as far as it is known before it is traced.
+        folder: for the draws, where they do not stay in memory.
     """
 
-    def __init__(self, store: Store, interval: float, identity: Mapping[str, str]) -> None:
-        self.store, self.interval, self.identity = store, interval, identity
+    def __init__(
+        self, store: Store, interval: float, identity: Mapping[str, str], folder: Path | None
+    ) -> None:
+        self.store, self.interval, self.identity, self.folder = store, interval, identity, folder
         self._pending: list[np.ndarray] = []
+        self._state: Any = None
         self._saved = time.monotonic()
         self._failed = False
 
-    def resume(self, programs: Programs, state: Any, discard: int) -> tuple[int, Any, list[Any], list[Any]]:
-        """What was saved before.
+    def resume(self, programs: Programs, state: Any) -> tuple[int, Any]:
+        """How far the run came before: steps taken, and the state after them.
 
         Args:
             programs: of the run.
             state: at step 0, with a leading chain axis.
-            discard: leading steps without draws.
-
-        Returns:
-            Steps taken, the state after them, chunks of statistics, and chunks of draws.
 
         Raises:
             CheckpointCorrupt: if a file is damaged.
@@ -157,29 +161,32 @@ class Recorder:
         manifest = self.store.manifest
         assert manifest is not None
         _refuse_other(self.store.path, manifest.identity, identity)
-        if manifest.state is None:
-            return 0, state, [], []
-        chains = jax.tree_util.tree_leaves(state)[0].shape[0]
-        stats, draws = [], []
-        for entry in manifest.chunks:
+        self._state = state
+        if manifest.state is not None:
+            self._chains = jax.tree_util.tree_leaves(state)[0].shape[0]
+            saved = self.store.load(manifest.state, record_type(state, 1), self._chains)
+            self._state = place(_on_device(from_records(saved, state)), programs.mesh, CHAINS)
+        return manifest.steps, self._state
+
+    def chunks(self, programs: Programs, discard: int) -> Iterator[tuple[Any, Any]]:
+        """Statistics and draws that were saved before; None for the draws of discarded steps.
+
+        Raises:
+            CheckpointCorrupt: if a file is damaged.
+        """
+        manifest = self.store.manifest
+        for entry in manifest.chunks if manifest is not None else ():
             like: Any = (programs.stats,) if entry.first < discard else (programs.stats, programs.emitted)
-            records = self.store.load(entry, record_type(like, 2), chains)
-            found = from_records(records, like)
-            stats.append(found[0])
-            draws += found[1:]
-        saved = self.store.load(manifest.state, record_type(state, 1), chains)
-        return (
-            manifest.steps,
-            place(_on_device(from_records(saved, state)), programs.mesh, CHAINS),
-            stats,
-            draws,
-        )
+            records = self.store.load(entry, record_type(like, 2), self._chains)
+            stats, *draws = from_records(records, like)
+            yield stats, draws[0] if draws else None
 
-    def add(self, shape: tuple[int, int], stats: Any, draws: Any | None) -> None:
-        """Take a chunk of ``shape`` (steps, chains): statistics, and draws unless they are discarded."""
+    def add(self, shape: tuple[int, int], state: Any, stats: Any, draws: Any | None) -> None:
+        """Take a chunk of ``shape`` (steps, chains), and the state after it; draws unless discarded."""
         self._pending.append(to_records((stats,) if draws is None else (stats, draws), shape))
+        self._state = state
 
-    def save(self, state: Any, complete: bool, *, now: bool) -> None:
+    def save(self, complete: bool, *, now: bool) -> None:
         """Write what was taken, if it is time, or ``now``.
 
         A disk that is full stops nothing: the run goes on in memory, and the next save tries again.
@@ -188,7 +195,7 @@ class Recorder:
         if not self.store.hosts.any(due):
             return
         try:
-            state = self.store.hosts.fetch(state)
+            state = self.store.hosts.fetch(self._state)
             chains = jax.tree_util.tree_leaves(state)[0].shape[:1]
             self.store.append(_joined(self._pending), to_records(state, chains), complete)
         except OSError as error:

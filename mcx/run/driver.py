@@ -14,12 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from mcx.errors import MethodError
+from mcx.errors import DeviceMemoryError, MethodError
 from mcx.ops.keys import as_key
+from mcx.ops.tracing import is_traced
 from mcx.run.checkpoint import Checkpoint, Recorder, recording
 from mcx.run.devices import CHAINS, REPLICATED, Devices, as_mesh, place
+from mcx.run.draws import Draws
 from mcx.run.hosts import Hosts, hosts_of
 from mcx.run.kernel import Kernel, as_kernel
+from mcx.run.memory import explained
 from mcx.run.programs import Programs, chain_keys, prepare
 from mcx.run.progress import Progress, make_progress
 
@@ -73,6 +76,7 @@ def run(
     while_compiling: Callable[[], Any] | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
     devices: Devices = None,
+    batch_size: int | None = None,
 ) -> Run:
     """Run an algorithm: ``num_steps`` steps of ``num_chains`` chains.
 
@@ -101,6 +105,8 @@ def run(
         devices: that share the chains evenly: a number of them, "all", some of ``jax.devices()``, or a mesh;
             None for the default device. Chains have the same law whatever device they run on. Where the
             devices belong to several processes, all of them make the same call and get the same result.
+        batch_size: chains of a device that move at once; the others wait, which bounds the memory that
+            intermediate values take. None is all of them.
 
     Returns:
         A :class:`Run`. Ctrl-C finishes the chunk under way and returns what there is, with
@@ -109,8 +115,15 @@ def run(
     Raises:
         MethodError: on counts that make no sense.
         CheckpointError: if the checkpoint cannot be written, or is in use, damaged, or of another run.
+        DeviceMemoryError: if the device has not enough memory; what was drawn before is in ``.result``.
     """
-    _check_counts(num_steps, num_chains, num_discard, chunk_size)
+    _check_counts(num_steps, num_chains, num_discard, chunk_size, batch_size)
+    if is_traced(data, key, start, inputs):
+        raise MethodError(
+            "a run was started within a function that JAX traces (jit, vmap, grad)",
+            expected="concrete arrays and keys",
+            remedy="run it outside; mcx.program gives pure functions",
+        )
     kernel = as_kernel(kernel, collect)
     key = as_key(key)
     mesh = as_mesh(devices, num_chains)
@@ -124,16 +137,19 @@ def run(
         "steps": num_steps,
         "discarded steps": num_discard,
     }
+    facts: dict[str, Any] = {}
     with recording(checkpoint, about, key, (data, start, inputs), hosts) as recorder:
         try:
             display.compiling()
-            data, start = place(data, mesh, REPLICATED), place(start, mesh, CHAINS)
-            programs, compile_time = prepare(
-                kernel, data, keys, start, inputs, while_compiling, capacity, mesh
-            )
-            display.started()
-            begun = time.perf_counter()
-            state = programs.start(data, start_keys, start)
+            with explained(num_chains, batch_size, facts):
+                data, start = place(data, mesh, REPLICATED), place(start, mesh, CHAINS)
+                programs, compile_time = prepare(
+                    kernel, data, keys, start, inputs, while_compiling, capacity, mesh, batch_size
+                )
+                facts["programs"] = programs
+                display.started()
+                begun = time.perf_counter()
+                state = facts["state"] = programs.start(data, start_keys, start)
             if on_start is not None:
                 on_start(hosts.fetch(state))
             loop = _Loop(
@@ -149,8 +165,14 @@ def run(
                 recorder,
                 hosts,
             )
-            with _deferred_interrupt() as interrupted:
-                complete = loop.go(display, interrupted)
+            try:
+                with _deferred_interrupt() as interrupted, explained(num_chains, batch_size, facts):
+                    complete = loop.go(display, interrupted)
+            except BaseException as error:
+                loop.save()
+                if isinstance(error, DeviceMemoryError):
+                    error.result = loop.result(False, compile_time, time.perf_counter() - begun)
+                raise
             result = loop.result(complete, compile_time, time.perf_counter() - begun)
         finally:
             display.close(loop is not None and loop.done == num_steps)
@@ -176,13 +198,18 @@ class _Loop:
         self.total, self.discard, self.state = total, discard, state
         self.fixed = None if chunk_size is None else min(chunk_size, programs.capacity)
         self.done = 0
-        self.draws: list[Any] = []
         self.stats: list[Any] = []
         self._seconds_per_step: float | None = None
         self.recorder, self.hosts = recorder, hosts
+        folder = None if recorder is None else recorder.folder
         if recorder is not None:
-            found = recorder.resume(programs, state, discard)
-            self.done, self.state, self.stats, self.draws = found
+            self.done, self.state = recorder.resume(programs, state)
+        self.draws = Draws(programs.emitted, total - discard, folder, hosts.index)
+        if recorder is not None:
+            for stats, draws in recorder.chunks(programs, discard):
+                self.stats.append(stats)
+                if draws is not None:
+                    self.draws.add(draws, len(jax.tree_util.tree_leaves(draws)[0]))
 
     def go(self, display: Progress, interrupted: threading.Event) -> bool:
         stop = getattr(self.kernel, "stop", None)
@@ -193,19 +220,22 @@ class _Loop:
                 self.data, self.keys, np.int32(self.done), np.int32(count), self.state, self._inputs(count)
             )
             stats = jax.tree_util.tree_map(lambda x, n=count: np.asarray(x)[:n], self.hosts.fetch(stats))
-            self._keep(draws, stats, count)
-            self.state = state
-            self.done += count
+            self._keep(state, draws, stats, count)
             self._seconds_per_step = (time.perf_counter() - begun) / count
             phase = "warm-up" if self.done <= self.discard else "sampling"
             display.update(self.done, phase, self.kernel.report(stats))
             over = stop is not None and stop(stats)
             over = over or self.done == self.total or self.hosts.any(interrupted.is_set())
             if self.recorder is not None:
-                self.recorder.save(self.state, self.done == self.total, now=over)
+                self.recorder.save(self.done == self.total, now=over)
             if over:
                 break
         return self.done == self.total
+
+    def save(self) -> None:
+        """Save what there is, as the run ends by an error."""
+        if self.recorder is not None and self.hosts.count == 1:  # others may not be there to agree
+            self.recorder.save(False, now=True)
 
     def _count(self) -> int:
         """Steps of the next chunk: about 0.4 s, never across the end of warm-up."""
@@ -225,24 +255,32 @@ class _Loop:
 
         return jax.tree_util.tree_map(cut, self.inputs)
 
-    def _keep(self, draws: Any, stats: Any, count: int) -> None:
-        self.stats.append(stats)
+    def _keep(self, state: Any, draws: Any, stats: Any, count: int) -> None:
+        kept = None
         if self.done >= self.discard:
             emitted = self.hosts.fetch(self.programs.emit(self.data, draws))
-            self.draws.append(jax.tree_util.tree_map(lambda x: np.array(x[:count]), jax.device_get(emitted)))
+            kept = jax.tree_util.tree_map(lambda x: np.asarray(x)[:count], jax.device_get(emitted))
         if self.recorder is not None:
-            shape = (count, self.keys.shape[0])
-            self.recorder.add(shape, stats, self.draws[-1] if self.done >= self.discard else None)
+            self.recorder.add((count, self.keys.shape[0]), state, stats, kept)
+        if kept is not None:
+            self.draws.add(kept, count)
+        self.stats.append(stats)
+        self.state = state
+        self.done += count
 
     def result(self, complete: bool, compile_time: float, run_time: float) -> Run:
         stats = _join(self.stats) if self.stats else {}
-        draws = _join(self.draws) if self.draws else None
-        bad = 0
-        for leaf in jax.tree_util.tree_leaves(draws):
-            if np.issubdtype(leaf.dtype, np.floating):
-                bad = max(bad, int((~np.isfinite(leaf)).reshape(*leaf.shape[:2], -1).any(-1).sum()))
-        state = self.hosts.fetch(self.state)
-        return Run(draws, stats, state, self.done, self.discard, complete, compile_time, run_time, bad)
+        return Run(
+            draws=self.draws.result(),
+            stats=stats,
+            state=self.hosts.fetch(self.state),
+            num_steps=self.done,
+            num_discard=self.discard,
+            complete=complete,
+            compile_time=compile_time,
+            run_time=run_time,
+            num_nonfinite=self.draws.num_nonfinite,
+        )
 
 
 def _join(chunks: list[Any]) -> Any:
@@ -273,12 +311,15 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _check_counts(num_steps: Any, num_chains: Any, num_discard: Any, chunk_size: Any) -> None:
+def _check_counts(
+    num_steps: Any, num_chains: Any, num_discard: Any, chunk_size: Any, batch_size: Any
+) -> None:
     for name, value, least in (
         ("num_steps", num_steps, 0),
         ("num_chains", num_chains, 1),
         ("num_discard", num_discard, 0),
         ("chunk_size", 1 if chunk_size is None else chunk_size, 1),
+        ("batch_size", 1 if batch_size is None else batch_size, 1),
     ):
         if not isinstance(value, int) or value < least:
             raise MethodError(f"{name} is out of range", expected=f"an int >= {least}", found=repr(value))

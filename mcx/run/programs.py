@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mcx.ops.batches import vmap_in_batches
 from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, placed
 from mcx.run.kernel import Kernel
 
@@ -57,10 +58,12 @@ def chain_keys(key: Any, num_chains: int) -> tuple[Any, Any]:
     return each(key_start, chains), each(key_run, chains)
 
 
-def over_chains(fn: Any, in_axes: tuple[int | None, ...], num_chains: int) -> Any:
+def over_chains(
+    fn: Any, in_axes: tuple[int | None, ...], num_chains: int, batch_size: int | None = None
+) -> Any:
     """``vmap`` over chains; of one chain without it, so that conditionals in a kernel stay conditionals."""
     if num_chains > 1:
-        return jax.vmap(fn, in_axes)
+        return vmap_in_batches(fn, in_axes, batch_size)
 
     def one(*args: Any) -> Any:
         own = (
@@ -72,10 +75,10 @@ def over_chains(fn: Any, in_axes: tuple[int | None, ...], num_chains: int) -> An
     return one
 
 
-def start_chains(kernel: Kernel, data: Any, keys: Any, start: Any) -> Any:
+def start_chains(kernel: Kernel, data: Any, keys: Any, start: Any, batch_size: int | None = None) -> Any:
     """States of all chains at step 0. ``start`` has a leading chain axis, or is None."""
     in_axes = (None, 0, None if start is None else 0)
-    state = over_chains(kernel.init, in_axes, keys.shape[0])(data, keys, start)
+    state = over_chains(kernel.init, in_axes, keys.shape[0], batch_size)(data, keys, start)
     return jax.tree_util.tree_map(_strong, state)
 
 
@@ -89,17 +92,26 @@ def run_steps(
     inputs: Any,
     capacity: int,
     discard: int = 0,
+    batch_size: int | None = None,
 ) -> tuple[Any, Any, Any]:
     """Take ``count`` steps from step ``first`` on; keep those after the first ``discard``.
+
+    ``batch_size`` chains move at once; None is all of them.
 
     Returns the state, and draws and statistics in buffers of ``capacity`` x chains.
     """
 
     def one(keys: Any, state: Any, u: Any) -> tuple[Any, Any, Any]:
-        new, info = over_chains(kernel.step, (None, 0, 0, None), num_chains)(data, keys, state, u)
-        new = jax.tree_util.tree_map(_strong, new)
-        draw, stats = over_chains(kernel.collect, (0, 0), num_chains)(new, info)
-        return new, draw, dict(stats)
+        def step(data: Any, key: Any, state: Any, u: Any) -> tuple[Any, Any, Any]:
+            new, info = kernel.step(data, key, state, u)
+            new = jax.tree_util.tree_map(_strong, new)
+            draw, stats = kernel.collect(new, info)
+            return new, draw, dict(stats)
+
+        found: tuple[Any, Any, Any] = over_chains(step, (None, 0, 0, None), num_chains, batch_size)(
+            data, keys, state, u
+        )
+        return found
 
     num_chains = keys.shape[0]
     # all at once: on CPU deriving a key costs more within the loop than some kernels' steps
@@ -157,6 +169,7 @@ def prepare(
     while_compiling: Any = None,
     capacity: int | None = None,
     mesh: Mesh | None = None,
+    batch_size: int | None = None,
 ) -> tuple[Programs, float]:
     """Compile the programs of a run, or find them in the cache.
 
@@ -170,7 +183,7 @@ def prepare(
     slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # the number of steps is no part of a program
     leaves, structure = jax.tree_util.tree_flatten((data, keys, start, slices))
     avals = tuple(_aval(x) for x in leaves)
-    cache_key = (kernel, structure, avals, capacity, mesh, bool(jax.config.jax_enable_x64))
+    cache_key = (kernel, structure, avals, capacity, mesh, batch_size, bool(jax.config.jax_enable_x64))
     if cache_key in _CACHE:
         _CACHE.move_to_end(cache_key)
         return _CACHE[cache_key], time.perf_counter() - begun
@@ -178,7 +191,7 @@ def prepare(
     with ThreadPoolExecutor(3) as pool:
 
         def begin(data: Any, keys: Any, start: Any) -> Any:
-            return start_chains(kernel, data, keys, start)
+            return start_chains(kernel, data, keys, start, batch_size)
 
         begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
         traced = jax.jit(begin).trace(data, keys, start)
@@ -188,7 +201,7 @@ def prepare(
         capacity = _capacity(state) if capacity is None else capacity
 
         def chunk(data: Any, keys: Any, first: Any, count: Any, state: Any, inputs: Any) -> Any:
-            return run_steps(kernel, data, keys, first, count, state, inputs, capacity)
+            return run_steps(kernel, data, keys, first, count, state, inputs, capacity, batch_size=batch_size)
 
         chunk = over_devices(
             chunk,
@@ -205,7 +218,9 @@ def prepare(
         code = traced.jaxpr
         _, draws, stats = traced.out_info
 
-        jobs.append(pool.submit(_compile_emit, kernel, data, placed(draws, mesh, STEPS_CHAINS), mesh))
+        jobs.append(
+            pool.submit(_compile_emit, kernel, data, placed(draws, mesh, STEPS_CHAINS), mesh, batch_size)
+        )
         if while_compiling is not None:
             while_compiling()
         start_program, chunk_program, (emit_program, emitted) = (job.result() for job in jobs)
@@ -216,14 +231,16 @@ def prepare(
     return programs, time.perf_counter() - begun
 
 
-def _compile_emit(kernel: Kernel, data: Any, draws: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+def _compile_emit(
+    kernel: Kernel, data: Any, draws: Any, mesh: Mesh | None, batch_size: int | None
+) -> tuple[Any, Any]:
     if not jax.tree_util.tree_leaves(draws):
         return (lambda data, draws: draws), draws
 
     def one(data: Any, draw: Any) -> Any:
         return jax.tree_util.tree_map(_key_data, kernel.emit(data, draw))
 
-    emit = jax.vmap(jax.vmap(one, (None, 0)), (None, 0))
+    emit = jax.vmap(vmap_in_batches(one, (None, 0), batch_size), (None, 0))
     emit = over_devices(emit, mesh, (REPLICATED, STEPS_CHAINS), STEPS_CHAINS)
     traced = jax.jit(emit).trace(data, draws)
     return traced.lower().compile(), traced.out_info

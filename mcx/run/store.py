@@ -191,6 +191,9 @@ class Store:
         """
         old = self.manifest
         assert old is not None
+        if not chunks:
+            self._replace(Manifest(old.identity, old.chunks, old.state, old.steps, complete))
+            return
         number, steps = len(old.chunks), old.steps
         parts = {
             f"chunk-{number + i:06d}": records[:, self.hosts.share(records.shape[1])]
@@ -198,13 +201,13 @@ class Store:
         }
         # never over the file that the present manifest lists
         parts[f"state-{number + len(chunks):06d}"] = state[self.hosts.share(len(state))]
-        *files, saved = self._save(parts) if chunks else [old.state.files if old.state else ()]
+        *files, saved = self._save(parts)
         entries = list(old.chunks)
         for records, own in zip(chunks, files, strict=True):
             entries.append(Entry(steps, len(records), own))
             steps += len(records)
         self._replace(Manifest(old.identity, entries, Entry(steps, 0, saved), steps, complete))
-        if chunks and old.state is not None and self.hosts.leads:
+        if old.state is not None and self.hosts.leads:
             for file in old.state.files:
                 with suppress(OSError):
                     os.unlink(self.path / file.file)

@@ -1,0 +1,75 @@
+"""What a run takes of a device's memory, said where it was too much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from mcx.errors import DeviceMemoryError
+
+__all__ = ["explained"]
+
+_SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OUT_OF_MEMORY")
+
+
+@contextmanager
+def explained(num_chains: int, batch_size: int | None, facts: dict[str, Any]) -> Iterator[None]:
+    """Turn a device's "out of memory" into an error that says what takes how much, and what to lower.
+
+    Args:
+        num_chains: of the run.
+        batch_size: chains moved at once.
+        facts: filled as they become known: ``state`` (shapes of all chains' states) and ``programs``.
+
+    Raises:
+        DeviceMemoryError: in place of JAX' own error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if not any(sign in text for sign in _SIGNS):
+            raise
+        sizes = _sizes(num_chains, facts)
+        device = jax.devices()[0]
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        raise DeviceMemoryError(
+            f"{device.device_kind} has not enough memory for this run",
+            expected="" if limit is None else f"at most {_text(limit)}",
+            found=("; ".join(sizes) or "no sizes are known yet") + f" ({text.splitlines()[0][:200]})",
+            remedy="fewer chains or particles at once: lower num_chains or num_particles, or set batch_size= "
+            + ("" if batch_size is None else f"below {batch_size} ")
+            + "(the same result in less memory for intermediate values); or spread the run: devices=",
+        ) from error
+
+
+def _sizes(num_chains: int, facts: dict[str, Any]) -> list[str]:
+    sizes = []
+    if "state" in facts:
+        size = _bytes(facts["state"])
+        sizes.append(f"states of {num_chains} chains {_text(size)}")
+    programs = facts.get("programs")
+    if programs is not None:
+        sizes.append(
+            f"buffers for {programs.capacity} steps {_text(_bytes((programs.stats, programs.emitted)))}"
+        )
+        analysis = getattr(programs.chunk, "memory_analysis", lambda: None)()
+        if analysis is not None:
+            sizes.append(f"intermediate values of a step {_text(analysis.temp_size_in_bytes)}")
+    return sizes
+
+
+def _bytes(tree: Any) -> int:
+    leaves = jax.tree_util.tree_leaves(tree)
+    return sum(math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in leaves)
+
+
+def _text(size: int) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"

@@ -12,6 +12,7 @@ from problems import EFFECT, SIGMA, Problem, eight_schools, problems, regression
 
 import mcx
 from mcx.errors import CapabilityError, InitializationError, MethodError
+from mcx.inference.mcmc import warmup
 from mcx.testing import CONJUGATE_PAIRS, check_mean
 
 METHODS = {
@@ -130,7 +131,7 @@ def test_warmup_may_be_skipped(key):
 def test_short_warmups(num_warmup):
     codes = mcx.NUTS(num_warmup=num_warmup, num_samples=3).inputs()
     assert codes.shape == (num_warmup + 3,)
-    assert codes[num_warmup - 1] == 4 and (codes[num_warmup:] == 0).all()
+    assert codes[num_warmup - 1] == warmup.FINISH and (codes[num_warmup:] == 0).all()
     assert (codes[:num_warmup] > 0).all()
 
 

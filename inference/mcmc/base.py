@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from mcx.results.posterior import Posterior
 from mcx.target import Target, TargetFunctions
 
 __all__ = ["MCMCKernel", "MCMCMethod", "MCMCState", "Transition"]
+
+_DENSE_DIM = 50
 
 
 class Transition(Protocol):
@@ -87,19 +89,26 @@ class MCMCKernel:
 
         blank = (jnp.int32(0), jnp.zeros(dim), zero, jnp.zeros(dim), jnp.asarray(False))
         _, position, value, gradient, ok = jax.lax.while_loop(unfinished, attempt, blank)
-        return MCMCState(position, value, gradient, warmup.init(dim, self.step_size, self.dense_mass), ok)
+        return MCMCState(position, value, gradient, self._untuned(gradient), ok)
 
     def at(self, data: Any, position: Any) -> MCMCState:
         """The state at a given point, before any adaptation."""
         value, gradient = self._evaluate(self.target(data))(position)
         ok = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-        adapted = warmup.init(position.shape[0], self.step_size, self.dense_mass)
-        return MCMCState(position, value, gradient, adapted, ok)
+        return MCMCState(position, value, gradient, self._untuned(gradient), ok)
 
     def refresh(self, data: Any, state: MCMCState) -> MCMCState:
         """The state with its density and gradient computed anew: due where the data have changed."""
         value, gradient = self._evaluate(self.target(data))(state.position)
         return state._replace(log_density=value, gradient=gradient)
+
+    @property
+    def tuning(self) -> warmup.Tuning:
+        """What warm-up aims at."""
+        return warmup.Tuning(self.target_accept, self.dense_mass, self.transition.uses_gradient)
+
+    def _untuned(self, gradient: Any) -> warmup.WarmupState:
+        return warmup.init(gradient, self.step_size, self.tuning)
 
     def _evaluate(self, target: Target) -> Any:
         def log_density(x: Any) -> Any:
@@ -120,9 +129,7 @@ class MCMCKernel:
             adapted.step_size,
             adapted.inverse_mass_matrix,
         )
-        adapting = warmup.step(
-            adapted, u, position, stats["acceptance_rate"], self.target_accept, self.dense_mass
-        )
+        adapting = warmup.step(adapted, u, position, gradient, stats["acceptance_rate"], self.tuning)
         stats = {"lp": value, **stats, "step_size": adapted.step_size}
         return MCMCState(position, value, gradient, adapting, state.started), stats
 
@@ -159,15 +166,16 @@ class MCMCMethod:
         num_warmup: steps of adaptation, dropped from the results.
         num_samples: draws a chain keeps.
         target_accept: mean acceptance probability that the step size is adapted to.
-        dense_mass: adapt a full mass matrix instead of its diagonal; pays for correlated targets of
-            moderate dimension (memory d^2, work d^2 a step and d^3 a transition).
+        dense_mass: adapt a full mass matrix instead of its diagonal, which pays for correlated targets of
+            moderate dimension (memory d^2, work d^2 a step and d^3 a transition). "auto" does so where the
+            method takes gradients and d is at most 50.
         step_size: first step size; kept as it is where ``num_warmup`` is 0.
     """
 
     num_warmup: int = 1000
     num_samples: int = 1000
     target_accept: float = 0.8
-    dense_mass: bool = False
+    dense_mass: bool | Literal["auto"] = "auto"
     step_size: float = 1.0
 
     def __post_init__(self) -> None:
@@ -177,6 +185,8 @@ class MCMCMethod:
                 self._refuse(name, f"an int >= {least}")
         if not 0 < self.target_accept < 1:
             self._refuse("target_accept", "a number between 0 and 1")
+        if self.dense_mass not in (True, False, "auto"):
+            self._refuse("dense_mass", "True, False or 'auto'")
         if not self.step_size > 0:
             self._refuse("step_size", "a positive number")
 
@@ -198,14 +208,16 @@ class MCMCMethod:
 
     def kernel(self, target: Target) -> MCMCKernel:
         """The kernel for the driver. Equal methods on targets of one structure give equal kernels."""
+        transition = self.transition()
+        fits = transition.uses_gradient and target.dim <= _DENSE_DIM
         return MCMCKernel(
             target.functions,
             target.shapes,
             target.sites,
-            self.transition(),
+            transition,
             float(self.target_accept),
             float(self.step_size),
-            self.dense_mass,
+            fits if self.dense_mass == "auto" else bool(self.dense_mass),
         )
 
     def inputs(self) -> np.ndarray:

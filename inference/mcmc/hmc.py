@@ -8,9 +8,10 @@ from typing import Any, ClassVar, override
 
 import jax
 import jax.numpy as jnp
-from blackjax.mcmc import hmc, metrics
+from blackjax.mcmc import hmc
 
 from mcx.inference.mcmc.base import MCMCMethod, Transition
+from mcx.inference.mcmc.whitening import whitened
 
 __all__ = ["HMC"]
 
@@ -28,11 +29,12 @@ class _HMCTransition:
         # a random length, drawn independently of the state, avoids periodic orbits (Neal 2011, section 3.2)
         length = self.trajectory_length * jax.random.uniform(key_length, minval=0.5, maxval=1.5)
         num_steps = jnp.clip(jnp.ceil(length / step_size), 1, self.max_num_steps).astype(jnp.int32)
+        here = whitened(state, log_density, inverse_mass_matrix)
         new, info = hmc.build_kernel()(
-            key_move, hmc.HMCState(*state), log_density, step_size, inverse_mass_matrix, num_steps
+            key_move, hmc.HMCState(*here.start), here.log_density, step_size, here.metric, num_steps
         )
-        kinetic = metrics.default_metric(inverse_mass_matrix).kinetic_energy(info.momentum)
-        return tuple(new), {
+        kinetic = 0.5 * jnp.sum(info.momentum**2)
+        return here.back(tuple(new)), {
             "acceptance_rate": info.acceptance_rate,
             "diverging": info.is_divergent,
             "energy": jnp.where(info.is_accepted, info.energy, kinetic - state[1]),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, override
 
-import jax.numpy as jnp
 from blackjax.mcmc import mala
 
 from mcx.inference.mcmc.base import MCMCMethod, Transition
-from mcx.inference.mcmc.whitening import Whitening
+from mcx.inference.mcmc.whitening import whitened
 
 __all__ = ["MALA"]
 
@@ -21,16 +20,9 @@ class _MALATransition:
     def __call__(
         self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
     ) -> tuple[Any, dict[str, Any]]:
-        position, value, gradient = state
-        whitening = Whitening(inverse_mass_matrix)
-        start = mala.MALAState(whitening.inverse(position), value, whitening.pull_gradient(gradient))
-        new, info = mala.build_kernel()(key, start, lambda w: log_density(whitening(w)), step_size)
-        moved = (
-            jnp.where(info.is_accepted, whitening(new.position), position),
-            new.logdensity,
-            jnp.where(info.is_accepted, whitening.push_gradient(new.logdensity_grad), gradient),
-        )
-        return moved, {
+        here = whitened(state, log_density, inverse_mass_matrix)
+        new, info = mala.build_kernel()(key, mala.MALAState(*here.start), here.log_density, step_size)
+        return here.back(tuple(new)), {
             "acceptance_rate": info.acceptance_rate,
             "accepted": info.is_accepted,
         }

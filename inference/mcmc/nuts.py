@@ -9,6 +9,7 @@ from blackjax.mcmc import nuts
 from blackjax.mcmc.hmc import HMCState
 
 from mcx.inference.mcmc.base import MCMCMethod, Transition
+from mcx.inference.mcmc.whitening import whitened
 
 __all__ = ["NUTS"]
 
@@ -21,11 +22,12 @@ class _NUTSTransition:
     def __call__(
         self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
     ) -> tuple[Any, dict[str, Any]]:
+        here = whitened(state, log_density, inverse_mass_matrix)
         new, info = nuts.build_kernel()(
-            key, HMCState(*state), log_density, step_size, inverse_mass_matrix, self.max_tree_depth
+            key, HMCState(*here.start), here.log_density, step_size, here.metric, self.max_tree_depth
         )
         stopped = info.is_divergent | info.is_turning
-        return tuple(new), {
+        return here.back(tuple(new)), {
             "acceptance_rate": info.acceptance_rate,
             "diverging": info.is_divergent,
             "energy": info.energy,

@@ -1,8 +1,9 @@
-"""Stan's window adaptation as ``init``/``step``: step size by dual averaging, metric by windows.
+"""Warm-up as ``init``/``step``: step size by dual averaging, metric by windows that grow.
 
-The arithmetic is BlackJAX's (dual averaging of Nesterov 2009 as in Hoffman and Gelman 2014, algorithm 5;
-Welford's covariance with Stan's regularisation). What happens at a step comes in as a code, so one
-program serves any length of warm-up and the sampling after it.
+Dual averaging is BlackJAX's (Nesterov 2009 as in Hoffman and Gelman 2014, algorithm 5). The windows are
+short at first, as a metric learned from gradients needs few draws, and it is the steps before it that cost
+most. What happens at a step comes in as a code, so one program serves any length of warm-up and the sampling
+after it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
 from blackjax.adaptation.step_size import dual_averaging_adaptation
-from blackjax.adaptation.window_adaptation import build_schedule
 
-__all__ = ["WarmupState", "init", "schedule", "step"]
+from mcx.inference.mcmc import metric
 
-KEEP, STEP_SIZE, METRIC, WINDOW_END, FINISH = range(5)
+__all__ = ["Tuning", "WarmupState", "init", "schedule", "step"]
+
+KEEP, STEP_SIZE, METRIC, METRIC_END, WINDOW_END, FINISH = range(6)
+
+_FIRST_WINDOW, _GROWTH = 10, 1.5
+_LONG_WINDOW = 50  # from here on the step size is searched for anew after a window
+_MAX_FINAL = 50
+
+
+class Tuning(NamedTuple):
+    """What warm-up aims at; static.
+
+    target_accept: acceptance rate aimed at.
+    dense: whether the metric is a full matrix.
+    uses_gradient: whether the metric is learned from gradients as well as from draws.
+    """
+
+    target_accept: float
+    dense: bool
+    uses_gradient: bool
 
 
 class WarmupState(NamedTuple):
@@ -27,36 +45,56 @@ class WarmupState(NamedTuple):
     step_size: used by the next transition.
     inverse_mass_matrix: (d,) or (d, d), used by the next transition.
     averaging: dual averaging of the log step size.
-    metric: Welford state of the window under way.
+    moments: of the window under way.
     """
 
     step_size: Any
     inverse_mass_matrix: Any
     averaging: Any
-    metric: Any
+    moments: metric.Moments
 
 
 def schedule(num_warmup: int, num_samples: int) -> np.ndarray:
-    """Code of every step, (num_warmup + num_samples,): Stan's windows, then sampling."""
+    """Code of every step, (num_warmup + num_samples,): windows, the step size alone, then sampling."""
     codes = np.full(num_warmup + num_samples, KEEP, np.int32)
-    if num_warmup:
-        stages = np.asarray(build_schedule(num_warmup)).reshape(-1, 2)
-        slow, ends = stages[:, 0] == 1, stages[:, 1] == 1
-        codes[:num_warmup] = np.where(slow, np.where(ends, WINDOW_END, METRIC), STEP_SIZE)
-        codes[num_warmup - 1] = FINISH
+    if not num_warmup:
+        return codes
+    codes[:num_warmup] = STEP_SIZE
+    codes[num_warmup - 1] = FINISH
+    first, last = 0, num_warmup - min(_MAX_FINAL, max(1, num_warmup // 10))
+    length = _FIRST_WINDOW
+    while first + length <= last:
+        following = int(_GROWTH * length)
+        if first + length + following > last:
+            length = last - first  # too little would be left for another
+        codes[first : first + length] = METRIC
+        codes[first + length - 1] = METRIC_END if length < _LONG_WINDOW else WINDOW_END
+        first, length = first + length, following
     return codes
 
 
-def init(dim: int, step_size: float, dense: bool) -> WarmupState:
-    """State before the first step: unit metric, the given step size."""
-    averaging, _, _ = dual_averaging_adaptation(0.8)
-    metric, _, _ = mass_matrix_adaptation(not dense)
-    state = metric(dim)
-    return WarmupState(jnp.asarray(step_size, float), state.inverse_mass_matrix, averaging(step_size), state)
+def init(gradient: Any, step_size: float, tuning: Tuning) -> WarmupState:
+    """State before the first step.
+
+    Args:
+        gradient: of the log density at the starting point, (d,): where it is steep, scales are small. The
+            geometric mean of 1 and 1 / g^2 is the first guess of a variance.
+        step_size: the first one.
+        tuning: aims.
+    """
+    averaging, _, _ = dual_averaging_adaptation(tuning.target_accept)
+    dim = gradient.shape[0]
+    guess = 1.0 / (1.0 + jnp.abs(jnp.nan_to_num(gradient))) if tuning.uses_gradient else jnp.ones(dim)
+    return WarmupState(
+        jnp.asarray(step_size, float),
+        jnp.diag(guess) if tuning.dense else guess,
+        averaging(step_size),
+        metric.init(dim, tuning.dense),
+    )
 
 
 def step(
-    state: WarmupState, code: Any, position: Any, acceptance_rate: Any, target_accept: float, dense: bool
+    state: WarmupState, code: Any, position: Any, gradient: Any, acceptance_rate: Any, tuning: Tuning
 ) -> WarmupState:
     """Adapt after a transition.
 
@@ -64,12 +102,11 @@ def step(
         state: adaptation state that the transition used.
         code: what this step does; an entry of :func:`schedule`.
         position: where the transition ended, (d,).
+        gradient: of the log density there.
         acceptance_rate: its mean acceptance probability; NaN counts as 0.
-        target_accept: acceptance rate aimed at.
-        dense: whether the metric is a full matrix.
+        tuning: aims.
     """
-    averaging_init, averaging_update, averaging_final = dual_averaging_adaptation(target_accept)
-    _, metric_update, metric_final = mass_matrix_adaptation(not dense)
+    averaging_init, averaging_update, averaging_final = dual_averaging_adaptation(tuning.target_accept)
     acceptance_rate = jnp.nan_to_num(acceptance_rate, nan=0.0)
 
     def keep(s: WarmupState) -> WarmupState:
@@ -79,14 +116,18 @@ def step(
         averaging = averaging_update(s.averaging, acceptance_rate)
         return s._replace(averaging=averaging, step_size=jnp.exp(averaging.log_step_size))
 
-    def tune_metric(s: WarmupState) -> WarmupState:
-        return tune_step_size(s)._replace(metric=metric_update(s.metric, position))
+    def gather(s: WarmupState) -> WarmupState:
+        return tune_step_size(s)._replace(moments=metric.update(s.moments, position, gradient))
+
+    def end_metric(s: WarmupState) -> WarmupState:
+        s = gather(s)
+        new = metric.estimate(s.moments, s.inverse_mass_matrix, tuning.uses_gradient)
+        return s._replace(inverse_mass_matrix=new, moments=metric.init(position.shape[0], tuning.dense))
 
     def end_window(s: WarmupState) -> WarmupState:
-        s = tune_metric(s)
-        metric = metric_final(s.metric)
+        s = end_metric(s)
         averaging = averaging_init(averaging_final(s.averaging))
-        return WarmupState(jnp.exp(averaging.log_step_size), metric.inverse_mass_matrix, averaging, metric)
+        return s._replace(averaging=averaging, step_size=jnp.exp(averaging.log_step_size))
 
     def finish(s: WarmupState) -> WarmupState:
         s = tune_step_size(s)
@@ -94,7 +135,7 @@ def step(
 
     branches = [
         lambda s, branch=branch: _as_types(branch(s), s)
-        for branch in (keep, tune_step_size, tune_metric, end_window, finish)
+        for branch in (keep, tune_step_size, gather, end_metric, end_window, finish)
     ]
     new: WarmupState = jax.lax.switch(code, branches, state)
     return new

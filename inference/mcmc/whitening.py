@@ -1,13 +1,18 @@
-"""Linear change of variables x = L w with L L^T the adapted covariance, diagonal or dense."""
+"""Linear change of variables x = x_0 + L w with L L^T the adapted covariance, diagonal or dense.
+
+In w the metric is the identity, so that kinetic energies are sums of squares: those of a dense metric, sums
+of terms of both signs, overflow to minus infinity where a step was too long, and would be accepted.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import jax.scipy.linalg
 
-__all__ = ["Whitening"]
+__all__ = ["Whitened", "Whitening", "whitened"]
 
 
 class Whitening:
@@ -21,12 +26,6 @@ class Whitening:
         """``w -> x``."""
         return self._factor @ w if self._dense else self._factor * w
 
-    def inverse(self, x: Any) -> Any:
-        """``x -> w``."""
-        if self._dense:
-            return jax.scipy.linalg.solve_triangular(self._factor, x, lower=True)
-        return x / self._factor
-
     def pull_gradient(self, gradient: Any) -> Any:
         """Gradient in w from the gradient in x."""
         return self._factor.T @ gradient if self._dense else self._factor * gradient
@@ -36,3 +35,40 @@ class Whitening:
         if self._dense:
             return jax.scipy.linalg.solve_triangular(self._factor, gradient, lower=True, trans=1)
         return gradient / self._factor
+
+
+class Whitened(NamedTuple):
+    """A state ``(position, log density, gradient)`` as seen from w.
+
+    start: the same state, at w = 0.
+    log_density: as a function of w.
+    metric: the inverse mass matrix there, ones.
+    back: a state in w as one in x; where nothing moved, exactly the state that there was.
+    """
+
+    start: tuple[Any, Any, Any]
+    log_density: Callable[[Any], Any]
+    metric: Any
+    back: Callable[[tuple[Any, Any, Any]], tuple[Any, Any, Any]]
+
+
+def whitened(state: tuple[Any, Any, Any], log_density: Callable[[Any], Any], covariance: Any) -> Whitened:
+    """Whiten about the present position: displacements then lose no digits to the position's size."""
+    position, value, gradient = state
+    whitening = Whitening(covariance)
+
+    def back(new: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        w, new_value, slope = new
+        stayed = jnp.all(w == 0)
+        return (
+            jnp.where(stayed, position, position + whitening(w)),
+            new_value,
+            jnp.where(stayed, gradient, whitening.push_gradient(slope)),
+        )
+
+    return Whitened(
+        (jnp.zeros_like(position), value, whitening.pull_gradient(gradient)),
+        lambda w: log_density(position + whitening(w)),
+        jnp.ones_like(position),
+        back,
+    )

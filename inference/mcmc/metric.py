@@ -1,0 +1,90 @@
+"""The metric learned during warm-up, from draws and from the gradients of the log density at them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+__all__ = ["Moments", "estimate", "init", "update"]
+
+_LEAST = 3  # draws below which there is nothing to learn from
+
+
+class Moments(NamedTuple):
+    """Moments of the draws of a window.
+
+    count: number of draws.
+    mean: of positions and of gradients, (2, d).
+    scatter: sums of squares about the means, (2, d); or of products, (2, d, d).
+    """
+
+    count: Any
+    mean: Any
+    scatter: Any
+
+
+def init(dim: int, dense: bool) -> Moments:
+    """Of no draws."""
+    return Moments(jnp.zeros(()), jnp.zeros((2, dim)), jnp.zeros((2, dim, dim) if dense else (2, dim)))
+
+
+def update(moments: Moments, position: Any, gradient: Any) -> Moments:
+    """With another draw (Welford's recursion)."""
+    x = jnp.stack([position, gradient])
+    count = moments.count + 1.0
+    before = x - moments.mean
+    mean = moments.mean + before / count
+    after = x - mean
+    product = before[:, :, None] * after[:, None, :] if moments.scatter.ndim == 3 else before * after
+    return Moments(count, mean, moments.scatter + product)
+
+
+def estimate(moments: Moments, old: Any, uses_gradient: bool) -> Any:
+    """The inverse mass matrix, (d,) or (d, d): an estimate of the target's covariance.
+
+    With gradients, the matrix A that makes draws and gradients alike, ``A cov(g) A = cov(x)``: the geometric
+    mean of cov(x) and of the inverse of cov(g), which minimises the Fisher divergence between the target in
+    the new coordinates and a standard normal. It is exact for a Gaussian from d + 1 draws on, however they
+    came about; directions that no draw moved along keep the diagonal's scale. Without gradients, the draws'
+    covariance, shrunk as in Stan.
+
+    Args:
+        moments: of a window.
+        old: the metric so far, which stays where the new one would not be finite.
+        uses_gradient: whether the gradients are there.
+
+    Cost: O(d), or O(d^3) for a matrix. Source: Seyboldt, Carlson and Carpenter (2026), "Preconditioning
+    Hamiltonian Monte Carlo by minimizing Fisher divergence", arXiv 2603.18845; Stan reference manual,
+    "Adaptation" (the shrinkage).
+    """
+    n = moments.count
+    cov = moments.scatter / jnp.maximum(n - 1.0, 1.0)
+    if not uses_gradient:
+        unit = jnp.eye(cov.shape[-1]) if cov.ndim == 3 else 1.0
+        new = n / (n + 5.0) * cov[0] + 1e-3 * 5.0 / (n + 5.0) * unit
+    elif cov.ndim == 2:
+        new = jnp.sqrt(cov[0] / cov[1])
+    else:
+        new = _geometric_mean(cov[0], cov[1], 1.0 / jnp.maximum(n, 1.0))
+    usable = (n >= _LEAST) & jnp.all(jnp.isfinite(new))
+    diagonal = jnp.diagonal(new) if new.ndim == 2 else new
+    return jnp.where(usable & jnp.all(diagonal > 0), new, old)
+
+
+def _geometric_mean(cov_x: Any, cov_g: Any, ridge: Any) -> Any:
+    """The symmetric A with A (cov_g + ridge) A = cov_x + ridge, in units of the diagonal's solution."""
+    scale = (jnp.diagonal(cov_x) / jnp.diagonal(cov_g)) ** 0.25
+    outer = scale[:, None] * scale[None, :]
+    unit = ridge * jnp.eye(cov_x.shape[0])
+    root = _power(cov_x / outer + unit, 0.5)
+    inner = root @ (cov_g * outer + unit) @ root
+    found = outer * (root @ _power(inner, -0.5) @ root)
+    return 0.5 * (found + found.T)
+
+
+def _power(matrix: Any, exponent: float) -> Any:
+    """A symmetric positive definite matrix to a power."""
+    values, vectors = jnp.linalg.eigh(0.5 * (matrix + matrix.T))
+    floor = jnp.finfo(values.dtype).eps * values[-1]
+    return (vectors * jnp.maximum(values, floor) ** exponent) @ vectors.T

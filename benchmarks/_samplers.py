@@ -83,13 +83,15 @@ def numpyro_model(problem: Problem) -> tuple[Any, dict[str, Any]]:
 class NumPyro:
     """``run`` is ``MCMC`` within ``jax.jit``, compiled ahead: called plainly, it compiles anew every time."""
 
+    dense = False
+
     def __init__(self, problem: Problem) -> None:
         from numpyro.infer import MCMC, NUTS
 
         self.problem = problem
         self.model, self.arguments = numpyro_model(problem)
         self.make = lambda: MCMC(
-            NUTS(self.model),
+            NUTS(self.model, dense_mass=self.dense),
             num_warmup=WARMUP,
             num_samples=DRAWS,
             num_chains=CHAINS,
@@ -123,6 +125,12 @@ class NumPyro:
     def run(self, seed: int) -> Sample:
         draws, warm, steps, diverging = jax.device_get(self.compiled(jax.random.key(seed)))
         return Sample(self.problem.scalars(draws), warm, steps, diverging)
+
+
+class DenseNumPyro(NumPyro):
+    """The same with a full mass matrix."""
+
+    dense = True
 
 
 class BlackJAX:
@@ -179,4 +187,9 @@ class BlackJAX:
         return Sample(self.problem.scalars(draws), warm, steps, diverging)
 
 
-SAMPLERS: dict[str, Any] = {"mcx": Mcx, "numpyro": NumPyro, "blackjax": BlackJAX}
+SAMPLERS: dict[str, Any] = {
+    "mcx": Mcx,
+    "numpyro": NumPyro,
+    "numpyro-dense": DenseNumPyro,
+    "blackjax": BlackJAX,
+}

@@ -2,7 +2,8 @@
 
 Every sampler runs every posterior in a process of its own, without a persistent cache, one process at a time;
 libraries are imported and JAX is started before the clock is. Per posterior and sampler: 4 vectorised chains,
-1000 + 1000 steps, several seeds.
+1000 + 1000 steps, several seeds. Each learns its default metric, mcx a full matrix and the others a diagonal;
+"numpyro-dense" is NumPyro's with a full matrix.
 
     compile  the first call less a repeat of it with the same key
     run      the repeat: warm-up and sampling, nothing compiled, results on the host
@@ -27,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-NAMES = ("mcx", "numpyro", "blackjax")
+NAMES = ("mcx", "numpyro", "numpyro-dense", "blackjax")
 QUICK = ("eight_schools-eight_schools_noncentered", "sblrc-blr", "garch-garch11")
 
 

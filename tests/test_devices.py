@@ -138,6 +138,46 @@ def test_filters_over_devices(key):
     np.testing.assert_allclose(found[0].mean["x"], found[1].mean["x"], rtol=1e-3)
 
 
+def test_particles_over_devices(key):
+    """One cloud, shared: E[evidence estimate] is the evidence, whatever is summed on which device."""
+    y = np.asarray([0.4, -0.3, 1.5, 2.0, 0.1], np.float32)
+    times = np.arange(5.0)
+    covariance = 1.0 + 0.25 * np.minimum(times[:, None], times) + np.eye(5)
+    truth = -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2 * np.pi * covariance)[1])
+    found = [
+        mcx.filter(level(y), params={"s": 0.5}, num_particles=400, devices=CPUS, key=k, progress=False)
+        for k in jax.random.split(key, 60)
+    ]
+    (particles,) = jax.tree.leaves(found[0].state.particles)
+    assert particles.sharding.shard_shape(particles.shape) == (1, 100)
+    check_mean(np.exp([f.log_evidence - truth for f in found]), 1.0, delta=0.15, independent=True)
+
+
+@pytest.mark.parametrize("history", ["ancestors", "full"])
+def test_histories_of_particles_over_devices(history):
+    """They are those of the weights: the weighted mean of what is kept is the mean."""
+    found = mcx.filter(
+        LEVEL,
+        params={"s": 0.5},
+        num_particles=100,
+        devices=CPUS,
+        history=history,
+        quantiles=(0.5,),
+        key=0,
+        progress=False,
+    )
+    assert found.record.ancestors.shape == (1, 12, 100)
+    if history == "full":
+        (x,) = jax.tree.leaves(found.record.particles)
+        mean = (np.exp(found.record.log_w) * x).sum(-1)
+        np.testing.assert_allclose(mean, found.mean["x"].reshape(mean.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_particles_that_cannot_be_shared_are_refused():
+    with pytest.raises(MethodError, match=r"101 particles(.|\n)*num_particles=100"):
+        mcx.filter(LEVEL, params={"s": 0.5}, num_particles=101, devices=CPUS, key=0, progress=False)
+
+
 def test_smoothers_over_devices_go_on(key, tmp_path):
     """And one with another functional is refused."""
 
@@ -146,11 +186,29 @@ def test_smoothers_over_devices_go_on(key, tmp_path):
         return mcx.smooth(LEVEL, functional, method=mcx.PPG(20, num_iterations=6, burn_in=2), **options)
 
     options = {"devices": CPUS, "checkpoint": tmp_path}
-    found = [smooth(lambda xp, x, t: xp * x, **o) for o in ({}, options, options)]
-    np.testing.assert_allclose(found[0].draws, found[1].draws, rtol=1e-3)
-    np.testing.assert_array_equal(found[1].draws, found[2].draws)
+    found = [smooth(lambda xp, x, t: xp * x, **options) for _ in range(2)]
+    np.testing.assert_array_equal(found[0].draws, found[1].draws)
+    assert len(np.unique(found[0].draws)) == found[0].draws.size
     with pytest.raises(CheckpointMismatch, match="another compiled functions"):
         smooth(lambda xp, x, t: xp + x, **options)
+
+
+@pytest.mark.slow
+def test_smoothers_do_not_depend_on_devices(key):
+    found = [
+        mcx.smooth(
+            LEVEL,
+            lambda xp, x, t: xp * x,
+            params={"s": 0.5},
+            method=mcx.PPG(20, num_iterations=6, burn_in=2),
+            devices=d,
+            key=key,
+            num_chains=4,
+            progress=False,
+        )
+        for d in (None, CPUS)
+    ]
+    np.testing.assert_allclose(found[0].draws, found[1].draws, rtol=1e-3)
 
 
 @pytest.mark.slow

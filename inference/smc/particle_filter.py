@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mcx.errors import CapabilityError, MethodError, WeightCollapse
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, end_block, initialize, move
@@ -22,6 +23,7 @@ from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
 from mcx.model.statespace import check_params, state_space
 from mcx.results.posterior import RunInfo
+from mcx.run.devices import spread
 from mcx.run.driver import Run, run
 from mcx.target import FeynmanKac, StateSpace
 
@@ -210,6 +212,16 @@ class FilterKernel:
     settings: SMCSettings
     keep: HistorySettings
     max_nonfinite: float
+    mesh: Mesh | None = None
+
+    @property
+    def size(self) -> int:
+        """Particles, which several devices may share."""
+        return self.settings.num_particles
+
+    def over_mesh(self, mesh: Mesh) -> FilterKernel:
+        """The same, its particles spread over a mesh; resampling gathers what it needs from all devices."""
+        return dataclasses.replace(self, mesh=mesh)
 
     @property
     def block_size(self) -> int | None:
@@ -219,11 +231,15 @@ class FilterKernel:
     def init(self, data: Any, key: Any, start: Any) -> SMCState:
         """The system at t = 0."""
         ctx, u = data
-        return initialize(key, self.fk, ctx, u, self.settings)
+        return self._spread(initialize(key, self.fk, ctx, u, self.settings))
 
     def step(self, data: Any, key: Any, state: SMCState, u: Any) -> tuple[SMCState, Any]:
         """One step of the engine."""
-        return move(key, self.fk, data[0], state, u, self.settings), None
+        return self._spread(move(key, self.fk, data[0], state, u, self.settings)), None
+
+    def _spread(self, state: SMCState) -> SMCState:
+        spread_state: SMCState = spread(state, self.mesh, self.size)
+        return spread_state
 
     def end_block(self, state: SMCState) -> SMCState:
         """Account for the error of the evidence."""

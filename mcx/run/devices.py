@@ -11,29 +11,48 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mcx.errors import MethodError
 
-__all__ = ["CHAINS", "REPLICATED", "STEPS_CHAINS", "Devices", "as_mesh", "over_devices", "place", "placed"]
+__all__ = [
+    "CHAINS",
+    "REPLICATED",
+    "STEPS_CHAINS",
+    "Devices",
+    "as_mesh",
+    "over_devices",
+    "place",
+    "placed",
+    "spread",
+]
 
 Devices = int | str | Sequence[jax.Device] | Mesh | None
 
-_AXIS = "chain"
+_AXIS, _ENTRIES = "chain", "particle"
 CHAINS = PartitionSpec(_AXIS)
 STEPS_CHAINS = PartitionSpec(None, _AXIS)
 REPLICATED = PartitionSpec()
 
 
-def as_mesh(devices: Devices, num_chains: int) -> Mesh | None:
-    """The mesh that chains are spread over; None for the default device.
+def as_mesh(devices: Devices, num_chains: int, size: int | None = None) -> Mesh | None:
+    """The mesh that chains are spread over, or one chain's entries; None for the default device.
 
     Args:
         devices: None, a number of devices, "all", devices, or a mesh of one axis.
-        num_chains: a multiple of the number of devices.
+        num_chains: a multiple of the number of devices; or 1, where a chain has entries to share.
+        size: number of those entries.
 
     Raises:
-        MethodError: if there are not so many devices, or chains do not share them evenly.
+        MethodError: if there are not so many devices, or chains or entries do not share them evenly.
     """
     if devices is None:
         return None
     chosen = _chosen(devices)
+    if num_chains == 1 and size is not None and len(chosen) > 1:
+        if size % len(chosen):
+            raise MethodError(
+                f"{size} particles cannot be shared evenly by {len(chosen)} devices",
+                expected=f"a multiple of {len(chosen)} particles",
+                remedy=f"num_particles={len(chosen) * max(1, round(size / len(chosen)))}",
+            )
+        return jax.make_mesh((len(chosen),), (_ENTRIES,), (jax.sharding.AxisType.Auto,), devices=chosen)
     if len(chosen) > num_chains or num_chains % len(chosen):
         raise MethodError(
             f"num_chains={num_chains} cannot be shared evenly by {len(chosen)} devices",
@@ -68,7 +87,7 @@ def _chosen(devices: Any) -> list[jax.Device]:
 
 def over_devices(fn: Any, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Any:
     """A function of all chains that every device runs on its own chains; no device waits for another."""
-    if mesh is None:
+    if mesh is None or _ENTRIES in mesh.axis_names:
         return fn
     return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
@@ -77,7 +96,7 @@ def place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
     """Arrays where a run over ``mesh`` expects them."""
     if mesh is None:
         return tree
-    sharding = NamedSharding(mesh, spec)
+    sharding = NamedSharding(mesh, spec if _AXIS in mesh.axis_names else REPLICATED)
 
     def put(x: Any) -> Any:
         if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
@@ -89,9 +108,31 @@ def place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
     return jax.tree_util.tree_map(put, tree)
 
 
-def placed(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
-    """Shapes and dtypes, told where they lie."""
+def placed(tree: Any, mesh: Mesh | None, spec: PartitionSpec, size: int | None = None) -> Any:
+    """Shapes and dtypes, told where they lie: chains by ``spec``, or one chain's axes of ``size`` entries."""
     if mesh is None:
         return tree
-    sharding = NamedSharding(mesh, spec)
-    return jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    def where(x: Any) -> Any:
+        own = spec if _AXIS in mesh.axis_names else _entries(x.shape, size, len(spec))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, own))
+
+    return jax.tree_util.tree_map(where, tree)
+
+
+def spread(tree: Any, mesh: Mesh | None, size: int) -> Any:
+    """Within a traced function: keep arrays whose first axis has ``size`` entries spread over the mesh."""
+    if mesh is None:
+        return tree
+
+    def keep(x: Any) -> Any:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _entries(x.shape, size, 0)))
+
+    return jax.tree_util.tree_map(keep, tree)
+
+
+def _entries(shape: tuple[int, ...], size: int | None, axis: int) -> PartitionSpec:
+    """Spread along ``axis`` if that has ``size`` entries, else not at all."""
+    if len(shape) > axis and shape[axis] == size:
+        return PartitionSpec(*(None,) * axis, _ENTRIES)
+    return REPLICATED

@@ -103,7 +103,8 @@ def run(
             key, that is gone on with: the result has the same bits as that of an uninterrupted run on the
             same machine with the same versions.
         devices: that share the chains evenly: a number of them, "all", some of ``jax.devices()``, or a mesh;
-            None for the default device. Chains have the same law whatever device they run on. Where the
+            None for the default device. Chains have the same law whatever device they run on. One chain of a
+            kernel with a ``size``, such as the particles of a filter, is shared itself. Where the
             devices belong to several processes, all of them make the same call and get the same result.
         batch_size: chains of a device that move at once; the others wait, which bounds the memory that
             intermediate values take. None is all of them.
@@ -126,7 +127,9 @@ def run(
         )
     kernel = as_kernel(kernel, collect)
     key = as_key(key)
-    mesh = as_mesh(devices, num_chains)
+    mesh = as_mesh(devices, num_chains, getattr(kernel, "size", None))
+    if mesh is not None and num_chains == 1 and mesh.size > 1:
+        kernel = kernel.over_mesh(mesh)
     start_keys, keys = place(chain_keys(key, num_chains), mesh, CHAINS)
     hosts = hosts_of(mesh)
     display = make_progress(progress if hosts.leads else False, num_steps, title)

@@ -194,9 +194,10 @@ def prepare(
             return start_chains(kernel, data, keys, start, batch_size)
 
         begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
+        size = getattr(kernel, "size", None)
         traced = jax.jit(begin).trace(data, keys, start)
         jobs: list[Future[Any]] = [pool.submit(traced.lower().compile)]
-        state = placed(traced.out_info, mesh, CHAINS)
+        state = placed(traced.out_info, mesh, CHAINS, size)
 
         capacity = _capacity(state) if capacity is None else capacity
 
@@ -219,7 +220,9 @@ def prepare(
         _, draws, stats = traced.out_info
 
         jobs.append(
-            pool.submit(_compile_emit, kernel, data, placed(draws, mesh, STEPS_CHAINS), mesh, batch_size)
+            pool.submit(
+                _compile_emit, kernel, data, placed(draws, mesh, STEPS_CHAINS, size), mesh, batch_size
+            )
         )
         if while_compiling is not None:
             while_compiling()

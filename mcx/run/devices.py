@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mcx.errors import MethodError
+from mcx.ops import pool
 
 __all__ = ["CHAINS", "REPLICATED", "STEPS_CHAINS", "Devices", "as_mesh", "over_devices", "place", "placed"]
 
 Devices = int | str | Sequence[jax.Device] | Mesh | None
 
-_AXIS = "chain"
+_AXIS = pool.DEVICES
 CHAINS = PartitionSpec(_AXIS)
 STEPS_CHAINS = PartitionSpec(None, _AXIS)
 REPLICATED = PartitionSpec()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mcx.ops import pool
 from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, placed
 from mcx.run.kernel import Kernel
 
@@ -58,9 +59,12 @@ def chain_keys(key: Any, num_chains: int) -> tuple[Any, Any]:
 
 
 def over_chains(fn: Any, in_axes: tuple[int | None, ...], num_chains: int) -> Any:
-    """``vmap`` over chains; of one chain without it, so that conditionals in a kernel stay conditionals."""
+    """``vmap`` over chains; of one chain without it, so that conditionals in a kernel stay conditionals.
+
+    Kernels may pool over the chains, see :mod:`mcx.ops.pool`.
+    """
     if num_chains > 1:
-        return jax.vmap(fn, in_axes)
+        return jax.vmap(fn, in_axes, axis_name=pool.LANES)
 
     def one(*args: Any) -> Any:
         own = (
@@ -175,14 +179,14 @@ def prepare(
         _CACHE.move_to_end(cache_key)
         return _CACHE[cache_key], time.perf_counter() - begun
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(3) as workers:
 
         def begin(data: Any, keys: Any, start: Any) -> Any:
             return start_chains(kernel, data, keys, start)
 
         begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
         traced = jax.jit(begin).trace(data, keys, start)
-        jobs: list[Future[Any]] = [pool.submit(traced.lower().compile)]
+        jobs: list[Future[Any]] = [workers.submit(traced.lower().compile)]
         state = placed(traced.out_info, mesh, CHAINS)
 
         capacity = _capacity(state) if capacity is None else capacity
@@ -201,11 +205,11 @@ def prepare(
         )
         zero = np.int32(0)
         traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
-        jobs.append(pool.submit(traced.lower().compile))
+        jobs.append(workers.submit(traced.lower().compile))
         code = traced.jaxpr
         _, draws, stats = traced.out_info
 
-        jobs.append(pool.submit(_compile_emit, kernel, data, placed(draws, mesh, STEPS_CHAINS), mesh))
+        jobs.append(workers.submit(_compile_emit, kernel, data, placed(draws, mesh, STEPS_CHAINS), mesh))
         if while_compiling is not None:
             while_compiling()
         start_program, chunk_program, (emit_program, emitted) = (job.result() for job in jobs)

@@ -39,19 +39,20 @@ class ChEESKernel(ChainKernel):
         # bound differs between chains has to select the state of every chain at every step
         adapted = state.warmup._replace(shared=pool.agreed(state.warmup.shared))
         num_steps = ensemble.num_leapfrogs(adapted.shared, u, self.max_num_steps)
+        step_size = ensemble.step_size_of(adapted, u)
         old = (state.position, state.log_density, state.gradient)
         new, stats, info = hmc_move(
             key,
             old,
             lambda x: target.log_density(target.unravel(x)),
-            adapted.step_size,
+            step_size,
             adapted.shared.inverse_mass_matrix,
             num_steps,
         )
         stats = {
             "lp": new[1],
             **stats,
-            "step_size": adapted.step_size,
+            "step_size": step_size,
             "trajectory_length": adapted.shared.length.length,
         }
         end = info.proposal

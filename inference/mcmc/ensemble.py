@@ -28,7 +28,17 @@ from mcx.inference.mcmc.pooled_metric import Moments, Spread, covariance, metric
 from mcx.inference.mcmc.warmup import as_types
 from mcx.ops import pool
 
-__all__ = ["EnsembleState", "Plan", "Shared", "init", "num_leapfrogs", "relocate", "schedule", "step"]
+__all__ = [
+    "EnsembleState",
+    "Plan",
+    "Shared",
+    "init",
+    "num_leapfrogs",
+    "relocate",
+    "schedule",
+    "step",
+    "step_size_of",
+]
 
 FROZEN, APPROACH, TUNE = range(3)
 NOTHING, GATHER, NEW_METRIC, FINISH = range(4)
@@ -77,12 +87,10 @@ class Shared(NamedTuple):
 class EnsembleState(NamedTuple):
     """Adaptation state of one chain.
 
-    step_size: used by the next transition.
     averaging: dual averaging of the chain's own log step size, for the approach.
     shared: the same in all chains.
     """
 
-    step_size: Any
     averaging: Any
     shared: Shared
 
@@ -128,7 +136,12 @@ def init(dim: int, step_size: float, trajectory_length: float, dense: bool) -> E
         Spread.blank(dim),
         Moments.blank(dim, dense),
     )
-    return EnsembleState(shared.step_size, start(step_size), shared)
+    return EnsembleState(start(step_size), shared)
+
+
+def step_size_of(state: EnsembleState, plan: Plan) -> Any:
+    """Step size of this step's trajectory: the chain's own in an approach."""
+    return jnp.where(plan.phase == APPROACH, jnp.exp(state.averaging.log_step_size), state.shared.step_size)
 
 
 def num_leapfrogs(shared: Shared, plan: Plan, most: int) -> Any:
@@ -169,7 +182,7 @@ def step(
         spread = s.shared.spread.add(position, gradient)
         inverse, mass = metric_of(variances(spread), dense)
         shared = s.shared._replace(spread=spread, inverse_mass_matrix=inverse, mass_matrix=mass)
-        return EnsembleState(jnp.exp(averaging.log_step_size), averaging, shared)
+        return EnsembleState(averaging, shared)
 
     def tune(s: EnsembleState) -> EnsembleState:
         old = s.shared
@@ -183,7 +196,7 @@ def step(
             length=length.update(old.length, slope, step_size, most * step_size),
             moments=old.moments.add(position),
         )
-        return EnsembleState(step_size, s.averaging, shared)
+        return s._replace(shared=shared)
 
     def with_step_size(s: EnsembleState, step_size: Any, **changed: Any) -> EnsembleState:
         averaging = restart(step_size / 10)  # BlackJAX pulls towards ten times the step size it is given
@@ -200,13 +213,11 @@ def step(
         inverse, mass = metric_of(cov, dense)
         blank = Moments.blank(position.shape[0], dense)
         changed = {"inverse_mass_matrix": inverse, "mass_matrix": mass, "moments": blank}
-        s = with_step_size(s, step_size, length=length.restart(old.length), **changed)
-        return s._replace(step_size=step_size)
+        return with_step_size(s, step_size, length=length.restart(old.length), **changed)
 
     def finish(s: EnsembleState) -> EnsembleState:
         step_size = final(s.shared.averaging)
-        shared = s.shared._replace(step_size=step_size, length=length.final(s.shared.length))
-        return EnsembleState(step_size, s.averaging, shared)
+        return s._replace(shared=s.shared._replace(step_size=step_size, length=length.final(s.shared.length)))
 
     def same(s: EnsembleState) -> EnsembleState:
         return s

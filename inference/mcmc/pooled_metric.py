@@ -1,10 +1,10 @@
 """A metric from all chains at once: before they have arrived, and after.
 
 Far from the typical set, variances say where chains were put, not what the posterior looks like. But
-gradients of a Gaussian density are positions times the precision wherever chains start, so that the ratio of the spread
-of positions to that of gradients is the posterior's variance: the first estimate. Spreads are geometric means
-over chains, because gradients of far chains differ by many orders of magnitude. Once chains are there, the
-second estimate is the covariance of their draws.
+gradients of a Gaussian density are positions times the precision wherever chains start, so that the ratio of
+the spread of positions to that of gradients is the posterior's variance: the first estimate. Spreads are
+geometric means over chains, because gradients of far chains differ by many orders of magnitude. Once chains
+are there, the second estimate is the covariance of their draws.
 
 Source: the sampler nutpie takes its diagonal metric from the same ratio, along one chain.
 """

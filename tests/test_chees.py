@@ -199,7 +199,7 @@ class TestRunning:
             np.testing.assert_array_equal(resumed.warmup_stats[name], values)
 
     def test_tuning_does_not_depend_on_the_number_of_devices(self):
-        """Up to rounding. Trajectories blow that up, far from the typical set by a lot: a short run near it."""
+        """Up to rounding, which trajectories blow up, most of all far out: a short run near the middle."""
         bound = gaussian(np.array([1.0, 0.7, 2.0], np.float32))
         method = mcx.ChEES(num_warmup=16, num_samples=8)
         one, four = (infer(bound, method, 0, num_chains=8, devices=d) for d in (None, 4))

@@ -1,9 +1,9 @@
-"""mcx's ChEES against NumPyro's NUTS on eight real posteriors: effective draws a second, compilation included.
+"""mcx's ChEES against NumPyro's NUTS on eight real posteriors: effective draws a second, compiling included.
 
 Every sampler runs every posterior in a process of its own, without a persistent cache, one process at a time,
-NumPyro right after ChEES. ChEES runs as it comes: 64 chains, 200 + 500 steps, from the default start; NUTS with
-4 vectorised chains, 1000 + 1000 steps. The columns are those of nuts.py, where "ESS/s all" includes
-compilation. The samples have different sizes: ESS/s says what the wait was good for, not what a draw is worth.
+NumPyro right after ChEES. ChEES runs as it comes: 64 chains, 200 + 500 steps, from the default start; NUTS
+with 4 vectorised chains, 1000 + 1000 steps. The columns are those of nuts.py, where "ESS/s all" includes
+compilation. Sample sizes differ: ESS/s says what the wait was good for, not what a draw is worth.
 """
 
 from __future__ import annotations

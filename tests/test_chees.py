@@ -56,10 +56,11 @@ class TestMoments:
         for i, problem in enumerate(SMOOTH):
             check_problem(post.draws[f"p{i}.{problem.site}"], problem, "ChEES")
 
-    @pytest.mark.slow
     def test_hard_constraint(self, key):
         post = infer(HARD.bound, mcx.ChEES(num_samples=1500), key)
         assert (post.draws["x"] > 0.3).all()
+        # trajectories across the bound are rejected whatever their step size, which must not shrink for that
+        assert post.stats["n_steps"].mean() < 10
         check_problem(post.draws["x"], HARD, "ChEES")
 
     @pytest.mark.x64
@@ -217,9 +218,11 @@ class TestRunning:
         with pytest.raises(MethodError, match=next(iter(settings))):
             mcx.ChEES(**settings)
 
-    def test_it_is_no_method_for_one_chain(self):
+    def test_it_is_no_block_of_another_method(self):
         with pytest.raises(MethodError, match="params"):
             mcx.ParticleGibbs(states=mcx.ConditionalSMC(10), params=mcx.ChEES())
+        with pytest.raises(MethodError, match="kernel"):
+            mcx.ScoreClimbing(kernel=mcx.ChEES())
 
 
 class TestDisagreement:

@@ -62,6 +62,7 @@ class ChEESKernel(ChainKernel):
             end.position,
             -end.momentum,  # BlackJAX turns it round
             jnp.where(usable, info.acceptance_rate, 0.0),
+            ~jnp.isfinite(end.logdensity),
         )
         adapted = ensemble.step(
             adapted, u, new[0], new[2], proposal, num_steps, self.target_accept, self.max_num_steps

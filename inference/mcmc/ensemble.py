@@ -186,8 +186,7 @@ def step(
 
     def tune(s: EnsembleState) -> EnsembleState:
         old = s.shared
-        harmonic = 1 / pool.mean(1 / jnp.maximum(proposal.acceptance_rate, _LEAST_ACCEPTANCE))
-        averaging = update(old.averaging, harmonic)
+        averaging = update(old.averaging, _harmonic_mean(proposal))
         step_size = jnp.exp(averaging.log_step_size)
         slope = length.slope(proposal, old.mass_matrix, num_steps * old.step_size)
         shared = old._replace(
@@ -228,6 +227,17 @@ def step(
 
     state = choose(plan.phase, (same, approach, tune), state)
     return choose(plan.event, (same, gather, new_metric, finish), state)
+
+
+def _harmonic_mean(proposal: length.Proposal) -> Any:
+    """Of the acceptance probabilities of all chains.
+
+    Trajectories that end outside of the support are left out, up to half of all: a hard bound is overstepped
+    with any step size, and adapting to that would shrink it without end.
+    """
+    inverse = 1 / jnp.maximum(proposal.acceptance_rate, _LEAST_ACCEPTANCE)
+    total, inside = pool.mean((jnp.where(proposal.outside, 0.0, inverse), 1.0 - proposal.outside))
+    return jnp.where(inside > 0, inside / total, 0.0) * jnp.minimum(1.0, 2 * inside)
 
 
 def relocate(key: Any, chain: Any, log_density: Any, dim: int) -> tuple[Any, Any]:

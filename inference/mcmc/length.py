@@ -31,12 +31,14 @@ class Proposal(NamedTuple):
     start, end: (d,), where it began and ended.
     momentum: (d,), at its end.
     acceptance_rate: probability that it is accepted; 0 where it diverged or is no number.
+    outside: whether it ended where the density is zero.
     """
 
     start: Any
     end: Any
     momentum: Any
     acceptance_rate: Any
+    outside: Any
 
 
 class LengthState(NamedTuple):
@@ -73,7 +75,7 @@ def slope(proposal: Proposal, mass_matrix: Any, travelled: Any) -> Any:
         mass_matrix: (d,) or (d, d), that it moved with.
         travelled: integration time of the trajectories.
     """
-    start, end, momentum, weight = proposal
+    start, end, momentum, weight, _ = proposal
     # a trajectory that got lost has weight 0, but 0 times infinity is no number
     end = jnp.where(jnp.isfinite(end), end, start)
     momentum = jnp.where(jnp.isfinite(momentum), momentum, 0.0)

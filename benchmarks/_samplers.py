@@ -1,4 +1,7 @@
-"""NUTS of mcx, NumPyro and BlackJAX on one model: one interface, 4 vectorised chains, default settings."""
+"""Samplers on one model, with one interface.
+
+NUTS of mcx, NumPyro and BlackJAX with 4 vectorised chains and default settings; mcx's ChEES with its own.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +43,22 @@ class Sampler(Protocol):
 
 
 class Mcx:
+    num_chains: int | None = CHAINS
+
     def __init__(self, problem: Problem) -> None:
         import arviz_stats.base  # noqa: F401  loaded behind the compiler's back otherwise: leave imports out
 
         import mcx
 
         self.problem, self.bound, self.infer = problem, problem.bound(), mcx.infer
-        self.method = mcx.NUTS(num_warmup=WARMUP, num_samples=DRAWS)
+        self.method = self._method(mcx)
+
+    def _method(self, mcx: Any) -> Any:
+        return mcx.NUTS(num_warmup=WARMUP, num_samples=DRAWS)
 
     def _infer(self, seed: int) -> Any:
         return self.infer(
-            self.bound, self.method, key=seed, num_chains=CHAINS, progress=False, warnings="ignore"
+            self.bound, self.method, key=seed, num_chains=self.num_chains, progress=False, warnings="ignore"
         )
 
     def cold(self, seed: int) -> None:
@@ -63,6 +71,15 @@ class Mcx:
         p = self._infer(seed)
         scalars = self.problem.scalars(p.draws)
         return Sample(scalars, p.warmup_stats["n_steps"], p.stats["n_steps"], p.stats["diverging"])
+
+
+class ChEES(Mcx):
+    """As a user calls it: default settings, its own number of chains, the default start."""
+
+    num_chains = None
+
+    def _method(self, mcx: Any) -> Any:
+        return mcx.ChEES()
 
 
 def numpyro_model(problem: Problem) -> tuple[Any, dict[str, Any]]:
@@ -189,6 +206,7 @@ class BlackJAX:
 
 SAMPLERS: dict[str, Any] = {
     "mcx": Mcx,
+    "chees": ChEES,
     "numpyro": NumPyro,
     "numpyro-dense": DenseNumPyro,
     "blackjax": BlackJAX,

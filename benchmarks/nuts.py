@@ -96,7 +96,15 @@ def in_fresh_process(posterior: str, sampler: str, seeds: int) -> dict[str, Any]
     """Call :func:`measure` in a new interpreter."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    command = [sys.executable, __file__, "--worker", posterior, sampler, "--seeds", str(seeds)]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "nuts.py"),
+        "--worker",
+        posterior,
+        sampler,
+        "--seeds",
+        str(seeds),
+    ]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -127,21 +135,23 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
 RATIOS = ("ess_per_s_run", "ess_per_s_all", "us_per_step", "steps_per_draw", "run", "compile")
 
 
-def ratios(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Geometric means over the posteriors of mcx's figures over another sampler's."""
+def ratios(table: list[dict[str, Any]], subject: str = "mcx") -> dict[str, dict[str, float]]:
+    """Geometric means over the posteriors of one sampler's figures over another's."""
     by = {(row["posterior"], row["sampler"]): row for row in table}
     posteriors = sorted({p for p, _ in by})
     return {
         other: {
-            figure: statistics.geometric_mean(by[p, "mcx"][figure] / by[p, other][figure] for p in posteriors)
+            figure: statistics.geometric_mean(
+                by[p, subject][figure] / by[p, other][figure] for p in posteriors
+            )
             for figure in RATIOS
         }
         for other in NAMES
-        if other != "mcx" and all((p, other) in by and (p, "mcx") in by for p in posteriors)
+        if other != subject and all((p, other) in by and (p, subject) in by for p in posteriors)
     }
 
 
-def markdown(table: list[dict[str, Any]], means: dict[str, dict[str, float]]) -> str:
+def markdown(table: list[dict[str, Any]], means: dict[str, dict[str, float]], subject: str = "mcx") -> str:
     """The tables, as text."""
     titles = (
         "posterior",
@@ -178,7 +188,7 @@ def markdown(table: list[dict[str, Any]], means: dict[str, dict[str, float]]) ->
         titles = ("ESS/s run", "ESS/s all", "us/step", "leapfrogs/draw", "run s", "compile s")
         lines += ["", "| geometric mean of | " + " | ".join(titles) + " |", "|---" * 7 + "|"]
         for other, mean in means.items():
-            lines.append(f"| mcx / {other} | " + " | ".join(f"{mean[f]:.2f}" for f in RATIOS) + " |")
+            lines.append(f"| {subject} / {other} | " + " | ".join(f"{mean[f]:.2f}" for f in RATIOS) + " |")
     return "\n".join(lines)
 
 

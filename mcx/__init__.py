@@ -38,6 +38,7 @@ from mcx.target import FeynmanKac, Target
 if TYPE_CHECKING:
     from mcx import testing
     from mcx.cache import enable_compilation_cache
+    from mcx.inference.mcmc.chees import ChEES
     from mcx.inference.mcmc.hmc import HMC
     from mcx.inference.mcmc.mala import MALA
     from mcx.inference.mcmc.nuts import NUTS
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 # name -> module that defines it, imported on first use
 _LAZY = {
     "AdditiveFunctional": "mcx.inference.particle_gibbs.additive",
+    "ChEES": "mcx.inference.mcmc.chees",
     "ConditionalSMC": "mcx.inference.particle_gibbs.conditional_smc",
     "Estimate": "mcx.results.estimate",
     "FFBS": "mcx.inference.particle_gibbs.ffbs",
@@ -83,6 +85,7 @@ __all__ = [
     "PPG",
     "AdditiveFunctional",
     "BoundModel",
+    "ChEES",
     "Checkpoint",
     "ConditionalSMC",
     "Estimate",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mcx.results.approximation import Approximation
     from mcx.results.estimate import Estimate
 
+_CHAINS = 4
+
 __all__ = ["Method", "filter", "infer", "maximize", "program", "smooth"]
 
 
@@ -48,7 +50,7 @@ def infer(
     method: Method,
     *,
     key: Any,
-    num_chains: int = 4,
+    num_chains: int | None = None,
     progress: Any = True,
     warnings: str = "warn",
     coords: Mapping[str, Any] | None = None,
@@ -63,7 +65,7 @@ def infer(
         bound: a model with its data, ``model(data)``.
         method: how, e.g. ``mcx.NUTS()``.
         key: a typed JAX key or an int.
-        num_chains: independent chains, vectorised.
+        num_chains: independent chains, vectorised; by default as many as suit the method, 4 for most.
         progress: True (a bar in terminals and notebooks, lines elsewhere), False, "bar" or "lines".
         warnings: "warn" (one block after the run), "raise" (for CI; the posterior is attached to the
             error) or "ignore".
@@ -97,7 +99,7 @@ def infer(
     posterior = method.infer(
         bound,
         key=key,
-        num_chains=num_chains,
+        num_chains=_num_chains(method, num_chains),
         init=init,
         coords=coords or {},
         progress=progress,
@@ -189,20 +191,20 @@ def filter(
     )
 
 
-def program(bound: BoundModel, method: Method, *, num_chains: int = 4) -> Callable[..., Posterior]:
+def program(bound: BoundModel, method: Method, *, num_chains: int | None = None) -> Callable[..., Posterior]:
     """The pure function behind :func:`infer`, for ``jit``, ``vmap`` over keys and data sets.
 
     Args:
         bound: a model with data; the function takes other data of the same shapes.
         method: how.
-        num_chains: independent chains.
+        num_chains: independent chains; by default as many as suit the method, 4 for most.
 
     Returns:
         ``fn(key, bound) -> Posterior``, whose draws are NaN for a chain that found no finite starting
         point. Nothing is checked, shown or warned about.
     """
     _check_types(bound, method)
-    return method.program(bound, num_chains)
+    return method.program(bound, _num_chains(method, num_chains))
 
 
 def smooth(
@@ -378,6 +380,11 @@ def _refuse_tracing(verb: str, remedy: str, *given: Any) -> None:
             expected="concrete arrays and keys",
             remedy=remedy,
         )
+
+
+def _num_chains(method: Method, asked: int | None) -> int:
+    """The number of chains that was asked for, or the method's own: ``default_chains`` where it has one."""
+    return int(getattr(method, "default_chains", _CHAINS)) if asked is None else asked
 
 
 def _saved_to(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, override
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from mcx.model.sites import SiteTable
 from mcx.results.posterior import Posterior
 from mcx.target import Target, TargetFunctions
 
-__all__ = ["MCMCKernel", "MCMCMethod", "MCMCState", "Transition"]
+__all__ = ["ChainKernel", "ChainMethod", "MCMCKernel", "MCMCMethod", "MCMCState", "Transition"]
 
 _DENSE_DIM = 50
 
@@ -49,21 +49,29 @@ class MCMCState(NamedTuple):
     position: Any
     log_density: Any
     gradient: Any
-    warmup: warmup.WarmupState
+    warmup: Any
     started: Any
 
 
 @dataclass(frozen=True)
-class MCMCKernel:
-    """A transition on a target, with adaptation: the kernel that the driver runs."""
+class ChainKernel:
+    """What kernels of adapted Markov chains share: all but the step."""
 
     functions: TargetFunctions
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     sites: SiteTable
-    transition: Transition
     target_accept: float
     step_size: float
     dense_mass: bool
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the chain needs the gradient of the log density."""
+        raise NotImplementedError
+
+    def adaptation(self, gradient: Any) -> Any:
+        """Adaptation state before the first step, given the gradient of the log density there."""
+        raise NotImplementedError
 
     def target(self, data: Any) -> Target:
         """The target with these data."""
@@ -89,49 +97,15 @@ class MCMCKernel:
 
         blank = (jnp.int32(0), jnp.zeros(dim), zero, jnp.zeros(dim), jnp.asarray(False))
         _, position, value, gradient, ok = jax.lax.while_loop(unfinished, attempt, blank)
-        return MCMCState(position, value, gradient, self._untuned(gradient), ok)
-
-    def at(self, data: Any, position: Any) -> MCMCState:
-        """The state at a given point, before any adaptation."""
-        value, gradient = self._evaluate(self.target(data))(position)
-        ok = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-        return MCMCState(position, value, gradient, self._untuned(gradient), ok)
-
-    def refresh(self, data: Any, state: MCMCState) -> MCMCState:
-        """The state with its density and gradient computed anew: due where the data have changed."""
-        value, gradient = self._evaluate(self.target(data))(state.position)
-        return state._replace(log_density=value, gradient=gradient)
-
-    @property
-    def tuning(self) -> warmup.Tuning:
-        """What warm-up aims at."""
-        return warmup.Tuning(self.target_accept, self.dense_mass, self.transition.uses_gradient)
-
-    def _untuned(self, gradient: Any) -> warmup.WarmupState:
-        return warmup.init(gradient, self.step_size, self.tuning)
+        return MCMCState(position, value, gradient, self.adaptation(gradient), ok)
 
     def _evaluate(self, target: Target) -> Any:
         def log_density(x: Any) -> Any:
             return target.log_density(target.unravel(x))
 
-        if self.transition.uses_gradient:
+        if self.uses_gradient:
             return jax.value_and_grad(log_density)
         return lambda x: (log_density(x), jnp.zeros_like(x))
-
-    def step(self, data: Any, key: Any, state: MCMCState, u: Any) -> tuple[MCMCState, Any]:
-        """One transition, then adaptation as the code ``u`` says."""
-        target = self.target(data)
-        adapted = state.warmup
-        (position, value, gradient), stats = self.transition(
-            key,
-            (state.position, state.log_density, state.gradient),
-            lambda x: target.log_density(target.unravel(x)),
-            adapted.step_size,
-            adapted.inverse_mass_matrix,
-        )
-        adapting = warmup.step(adapted, u, position, gradient, stats["acceptance_rate"], self.tuning)
-        stats = {"lp": value, **stats, "step_size": adapted.step_size}
-        return MCMCState(position, value, gradient, adapting, state.started), stats
 
     def collect(self, state: MCMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
         """The position and the transition's statistics."""
@@ -158,8 +132,55 @@ class MCMCKernel:
         return shown
 
 
+@dataclass(frozen=True)
+class MCMCKernel(ChainKernel):
+    """A transition on a target, with adaptation: the kernel that the driver runs."""
+
+    transition: Transition
+
+    @property
+    @override
+    def uses_gradient(self) -> bool:
+        return self.transition.uses_gradient
+
+    @property
+    def tuning(self) -> warmup.Tuning:
+        """What warm-up aims at."""
+        return warmup.Tuning(self.target_accept, self.dense_mass, self.uses_gradient)
+
+    @override
+    def adaptation(self, gradient: Any) -> warmup.WarmupState:
+        return warmup.init(gradient, self.step_size, self.tuning)
+
+    def at(self, data: Any, position: Any) -> MCMCState:
+        """The state at a given point, before any adaptation."""
+        value, gradient = self._evaluate(self.target(data))(position)
+        ok = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+        return MCMCState(position, value, gradient, self.adaptation(gradient), ok)
+
+    def refresh(self, data: Any, state: MCMCState) -> MCMCState:
+        """The state with its density and gradient computed anew: due where the data have changed."""
+        value, gradient = self._evaluate(self.target(data))(state.position)
+        return state._replace(log_density=value, gradient=gradient)
+
+    def step(self, data: Any, key: Any, state: MCMCState, u: Any) -> tuple[MCMCState, Any]:
+        """One transition, then adaptation as the code ``u`` says."""
+        target = self.target(data)
+        adapted = state.warmup
+        (position, value, gradient), stats = self.transition(
+            key,
+            (state.position, state.log_density, state.gradient),
+            lambda x: target.log_density(target.unravel(x)),
+            adapted.step_size,
+            adapted.inverse_mass_matrix,
+        )
+        adapting = warmup.step(adapted, u, position, gradient, stats["acceptance_rate"], self.tuning)
+        stats = {"lp": value, **stats, "step_size": adapted.step_size}
+        return MCMCState(position, value, gradient, adapting, state.started), stats
+
+
 @dataclass(frozen=True, kw_only=True)
-class MCMCMethod:
+class ChainMethod:
     """Settings that all Markov chain methods share.
 
     Attributes:
@@ -202,27 +223,19 @@ class MCMCMethod:
         """Name of the method."""
         return type(self).__name__
 
-    def transition(self) -> Transition:
-        """The Markov transition on vectors."""
+    def takes_dense(self, target: Target, uses_gradient: bool) -> bool:
+        """Whether the metric is a full matrix."""
+        if self.dense_mass == "auto":
+            return uses_gradient and target.dim <= _DENSE_DIM
+        return bool(self.dense_mass)
+
+    def kernel(self, target: Target) -> Any:
+        """The kernel for the driver. Equal methods on targets of one structure give equal kernels."""
         raise NotImplementedError
 
-    def kernel(self, target: Target) -> MCMCKernel:
-        """The kernel for the driver. Equal methods on targets of one structure give equal kernels."""
-        transition = self.transition()
-        fits = transition.uses_gradient and target.dim <= _DENSE_DIM
-        return MCMCKernel(
-            target.functions,
-            target.shapes,
-            target.sites,
-            transition,
-            float(self.target_accept),
-            float(self.step_size),
-            fits if self.dense_mass == "auto" else bool(self.dense_mass),
-        )
-
-    def inputs(self) -> np.ndarray:
-        """Adaptation code of every step."""
-        return warmup.schedule(self.num_warmup, self.num_samples)
+    def inputs(self) -> Any:
+        """What the kernel is told at every step: a pytree with a leading axis of all steps."""
+        raise NotImplementedError
 
     def infer(self, bound: BoundModel, **options: Any) -> Posterior:
         """Run the chains. Use :func:`mcx.infer`, which checks the options and the result."""
@@ -231,3 +244,29 @@ class MCMCMethod:
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
         return mcmc_program(bound, self, num_chains)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCMCMethod(ChainMethod):
+    """A transition of one chain, which adapts alone, over windows that grow."""
+
+    def transition(self) -> Transition:
+        """The Markov transition on vectors."""
+        raise NotImplementedError
+
+    @override
+    def kernel(self, target: Target) -> MCMCKernel:
+        transition = self.transition()
+        return MCMCKernel(
+            target.functions,
+            target.shapes,
+            target.sites,
+            float(self.target_accept),
+            float(self.step_size),
+            self.takes_dense(target, transition.uses_gradient),
+            transition,
+        )
+
+    @override
+    def inputs(self) -> np.ndarray:
+        return warmup.schedule(self.num_warmup, self.num_samples)

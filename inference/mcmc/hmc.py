@@ -13,7 +13,7 @@ from blackjax.mcmc import hmc
 from mcx.inference.mcmc.base import MCMCMethod, Transition
 from mcx.inference.mcmc.whitening import whitened
 
-__all__ = ["HMC"]
+__all__ = ["HMC", "hmc_move"]
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,35 @@ class _HMCTransition:
         # a random length, drawn independently of the state, avoids periodic orbits (Neal 2011, section 3.2)
         length = self.trajectory_length * jax.random.uniform(key_length, minval=0.5, maxval=1.5)
         num_steps = jnp.clip(jnp.ceil(length / step_size), 1, self.max_num_steps).astype(jnp.int32)
-        here = whitened(state, log_density, inverse_mass_matrix)
-        new, info = hmc.build_kernel()(
-            key_move, hmc.HMCState(*here.start), here.log_density, step_size, here.metric, num_steps
-        )
-        kinetic = 0.5 * jnp.sum(info.momentum**2)
-        return here.back(tuple(new)), {
-            "acceptance_rate": info.acceptance_rate,
-            "diverging": info.is_divergent,
-            "energy": jnp.where(info.is_accepted, info.energy, kinetic - state[1]),
-            "n_steps": num_steps,
-        }
+        new, stats, _ = hmc_move(key_move, state, log_density, step_size, inverse_mass_matrix, num_steps)
+        return new, stats
+
+
+def hmc_move(
+    key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any, num_steps: Any
+) -> tuple[tuple[Any, Any, Any], dict[str, Any], hmc.HMCInfo]:
+    """A trajectory of ``num_steps`` leapfrog steps, taken or not.
+
+    Returns:
+        New ``(position, log_density, gradient)``, ArviZ-named statistics, and BlackJAX's account of the move,
+        its proposal brought back from whitened coordinates.
+    """
+    here = whitened(state, log_density, inverse_mass_matrix)
+    new, info = hmc.build_kernel()(
+        key, hmc.HMCState(*here.start), here.log_density, step_size, here.metric, num_steps
+    )
+    kinetic = 0.5 * jnp.sum(info.momentum**2)
+    stats = {
+        "acceptance_rate": info.acceptance_rate,
+        "diverging": info.is_divergent,
+        "energy": jnp.where(info.is_accepted, info.energy, kinetic - state[1]),
+        "n_steps": num_steps,
+    }
+    end = info.proposal
+    end = end._replace(
+        position=state[0] + here.whitening(end.position), momentum=here.whitening.push_gradient(end.momentum)
+    )
+    return here.back(tuple(new)), stats, info._replace(proposal=end)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,14 +19,14 @@ from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
 
 if TYPE_CHECKING:
-    from mcx.inference.mcmc.base import MCMCMethod
+    from mcx.inference.mcmc.base import ChainMethod
 
 __all__ = ["mcmc_program", "posterior_of", "run_purely", "sample_chains"]
 
 
 def sample_chains(
     bound: BoundModel,
-    method: MCMCMethod,
+    method: ChainMethod,
     *,
     key: Any,
     num_chains: int,
@@ -86,11 +86,11 @@ def posterior_of(
     )
 
 
-def mcmc_program(bound: BoundModel, method: MCMCMethod, num_chains: int) -> Callable[..., Posterior]:
+def mcmc_program(bound: BoundModel, method: ChainMethod, num_chains: int) -> Callable[..., Posterior]:
     """The pure function behind :func:`sample_chains`. See :func:`mcx.program`."""
     template = _checked_target(bound)
     kernel = method.kernel(template)
-    inputs = jnp.asarray(method.inputs())
+    inputs = jax.tree_util.tree_map(jnp.asarray, method.inputs())
 
     def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
         data = compile_model(bound).data

@@ -17,7 +17,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 from mcx.inference.mcmc import metric
 
-__all__ = ["Tuning", "WarmupState", "init", "schedule", "step"]
+__all__ = ["Tuning", "WarmupState", "as_types", "init", "schedule", "step"]
 
 KEEP, STEP_SIZE, METRIC, METRIC_END, WINDOW_END, FINISH = range(6)
 
@@ -134,15 +134,16 @@ def step(
         return s._replace(step_size=averaging_final(s.averaging))
 
     branches = [
-        lambda s, branch=branch: _as_types(branch(s), s)
+        lambda s, branch=branch: as_types(branch(s), s)
         for branch in (keep, tune_step_size, gather, end_metric, end_window, finish)
     ]
     new: WarmupState = jax.lax.switch(code, branches, state)
     return new
 
 
-def _as_types(new: WarmupState, old: WarmupState) -> WarmupState:
-    cast: WarmupState = jax.tree_util.tree_map(
+def as_types[T](new: T, old: T) -> T:
+    """A pytree with the dtypes of another: branches must agree."""
+    cast: T = jax.tree_util.tree_map(
         lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old
     )
     return cast

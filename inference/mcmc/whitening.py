@@ -43,12 +43,14 @@ class Whitened(NamedTuple):
     start: the same state, at w = 0.
     log_density: as a function of w.
     metric: the inverse mass matrix there, ones.
+    whitening: w -> x - x_0.
     back: a state in w as one in x; where nothing moved, exactly the state that there was.
     """
 
     start: tuple[Any, Any, Any]
     log_density: Callable[[Any], Any]
     metric: Any
+    whitening: Whitening
     back: Callable[[tuple[Any, Any, Any]], tuple[Any, Any, Any]]
 
 
@@ -70,5 +72,6 @@ def whitened(state: tuple[Any, Any, Any], log_density: Callable[[Any], Any], cov
         (jnp.zeros_like(position), value, whitening.pull_gradient(gradient)),
         lambda w: log_density(position + whitening(w)),
         jnp.ones_like(position),
+        whitening,
         back,
     )

@@ -11,7 +11,7 @@ __all__ = ["vmap_in_batches"]
 
 
 def vmap_in_batches(
-    fn: Callable[..., Any], in_axes: tuple[int | None, ...], batch_size: int | None
+    fn: Callable[..., Any], in_axes: tuple[int | None, ...], batch_size: int | None, axis_name: Any = None
 ) -> Callable[..., Any]:
     """``jax.vmap`` over leading axes, ``batch_size`` entries at once.
 
@@ -19,13 +19,14 @@ def vmap_in_batches(
         fn: a function of one entry.
         in_axes: 0 or None for every argument.
         batch_size: entries at once; None is all of them. The last batch may be smaller.
+        axis_name: for collectives over the entries, where they are all there at once.
 
     Returns:
         A function of the same arguments and results as ``jax.vmap(fn, in_axes)``. Intermediate values take
         memory for ``batch_size`` entries; batches run one after the other.
     """
     if batch_size is None:
-        return jax.vmap(fn, in_axes)
+        return jax.vmap(fn, in_axes, axis_name=axis_name)
 
     def run(*args: Any) -> Any:
         def one(own: list[Any]) -> Any:

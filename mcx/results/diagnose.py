@@ -10,6 +10,7 @@ import numpy as np
 
 from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
 from mcx.model.compile import model_sites
+from mcx.results import agreement
 from mcx.results.summary import effective_sizes, scalars
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ __all__ = ["Advice", "check_mode", "diagnose", "report_advice"]
 _MAX_SCALARS = 500
 _R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
 _ESS_PER_CHAIN = 100
+_ESS_CHAINS = 4  # that many chains are asked for, if there are more than enough
+_FALSE_ALARMS = 1e-4  # a run of many chains that agree is called in question that often
 _BFMI = 0.3
 _UPDATE_RATE = 0.1  # a draw in ten or more sweeps is new
 
@@ -108,26 +111,34 @@ def _convergence(posterior: Posterior) -> list[Advice]:
     if len(checked) > _MAX_SCALARS:  # spread over all of them: ESS of thousands takes minutes
         picks = np.linspace(0, len(checked) - 1, _MAX_SCALARS).astype(int)
         checked = [checked[i] for i in picks]
-    r_hat: dict[str, float] = {}
+    many = posterior.num_chains >= agreement.MANY and posterior.num_draws >= 8
+    apart: dict[str, float] = {}
     ess: dict[str, float] = {}
     for name, x in checked:
         if np.ptp(x, axis=1).min() == 0:
-            r_hat[name], ess[name] = np.inf, 0.0  # a chain that never moved
+            apart[name], ess[name] = np.inf, 0.0  # a chain that never moved
             continue
         ess[name] = min(effective_sizes(x))
-        if posterior.num_chains > 1:
-            r_hat[name] = float(array_stats.rhat(x))
+        if many:
+            spread = agreement.spread_between(x)
+            if spread.disagree(_R_HAT, _FALSE_ALARMS / len(checked)):
+                apart[name] = spread.r_hat
+        elif posterior.num_chains > 1:
+            r_hat = float(array_stats.rhat(x))
+            if r_hat > _R_HAT:
+                apart[name] = r_hat
     found = []
-    apart = {k: v for k, v in r_hat.items() if v > _R_HAT}
     if apart:
+        where = _elsewhere(posterior, max(apart, key=lambda k: apart[k]), dict(checked)) if many else ""
         found.append(
             Advice(
                 "MCX-W005",
-                f"chains disagree: r_hat > {_R_HAT} for {_worst(apart, max, '{:.3f}')}. Run longer; "
+                f"chains disagree: r_hat > {_R_HAT} for {_worst(apart, max, '{:.3f}')}{where}. Run longer; "
                 "if it stays, look for several modes or a stuck chain in az.plot_rank",
             )
         )
-    least = _ESS_PER_CHAIN * posterior.num_chains
+    # 100 a chain are for the diagnostics; with many chains those have enough to go by
+    least = _ESS_PER_CHAIN * (_ESS_CHAINS if many else posterior.num_chains)
     poor = {k: v for k, v in ess.items() if v < least}
     if poor:
         found.append(
@@ -138,6 +149,32 @@ def _convergence(posterior: Posterior) -> list[Advice]:
             )
         )
     return found
+
+
+def _elsewhere(posterior: Posterior, name: str, values: dict[str, np.ndarray]) -> str:
+    """Which chains sit elsewhere than the others, as far as the scalar ``name`` tells."""
+    x = values[name]
+    still = np.flatnonzero(np.ptp(x, axis=1) == 0)
+    if still.size:
+        return f"; chains that never moved: {_numbers(still)}"
+    lp = posterior.stats.get("lp")
+    found = agreement.groups(x, None if lp is None else np.asarray(lp, float))
+    if found is None:
+        return ""
+    text = (
+        f"; {found.apart.size} of {len(x)} chains ({_numbers(found.apart)}) sit elsewhere, {name} being "
+        f"{found.mean:.3g} there and {found.rest:.3g} in the others"
+    )
+    if found.log_density is None or not np.isfinite(found.log_density):
+        return text
+    return (
+        text + f", log density {abs(found.log_density):.3g} {'lower' if found.log_density < 0 else 'higher'}"
+    )
+
+
+def _numbers(chains: np.ndarray) -> str:
+    shown = ", ".join(str(i) for i in chains[:8])
+    return shown + (", ..." if len(chains) > 8 else "")
 
 
 def _worst(values: dict[str, float], pick: object, form: str) -> str:

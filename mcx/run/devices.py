@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mcx.errors import MethodError
+from mcx.ops import pool
 
 __all__ = [
     "CHAINS",
@@ -25,7 +26,7 @@ __all__ = [
 
 Devices = int | str | Sequence[jax.Device] | Mesh | None
 
-_AXIS, _ENTRIES = "chain", "particle"
+_AXIS, _ENTRIES = pool.DEVICES, "particle"
 CHAINS = PartitionSpec(_AXIS)
 STEPS_CHAINS = PartitionSpec(None, _AXIS)
 REPLICATED = PartitionSpec()

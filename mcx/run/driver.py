@@ -126,6 +126,12 @@ def run(
             remedy="run it outside; mcx.program gives pure functions",
         )
     kernel = as_kernel(kernel, collect)
+    if batch_size is not None and getattr(kernel, "pooled", False):
+        raise MethodError(
+            "these chains move together, so they cannot be moved in batches",
+            found=f"batch_size={batch_size}",
+            remedy="leave batch_size= out: take fewer chains, or spread them over devices",
+        )
     key = as_key(key)
     mesh = as_mesh(devices, num_chains, getattr(kernel, "size", None))
     if mesh is not None and num_chains == 1 and mesh.size > 1:

@@ -17,7 +17,7 @@ class Kernel(Protocol):
     has its ``end_block(state) -> state`` called after every step whose number is a multiple of it; one with a
     method ``stop(stats) -> bool`` may end the run after a chunk, by that chunk's statistics. One with a
     ``size`` has states with leading axes of so many entries; ``over_mesh(mesh)`` gives the same kernel, which
-    keeps them spread over devices.
+    keeps them spread over devices. One that pools over chains (:mod:`mcx.ops.pool`) says so by ``pooled``.
     """
 
     def init(self, data: Any, key: Any, start: Any) -> Any:

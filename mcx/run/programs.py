@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mcx.ops import pool
 from mcx.ops.batches import vmap_in_batches
 from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, placed
 from mcx.run.kernel import Kernel
@@ -61,9 +62,12 @@ def chain_keys(key: Any, num_chains: int) -> tuple[Any, Any]:
 def over_chains(
     fn: Any, in_axes: tuple[int | None, ...], num_chains: int, batch_size: int | None = None
 ) -> Any:
-    """``vmap`` over chains; of one chain without it, so that conditionals in a kernel stay conditionals."""
+    """``vmap`` over chains; of one chain without it, so that conditionals in a kernel stay conditionals.
+
+    Kernels may pool over the chains, see :mod:`mcx.ops.pool`; not where they come in batches.
+    """
     if num_chains > 1:
-        return vmap_in_batches(fn, in_axes, batch_size)
+        return vmap_in_batches(fn, in_axes, batch_size, pool.LANES)
 
     def one(*args: Any) -> Any:
         own = (
@@ -188,7 +192,7 @@ def prepare(
         _CACHE.move_to_end(cache_key)
         return _CACHE[cache_key], time.perf_counter() - begun
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(3) as workers:
 
         def begin(data: Any, keys: Any, start: Any) -> Any:
             return start_chains(kernel, data, keys, start, batch_size)
@@ -196,7 +200,7 @@ def prepare(
         begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
         size = getattr(kernel, "size", None)
         traced = jax.jit(begin).trace(data, keys, start)
-        jobs: list[Future[Any]] = [pool.submit(traced.lower().compile)]
+        jobs: list[Future[Any]] = [workers.submit(traced.lower().compile)]
         state = placed(traced.out_info, mesh, CHAINS, size)
 
         capacity = _capacity(state) if capacity is None else capacity
@@ -215,15 +219,12 @@ def prepare(
         )
         zero = np.int32(0)
         traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
-        jobs.append(pool.submit(traced.lower().compile))
+        jobs.append(workers.submit(traced.lower().compile))
         code = traced.jaxpr
         _, draws, stats = traced.out_info
 
-        jobs.append(
-            pool.submit(
-                _compile_emit, kernel, data, placed(draws, mesh, STEPS_CHAINS, size), mesh, batch_size
-            )
-        )
+        draws = placed(draws, mesh, STEPS_CHAINS, size)
+        jobs.append(workers.submit(_compile_emit, kernel, data, draws, mesh, batch_size))
         if while_compiling is not None:
             while_compiling()
         start_program, chunk_program, (emit_program, emitted) = (job.result() for job in jobs)

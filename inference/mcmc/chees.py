@@ -1,0 +1,139 @@
+"""ChEES-HMC: many chains side by side that tune one Hamiltonian Monte Carlo sampler together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, override
+
+import jax
+import jax.numpy as jnp
+
+from mcx.inference.mcmc import ensemble
+from mcx.inference.mcmc.base import ChainKernel, ChainMethod, MCMCState
+from mcx.inference.mcmc.hmc import hmc_move
+from mcx.inference.mcmc.length import Proposal
+from mcx.ops import pool
+from mcx.target import Target
+
+__all__ = ["ChEES"]
+
+
+@dataclass(frozen=True)
+class ChEESKernel(ChainKernel):
+    """One of the chains; it pools with the others of the run (:mod:`mcx.ops.pool`) while it adapts."""
+
+    trajectory_length: float
+    max_num_steps: int
+    uses_gradient: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
+
+    @override
+    def adaptation(self, gradient: Any) -> ensemble.EnsembleState:
+        return ensemble.init(gradient.shape[0], self.step_size, self.trajectory_length, self.dense_mass)
+
+    def step(self, data: Any, key: Any, state: MCMCState, u: ensemble.Plan) -> tuple[MCMCState, Any]:
+        """One transition, then adaptation as the plan ``u`` says."""
+        target = self.target(data)
+        # told to be one value for all chains, it makes the number of leapfrog steps one, too: a loop whose
+        # bound differs between chains has to select the state of every chain at every step
+        adapted = state.warmup._replace(shared=pool.agreed(state.warmup.shared))
+        num_steps = ensemble.num_leapfrogs(adapted.shared, u, self.max_num_steps)
+        step_size = ensemble.step_size_of(adapted, u)
+        old = (state.position, state.log_density, state.gradient)
+        new, stats, info = hmc_move(
+            key,
+            old,
+            lambda x: target.log_density(target.unravel(x)),
+            step_size,
+            adapted.shared.inverse_mass_matrix,
+            num_steps,
+        )
+        stats = {
+            "lp": new[1],
+            **stats,
+            "step_size": step_size,
+            "trajectory_length": adapted.shared.length.length,
+        }
+        end = info.proposal
+        usable = ~info.is_divergent & jnp.isfinite(info.acceptance_rate)
+        proposal = Proposal(
+            state.position,
+            end.position,
+            -end.momentum,  # BlackJAX turns it round
+            jnp.where(usable, info.acceptance_rate, 0.0),
+            ~jnp.isfinite(end.logdensity),
+        )
+        adapted = ensemble.step(
+            adapted, u, new[0], new[2], proposal, num_steps, self.target_accept, self.max_num_steps
+        )
+
+        def relocate(chain: Any) -> Any:
+            return ensemble.relocate(jax.random.fold_in(key, 1), chain, chain[0][1], target.dim)
+
+        (new, averaging), relocated = jax.lax.cond(
+            u.event == ensemble.GATHER,
+            relocate,
+            lambda chain: (chain, jnp.asarray(False)),
+            (new, adapted.averaging),
+        )
+        stats["relocated"] = relocated
+        adapted = adapted._replace(averaging=averaging)
+        position, value, gradient = new
+        return MCMCState(position, value, gradient, adapted, state.started), stats
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChEES(ChainMethod):
+    """Hamiltonian Monte Carlo with many short chains, which tune step size, metric and length together.
+
+    Needs a gradient; takes no discrete latent sites and no subsampled plates. Meant for 64 chains or so, run
+    side by side. Costs ``trajectory_length / (2 step_size)`` gradients a draw on average, the same number in
+    every chain.
+
+    Warm-up moves chains that are hopelessly far below the others (20 + 5 d nats) to where another one is; the
+    statistic ``relocated`` says which. Chains in modes that compete with each other stay where they are, and
+    the warning MCX-W005 tells of them.
+
+    Attributes:
+        target_accept: harmonic mean of the chains' acceptance probabilities that the step size is adapted
+            to; their mean is higher.
+        trajectory_length: first longest integration time, in units of the adapted metric (standard
+            deviations); kept as it is where ``num_warmup`` is 0. Each trajectory's is this times a number
+            in (0, 1), of a low-discrepancy sequence.
+        max_num_steps: leapfrog steps at most.
+
+    Source: Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
+    Hamiltonian Monte Carlo", AISTATS; proposal and dual averaging from BlackJAX. How chains reach the typical
+    set is this module's own, see :mod:`mcx.inference.mcmc.ensemble`.
+    """
+
+    num_warmup: int = 200
+    num_samples: int = 500
+    target_accept: float = 0.651
+    trajectory_length: float = 2.0
+    max_num_steps: int = 1000
+    default_chains: ClassVar[int] = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.trajectory_length > 0:
+            self._refuse("trajectory_length", "a positive number")
+        if self.max_num_steps < 1:
+            self._refuse("max_num_steps", "an int >= 1")
+
+    @override
+    def kernel(self, target: Target) -> ChEESKernel:
+        return ChEESKernel(
+            target.functions,
+            target.shapes,
+            target.sites,
+            float(self.target_accept),
+            float(self.step_size),
+            self.takes_dense(target, True),
+            float(self.trajectory_length),
+            self.max_num_steps,
+        )
+
+    @override
+    def inputs(self) -> ensemble.Plan:
+        return ensemble.schedule(self.num_warmup, self.num_samples)

@@ -14,9 +14,9 @@ test test-all test-lowest: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/
 test test-all test-lowest: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 test test-all test-lowest: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 
-# Nor do fast tests need the fastest machine code: with few of LLVM's optimisations XLA compiles in half the time. The
-# programs are the same, and `make test-all` runs them optimised.
-test: export XLA_FLAGS := --xla_backend_optimization_level=1 $(XLA_FLAGS)
+# Nor do fast tests need the fastest machine code: without LLVM's optimisations, and each program in one piece, as the
+# cores have other tests to run, XLA compiles in half the time. `make test-all` runs the same programs optimised.
+test: export XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $(XLA_FLAGS)
 
 # $(call suites,PYTHON,MARKERS,X64-MARKERS): the tests, then those that need float64, in a process of their own.
 # Both run even where the first fails. pytest's exit status 5 means that nothing was selected.

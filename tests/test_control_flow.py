@@ -81,6 +81,7 @@ class TestScans:
         for name in z:
             np.testing.assert_allclose(back[name], z[name], rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_nuts_runs(self, program, submodel):
         bound, prefix = self.bound(program, submodel)
         post = mcx.infer(bound, mcx.NUTS(num_warmup=30, num_samples=20), key=0, **QUIET)
@@ -133,6 +134,7 @@ def test_cond_in_a_submodel():
         np.testing.assert_allclose(target.log_prior(z), truth + np.log(2.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_regression_with_plates_from_numpyros_documentation():
     """A hierarchical regression with group effects runs as it stands, and finds the effects."""
 

@@ -153,7 +153,7 @@ def test_particles_over_devices(key):
     check_mean(np.exp([f.log_evidence - truth for f in found]), 1.0, delta=0.15, independent=True)
 
 
-@pytest.mark.parametrize("history", ["ancestors", "full"])
+@pytest.mark.parametrize("history", [pytest.param("ancestors", marks=pytest.mark.slow), "full"])
 def test_histories_of_particles_over_devices(history):
     """They are those of the weights: the weighted mean of what is kept is the mean."""
     found = mcx.filter(
@@ -178,6 +178,7 @@ def test_particles_that_cannot_be_shared_are_refused():
         mcx.filter(LEVEL, params={"s": 0.5}, num_particles=101, devices=CPUS, key=0, progress=False)
 
 
+@pytest.mark.slow
 def test_smoothers_over_devices_go_on(key, tmp_path):
     """And one with another functional is refused."""
 
@@ -225,8 +226,7 @@ def start_hosts(path, steps=300):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
-    env["JAX_PLATFORMS"] = "cpu"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return [
         subprocess.Popen(
             [

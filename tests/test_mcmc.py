@@ -52,7 +52,7 @@ def check_problem(draws, problem: Problem, name: str):
         check_mean(draws**2, second, delta=0.5 * second, name=f"{name} second moment of {problem.name}")
 
 
-@pytest.mark.parametrize("name", slow_unless(["NUTS", "MALA"], METHODS))
+@pytest.mark.parametrize("name", slow_unless(["NUTS"], METHODS))
 def test_moments(name: str, key):
     post = infer(product(), METHODS[name], key, num_chains=8)
     for i, problem in enumerate(SMOOTH):
@@ -76,6 +76,7 @@ def test_conjugate_posteriors(key):
             check_mean((draws - mean) ** 2, sd**2, delta=0.5 * sd**2, name=f"{pair.name}: var {site}")
 
 
+@pytest.mark.slow
 def test_dense_metric(key):
     problem = problems()[0]
     post = infer(

@@ -105,7 +105,10 @@ def test_schedules(num_warmup):
         assert 1 <= num_warmup - 1 - ends[-1] <= 50
 
 
-@pytest.mark.parametrize("method", [mcx.NUTS(), mcx.HMC(max_num_steps=8), mcx.MALA()], ids=lambda m: m.name)
+STEEP = [mcx.NUTS(max_tree_depth=3), mcx.HMC(max_num_steps=8), mcx.MALA()]
+
+
+@pytest.mark.parametrize("method", STEEP, ids=lambda m: m.name)
 def test_steps_far_too_long_are_rejected(method):
     """Kinetic energies overflow to +inf. As products of both signs they would to -inf, and be accepted."""
     factor = np.random.default_rng(0).normal(size=(4, 4))
@@ -122,7 +125,7 @@ def test_steps_far_too_long_are_rejected(method):
         return transition(key, state, density, size, cov)[0][1] - state[1]
 
     keys = jax.random.split(jax.random.key(0), 400)
-    for size in (3.0, 10.0, 30.0, 100.0, 1e10):
+    for size in (3.0, 10.0, 100.0, 1e10):
         change = jax.jit(jax.vmap(move, (0, None)))(keys, size)
         assert np.isfinite(change).all() and change.min() > -100
 

@@ -191,6 +191,7 @@ def test_forward_smoothing_is_backward_smoothing(key):
     np.testing.assert_allclose(value(trail), np.sum(weights * particles, 1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_smoothing_weights_converge(key):
     """4000 particles: within 5 sd of the exact smoothing probabilities, sd at most 1 / sqrt(1000)."""
     result = smc(key, model(), num_particles=4000, history="full")

@@ -161,6 +161,7 @@ def check_two_chains(post):
         check_mean(post[name], averaged(log_p, [r.smoothed_means[:, 0] for r in each]), delta=0.15)
 
 
+@pytest.mark.slow
 def test_two_chains_with_a_common_parameter(both):
     check_two_chains(both)
 

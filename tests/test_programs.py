@@ -93,6 +93,7 @@ class TestProgram:
         np.testing.assert_allclose(post.draws["slope"], reference.draws["slope"], rtol=1e-4, atol=1e-5)
         assert set(post.draws) == set(reference.draws)
 
+    @pytest.mark.slow
     def test_vmap_over_data_sets(self, key):
         """A thousand data sets in one program, each against its closed form."""
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from problems import slow_unless
 from scipy import special, stats
 
 from mcx.errors import MethodError
@@ -50,7 +51,7 @@ def draw():
 # --- the shared test ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", slow_unless(["multinomial", "systematic"], SCHEMES))
 def test_every_scheme_passes_the_shared_test(key, name):
     check_resampling(SCHEMES[name], key, any_num=name != "killing")
 

@@ -244,6 +244,7 @@ class TestWarnings:
             warnings.simplefilter("error")
             mcx.infer(regression(x, y=y), mcx.NUTS(), key=0, progress=False, warnings="raise")
 
+    @pytest.mark.slow
     def test_two_modes_are_told(self):
         @mcx.model
         def modes():

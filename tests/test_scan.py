@@ -187,6 +187,7 @@ def test_a_hidden_markov_model(key):
     check_mean(found.record.mean["z"], truth.filtered[:, 1], delta=0.1, independent=True)
 
 
+@pytest.mark.slow
 def test_a_second_order_autoregression_filters_but_has_no_transition_density(key):
     space = state_space(bound(second_order, Y))
     assert space.feynman_kac.log_transition is None

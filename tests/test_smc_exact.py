@@ -218,6 +218,7 @@ def forward(theta, likelihood):
         ("auxiliary", 2, "multinomial", 0.7, SEEN),
     ],
 )
+@pytest.mark.slow
 def test_the_gradient_is_unbiased(kind, num_particles, scheme, threshold, likelihood):
     """E[grad Z^] = grad Z exactly, through potentials and resampling, collapses included."""
     fk, params = hmm(kind, likelihood)

@@ -67,6 +67,7 @@ def test_flat_potentials_have_no_error(key, num_steps):
     assert not result.history.info.resampled.any()
 
 
+@pytest.mark.slow
 def test_flat_potentials_with_resampling_have_none_on_average(key):
     """The estimate of the squared evidence is unbiased for 1 below the lag, whatever lines coalesce."""
     result = many(key, 4000, 4, flat, num_particles=50, threshold=1.0)
@@ -92,6 +93,7 @@ def test_what_cannot_be_told_is_not_a_number(key):
         assert np.isnan(result.log_evidence_se).all()
 
 
+@pytest.mark.slow
 def test_lines_that_have_all_coalesced_have_infinite_error(key):
     """Two particles over twelve steps: some runs lose one line within a block, and say so."""
     result = many(key, 64, 12, seen, num_particles=2, threshold=1.0)

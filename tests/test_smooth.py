@@ -110,6 +110,7 @@ def test_the_score_is_that_of_the_kalman_likelihood(key, name):
         check_mean(np.asarray(found.draws[site]).mean(1), truth, delta=1.5, independent=True)
 
 
+@pytest.mark.slow
 def test_moments_at_every_time(key):
     """Means and covariances of every time from one run each; alpha 1e-6."""
     y = data(T)

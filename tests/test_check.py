@@ -213,8 +213,12 @@ class TestSupport:
     @pytest.mark.parametrize(
         "distribution, value, support",
         [
-            (lambda x: dist.HalfNormal(jnp.exp(x)), [1.0, -1.0], "positive"),
-            (lambda x: dist.Gamma(2.0, jnp.exp(x)), [1.0, -1.0], "positive"),
+            pytest.param(
+                lambda x: dist.HalfNormal(jnp.exp(x)), [1.0, -1.0], "positive", marks=pytest.mark.slow
+            ),
+            pytest.param(
+                lambda x: dist.Gamma(2.0, jnp.exp(x)), [1.0, -1.0], "positive", marks=pytest.mark.slow
+            ),
             (lambda x: dist.Poisson(jnp.exp(x)), [3, -1], "nonnegative"),
         ],
         ids=["half-normal", "gamma", "Poisson"],

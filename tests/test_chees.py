@@ -199,6 +199,7 @@ class TestRunning:
         for name, values in whole.warmup_stats.items():
             np.testing.assert_array_equal(resumed.warmup_stats[name], values)
 
+    @pytest.mark.slow
     def test_tuning_does_not_depend_on_the_number_of_devices(self):
         """Up to rounding, which trajectories blow up, most of all far out: a short run near the middle."""
         bound = gaussian(np.array([1.0, 0.7, 2.0], np.float32))

@@ -153,7 +153,8 @@ def test_particles_over_devices(key):
     check_mean(np.exp([f.log_evidence - truth for f in found]), 1.0, delta=0.15, independent=True)
 
 
-@pytest.mark.parametrize("history", [pytest.param("ancestors", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("history", ["ancestors", "full"])
 def test_histories_of_particles_over_devices(history):
     """They are those of the weights: the weighted mean of what is kept is the mean."""
     found = mcx.filter(

@@ -107,6 +107,7 @@ class TestExactAnswers:
         held = run(kind="auxiliary", method=mcx.ParticleFilter(kind="bootstrap"))
         assert held.log_evidence == run(kind="bootstrap").log_evidence
 
+    @pytest.mark.slow
     def test_another_scheme(self, key):
         scheme = mcx.ParticleFilter(resampling="systematic")
         found = run(method=scheme, num_particles=2000, num_chains=256, key=key)
@@ -176,6 +177,7 @@ KINDS = ("bootstrap", "guided", "auxiliary")
 
 
 class TestResults:
+    @pytest.mark.slow
     def test_standard_errors(self):
         """Within one run, and across replicates: both near the spread of 64 replicates."""
         many = run(num_chains=64)
@@ -220,6 +222,7 @@ class TestResults:
         with pytest.raises(MethodError, match="history='full'"):
             found.paths(3, key=0)
 
+    @pytest.mark.slow
     def test_paths_and_smoothing(self, key):
         """Paths end in the filtering law; fixed-lag means come near the smoothing means."""
         found = run(num_particles=5000, history="full", key=key)

@@ -122,6 +122,7 @@ def test_numpyro_sees_the_same_density():
     np.testing.assert_allclose(value, linear_density(0.3, x, Y), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nuts_agrees_with_the_exact_posterior(key):
     """Means of a linear-Gaussian path; alpha 1e-6, finds an error of a fifth of a posterior sd."""
     y = Y.copy()

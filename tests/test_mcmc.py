@@ -87,7 +87,7 @@ def test_dense_metric(key):
     check_mean(product, 0.9, delta=0.3)
 
 
-@pytest.mark.parametrize("method", [mcx.MALA, mcx.RandomWalk])
+@pytest.mark.parametrize("method", slow_unless([mcx.MALA], [mcx.MALA, mcx.RandomWalk]))
 def test_dense_metric_of_metropolis_methods(method, key):
     problem = problems()[0]
     settings = method(num_warmup=1000, num_samples=12_000, dense_mass=True)

@@ -121,7 +121,9 @@ def test_ppg_with_more_of_everything(times, options):
     np.testing.assert_allclose(found.mean(estimate), law.probabilities @ values(law.paths), rtol=1e-12)
 
 
-@pytest.mark.parametrize("defect", ["sorted ancestors", "weights of the wrong time"])
+@pytest.mark.parametrize(
+    "defect", slow_unless(["sorted ancestors"], ["sorted ancestors", "weights of the wrong time"])
+)
 def test_wrong_recursions_are_found(monkeypatch, defect):
     """The first is the defect of well-known conditional filters; the nailed particle may keep its parent."""
     right = paris_module.parents

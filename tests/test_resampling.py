@@ -248,7 +248,9 @@ def test_killing_keeps_the_heaviest(draw, key):
     check_mean(stays, (W / 0.5 + (1 - W / 0.5) * W)[:2], delta=0.02, independent=True)
 
 
-@pytest.mark.parametrize("name", ["systematic", "stratified", "multinomial", "residual"])
+@pytest.mark.parametrize(
+    "name", slow_unless(["systematic"], ["systematic", "stratified", "multinomial", "residual"])
+)
 def test_a_million_particles_in_float32(draw, key, name):
     n = 1_000_000
     log_w = 5 * np.asarray(jax.random.normal(key, (n,)))
@@ -272,7 +274,7 @@ def test_a_million_particles_in_float32(draw, key, name):
 # --- transformations ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", slow_unless(["systematic", "killing"], SCHEMES))
 def test_vmap_equals_the_loop(key, name):
     def one(k, x):
         return SCHEMES[name](k, x, 5)

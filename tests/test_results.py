@@ -187,6 +187,7 @@ def test_one_chain_has_no_r_hat(bound):
     assert post.to_datatree()["posterior"]["mu"].shape == (1, 100)
 
 
+@pytest.mark.slow
 def test_types_that_files_refuse_are_converted(tmp_path):
     @mcx.model
     def model():

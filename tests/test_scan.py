@@ -177,6 +177,7 @@ def test_functions_are_those_of_the_same_markov_chain(key):
         check_mean(moments(fk, c, w), [mean, square], delta=0.1, independent=True)
 
 
+@pytest.mark.slow
 def test_a_hidden_markov_model(key):
     log_g = -0.5 * ((Y[:, None] - np.array([-0.5, 0.8])) / 0.6) ** 2 - np.log(0.6 * np.sqrt(2 * np.pi))
     truth = forward_backward([0.9, 0.1], [[0.9, 0.1], [0.3, 0.7]], log_g)

@@ -37,6 +37,7 @@ def reverse_fit():
     return np.log(SHAPE / RATE) - 0.5 * sd**2, sd
 
 
+@pytest.mark.slow
 def test_the_fit_has_the_moments_of_the_posterior(key):
     """Over Gaussians the best fit has the posterior's mean and variance; the evidence is known.
 

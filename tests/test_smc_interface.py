@@ -63,7 +63,7 @@ def test_look_aheads_that_are_no_numbers_are_counted(key):
         smc(key, fk, num_particles=16)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("threshold", slow_unless([0.5], [0.0, 0.5, 1.0]))
 def test_a_collapse_is_an_error(key, threshold):
     fk = faulty(3, lambda x: x > -jnp.inf, -jnp.inf)
     with pytest.raises(WeightCollapse, match=r"step 3: all 16 .*largest log weight -inf") as error:
@@ -88,6 +88,7 @@ def test_a_collapse_by_weights_that_were_zero_before(key):
 
 @pytest.mark.parametrize("kind", slow_unless(["plain"], ["plain", "auxiliary"]))
 @pytest.mark.parametrize("threshold", slow_unless([0.5], [0.0, 0.5, 1.0]))
+@pytest.mark.slow
 def test_a_collapse_under_jit_shows_at_every_later_step(key, threshold, kind):
     """Nothing can be raised: so the evidence stays zero and no moment is a number, ever after."""
     fk = faulty(3, lambda x: x > -jnp.inf, -jnp.inf)
@@ -224,6 +225,7 @@ def test_particles_are_any_pytree(key):
     assert result.history.mean["x"][0].shape == (4, 2) and result.history.particles["n"].shape == (4, 8)
 
 
+@pytest.mark.slow
 def test_adapt_sees_the_weighted_population_before_the_step(key):
     """A scale taken from the population equals the same scale given from outside, step by step."""
 

@@ -134,6 +134,7 @@ def test_means_at_every_time_by_ppg(key):
     assert np.asarray(found.stats["updated"]).shape == (16, 4, T)
 
 
+@pytest.mark.slow
 def test_smoothing_as_data_arrive(key):
     """One observation at a time; 40 runs against the smoothed sum at the last time. Memory stays as it is."""
     y = data(8)
@@ -304,6 +305,7 @@ ASCENTS = {
 }
 
 
+@pytest.mark.slow
 def test_the_maximum_is_found(key):
     """Without standard errors, from the start given; 5 Monte Carlo errors and the bias of 1 / N."""
     y = data(30)

@@ -87,11 +87,16 @@ def test_series_of_no_length_are_refused():
 
 
 def test_series_of_one_time(key):
-    """y = 0 and x ~ N(0, 1): the evidence is a Gaussian density, and there are no transitions to sum over."""
+    """y = 0 and x ~ N(0, 1): the evidence is a Gaussian density."""
     common = {"params": {"s": 1.0}, "key": key, "progress": False}
     found = mcx.filter(level(Y[:1]), num_chains=64, **common)
     evidence = np.exp(found.stats["log_evidence"][:, -1])
     check_mean(evidence, 1 / np.sqrt(4 * np.pi), delta=0.005, independent=True)
+
+
+@pytest.mark.slow
+def test_a_path_of_one_time_has_no_transitions():
+    common = {"params": {"s": 1.0}, "key": 0, "progress": False}
     assert mcx.smooth(level(Y[:1]), lambda xp, x, t: xp * x, **common).value == 0
 
 

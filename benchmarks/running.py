@@ -32,8 +32,8 @@ def model(size: int) -> Any:
     from mcx import dist
 
     if not size:
-        sys.path.insert(0, str(ROOT / "examples"))
-        from eight_schools import EFFECT, SIGMA, eight_schools
+        sys.path.insert(0, str(ROOT / "tests"))
+        from problems import EFFECT, SIGMA, eight_schools
 
         return eight_schools(SIGMA, y=EFFECT)
 
@@ -77,17 +77,17 @@ def peak(kind: str, draws: int) -> float:
     """Largest resident memory of this process after a run, in MiB."""
     import resource
 
+    import jax
+
     import mcx
+    from mcx.inference.mcmc.start import starting_points
+    from mcx.model.compile import compile_model
 
     method = mcx.RandomWalk(num_warmup=0, num_samples=draws, step_size=0.1)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = mcx.Checkpoint(Path(folder) / "run", in_memory=False) if kind == "files" else None
         target = model(100)
-        from mcx.inference.mcmc.start import starting_points
-        from mcx.model.compile import compile_model
-
-        compiled = compile_model(target)
-        key = __import__("jax").random.key(0)
+        compiled, key = compile_model(target), jax.random.key(0)
         mcx.run(
             method.kernel(compiled),
             compiled.data,

@@ -22,7 +22,6 @@ from typing import Any
 
 from _peers import ROOT, environment
 
-KINDS = ("plain", "bar", "checkpoint", "files")
 DRAWS = (1000, 10_000, 100_000, 400_000)
 
 
@@ -44,33 +43,54 @@ def model(size: int) -> Any:
     return normals()
 
 
-def shares(size: int, draws: int, repeats: int) -> dict[str, float]:
-    """Seconds of each kind of run, medians."""
+def shares(size: int, draws: int) -> dict[str, tuple[float, float]]:
+    """Seconds of a run of each kind, and those spent on what makes it that kind."""
     import contextlib
 
     import mcx
+    from mcx.run.checkpoint import Recorder
+    from mcx.run.draws import Draws
+    from mcx.run.progress import _Bar
 
     bound, method = model(size), mcx.NUTS(num_warmup=200, num_samples=draws)
-    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for repeat in range(repeats + 1):
-        for kind in KINDS:
-            with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-                checkpoint = {
-                    "checkpoint": mcx.Checkpoint(Path(folder) / "run"),
-                    "files": mcx.Checkpoint(Path(folder) / "run", in_memory=False),
-                }.get(kind)
-                with contextlib.redirect_stderr(nowhere):
-                    post = mcx.infer(
-                        bound,
-                        method,
-                        key=1,
-                        progress="bar" if kind == "bar" else False,
-                        warnings="ignore",
-                        checkpoint=checkpoint,
-                    )
-                if repeat:
-                    times[kind].append(post.info.run_time)
-    return {kind: statistics.median(x) for kind, x in times.items()}
+    spent = [0.0]
+
+    def timed(function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                spent[0] += time.perf_counter() - begun
+
+        return call
+
+    watched: dict[str, list[tuple[Any, str]]] = {
+        "bar": [(_Bar, "update")],
+        "checkpoint": [(Recorder, "add"), (Recorder, "save")],
+        "files": [(Recorder, "add"), (Recorder, "save"), (Draws, "add"), (Draws, "result")],
+    }
+    found = {}
+    for kind, functions in watched.items():
+        originals = [(owner, name, getattr(owner, name)) for owner, name in functions]
+        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+            path = Path(folder) / "run"
+            for owner, name, function in originals:
+                setattr(owner, name, timed(function))
+            spent[0] = 0.0
+            with contextlib.redirect_stderr(nowhere):
+                post = mcx.infer(
+                    bound,
+                    method,
+                    key=1,
+                    progress="bar" if kind == "bar" else False,
+                    warnings="ignore",
+                    checkpoint=None if kind == "bar" else mcx.Checkpoint(path, in_memory=kind != "files"),
+                )
+            for owner, name, function in originals:
+                setattr(owner, name, function)
+        found[kind] = post.info.run_time, spent[0]
+    return found
 
 
 def peak(kind: str, draws: int) -> float:
@@ -107,7 +127,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -115,15 +134,12 @@ def main() -> None:
         return
     begun = time.strftime("%Y-%m-%d")
     print(f"{begun}, load average {os.getloadavg()[0]:.1f}\n")
-    print("| run | plain s | bar | checkpoint | draws in files |\n|---|---|---|---|---|")
-    for name, size, draws in (("eight schools", 0, 60_000), ("10,000 numbers", 10_000, 3_000)):
-        found = shares(size, draws, given.repeats)
-        added = [100 * (found[kind] / found["plain"] - 1) for kind in KINDS[1:]]
-        print(
-            f"| {name}, {draws} draws | {found['plain']:.2f} | "
-            + " | ".join(f"{x:+.1f} %" for x in added)
-            + " |"
-        )
+    print("| run | run s | bar | checkpoint | draws in files |\n|---|---|---|---|---|")
+    for name, size, draws in (("eight schools", 0, 60_000), ("1000 numbers", 1_000, 5_000)):
+        found = shares(size, draws)
+        seconds = statistics.median(total for total, _ in found.values())
+        cells = (f"{100 * part / total:.2f} %" for total, part in found.values())
+        print(f"| {name}, {draws} draws | {seconds:.1f} | " + " | ".join(cells) + " |", flush=True)
     print("\n| draws | size MiB | in memory MiB | in files MiB |\n|---|---|---|---|")
     base: dict[str, float] = {}
     for draws in DRAWS:

@@ -30,6 +30,9 @@ __all__ = ["Checkpoint", "Recorder", "identified", "recording"]
 _CODE = "compiled functions"
 
 
+_MOST_PENDING = 64 * 2**20  # bytes: fast runs with large draws are saved more often than asked for
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where and how often to save a run.
@@ -192,6 +195,7 @@ class Recorder:
         A disk that is full stops nothing: the run goes on in memory, and the next save tries again.
         """
         due = now or time.monotonic() - self._saved >= self.interval
+        due = due or sum(records.nbytes for records in self._pending) >= _MOST_PENDING
         if not self.store.hosts.any(due):
             return
         try:

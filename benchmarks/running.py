@@ -1,8 +1,9 @@
 """What the driver costs: the progress bar, checkpoints, draws in files; and the memory that draws take.
 
-share    added to the time of the same run without: NUTS, 4 chains, two posteriors, one cheap in time a
-         draw (eight schools) and one with large draws (10,000 numbers a draw); runs of some 10 s take
-         turns, medians over them
+share    of a run's time that the host spends on the bar, on checkpoints (taking chunks and writing them, which
+         the device waits for) and on draws in files: NUTS, 4 chains, on two posteriors, one cheap in time a
+         draw (eight schools) and one with large draws (1000 numbers); runs of some 10 s. Timers around what
+         the driver calls: differences between whole runs are noise on a shared machine
 memory   largest resident memory of a fresh process less that of a run with 1000 draws: draws in memory,
          and in files (``mcx.Checkpoint(..., in_memory=False)``); random-walk Metropolis on 100 numbers
 """

@@ -1,6 +1,6 @@
 """What the driver costs: the progress bar, checkpoints, draws in files; and the memory that draws take.
 
-share    of a run's time that the host spends on the bar, on checkpoints (taking chunks and writing them, which
+share    of a run's time that the host spends on the bar, on checkpoints (taking and writing chunks, which
          the device waits for) and on draws in files: NUTS, 4 chains, on two posteriors, one cheap in time a
          draw (eight schools) and one with large draws (1000 numbers); runs of some 10 s. Timers around what
          the driver calls: differences between whole runs are noise on a shared machine

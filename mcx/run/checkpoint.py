@@ -171,8 +171,8 @@ class Recorder:
             self._state = place(_on_device(from_records(saved, state)), programs.mesh, CHAINS)
         return manifest.steps, self._state
 
-    def chunks(self, programs: Programs, discard: int) -> Iterator[tuple[Any, Any]]:
-        """Statistics and draws that were saved before; None for the draws of discarded steps.
+    def chunks(self, programs: Programs, discard: int) -> Iterator[tuple[int, Any, Any]]:
+        """Steps, statistics and draws that were saved before; None for the draws of discarded steps.
 
         Raises:
             CheckpointCorrupt: if a file is damaged.
@@ -182,7 +182,7 @@ class Recorder:
             like: Any = (programs.stats,) if entry.first < discard else (programs.stats, programs.emitted)
             records = self.store.load(entry, record_type(like, 2), self._chains)
             stats, *draws = from_records(records, like)
-            yield stats, draws[0] if draws else None
+            yield entry.count, stats, draws[0] if draws else None
 
     def add(self, shape: tuple[int, int], state: Any, stats: Any, draws: Any | None) -> None:
         """Take a chunk of ``shape`` (steps, chains), and the state after it; draws unless discarded."""

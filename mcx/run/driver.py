@@ -215,10 +215,10 @@ class _Loop:
             self.done, self.state = recorder.resume(programs, state)
         self.draws = Draws(programs.emitted, total - discard, folder, hosts.index)
         if recorder is not None:
-            for stats, draws in recorder.chunks(programs, discard):
+            for count, stats, draws in recorder.chunks(programs, discard):
                 self.stats.append(stats)
                 if draws is not None:
-                    self.draws.add(draws, len(jax.tree_util.tree_leaves(draws)[0]))
+                    self.draws.add(draws, count)
 
     def go(self, display: Progress, interrupted: threading.Event) -> bool:
         stop = getattr(self.kernel, "stop", None)

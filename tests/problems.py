@@ -23,6 +23,19 @@ class Problem:
 
 
 @mcx.model
+def level(y):
+    """A Gaussian random walk from N(0, 1) with steps of scale s, seen with unit noise."""
+    s = mcx.sample("s", dist.HalfNormal(1.0))
+    mcx.markov(
+        "x",
+        initial=lambda u: dist.Normal(0.0, 1.0),
+        transition=lambda x, u: dist.Normal(x, s),
+        emission=lambda x, u: dist.Normal(x, 1.0),
+        obs=y,
+    )
+
+
+@mcx.model
 def correlated(cov):
     mcx.sample("x", dist.MultivariateNormal(jnp.array([1.0, -2.0]), cov))
 

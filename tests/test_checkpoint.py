@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from problems import level
 
 import mcx
 from mcx import dist
@@ -61,9 +62,9 @@ def collect(state, info):
     return {"x": state["x"], "count": state["count"].astype(jnp.bfloat16), **info}
 
 
-def walk(path, steps=STEPS, key=3, **options):
+def walk(path, steps=STEPS, key=3, interval=0.0, in_memory=True, **options):
     options = {"chunk_size": 20, "num_discard": 50, "num_chains": 2, "progress": False, **options}
-    checkpoint = None if path is None else mcx.Checkpoint(path, interval=0.0)
+    checkpoint = None if path is None else mcx.Checkpoint(path, interval, in_memory)
     return mcx.run(WALK, key=key, num_steps=steps, collect=collect, checkpoint=checkpoint, **options)
 
 
@@ -156,6 +157,16 @@ def test_killed_at_random_moments(tmp_path, kills):
         jax.tree.leaves(whole.draws["state"]["x"]), jax.tree.leaves(resumed.draws["state"]["x"]), strict=True
     ):
         assert a.tobytes() == b.tobytes()
+
+
+def test_runs_without_draws_go_on(tmp_path):
+    """What is kept may be statistics alone, as of filters without a history."""
+    options = {"key": 0, "params": {"s": 0.5}, "history": "none", "progress": False}
+    bound = level(np.arange(6.0, dtype=np.float32))
+    whole = mcx.filter(bound, **options)
+    for _ in range(2):
+        found = mcx.filter(bound, checkpoint=tmp_path / "filter", **options)
+        np.testing.assert_array_equal(found.stats["log_evidence"], whole.stats["log_evidence"])
 
 
 @mcx.model

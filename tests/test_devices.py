@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from problems import level
 from test_checkpoint import WALK, collect, interrupted, normal, same
 
 import mcx
-from mcx import dist
 from mcx.errors import CheckpointMismatch, MethodError
 from mcx.run.store import Store
 from mcx.testing import check_mean
@@ -27,6 +27,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize("127.0.0.1:" + sys.argv[3], 2, int(sys.argv[4]), heartbeat_timeout_seconds=10)
 sys.path.insert(0, sys.argv[1])
 import numpy as np
+from problems import level
 from test_checkpoint import WALK, collect
 import mcx
 done = mcx.run(
@@ -103,18 +104,6 @@ def test_a_run_over_devices_goes_on(tmp_path, spread):
     with pytest.raises(CheckpointMismatch, match="devices"):
         walk(2, checkpoint=tmp_path)
     assert same(spread, walk(4, checkpoint=tmp_path))
-
-
-@mcx.model
-def level(y):
-    s = mcx.sample("s", dist.HalfNormal(1.0))
-    mcx.markov(
-        "x",
-        initial=lambda u: dist.Normal(0.0, 1.0),
-        transition=lambda x, u: dist.Normal(x, s),
-        emission=lambda x, u: dist.Normal(x, 1.0),
-        obs=y,
-    )
 
 
 LEVEL = level(np.linspace(0, 1, 12, dtype=np.float32))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_checkpoint import STEPS, WALK, collect, interrupted, same, walk
+from test_checkpoint import WALK, collect, interrupted, same, walk
 
 import mcx
 from mcx.errors import CheckpointError, DeviceMemoryError, MethodError
@@ -16,20 +16,8 @@ from mcx.run.kernel import _PlainKernel
 from mcx.run.programs import run_steps, start_chains
 
 
-def streamed(path, **options):
-    checkpoint = mcx.Checkpoint(path, interval=0.0, in_memory=False)
-    return mcx.run(
-        WALK,
-        key=3,
-        num_steps=STEPS,
-        num_chains=2,
-        num_discard=50,
-        chunk_size=20,
-        collect=collect,
-        progress=False,
-        checkpoint=checkpoint,
-        **options,
-    )
+def streamed(path):
+    return walk(path, in_memory=False)
 
 
 def test_draws_in_files_are_the_same_draws(tmp_path):
@@ -149,17 +137,7 @@ def test_what_was_drawn_before_survives(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_Loop, "_count", limited)
     with pytest.raises(DeviceMemoryError) as caught:
-        mcx.run(
-            WALK,
-            key=3,
-            num_steps=STEPS,
-            num_chains=2,
-            num_discard=50,
-            chunk_size=20,
-            collect=collect,
-            progress=False,
-            checkpoint=mcx.Checkpoint(tmp_path, interval=1e6),
-        )
+        walk(tmp_path, interval=1e6)
     monkeypatch.undo()
     whole = walk(None)
     part = caught.value.result

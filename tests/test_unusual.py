@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problems import level
 from test_checkpoint import normal
 
 import mcx
@@ -67,18 +68,6 @@ def test_plates_without_members_are_refused():
 
     with pytest.raises(ModelError, match="plate 'group' has no members"):
         mcx.infer(grouped(NOTHING), mcx.NUTS(), key=0, **QUIET)
-
-
-@mcx.model
-def level(y):
-    s = mcx.sample("s", dist.HalfNormal(1.0))
-    mcx.markov(
-        "x",
-        initial=lambda u: dist.Normal(0.0, 1.0),
-        transition=lambda x, u: dist.Normal(x, s),
-        emission=lambda x, u: dist.Normal(x, 1.0),
-        obs=y,
-    )
 
 
 def test_series_of_no_length_are_refused():

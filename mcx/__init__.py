@@ -26,13 +26,14 @@ _ = numpyro.__version__
 
 from mcx import dist, errors
 from mcx._version import __version__
-from mcx.infer import filter, infer, maximize, program, smooth
+from mcx.infer import infer, program
 from mcx.model import BoundModel, Model, model
 from mcx.model.markov import markov
 from mcx.model.primitives import deterministic, factor, plate, sample
 from mcx.results import Posterior, Predictions, predict
 from mcx.run import Kernel, Run, run
 from mcx.run.checkpoint import Checkpoint
+from mcx.series import filter, maximize, smooth
 from mcx.target import FeynmanKac, Target
 
 if TYPE_CHECKING:

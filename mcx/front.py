@@ -1,0 +1,69 @@
+"""What every call of the front door checks before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mcx.errors import MethodError, ModelError
+from mcx.model.bound import BoundModel, Model
+from mcx.model.check import static_problems
+from mcx.model.compile import fingerprint_model, model_sites
+from mcx.ops.tracing import is_traced
+from mcx.results.datatree import check_coords
+from mcx.run.checkpoint import Checkpoint, identified
+
+__all__ = ["check_bound", "check_counts", "check_state_space", "refuse_tracing", "saved_to"]
+
+
+def refuse_tracing(verb: str, remedy: str, *given: Any) -> None:
+    """Raise within ``jit``, ``vmap`` or ``grad``: runs compile programs of their own, and look at results."""
+    if is_traced(given):
+        raise MethodError(
+            f"mcx.{verb} was called within a function that JAX traces (jit, vmap, grad)",
+            expected="concrete arrays and keys",
+            remedy=remedy,
+        )
+
+
+def saved_to(
+    checkpoint: str | Path | Checkpoint | None, bound: BoundModel, method: Any, **identity: Any
+) -> Checkpoint | None:
+    """The checkpoint with what the run is: a method on a model, and further arguments."""
+    if checkpoint is None:
+        return None
+    return identified(checkpoint, model=fingerprint_model(bound), method=repr(method), **identity)
+
+
+def check_bound(bound: Any, verb: str = "infer") -> None:
+    """Raise unless the first argument is a model with its data."""
+    if not isinstance(bound, BoundModel):
+        hint = f"call the model with its data first: {verb}(model(data), ...)"
+        if callable(bound) and not isinstance(bound, Model):
+            hint = f"wrap the function and call it with its data: {verb}(mcx.model(f)(data), ...)"
+        raise ModelError(
+            "the first argument is no bound model",
+            expected="model(data)",
+            found=type(bound).__name__,
+            remedy=hint,
+        )
+
+
+def check_state_space(
+    bound: Any, verb: str, counts: Mapping[str, int], coords: Mapping[str, Any] | None
+) -> None:
+    """Raise on what no method for Markov chains in models could use."""
+    check_bound(bound, verb)
+    check_counts(counts)
+    sites = model_sites(bound)
+    for problem in static_problems(sites):
+        raise problem
+    check_coords(coords or {}, sites)
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """Raise on numbers below 1, given by the argument's name."""
+    for argument, value in counts.items():
+        if value < 1:
+            raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))

@@ -211,6 +211,13 @@ class ChainMethod:
         if not self.step_size > 0:
             self._refuse("step_size", "a positive number")
 
+    def _refuse_trajectories(self, length: float, max_num_steps: int) -> None:
+        """For methods whose trajectories have a length and a largest number of steps."""
+        if not length > 0:
+            self._refuse("trajectory_length", "a positive number")
+        if max_num_steps < 1:
+            self._refuse("max_num_steps", "an int >= 1")
+
     def _refuse(self, name: str, expected: str) -> None:
         raise MethodError(
             f"{type(self).__name__}({name}=...) is out of range",

@@ -80,10 +80,7 @@ class HMC(MCMCMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.trajectory_length > 0:
-            self._refuse("trajectory_length", "a positive number")
-        if self.max_num_steps < 1:
-            self._refuse("max_num_steps", "an int >= 1")
+        self._refuse_trajectories(self.trajectory_length, self.max_num_steps)
 
     @override
     def transition(self) -> Transition:

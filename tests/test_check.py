@@ -257,6 +257,7 @@ class TestSupport:
         # y = 1.5 lies in (0, 1 + x^2) where |x| > 0.7: the search for starting points finds such
         assert_clean(observing(lambda x: dist.Uniform(0.0, 1.0 + x**2), np.array([1.5], np.float32)))
 
+    @pytest.mark.slow
     def test_conditioned_values_count(self):
         x, y = regression_data()
         bound = regression(x, y=y).condition({"noise": -1.0})
@@ -382,6 +383,7 @@ class TestStartingPoints:
 # --- what is right is not refused ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=3, derandomize=True)
 @given(bound=models(max_latent=3))
 def test_generated_models_are_clean(bound):

@@ -352,15 +352,15 @@ def test_a_directory_that_cannot_be_written_is_told_before_the_run(tmp_path):
 
 def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
     """A warning, the whole result, and what was written can be resumed."""
-    write, count = Store._write, []
+    append, count = Store.append, []
 
-    def full(self, name, raw):
-        count.append(name)
-        if len(count) > 12:
+    def full(self, *args):
+        count.append(args)
+        if len(count) > 1:
             raise OSError(28, "No space left on device")
-        write(self, name, raw)
+        append(self, *args)
 
-    monkeypatch.setattr(Store, "_write", full)
+    monkeypatch.setattr(Store, "append", full)
     with pytest.warns(InferenceWarning, match="No space left on device"):
         found = walk(tmp_path)
     whole = walk(None)
@@ -370,19 +370,24 @@ def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
     assert same(whole, walk(tmp_path))
 
 
-def test_a_disk_that_has_room_again_gets_everything(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", ["chunk", "state", "manifest"])
+def test_a_disk_that_has_room_again_gets_everything(tmp_path, monkeypatch, part):
+    """Whichever file had no room."""
     write, count = Store._write, []
 
-    def full_for_a_while(self, name, raw):
-        count.append(name)
-        if 12 < len(count) < 18:
-            raise OSError(28, "No space left on device")
+    def full_once(self, name, raw):
+        if name.startswith(part):
+            count.append(name)
+            if len(count) == (2 if part == "manifest" else 1):  # its first one begins the run
+                raise OSError(28, "No space left on device")
         write(self, name, raw)
 
-    monkeypatch.setattr(Store, "_write", full_for_a_while)
+    monkeypatch.setattr(Store, "_write", full_once)
     with pytest.warns(InferenceWarning, match="No space left"):
         walk(tmp_path)
     assert Store(tmp_path).read().complete
+    monkeypatch.undo()
+    assert same(walk(None), walk(tmp_path))
 
 
 def test_records_hold_any_array():

@@ -45,6 +45,7 @@ SCALES = np.array([1e-3, 1.0, 1e3], np.float32)
 
 
 class TestMoments:
+    @pytest.mark.slow
     def test_smooth_problems(self, key):
         post = infer(product(), mcx.ChEES(num_samples=1500), key)
         for i, problem in enumerate(SMOOTH):
@@ -125,6 +126,7 @@ class TestTuning:
         assert post.stats["n_steps"].mean() < 8
         np.testing.assert_allclose(post.draws["x"].std((0, 1)), SCALES, rtol=0.05)
 
+    @pytest.mark.slow
     def test_a_far_start(self, key):
         """All chains start 10^6 standard deviations away."""
         post = infer(gaussian(SCALES), mcx.ChEES(), key, init=1e3)
@@ -169,6 +171,7 @@ class TestRunning:
         assert np.isfinite(x).all()
         np.testing.assert_allclose(x.mean((0, 1)), [1.0, -2.0], atol=0.3)
 
+    @pytest.mark.slow
     def test_bits_do_not_depend_on_chunks(self):
         bound = problems()[0].bound
         whole = infer(bound, SHORT, 0, num_chains=8)
@@ -252,6 +255,7 @@ class TestDisagreement:
         assert post.warmup_stats["relocated"].any()
         assert (post.draws["x"] < 0).all() and diagnose(post) == []
 
+    @pytest.mark.slow
     def test_no_false_alarm_on_a_gaussian(self, key):
         post = infer(gaussian(np.ones(5, np.float32)), mcx.ChEES(num_samples=150), key)
         table = post.summary()

@@ -118,6 +118,7 @@ def test_markov_chains_over_devices(key):
     check_mean(post["mu"].mean(1), 3 * variance, delta=0.1 * variance**0.5, independent=True)
 
 
+@pytest.mark.slow
 def test_filters_over_devices(key):
     found = [
         mcx.filter(LEVEL, params={"s": 0.5}, devices=d, key=key, num_chains=4, progress=False)
@@ -244,6 +245,7 @@ def finish(hosts):
         assert host.returncode == 0, out
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path, spread):
     """Both end with all draws, the same as one process'; both wrote files; then a kill, and a resumption."""
     path = tmp_path / "run"

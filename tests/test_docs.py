@@ -12,7 +12,11 @@ from problems import slow_unless
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
-SLOW = {"docs/smoothing.md", "docs/state_space.md"}  # one program a snippet, and large ones
+SLOW = {
+    "docs/inference.md",
+    "docs/smoothing.md",
+    "docs/state_space.md",
+}  # one program a snippet, and large ones
 
 
 @pytest.mark.parametrize("page", slow_unless([p for p in PAGES if p not in SLOW], PAGES))

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from problems import slow_unless
 
 import mcx
 import mcx.dist as dist
@@ -77,16 +76,26 @@ def run(y=Y, kind="bootstrap", num_particles=1000, method=None, **options):
 
 
 class TestExactAnswers:
-    @pytest.mark.parametrize("kind", slow_unless(["bootstrap"], ["bootstrap", "guided", "auxiliary"]))
-    def test_evidence_and_moments(self, kind, key):
-        """256 replicates: the mean evidence ratio is 1, and moments are Kalman's; alpha 1e-6 each.
+    LARGE, SMALL = (2000, 256), (500, 64)
 
-        Finds a bias of the evidence of 15 % and of the filtering mean of 0.1 posterior sd.
+    @pytest.mark.parametrize(
+        ("kind", "size", "delta"),
+        [
+            ("guided", SMALL, 0.15),
+            pytest.param("bootstrap", LARGE, 0.15, marks=pytest.mark.slow),
+            pytest.param("guided", LARGE, 0.05, marks=pytest.mark.slow),
+            pytest.param("auxiliary", LARGE, 0.05, marks=pytest.mark.slow),
+        ],
+    )
+    def test_evidence_and_moments(self, kind, size, delta, key):
+        """Replicates: the mean evidence ratio is 1, and moments are Kalman's; alpha 1e-6 each.
+
+        Finds a bias of the evidence of ``delta`` and of the filtering mean of 0.1 posterior sd.
         """
-        found = run(kind=kind, key=key, num_particles=2000, num_chains=256, quantiles=(0.1, 0.9))
+        found = run(kind=kind, key=key, num_particles=size[0], num_chains=size[1], quantiles=(0.1, 0.9))
         truth = exact()
         ratio = np.exp(found.stats["log_evidence"][:, -1] - truth.log_evidence)
-        check_mean(ratio, 1.0, delta=0.15 if kind == "bootstrap" else 0.05, independent=True)
+        check_mean(ratio, 1.0, delta=delta, independent=True)
         sd = np.sqrt(truth.filtered_covs[:, 0, 0])
         means = found.record.mean["x"]
         # one replicate's weighted mean has a bias of order 1/N beside a sd of order 1/sqrt(N)
@@ -103,6 +112,7 @@ class TestExactAnswers:
         spread = {k: run(kind=k, num_chains=64).stats["log_evidence"][:, -1].std() for k in KINDS}
         assert spread["auxiliary"] < spread["guided"] < 0.5 * spread["bootstrap"]
 
+    @pytest.mark.slow
     def test_kinds_can_be_held_back(self):
         held = run(kind="auxiliary", method=mcx.ParticleFilter(kind="bootstrap"))
         assert held.log_evidence == run(kind="bootstrap").log_evidence
@@ -195,6 +205,7 @@ class TestResults:
         )
         assert "num_chains" in repr(run(method=mcx.ParticleFilter(resampling="systematic")))
 
+    @pytest.mark.slow
     def test_datatree(self, tmp_path):
         found = run(
             num_particles=50, num_chains=2, history="full", quantiles=(0.05, 0.95),
@@ -235,6 +246,7 @@ class TestResults:
         assert np.abs(smoothed - truth.smoothed_means[:, 0]).max() < 0.15
         np.testing.assert_allclose(found.smoothed_mean(0)["x"], found.mean["x"], rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_forecast(self, key):
         """Moments of the states and observations ahead are the Kalman predictions; alpha 1e-6."""
         found = run(num_particles=20_000, key=key)

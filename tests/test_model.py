@@ -137,6 +137,7 @@ class TestStatementsOutsideOfModels:
 class TestNumPyro:
     """A model is a NumPyro model, and the other way round."""
 
+    @pytest.mark.slow
     def test_numpyros_mcmc(self):
         mcmc = MCMC(NUTS(eight_schools), num_warmup=50, num_samples=50, progress_bar=False)
         mcmc.run(jax.random.key(0), SIGMA, y=EFFECT)

@@ -17,7 +17,7 @@ from posteriordb import PROBLEMS, compare, key_of
 
 import mcx
 
-FAST = ("eight_schools-eight_schools_noncentered", "garch-garch11")
+FAST = ("eight_schools-eight_schools_noncentered",)
 LOW_DIMENSIONAL = ("gp_pois_regr-gp_regr", "garch-garch11", "low_dim_gauss_mix-low_dim_gauss_mix")
 
 

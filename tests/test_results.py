@@ -226,6 +226,7 @@ class TestWarnings:
 
         return funnel()
 
+    @pytest.mark.slow
     def test_one_block_with_advice(self):
         with pytest.warns(InferenceWarning) as caught:
             mcx.infer(self.funnel(), self.funnel_settings, key=0, progress=False)

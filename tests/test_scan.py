@@ -133,6 +133,7 @@ def bound(program, *args):
 # --- laws ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evidence_of_a_linear_model(key):
     space = state_space(bound(linear, Y))
     assert space.params == ("phi", "s") and space.state_names == ("x",) and not space.no_density
@@ -406,6 +407,7 @@ def test_parameters_vectorise(key):
     np.testing.assert_allclose(jax.vmap(run)(phi), [run(p) for p in phi], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_online(key):
     online = mcx.OnlineFilter(bound(linear, Y), params=PARAMS, num_particles=500)
     state = online.init(key, Y[0])
@@ -418,6 +420,7 @@ def test_online(key):
 # --- forecasts -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_forecasts(key):
     found = mcx.filter(bound(linear, Y), params=PARAMS, num_particles=2000, num_chains=30, key=key, **QUIET)
     drawn = found.forecast(2, key=key, num_draws=4000)

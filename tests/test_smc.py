@@ -78,7 +78,8 @@ def lg_params(**changes):
 PROBABILITIES = (0.05, 0.5, 0.9)
 
 
-@pytest.mark.parametrize("scheme", slow_unless(["systematic"], ["multinomial", "systematic"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["multinomial", "systematic"])
 def test_filtering_agrees_with_kalman(key, scheme):
     """Evidence, means and second moments at all times: weighted by Z^ they are unbiased at every N.
 

@@ -182,7 +182,7 @@ def never_says_it_resampled(scheme, threshold):
     [
         pytest.param(weights_not_reset, "guided", 1.0, marks=pytest.mark.slow),
         pytest.param(weights_not_reset, "guided", 0.7, marks=pytest.mark.slow),
-        (particles_not_moved, "guided", 0.7),
+        pytest.param(particles_not_moved, "guided", 0.7, marks=pytest.mark.slow),
         pytest.param(never_says_it_resampled, "auxiliary", 0.7, marks=pytest.mark.slow),
     ],
 )

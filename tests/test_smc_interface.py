@@ -127,6 +127,7 @@ def test_particles_of_weight_zero_may_be_anywhere(key):
     np.testing.assert_allclose(smoothed, kept.mean, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_weighted_quantiles_against_numpy(key):
     rng = np.random.default_rng(jax.random.bits(key).item())
     x, counts = rng.normal(size=(40, 2, 3)).astype(np.float32), rng.integers(0, 4, 40)
@@ -207,6 +208,7 @@ def test_keys_may_be_ints():
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_particles_are_any_pytree(key):
     """Ints, floats, vectors; no inputs; flat potentials that are plain numbers."""
     fk = FeynmanKac(

@@ -38,7 +38,7 @@ def many(key, count, *args, **options):
 @pytest.mark.parametrize(
     ("num_particles", "num_steps", "count", "threshold"),
     [
-        (500, 10, 800, 0.5),
+        pytest.param(500, 10, 800, 0.5, marks=pytest.mark.slow),
         pytest.param(500, 60, 800, 0.5, marks=pytest.mark.slow),
         pytest.param(500, 60, 800, 1.0, marks=pytest.mark.slow),
         pytest.param(2000, 40, 800, 0.5, marks=pytest.mark.slow),

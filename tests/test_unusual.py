@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import level
+from problems import level, slow_unless
 from test_checkpoint import normal
 
 import mcx
@@ -18,7 +18,7 @@ QUIET = {"progress": False, "warnings": "ignore"}
 VARIANCE = 1 / (1 / 25 + 3)  # of the posterior of `normal`; its mean is VARIANCE * sum(y)
 
 
-@pytest.mark.parametrize("num_chains", [1, 4])
+@pytest.mark.parametrize("num_chains", slow_unless([1], [1, 4]))
 def test_one_draw(num_chains):
     post = mcx.infer(normal(Y), mcx.NUTS(num_warmup=20, num_samples=1), key=0, num_chains=num_chains, **QUIET)
     assert post["mu"].shape == (num_chains, 1) and np.isfinite(post["mu"]).all()
@@ -27,6 +27,7 @@ def test_one_draw(num_chains):
     assert mcx.predict(post, normal(Y), key=1) is not None
 
 
+@pytest.mark.slow
 def test_ten_thousand_chains(key):
     """All at once, and in batches; each gives an independent draw."""
     method = mcx.RandomWalk(num_warmup=150, num_samples=1)

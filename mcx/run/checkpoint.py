@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,7 +99,12 @@ def recording(
         found = store.read()
         if found is not None:
             _refuse_other(store.path, {k: v for k, v in found.identity.items() if k != _CODE}, identity)
-        yield Recorder(store, checkpoint.interval, identity, None if checkpoint.in_memory else store.path)
+        folder = None if checkpoint.in_memory else store.path
+        recorder = Recorder(store, checkpoint.interval, identity, folder)
+        try:
+            yield recorder
+        finally:
+            recorder.close()
 
 
 def identified(checkpoint: str | Path | Checkpoint | None, **identity: Any) -> Checkpoint | None:
@@ -128,8 +134,22 @@ def _refuse_other(path: Path, stored: Mapping[str, str], wanted: Mapping[str, st
     )
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Statistics and draws of some steps, on the host; ``shape`` is (steps, chains)."""
+
+    shape: tuple[int, int]
+    tree: Any
+
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps from being freed: views keep the whole buffer."""
+        leaves = jax.tree_util.tree_leaves(self.tree)
+        return sum((x.base if isinstance(x.base, np.ndarray) else x).nbytes for x in leaves)
+
+
 class Recorder:
-    """Saves a run's chunks as they come, every few seconds.
+    """Saves a run's chunks as they come, every few seconds, while the device goes on.
 
     Args:
         store: the directory, locked, whose manifest is that of this run.
@@ -142,7 +162,10 @@ class Recorder:
         self, store: Store, interval: float, identity: Mapping[str, str], folder: Path | None
     ) -> None:
         self.store, self.interval, self.identity, self.folder = store, interval, identity, folder
-        self._pending: list[np.ndarray] = []
+        self._pending: list[_Chunk] = []
+        self._taken: list[_Chunk] = []  # by the write under way
+        self._writing: Future[None] | None = None
+        self._threads: ThreadPoolExecutor | None = None
         self._state: Any = None
         self._saved = time.monotonic()
         self._failed = False
@@ -186,23 +209,61 @@ class Recorder:
 
     def add(self, shape: tuple[int, int], state: Any, stats: Any, draws: Any | None) -> None:
         """Take a chunk of ``shape`` (steps, chains), and the state after it; draws unless discarded."""
-        self._pending.append(to_records((stats,) if draws is None else (stats, draws), shape))
+        self._pending.append(_Chunk(shape, (stats,) if draws is None else (stats, draws)))
         self._state = state
 
     def save(self, complete: bool, *, now: bool) -> None:
-        """Write what was taken, if it is time, or ``now``.
+        """Have what was taken written, if it is time, or ``now``: that waits until it is.
 
-        A disk that is full stops nothing: the run goes on in memory, and the next save tries again.
+        A disk that is full stops nothing: the run goes on in memory, and the next save tries again. A disk
+        that is slow stops nothing either, until much is pending.
         """
-        due = now or time.monotonic() - self._saved >= self.interval
-        due = due or sum(records.nbytes for records in self._pending) >= _MOST_PENDING
+        much = sum(chunk.size for chunk in self._pending) >= _MOST_PENDING
+        due = now or much or time.monotonic() - self._saved >= self.interval
         if not self.store.hosts.any(due):
             return
+        if self._writing is not None and not (now or much or self._writing.done()):
+            return
+        self._settle(now)
+        state = self.store.hosts.fetch(self._state)
+        chains = jax.tree_util.tree_leaves(state)[0].shape[:1]
+        records = to_records(state, chains)  # a copy: the next steps take the state's place on the device
+        self._taken, self._pending = self._pending, []
+        self._writing = self._start(self._write, self._taken, records, complete)
+        self._saved = time.monotonic()
+        if now:
+            self._settle(now)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        if self._threads is not None:
+            self._threads.shutdown()
+
+    def _start(self, function: Any, *args: Any) -> Future[None]:
+        if self.store.hosts.count == 1:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(1, "mcx checkpoint")
+            return self._threads.submit(function, *args)
+        done: Future[None] = Future()  # processes agree as they write: all in the same order
         try:
-            state = self.store.hosts.fetch(self._state)
-            chains = jax.tree_util.tree_leaves(state)[0].shape[:1]
-            self.store.append(_joined(self._pending), to_records(state, chains), complete)
+            done.set_result(function(*args))
         except OSError as error:
+            done.set_exception(error)
+        return done
+
+    def _write(self, chunks: list[_Chunk], state: np.ndarray, complete: bool) -> None:
+        records = [to_records(chunk.tree, chunk.shape) for chunk in chunks]
+        self.store.append(_joined(records), state, complete)
+
+    def _settle(self, now: bool) -> None:
+        """Wait for the last write, and take back what it could not write."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            writing.result()
+        except OSError as error:
+            self._pending = self._taken + self._pending
             if not self._failed or now:
                 warnings.warn(
                     f"{self.store.path} could not be written ({error.strerror or error}): the run goes on "
@@ -212,9 +273,8 @@ class Recorder:
                 )
             self._failed = True
         else:
-            self._pending = []
             self._failed = False
-        self._saved = time.monotonic()
+        self._taken = []
 
 
 def _on_device(tree: Any) -> Any:

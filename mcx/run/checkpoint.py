@@ -20,6 +20,7 @@ from mcx.errors import CheckpointMismatch, InferenceWarning
 from mcx.ops.fingerprint import of_arrays, of_code, without_addresses
 from mcx.run.devices import CHAINS, place
 from mcx.run.hosts import ALONE, Hosts
+from mcx.run.memory import give_back
 from mcx.run.programs import Programs
 from mcx.run.records import from_records, record_type, to_records
 from mcx.run.store import Store
@@ -254,6 +255,9 @@ class Recorder:
     def _write(self, chunks: list[_Chunk], state: np.ndarray, complete: bool) -> None:
         records = [to_records(chunk.tree, chunk.shape) for chunk in chunks]
         self.store.append(_joined(records), state, complete)
+        if self.folder is not None:
+            del records
+            give_back()
 
     def _settle(self, now: bool) -> None:
         """Wait for the last write, and take back what it could not write."""

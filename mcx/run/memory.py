@@ -1,8 +1,10 @@
-"""What a run takes of a device's memory, said where it was too much."""
+"""What a run takes of memory: said where it was too much for a device, given back where the host keeps it."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,7 @@ import jax
 
 from mcx.errors import DeviceMemoryError
 
-__all__ = ["explained"]
+__all__ = ["explained", "give_back"]
 
 _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OUT_OF_MEMORY")
 
@@ -73,3 +75,14 @@ def _text(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size} bytes"
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library would keep it for later.
+
+    glibc stops returning buffers of up to 32 MiB once it has seen some of them come and go: a run that
+    streams its draws to disk would seem to grow with their number.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from mcx.ops.tracing import is_traced
 from mcx.results.posterior import RunInfo
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Estimate", "autocorrelation", "standard_error"]
+__all__ = ["Estimate", "autocorrelation", "cautions", "standard_error"]
 
 _ENOUGH_CHAINS = 4
+_LEAST_ESS = 50
 
 
 @jax.tree_util.register_dataclass
@@ -27,19 +29,20 @@ class Estimate:
 
     Attributes:
         value: the estimates, a pytree.
-        se: their standard errors, of the same structure: from the spread of the chains where there are at
-            least 4 of them, else from the autocorrelation within chains; NaN where neither can tell.
-        draws: what was averaged, chain x iteration x ...
-        stats: by name, chain x iteration x ...
-        info: how the run went; static.
+        se: their standard errors, of the same structure. Of a run of chains: from the spread of the chains
+            where there are at least 4 of them, else from the autocorrelation within chains; NaN where neither
+            can tell.
+        draws: what was averaged, chain x iteration x ...; None where no run of chains gave it.
+        stats: by name: chain x iteration x ... of a run of chains, else diagnostics of the estimator.
+        info: how the run went; None where no run of chains gave it; static.
         notes: what to be wary of; static.
     """
 
     value: Any
     se: Any
-    draws: Any
-    stats: dict[str, Any]
-    info: RunInfo = field(metadata={"static": True})
+    draws: Any = None
+    stats: dict[str, Any] = field(default_factory=dict)
+    info: RunInfo | None = field(default=None, metadata={"static": True})
     notes: tuple[str, ...] = field(default=(), metadata={"static": True})
 
     @classmethod
@@ -78,10 +81,18 @@ class Estimate:
     @property
     def complete(self) -> bool:
         """False where the run was stopped before its end."""
-        return self.info.complete
+        return self.info is None or self.info.complete
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Why not to rely on the standard errors: the notes, and what the statistics say."""
+        return (*self.notes, *cautions(self.stats))
 
     def to_datatree(self) -> xr.DataTree:
-        """The run as an ``xarray.DataTree``: ``estimates`` (value and se), ``draws`` and ``smc_stats``."""
+        """The run as an ``xarray.DataTree``: ``estimates`` (value and se), ``draws`` and ``smc_stats``.
+
+        Without a run of chains the groups are ``estimates`` and ``estimate_stats``.
+        """
         import xarray as xr
 
         def named(tree: Any, prefix: str) -> dict[str, Any]:
@@ -99,22 +110,32 @@ class Estimate:
                 }
             )
 
-        stats = {}
-        for name, x in self.stats.items():
-            dims = ["chain", "iteration", "time"][: np.ndim(x)]
-            stats[name] = (dims, np.asarray(x))
-        tree = xr.DataTree.from_dict(
-            {
-                "estimates": dataset({**named(self.value, ""), **named(self.se, "se_")}, []),
-                "draws": dataset(named(self.draws, ""), ["chain", "iteration"]),
-                "smc_stats": xr.Dataset(stats),
-            },
-            name="mcx",
-        )
-        tree.attrs = self.info.attributes()
+        groups = {"estimates": dataset({**named(self.value, ""), **named(self.se, "se_")}, [])}
+        if self.draws is None:
+            groups["estimate_stats"] = dataset(named(self.stats, ""), [])
+        else:
+            stats = {}
+            for name, x in self.stats.items():
+                dims = ["chain", "iteration", "time"][: np.ndim(x)]
+                stats[name] = (dims, np.asarray(x))
+            groups["draws"] = dataset(named(self.draws, ""), ["chain", "iteration"])
+            groups["smc_stats"] = xr.Dataset(stats)
+        tree = xr.DataTree.from_dict(groups, name="mcx")
+        if self.info is not None:
+            tree.attrs = self.info.attributes()
         return tree
 
     def __repr__(self) -> str:
+        leaves = jax.tree_util.tree_leaves((self.value, self.se, self.stats))
+        if is_traced(leaves):
+            return f"Estimate(value={self.value!r}, se={self.se!r})"
+        lines = [*_rows(self.value, self.se), *(f"  note: {text}" for text in self.warnings)]
+        return "\n".join([self._head(), *lines])
+
+    def _head(self) -> str:
+        if self.info is None or self.draws is None:
+            shown = {n: np.asarray(x) for n, x in self.stats.items() if np.size(x) == 1}
+            return "Estimate: " + ", ".join(f"{n} {x.item():.4g}" for n, x in shown.items())
         info = self.info
         iterations = jax.tree_util.tree_leaves(self.draws)[0].shape[1]
         size = (
@@ -125,8 +146,31 @@ class Estimate:
         head = f"{info.method}: {size}, {info.run_time:.1f} s (compile {info.compile_time:.1f} s)"
         if not self.complete:
             head += ", stopped early"
-        lines = [head, *_rows(self.value, self.se), *(f"  note: {note}" for note in self.notes)]
-        return "\n".join(lines)
+        return head
+
+
+def cautions(stats: Mapping[str, Any]) -> list[str]:
+    """What statistics of a weighted sample say against an estimate's standard error.
+
+    Args:
+        stats: those of :class:`Estimate`: of interest are ``khat`` (of the weights) and ``khat_integrand``
+            (of integrand x weight, any shape), ``ess``, ``num_samples`` and ``num_controls``, where present.
+
+    Source: for the limits on k, Vehtari, Simpson, Gelman, Yao and Gabry (2024), section 3.2.4.
+    """
+    found = []
+    size = float(np.max(stats["num_samples"])) if "num_samples" in stats else math.inf
+    limit = min(1 - 1 / math.log10(size), 0.7) if 1 < size < math.inf else 0.7
+    for name, of in (("khat", "weights"), ("khat_integrand", "integrand x weight")):
+        k = float(np.max(stats[name])) if name in stats else -math.inf
+        if k > limit:
+            found.append(f"Pareto k = {k:.2f} of the {of} is above {limit:.2f}: the error may be far larger")
+    if "ess" in stats and float(np.min(stats["ess"])) < _LEAST_ESS:
+        found.append(f"the effective sample size is only {float(np.min(stats['ess'])):.0f}")
+    controls = float(np.max(stats["num_controls"])) if "num_controls" in stats else 0.0
+    if controls > size / 3:
+        found.append(f"{controls:.0f} control variates are many for {size:.0f} samples")
+    return found
 
 
 def _rows(value: Any, se: Any, most: int = 12) -> list[str]:
@@ -134,6 +178,7 @@ def _rows(value: Any, se: Any, most: int = 12) -> list[str]:
     errors = jax.tree_util.tree_leaves(se)
     for (path, x), e in zip(jax.tree_util.tree_flatten_with_path(value)[0], errors, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
+        x, e = np.asarray(x), np.asarray(e)
         for index in np.ndindex(x.shape):
             label = name + (f"[{', '.join(map(str, index))}]" if index else "")
             rows.append(f"  {label or 'value'} = {x[index]:.6g} +- {e[index]:.2g}")

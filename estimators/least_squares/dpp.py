@@ -1,0 +1,99 @@
+"""Projection determinantal point processes: m points with density ``det(phi_i(x_j))^2 / m!``.
+
+The points repel each other: where two features are alike they rarely occur together. Taken one after the
+other they are simple: the first has density k_m / m, and given some of them the next one's is the squared
+distance of phi(x) to the span of theirs, over the number still to come. That is Gram-Schmidt at random.
+
+Source: Hough, Krishnapur, Peres & Virag (2006), Determinantal processes and independence, Algorithm 18.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mcx.ops.random import accept, choose
+
+__all__ = ["dpp_by_rejection", "dpp_on_grid"]
+
+
+def dpp_on_grid(key: Any, features: Any) -> Any:
+    """Draw a projection DPP on finitely many candidates.
+
+    Args:
+        key: a typed key.
+        features: (M, m) with orthonormal columns: of a weighted grid, square root of weight x phi.
+
+    Returns:
+        int32 indices (m,), all different, in the order in which they were drawn: a set S has probability
+        ``det(features[S])^2``, and its orders are equally likely. Costs O(M m^2) time, and no memory beyond
+        the features'.
+    """
+    m = features.shape[1]
+
+    def step(j: Any, carry: Any) -> Any:
+        chosen, distance, directions = carry
+        i = choose(jax.random.fold_in(key, j), jnp.log(distance))
+        direction = _orthogonal(features[i], directions)
+        # no cancellation to fear: the distances that matter are of the order of their sum, m - j
+        distance = jnp.maximum(distance - (features @ direction) ** 2, 0.0).at[i].set(0.0)
+        return chosen.at[j].set(i), distance, directions.at[j].set(direction)
+
+    start = (jnp.zeros(m, jnp.int32), jnp.sum(features**2, 1), jnp.zeros((m, m), features.dtype))
+    return jax.lax.fori_loop(0, m, step, start)[0]
+
+
+def dpp_by_rejection(
+    key: Any, propose: Callable[[Any, int], Any], features: Callable[[Any], Any], size: int
+) -> Any:
+    """Draw a projection DPP with respect to any measure, exactly.
+
+    The next point is proposed from k_m / m and accepted with probability its squared distance to the span of
+    those before it, relative to k_m. The j-th from the last takes m / j proposals on average.
+
+    Args:
+        key: a typed key.
+        propose: ``(key, n)`` to n independent draws (n, d) of density k_m / m.
+        features: points (n, d) to the orthonormal functions' values (n, m).
+        size: m.
+
+    Returns:
+        Points (m, d), in the order in which they were drawn; NaN where features are, so that nothing can be
+        accepted. Costs O(m log m) proposals on average, of O(m^2) flops each.
+    """
+    block = min(size, 16)  # at once, of which the first that is accepted counts
+    limit = 100 * size  # a proposal is accepted with probability 1 / m at least: e^-100 that none of 100 m is
+    point = jax.eval_shape(lambda k: propose(k, 1), key)
+
+    def attempt(directions: Any, state: Any) -> Any:
+        k, tries, _, _, _ = state
+        k, key_propose, key_accept = jax.random.split(k, 3)
+        x = propose(key_propose, block)
+        phi = features(x)
+        left = phi - (phi @ directions.T) @ directions
+        ok = accept(key_accept, jnp.log(jnp.sum(left**2, 1) / jnp.sum(phi**2, 1)))
+        first = jnp.argmax(ok)
+        return k, tries + block, jnp.any(ok), x[first], phi[first]
+
+    def step(j: Any, carry: Any) -> Any:
+        points, directions = carry
+        start = (jax.random.fold_in(key, j), 0, jnp.asarray(False), points[0], directions[0])
+        _, _, ok, x, phi = jax.lax.while_loop(
+            lambda s: ~s[2] & (s[1] < limit), lambda s: attempt(directions, s), start
+        )
+        return points.at[j].set(jnp.where(ok, x, jnp.nan)), directions.at[j].set(_orthogonal(phi, directions))
+
+    dtype = jax.eval_shape(features, point).dtype
+    start = (jnp.zeros((size, *point.shape[1:]), point.dtype), jnp.zeros((size, size), dtype))
+    return jax.lax.fori_loop(0, size, step, start)[0]
+
+
+def _orthogonal(v: Any, directions: Any) -> Any:
+    """Unit vector along the part of ``v`` that is orthogonal to orthonormal rows (or zero ones)."""
+    for _ in range(2):  # once leaves rounding errors relative to v, not to what is left of it
+        v = v - (directions @ v) @ directions
+        v = v / jnp.linalg.norm(v)
+    return v

@@ -1,0 +1,133 @@
+"""Any functions on a grid of candidates, made orthonormal there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import MethodError
+from mcx.estimators.least_squares.basis import Basis
+from mcx.estimators.least_squares.dpp import dpp_on_grid
+from mcx.ops.logspace import as_float
+from mcx.ops.random import choose
+
+__all__ = ["GridBasis", "on_grid"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GridBasis(Basis):
+    """Functions that are orthonormal under a discrete measure; see :func:`on_grid`.
+
+    Attributes:
+        points: (M, d), the candidates.
+        masses: (M,), their probabilities.
+        factor: (m, m), upper triangular: the functions are fn(x) factor^-1.
+        fn: as given; static.
+    """
+
+    points: Any
+    masses: Any
+    factor: Any
+    fn: Callable[[Any], Any] = field(metadata={"static": True})
+
+    @property
+    def size(self) -> int:
+        """m, the number of functions."""
+        return int(self.factor.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """d, the number of variables."""
+        return int(self.points.shape[1])
+
+    @property
+    def means(self) -> Any:
+        """(m,), the functions' averages over the grid."""
+        return self.masses @ self.values(self.points)
+
+    def values(self, x: Any) -> Any:
+        """The functions (n, m) at any points (n, d). Costs O(n m^2), and ``fn``."""
+        raw = jax.vmap(self.fn)(x)
+        return jax.scipy.linalg.solve_triangular(self.factor, raw.T, trans=1).T
+
+    def draw(self, key: Any, n: int) -> Any:
+        """Draw n candidates, independently, with probabilities mass x k_m / m. Costs O(M m + n log M)."""
+        return self.points[choose(key, jnp.log(jnp.sum(self._features**2, 1)), (n,))]
+
+    def draw_dpp(self, key: Any) -> Any:
+        """Draw m different candidates by the chain rule. Costs O(M m^2), whatever comes up."""
+        return self.points[dpp_on_grid(key, self._features)]
+
+    @property
+    def _features(self) -> Any:
+        return self.values(self.points) * jnp.sqrt(self.masses)[:, None]
+
+
+def on_grid(fn: Callable[[Any], Any], points: Any, masses: Any = None) -> GridBasis:
+    """Make functions orthonormal under a discrete reference measure, by weighted QR.
+
+    The measure is all there is: integrals are sums over the grid, and only its points are proposed. It may be
+    the problem itself (draws of a posterior, of which the function is dear), or stand for a continuous one:
+    then quadrature nodes are better than random points, as polynomials below twice their number are
+    integrated exactly by Gauss's, and the error of the grid's own sums comes on top in any case.
+
+    Args:
+        fn: a point (d,) to the m functions' values there; a constant among them makes for better estimates
+            of integrals. They should not be nearly dependent: monomials of degree 10 are.
+        points: (M, d), the candidates, M at least m.
+        masses: (M,), their probabilities up to a factor, not negative; equal if None.
+
+    Raises:
+        MethodError: if shapes do not fit, masses are not a measure, or the functions are dependent on the
+            grid, or so nearly that the dtype cannot tell.
+
+    Costs O(M m^2) time and O(M m) memory. Not to be called under ``jit``.
+    """
+    points = as_float(points)
+    if points.ndim != 2:
+        raise MethodError("the candidates are no list of points", expected="(M, d)", found=str(points.shape))
+    masses = jnp.ones(points.shape[0], points.dtype) if masses is None else as_float(masses)
+    if masses.shape != points.shape[:1] or not _is_measure(np.asarray(masses)):
+        raise MethodError(
+            "the masses are no measure on the candidates",
+            expected=f"({points.shape[0]},), finite, none negative, not all zero",
+            found=f"shape {masses.shape}, values {np.asarray(masses)}",
+        )
+    raw = jax.eval_shape(jax.vmap(fn), points)
+    if raw.ndim != 2 or raw.shape[0] < raw.shape[1]:
+        raise MethodError(
+            "the functions do not fit the grid",
+            expected="a point (d,) to (m,), m at most the number of candidates",
+            found=f"{raw.shape} on {points.shape[0]} candidates",
+        )
+    masses, factor, condition = _factor(fn, points, masses)
+    # what is lost of orthonormality is rounding times this
+    condition = float(condition)
+    limit = 0.001 / float(jnp.finfo(factor.dtype).eps)
+    if not condition < limit:
+        raise MethodError(
+            "the functions are linearly dependent on the grid, or nearly so",
+            expected=f"a condition number below {limit:.1g} for {factor.dtype}",
+            found=f"{condition:.1g}",
+            remedy="leave functions out, take orthogonal polynomials instead of monomials, or use float64",
+        )
+    return GridBasis(points, masses, factor, fn)
+
+
+def _is_measure(masses: np.ndarray) -> bool:
+    return bool((masses >= 0).all() and 0 < masses.sum() < np.inf)
+
+
+@partial(jax.jit, static_argnums=0)
+def _factor(fn: Callable[[Any], Any], points: Any, masses: Any) -> tuple[Any, Any, Any]:
+    """Masses that sum to 1, the R of the weighted functions, and its condition number."""
+    masses = masses / jnp.sum(masses)
+    factor = jnp.linalg.qr(jax.vmap(fn)(points) * jnp.sqrt(masses)[:, None], mode="r")
+    return masses, factor, jnp.linalg.cond(factor)

@@ -1,0 +1,178 @@
+"""Orthonormal polynomials in several variables, and exact draws from their squares."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import MethodError
+from mcx.estimators.least_squares.basis import Basis
+
+__all__ = ["Polynomials", "hermite", "legendre"]
+
+_SETS = ("total", "tensor")
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("family", "exponents"))
+@dataclass(frozen=True)
+class Polynomials(Basis):
+    """Products of univariate orthonormal polynomials; see :func:`legendre` and :func:`hermite`.
+
+    Attributes:
+        family: "legendre" for the uniform law on [-1, 1], "hermite" for N(0, 1), in each variable.
+        exponents: m tuples of d degrees, one for each function.
+    """
+
+    family: str
+    exponents: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """m, the number of functions."""
+        return len(self.exponents)
+
+    @property
+    def dim(self) -> int:
+        """d, the number of variables."""
+        return len(self.exponents[0])
+
+    @property
+    def means(self) -> Any:
+        """1 for the constant, 0 for the others."""
+        return jnp.asarray([float(not any(e)) for e in self.exponents])
+
+    @property
+    def _degree(self) -> int:
+        return max(max(e) for e in self.exponents)
+
+    def values(self, x: Any) -> Any:
+        """The functions (n, m) at points (n, d). Costs O(n m d)."""
+        degrees = np.asarray(self.exponents)
+        table = _table(x, self.family, self._degree)  # (degree + 1, n, d)
+        found = jnp.ones((x.shape[0], self.size), table.dtype)
+        for i in range(self.dim):
+            found = found * table[degrees[:, i], :, i].T
+        return found
+
+    def draw(self, key: Any, n: int) -> Any:
+        """Draw n points of density k_m / m: that of the square of a function picked at random.
+
+        Each coordinate inverts an exact distribution function by bisection. Costs O(n d) times the degree.
+        """
+        u = jax.random.uniform(key, (n, 1 + self.dim))
+        which = jnp.minimum((u[:, 0] * self.size).astype(int), self.size - 1)
+        return _invert(u[:, 1:], jnp.asarray(self.exponents)[which], self.family, self._degree)
+
+
+def legendre(degree: int, dim: int = 1, *, index_set: str = "total") -> Polynomials:
+    """Polynomials that are orthonormal under the uniform law on [-1, 1]^d.
+
+    Args:
+        degree: the highest degree p.
+        dim: number of variables d.
+        index_set: "total" for all of total degree at most p, of which there are binomial(d + p, d); "tensor"
+            for all of degree at most p in each variable, (p + 1)^d.
+
+    Raises:
+        MethodError: for a negative degree, no variables, or another index set.
+    """
+    return Polynomials("legendre", _exponents(degree, dim, index_set))
+
+
+def hermite(degree: int, dim: int = 1, *, index_set: str = "total") -> Polynomials:
+    """Polynomials that are orthonormal under N(0, I) on R^d; arguments as of :func:`legendre`.
+
+    For N(mu, L L') give the function of ``mu + L z`` to what fits it.
+    """
+    return Polynomials("hermite", _exponents(degree, dim, index_set))
+
+
+def _exponents(degree: int, dim: int, index_set: str) -> tuple[tuple[int, ...], ...]:
+    if degree < 0 or dim < 1 or index_set not in _SETS:
+        raise MethodError(
+            "there are no such polynomials",
+            expected=f"degree >= 0, dim >= 1 and index_set one of {_SETS}",
+            found=f"degree {degree}, dim {dim}, index_set {index_set!r}",
+        )
+    rows = (
+        itertools.product(range(degree + 1), repeat=dim)
+        if index_set == "tensor"
+        else (e for total in range(degree + 1) for e in _of_degree(total, dim))
+    )
+    return tuple(sorted(rows, key=lambda e: (sum(e), [-k for k in e])))
+
+
+def _of_degree(total: int, dim: int) -> Iterator[tuple[int, ...]]:
+    if dim == 1:
+        yield (total,)
+        return
+    for first in range(total, -1, -1):
+        for rest in _of_degree(total - first, dim - 1):
+            yield (first, *rest)
+
+
+def _recurrence(family: str, degree: int) -> np.ndarray:
+    """Coefficients b_1 .. b_degree of x p_k = b_(k+1) p_(k+1) + b_k p_(k-1)."""
+    k = np.arange(1, degree + 1, dtype=float)
+    return k / np.sqrt(4 * k**2 - 1) if family == "legendre" else np.sqrt(k)
+
+
+def _table(x: Any, family: str, degree: int) -> Any:
+    """All univariate polynomials: (degree + 1, *x.shape)."""
+    b = _recurrence(family, degree)
+
+    def step(carry: Any, coefficients: Any) -> Any:
+        before, now = carry
+        b_now, b_next = coefficients
+        after = (x * now - b_now * before) / b_next
+        return (now, after), after
+
+    one = jnp.ones_like(x)
+    coefficients = jnp.asarray(np.stack([np.r_[0.0, b[:-1]], b], 1)[:degree], x.dtype)
+    _, rest = jax.lax.scan(step, (jnp.zeros_like(x), one), coefficients)
+    return jnp.concatenate([one[None], rest])
+
+
+def _cdf(x: Any, degrees: Any, family: str, degree: int) -> Any:
+    """Distribution function of the law p_n^2 d mu, n given for each entry of x.
+
+    Legendre: the derivative of x (P_n^2 + P_(n-1)^2) - 2 P_n P_(n-1) is (2 n + 1) P_n^2 -
+    (2 n - 1) P_(n-1)^2. Hermite: that of p_n p_(n-1) gamma / sqrt(n), gamma the normal density, is
+    (p_(n-1)^2 - p_n^2) gamma. Both follow from the polynomials' differential recurrences; summed over n they
+    give the function in closed form.
+    """
+    table = _table(x, family, degree)
+    n = jnp.arange(1, degree + 1, dtype=x.dtype).reshape(-1, *[1] * x.ndim)
+    if family == "legendre":
+        p = table / jnp.sqrt(2 * jnp.arange(degree + 1, dtype=x.dtype).reshape(-1, *[1] * x.ndim) + 1)
+        increments = (x * (p[1:] ** 2 + p[:-1] ** 2) - 2 * p[1:] * p[:-1]) / 2
+        first = (x + 1) / 2
+    else:
+        density = jnp.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+        increments = -density * table[1:] * table[:-1] / jnp.sqrt(n)
+        first = jax.scipy.special.ndtr(x)
+    return first + jnp.sum(jnp.where(n <= degrees, increments, 0.0), 0)
+
+
+def _invert(u: Any, degrees: Any, family: str, degree: int) -> Any:
+    """Where the distribution functions of :func:`_cdf` are u, by bisection to rounding."""
+    bits = jnp.finfo(u.dtype).nmant + 6
+    # beyond the largest zero the Hermite laws fall off faster than N(0, 1) does
+    edge = 1.0 if family == "legendre" else math.sqrt(4 * degree + 2) + (7 if bits < 40 else 10)
+
+    def halve(_: Any, bounds: Any) -> Any:
+        low, high = bounds
+        middle = (low + high) / 2
+        below = _cdf(middle, degrees, family, degree) < u
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    low, high = jax.lax.fori_loop(0, bits, halve, (jnp.full_like(u, -edge), jnp.full_like(u, edge)))
+    return (low + high) / 2

@@ -10,7 +10,13 @@ from pathlib import Path
 __all__ = ["PEERS", "ROOT", "environment", "install", "last_line"]
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = {"cuthbert": ("cuthbert",), "smcx": ("smcx",), "particles": ("particles", "numpy<2")}
+PEERS = {
+    "cuthbert": ("cuthbert",),
+    "smcx": ("smcx",),
+    "particles": ("particles", "numpy<2"),
+    "ot": ("POT",),
+    "ott": ("ott-jax",),
+}
 
 
 def environment() -> dict[str, str]:

@@ -26,6 +26,7 @@ _ = numpyro.__version__
 
 from mcx import dist, errors
 from mcx._version import __version__
+from mcx.expect import expect
 from mcx.infer import infer, program
 from mcx.model import BoundModel, Model, model
 from mcx.model.markov import markov
@@ -39,6 +40,12 @@ from mcx.target import FeynmanKac, Target
 if TYPE_CHECKING:
     from mcx import testing
     from mcx.cache import enable_compilation_cache
+    from mcx.estimators.adaptive_importance import AdaptiveImportance
+    from mcx.estimators.posterior_controls import SteinControls
+    from mcx.estimators.sliced.sliced import sliced_wasserstein
+    from mcx.estimators.sliced.target import SlicedTarget
+    from mcx.estimators.sliced.two_sample import two_sample_test
+    from mcx.estimators.sliced.variants import energy_sliced_wasserstein, max_sliced_wasserstein
     from mcx.inference.mcmc.chees import ChEES
     from mcx.inference.mcmc.hmc import HMC
     from mcx.inference.mcmc.mala import MALA
@@ -54,6 +61,7 @@ if TYPE_CHECKING:
 
 # name -> module that defines it, imported on first use
 _LAZY = {
+    "AdaptiveImportance": "mcx.estimators.adaptive_importance",
     "AdditiveFunctional": "mcx.inference.particle_gibbs.additive",
     "ChEES": "mcx.inference.mcmc.chees",
     "ConditionalSMC": "mcx.inference.particle_gibbs.conditional_smc",
@@ -72,9 +80,15 @@ _LAZY = {
     "RandomWalk": "mcx.inference.mcmc.random_walk",
     "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
     "ScoreClimbing": "mcx.inference.particle_gibbs.score_climbing",
+    "SlicedTarget": "mcx.estimators.sliced.target",
+    "SteinControls": "mcx.estimators.posterior_controls",
     "enable_compilation_cache": "mcx.cache",
+    "energy_sliced_wasserstein": "mcx.estimators.sliced.variants",
     "load": "mcx.results.saved",
+    "max_sliced_wasserstein": "mcx.estimators.sliced.variants",
+    "sliced_wasserstein": "mcx.estimators.sliced.sliced",
     "smc": "mcx.inference.smc.smc",
+    "two_sample_test": "mcx.estimators.sliced.two_sample",
 }
 _LAZY_MODULES = ("testing", "functionals", "inference", "estimators")
 
@@ -84,6 +98,7 @@ __all__ = [
     "MALA",
     "NUTS",
     "PPG",
+    "AdaptiveImportance",
     "AdditiveFunctional",
     "BoundModel",
     "ChEES",
@@ -105,18 +120,23 @@ __all__ = [
     "Run",
     "ScoreAscent",
     "ScoreClimbing",
+    "SlicedTarget",
+    "SteinControls",
     "Target",
     "__version__",
     "deterministic",
     "dist",
     "enable_compilation_cache",
+    "energy_sliced_wasserstein",
     "errors",
+    "expect",
     "factor",
     "filter",
     "functionals",
     "infer",
     "load",
     "markov",
+    "max_sliced_wasserstein",
     "maximize",
     "model",
     "plate",
@@ -124,9 +144,11 @@ __all__ = [
     "program",
     "run",
     "sample",
+    "sliced_wasserstein",
     "smc",
     "smooth",
     "testing",
+    "two_sample_test",
 ]
 
 

@@ -176,7 +176,16 @@ class TestIntegrand:
         np.testing.assert_allclose(khat[1], khat[2], rtol=1e-5)
         # sd 1.6 / sqrt(424) = 0.078
         assert abs(khat[1] - 0.6) < 5 * 0.078 + 0.01
-        np.testing.assert_allclose(khat[1], compiled["khat"](heavy * jnp.exp(light), tail="right"), rtol=1e-3)
+        w = jnp.exp(light)
+        centred = jnp.abs(heavy - jnp.sum(w * heavy) / jnp.sum(w))
+        np.testing.assert_allclose(khat[1], compiled["khat"](centred * w, tail="right"), rtol=1e-3)
+
+    def test_a_pile_of_weights_next_to_zero_is_no_heavy_tail(self, compiled, key):
+        """A tenth of the draws far out, as of a defensive component."""
+        key_x, key_w = jax.random.split(key)
+        far = jnp.arange(4000) % 10 == 0
+        log_w = jnp.where(far, -20 * jax.random.exponential(key_w, (4000,)), 0.0)
+        assert compiled["khat_of"](0.7 + 0.3 * jax.random.normal(key_x, (4000,)), log_w) < 0.3
 
     def test_never_better_than_the_weights(self, compiled, key):
         log_w = 2 * jax.random.normal(key, (1000,))

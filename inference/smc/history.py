@@ -14,6 +14,7 @@ from mcx.errors import MethodError, NonFiniteError, WeightCollapse
 from mcx.inference.smc.engine import SMCInfo, SMCState
 from mcx.ops.logspace import largest, relative_weights
 from mcx.ops.search import monotone_cdf
+from mcx.ops.sort import argsort
 
 __all__ = ["KINDS", "HistorySettings", "Record", "check_faults", "record", "weighted_quantiles"]
 
@@ -125,7 +126,7 @@ def weighted_quantiles(x: Any, log_w: Any, probabilities: Any) -> Any:
     reach = jnp.maximum(probabilities, jnp.finfo(w.dtype).tiny)
 
     def one(column: Any) -> Any:
-        order = jnp.argsort(column)
+        order = argsort(column)
         return column[order][jnp.searchsorted(monotone_cdf(w[order]), reach, side="left")]
 
     found = jax.vmap(one, 1, 1)(columns).reshape((probabilities.shape[0], *x.shape[1:]))

@@ -1,0 +1,202 @@
+"""Adaptive importance sampling with control variates: many expectations from one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import MethodError
+from mcx.estimators.expectations import Integrals, estimate_from, integrals
+from mcx.estimators.proposals import as_mixture
+from mcx.estimators.stages import Adapted, Seen, slopes
+from mcx.ops.keys import as_key
+from mcx.results.estimate import Estimate
+
+__all__ = ["AdaptiveImportance", "expectations"]
+
+_SAMPLES = ("final", "all")
+_CONTROLS = ("own", "all", "none")
+
+
+def expectations(
+    function: Callable[[Any], Any], law: Any, *, method: AdaptiveImportance | None = None, key: Any
+) -> Estimate:
+    """Estimate one function's expectations under many laws, or many functions' under one, from one sample.
+
+    Args:
+        function: of a point (d,): a number, an array or a pytree; traced by JAX.
+        law: a NumPyro distribution of event shape (d,); with a batch (J,), J laws, under each of which the
+            expectation of the function, then a number, is estimated.
+        method: how; ``AdaptiveImportance()`` by default.
+        key: a typed JAX key or an int.
+
+    Returns:
+        Values and standard errors, in the structure of the function's values or (J,). ``stats``: see
+        :func:`~mcx.estimators.expectations.estimate_from`, and ``num_stages``.
+
+    Raises:
+        DataError: if the law has another shape, or both law and function are many.
+        NonFiniteError: if the function is not finite where it was evaluated.
+
+    Example:
+        >>> import jax.numpy as jnp, mcx.dist as dist
+        >>> from mcx.estimators import expectations
+        >>> law = dist.Normal(0.0, 1.0).expand([1]).to_event(1)
+        >>> expectations(lambda x: {"fourth": x[0] ** 4, "tail": x[0] > 3.0}, law, key=0)  # doctest: +SKIP
+    """
+    method = AdaptiveImportance() if method is None else method
+    return method.estimate(integrals(function, law), as_key(key))
+
+
+@dataclass(frozen=True)
+class AdaptiveImportance:
+    """Adaptive importance sampling with control variates.
+
+    Stages of a part of the budget adapt a mixture of Student t's to all integrands at once: the optimal
+    proposals, one for each, are proportional to |phi_j| f_j, and the cross-entropy method fits a few
+    components to each; a convex problem gives the mixture's weights. A fresh sample of the rest then gives
+    estimates.
+
+    Attributes:
+        budget: evaluations of the function, in all.
+        exploration: largest share of them for adaptation.
+        num_stages: of the exploration, at most: it stops where it no longer lowers the variance that is
+            predicted of the result.
+        num_components: Student t's for each integrand.
+        df: their degrees of freedom; None for Gaussians, whose light tails make a fit to few points, too
+            narrow, hard to find out.
+        defensive: share of the mixture that the laws themselves keep; it bounds the weights.
+        controls: control variates: "all" that fit (polynomials where laws are Gaussian, ratios of the
+            mixture's components to it, and the laws' weights), "own", which is g_j / q for each integrand
+            with a coefficient from the exploration, or "none".
+        fit: of the coefficients; see :func:`~mcx.estimators.regression.regress`.
+        samples: "final" estimates from the fresh sample: its errors are those of independent draws; "all"
+            from the draws of all stages, weighted by the balance heuristic: less variance where the
+            exploration was good, but a small bias, as later proposals depend on earlier draws.
+        criterion: whose variances are summed to be minimised: of "relative" errors or "absolute" ones.
+        relative_error: stop the exploration as soon as the largest relative standard error predicted of the
+            result is below; None to go by the variance alone.
+
+    Sources: Demange-Chryst, Bachoc and Morio (2022), arXiv 2212.00568, which ``AdaptiveImportance.paper()``
+    composes (positive integrands; here of both signs); Cornuet, Marin, Mira and Robert (2012) for all stages
+    together; Leluc, Portier, Segers and Zhuman (2022) for regression on many control variates; Hesterberg
+    (1995) for the defensive part.
+    """
+
+    budget: int = 20_000
+    exploration: float = 0.5
+    num_stages: int = 5
+    num_components: int = 2
+    df: float | None = 5.0
+    defensive: float = 0.1
+    controls: str = "all"
+    fit: str = "cross_fit"
+    samples: str = "final"
+    criterion: str = "relative"
+    relative_error: float | None = None
+
+    @classmethod
+    def paper(cls, budget: int = 20_000, criterion: str = "relative") -> AdaptiveImportance:
+        """The algorithm of Demange-Chryst, Bachoc and Morio: one Gaussian and its own control for each."""
+        return cls(budget, num_components=1, df=None, defensive=0.0, controls="own", criterion=criterion)
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("controls", self.controls, _CONTROLS),
+            ("samples", self.samples, _SAMPLES),
+            ("criterion", self.criterion, ("relative", "absolute")),
+        ):
+            if value not in choices:
+                raise MethodError(f"{name} is unknown", expected=", ".join(choices), found=repr(value))
+        if not 0 < self.exploration < 1 or not 0 <= self.defensive < 1:
+            raise MethodError(
+                "exploration or defensive is out of range",
+                expected="0 < exploration < 1 and 0 <= defensive < 1",
+                found=f"{self.exploration} and {self.defensive}",
+            )
+        if self.num_stages < 1 or self.num_components < 1 or self._stage < 20:
+            raise MethodError(
+                "the stages are too small, or too few",
+                expected="num_stages >= 1, num_components >= 1 and at least 20 draws a stage",
+                found=f"{self.num_stages}, {self.num_components} and {self._stage} draws",
+                remedy="raise budget=",
+            )
+
+    @property
+    def _stage(self) -> int:
+        return int(self.budget * self.exploration) // self.num_stages
+
+    def estimate(self, problem: Integrals, key: Any) -> Estimate:
+        """Run it; see :func:`expectations`."""
+        size = self._stage
+        adapted = Adapted(as_mixture(problem.law), None, None)
+        seen = Seen.empty(problem, size * self.num_stages)
+        predicted, stages = np.inf, 0
+        while stages < self.num_stages:
+            key, key_stage = jax.random.split(key)
+            x = adapted.proposal.sample(key_stage, size)
+            values = problem.values(x)
+            seen = seen.with_stage(problem, x, values, adapted.proposal)
+            stages += 1
+            variance, relative = self._predict(problem, x, values, adapted)
+            left = self.budget - size * stages
+            # Adapting lowers the variance of a draw, and leaves fewer draws for the result. The first stage
+            # does not know its variance: the laws' own draws miss the tails that matter.
+            if predicted <= variance / left:
+                break
+            predicted = variance / left if stages > 1 else np.inf
+            if self.relative_error is not None and relative / np.sqrt(left) < self.relative_error:
+                break
+            adapted = seen.adapt(
+                problem, self.num_components, self.df, self.defensive, self.criterion == "relative"
+            )
+        key, key_final = jax.random.split(key)
+        x = adapted.proposal.sample(key_final, self.budget - size * stages)
+        values = problem.values(x)
+        if self.samples == "all":
+            seen = seen.with_final(problem, x, values, adapted.proposal)
+            x, values = seen.x, seen.values
+            log_q = seen.log_sampling()
+        else:
+            log_q = adapted.proposal.log_prob(x)
+        return self._estimate(problem, x, values, log_q, adapted, seen, stages)
+
+    def _predict(self, problem: Integrals, x: Any, values: Any, adapted: Adapted) -> tuple[float, float]:
+        """Variance of one draw from the present proposal, summed over integrands; largest relative sd."""
+        y = values * jnp.exp(problem.log_laws(x) - adapted.proposal.log_prob(x)[:, None])
+        y = jnp.broadcast_to(y, (len(x), problem.count))
+        rest = y
+        if adapted.found is not None and self.controls != "none":
+            ratio = adapted.own_ratios(x)
+            rest = y - slopes(y, ratio) * ratio
+        sd, mean = np.asarray(jnp.std(rest, 0)), np.asarray(jnp.abs(jnp.mean(y, 0)))
+        unit = mean if self.criterion == "relative" else np.ones_like(mean)
+        return float(((sd / unit) ** 2).sum()), float((sd / mean).max())
+
+    def _estimate(
+        self, problem: Integrals, x: Any, values: Any, log_q: Any, adapted: Adapted, seen: Seen, stages: int
+    ) -> Estimate:
+        n = len(x)
+        if self.controls == "own" and adapted.found is not None:
+            own = adapted.own_log_densities(x)
+            estimate = estimate_from(
+                problem, x, values, log_q, own=(own, seen.own_slopes(adapted)), num_evaluations=self.budget
+            )
+        else:
+            every = self.controls == "all"
+            estimate = estimate_from(
+                problem,
+                x,
+                values,
+                log_q,
+                log_components=adapted.proposal.log_components(x) if every and n else None,
+                polynomials=every,
+                fit=self.fit,
+                num_evaluations=self.budget,
+            )
+        return replace(estimate, stats={**estimate.stats, "num_stages": stages})

@@ -1,0 +1,252 @@
+"""Many expectations from one sample: one function under many laws, or many functions under one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import DataError, NonFiniteError
+from mcx.estimators.hermite import Hermite, hermite_basis, highest_degree
+from mcx.estimators.proposals import log_densities
+from mcx.estimators.psis import pareto_khat
+from mcx.estimators.regression import regress
+from mcx.results.estimate import Estimate
+
+__all__ = ["Integrals", "estimate_from", "gaussian_moments", "integrals"]
+
+_POINTS_PER_CONTROL = 40
+
+
+@dataclass(frozen=True)
+class Integrals:
+    """The expectations E_{f_j} phi_j(X), j = 1 .. J.
+
+    Attributes:
+        law: a NumPyro distribution of event shape (d,) and batch shape () or (J,).
+        call: points (n, d) to values (n, J), or (n, 1) where only laws differ.
+        structure: of what the function returns, to give results its shape.
+        num_laws, num_functions: one of them is 1, the other J.
+        moments: locations and covariances of Gaussian laws, (laws, d) and (laws, d, d), else None.
+    """
+
+    law: Any
+    call: Callable[[Any], Any]
+    structure: Any
+    num_laws: int
+    num_functions: int
+    moments: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def count(self) -> int:
+        """J."""
+        return max(self.num_laws, self.num_functions)
+
+    def values(self, x: Any) -> Any:
+        """The function at points, (n, J) or (n, 1).
+
+        Raises:
+            NonFiniteError: if a value is NaN or infinite.
+        """
+        found = self.call(x)
+        bad = ~jnp.isfinite(found)
+        if bool(bad.any()):
+            row = int(jnp.argmax(bad.any(1)))
+            raise NonFiniteError(
+                f"the function is not finite at {int(bad.any(1).sum())} of {found.shape[0]} points",
+                found=f"{np.asarray(found[row])} at x = {np.asarray(x[row])}",
+                remedy="give it a value wherever the law has mass",
+            )
+        return found
+
+    def log_laws(self, x: Any) -> Any:
+        """Log densities of the laws, (n, laws)."""
+        return log_densities(self.law, x)
+
+    def shaped(self, flat: Any) -> Any:
+        """Numbers (J,) in the structure of the results."""
+        if self.num_laws > 1:
+            return np.asarray(flat)
+        tree, shapes = self.structure
+        sizes = np.cumsum([int(np.prod(s)) for s in shapes])[:-1]
+        parts = np.split(np.asarray(flat), sizes)
+        leaves = [p.reshape(s) for p, s in zip(parts, shapes, strict=True)]
+        return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
+    """Describe the expectations of a function under a law, or laws.
+
+    Args:
+        function: of a point (d,); returns a number, an array or a pytree, and is traced by JAX.
+        law: a NumPyro distribution with one event dimension; with a batch (J,), J laws.
+
+    Raises:
+        DataError: if the law has another shape, or both law and function are many.
+    """
+    batch, event = getattr(law, "batch_shape", None), getattr(law, "event_shape", ())
+    if batch is None or len(event) != 1 or len(batch) > 1:
+        raise DataError(
+            "the law is no distribution of vectors",
+            expected="a NumPyro distribution of event shape (d,) and batch shape () or (J,)",
+            found=f"{type(law).__name__} of event shape {event} and batch shape {batch}",
+            remedy="make it one with .expand([d]).to_event(1)",
+        )
+    like = jax.eval_shape(function, jax.ShapeDtypeStruct(event, jnp.result_type(float)))
+    leaves, tree = jax.tree_util.tree_flatten(like)
+    shapes = [leaf.shape for leaf in leaves]
+    size = sum(int(np.prod(s)) for s in shapes)
+    laws = batch[0] if batch else 1
+    if laws > 1 and size > 1:
+        raise DataError(
+            "both the law and the function are many",
+            expected="one function under many laws, or many functions under one law",
+            found=f"{size} values under {laws} laws",
+        )
+
+    @jax.jit
+    def call(x: Any) -> Any:
+        parts = jax.tree_util.tree_leaves(jax.vmap(function)(x))
+        return jnp.concatenate([p.reshape(x.shape[0], -1) for p in parts], 1).astype(x.dtype)
+
+    return Integrals(law, call, (tree, shapes), laws, size, gaussian_moments(law))
+
+
+def gaussian_moments(law: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Locations (laws, d) and covariances (laws, d, d) of Gaussian laws; None of others."""
+    import numpyro.distributions as dist
+
+    base = law
+    while isinstance(base, dist.Independent | dist.ExpandedDistribution):
+        base = base.base_dist
+    if not isinstance(base, dist.Normal | dist.MultivariateNormal):
+        return None
+    loc = np.asarray(law.mean, np.float64).reshape(-1, law.event_shape[0])
+    if isinstance(base, dist.Normal):
+        variance = np.asarray(law.variance, np.float64).reshape(loc.shape)
+        return loc, variance[:, :, None] * np.eye(loc.shape[1])
+    cov = np.asarray(law.covariance_matrix, np.float64)
+    return loc, np.broadcast_to(cov, (len(loc), *cov.shape[-2:]))
+
+
+@partial(jax.jit, static_argnames=("degree", "many_laws", "fit"))
+def _with_controls(
+    values: Any,
+    log_laws: Any,
+    log_components: Any,
+    log_q: Any,
+    x: Any,
+    reference: Any,
+    means: Any,
+    *,
+    degree: int,
+    many_laws: bool,
+    fit: str,
+) -> tuple[Any, Any, Any]:
+    """Values and standard errors (J,), and integrand x weight as it is averaged (n, J)."""
+    w = jnp.exp(log_laws - log_q[:, None])
+    ratios = jnp.exp(log_components - log_q[:, None]) - 1
+    polynomials = (
+        Hermite(reference[0], reference[1], degree).values(x) if degree else jnp.zeros((len(x), 0), x.dtype)
+    )
+    if many_laws and degree:
+        # one surrogate for all laws, whose means under each are known; what it leaves is averaged
+        surrogate = regress(values[:, 0], polynomials, fit="cross_fit")
+        known = means @ surrogate.coefficients
+        y = w * surrogate.residuals[:, None]
+        found = regress(y, w[:, :0], fit="least_squares")
+        return known + found.value, found.se, y
+    y = w * values
+    if many_laws:
+        found = regress(y, ratios, fit=fit)
+        return found.value, found.se, y
+    # under the sampling density: w (p_k - E p_k), w - 1 and g_k / q - 1 have mean zero
+    controls = jnp.concatenate([w * (polynomials - means), w - 1, ratios], 1)
+    found = regress(y, controls, fit=fit)
+    return found.value, found.se, y
+
+
+def estimate_from(
+    problem: Integrals,
+    x: Any,
+    values: Any,
+    log_q: Any,
+    *,
+    log_components: Any = None,
+    own: tuple[Any, Any] | None = None,
+    polynomials: bool = True,
+    fit: str = "cross_fit",
+    num_evaluations: int | None = None,
+) -> Estimate:
+    """Estimate expectations from points of a known density, with all control variates that fit.
+
+    Args:
+        problem: what to estimate.
+        x: (n, d) independent draws.
+        values: the function there, as :meth:`Integrals.values` gives it.
+        log_q: (n,) log density they were drawn from.
+        log_components: (n, C) log densities of other normalised laws, such as the components of a mixture;
+            their ratios to the sampling density are control variates.
+        own: log densities (n, J) of a normalised law for each integrand, whose ratio to the sampling density
+            is its only control variate, and coefficients (J,) that are known beforehand.
+        polynomials: whether to use polynomials as control variates where the laws are Gaussian.
+        fit: see :func:`~mcx.estimators.regression.regress`.
+        num_evaluations: of the function, in all; n by default.
+
+    Returns:
+        Values and standard errors in the structure of the function's, or (J,) for J laws. ``stats``: ``ess``
+        (the least over laws, of the weights), ``khat``, ``khat_integrand`` (J,), ``num_samples``,
+        ``num_controls``, ``num_evaluations``.
+    """
+    n, d = x.shape
+    many = problem.num_laws > 1
+    most = n // _POINTS_PER_CONTROL
+    polynomials = polynomials and problem.moments is not None and own is None
+    degree = highest_degree(d, most) if polynomials else 0
+    log_components = jnp.zeros((n, 0), x.dtype) if log_components is None else log_components
+    log_components = log_components[:, :most]
+    reference, means = _reference(problem, degree, x.dtype)
+    log_laws = problem.log_laws(x)
+    if own is None:
+        value, se, y = _with_controls(
+            values, log_laws, log_components, log_q, x, reference, means,
+            degree=degree, many_laws=many, fit=fit,
+        )  # fmt: skip
+    else:
+        ratio = jnp.exp(own[0] - log_q[:, None])
+        y = values * jnp.exp(log_laws - log_q[:, None])
+        value, se, *_ = regress(y - own[1] * (ratio - 1), ratio[:, :0])
+    log_w = log_laws - log_q[:, None]
+    controls = len(hermite_basis(d, degree)) if degree else 0
+    if own is not None:
+        controls = 1
+    elif not (many and degree):
+        controls += log_components.shape[1] + (not many)
+    stats = {
+        "ess": np.asarray(jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_w, 0), 0)).min()),
+        "khat": np.asarray(jnp.max(pareto_khat(log_w.T, log=True))),
+        "khat_integrand": np.asarray(pareto_khat(jnp.log(jnp.abs(y)).T, log=True)),
+        "num_samples": n,
+        "num_controls": controls,
+        "num_evaluations": n if num_evaluations is None else num_evaluations,
+    }
+    notes = () if controls < n / 10 else (f"{controls} control variates share {n} samples",)
+    return Estimate(problem.shaped(value), problem.shaped(se), stats=stats, notes=notes)
+
+
+def _reference(problem: Integrals, degree: int, dtype: Any) -> tuple[Any, Any]:
+    """A Gaussian that covers all laws, and the means (laws, K) of its polynomials under each."""
+    if not degree:
+        return None, jnp.zeros((problem.num_laws, 0), dtype)
+    assert problem.moments is not None
+    loc, cov = problem.moments
+    middle = loc.mean(0)
+    within = cov.mean(0) + (loc - middle).T @ (loc - middle) / len(loc)
+    tril = np.linalg.cholesky(within)
+    means = Hermite(middle, tril, degree).means(loc, cov)
+    return (jnp.asarray(middle, dtype), jnp.asarray(tril, dtype)), jnp.asarray(means, dtype)

@@ -1,0 +1,181 @@
+"""What importance samples are drawn from: Gaussians, Student t's, any distributions, and mixtures of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import MethodError
+from mcx.model.support import log_prob_in_support
+from mcx.ops.random import choose
+
+__all__ = ["Elliptical", "Mixture", "as_mixture", "fit_elliptical", "log_densities", "mixed"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Elliptical:
+    """Gaussians, or Student t's with the same degrees of freedom.
+
+    Attributes:
+        loc: (C, d).
+        scale_tril: (C, d, d), lower triangular factors of the scale matrices.
+        df: degrees of freedom; None for Gaussians; static.
+    """
+
+    loc: Any
+    scale_tril: Any
+    df: float | None = field(default=None, metadata={"static": True})
+
+    @property
+    def count(self) -> int:
+        """Number of components."""
+        return int(self.loc.shape[0])
+
+    def log_prob(self, x: Any) -> Any:
+        """Log densities (n, C) at points (n, d). Costs O(n C d^2)."""
+        d = self.loc.shape[1]
+
+        def one(loc: Any, tril: Any) -> Any:
+            z = jax.scipy.linalg.solve_triangular(tril, (x - loc).T, lower=True)
+            square = jnp.sum(z**2, 0)
+            log_det = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(tril))))
+            if self.df is None:
+                return -0.5 * square - log_det - 0.5 * d * math.log(2 * math.pi)
+            half = 0.5 * (self.df + d)
+            norm = math.lgamma(half) - math.lgamma(0.5 * self.df) - 0.5 * d * math.log(self.df * math.pi)
+            return norm - log_det - half * jnp.log1p(square / self.df)
+
+        return jax.vmap(one, out_axes=1)(self.loc, self.scale_tril)
+
+    def sample(self, key: Any, component: Any) -> Any:
+        """One draw of each of the given components (n,): points (n, d)."""
+        key_z, key_scale = jax.random.split(key)
+        n, d = component.shape[0], self.loc.shape[1]
+        z = jax.random.normal(key_z, (n, d), self.loc.dtype)
+        if self.df is not None:
+            chi2 = 2 * jax.random.gamma(key_scale, 0.5 * self.df, (n,), self.loc.dtype)
+            z = z * jnp.sqrt(self.df / chi2)[:, None]
+        return self.loc[component] + jnp.einsum("nij,nj->ni", self.scale_tril[component], z)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of distributions on (d,).
+
+    Attributes:
+        parts: :class:`Elliptical`, or NumPyro distributions of event shape (d,) and batch shape () or (C,),
+            which count as C components.
+        log_weights: (components,), of all parts one after another; need not be normalised.
+    """
+
+    parts: tuple[Any, ...]
+    log_weights: Any
+
+    @jax.jit
+    def log_components(self, x: Any) -> Any:
+        """Log densities of all components (n, components) at points (n, d)."""
+        return jnp.concatenate([log_densities(part, x) for part in self.parts], 1)
+
+    @jax.jit
+    def log_prob(self, x: Any) -> Any:
+        """Log density (n,) at points (n, d)."""
+        return mixed(self.log_components(x), self.log_weights)
+
+    @partial(jax.jit, static_argnames="n")
+    def sample(self, key: Any, n: int) -> Any:
+        """Independent draws (n, d). Costs O(n d^2) a part, and O(n C d) for a batch of distributions."""
+        key_which, *keys = jax.random.split(key, 1 + len(self.parts))
+        which = choose(key_which, self.log_weights, (n,))
+        begin, found = 0, None
+        for part, key_part in zip(self.parts, keys, strict=True):
+            count = _count(part)
+            own = jnp.clip(which - begin, 0, count - 1)
+            drawn = _draw(part, key_part, own, n)
+            here = (which >= begin) & (which < begin + count)
+            found = drawn if found is None else jnp.where(here[:, None], drawn, found)
+            begin += count
+        return found
+
+    def reweighted(self, log_weights: Any) -> Mixture:
+        """The same components in other proportions."""
+        return Mixture(self.parts, log_weights)
+
+
+def mixed(log_components: Any, log_weights: Any) -> Any:
+    """Log density of a mixture (n,), of its components' (n, C) and their log weights."""
+    return jax.nn.logsumexp(log_components + jax.nn.log_softmax(log_weights), 1)
+
+
+def as_mixture(*parts: Any) -> Mixture:
+    """A mixture in equal proportions.
+
+    Raises:
+        MethodError: on what is no distribution of vectors.
+    """
+    for part in parts:
+        if not isinstance(part, Elliptical) and len(getattr(part, "event_shape", ())) != 1:
+            raise MethodError(
+                "a proposal is a distribution of vectors",
+                expected="a NumPyro distribution with one event dimension",
+                found=f"{type(part).__name__} with event shape {getattr(part, 'event_shape', None)}",
+                remedy="make it one with .to_event(1), or expand it to shape (1,)",
+            )
+        if not isinstance(part, Elliptical) and len(part.batch_shape) > 1:
+            raise MethodError(
+                "a batch of proposals has one axis", expected="(C,)", found=repr(part.batch_shape)
+            )
+    return Mixture(parts, jnp.zeros(sum(map(_count, parts))))
+
+
+def fit_elliptical(x: Any, log_w: Any, *, df: float | None = None, jitter: float = 1e-6) -> Elliptical:
+    """Gaussians with the moments of weighted points: of all of their family the closest in Kullback-Leibler.
+
+    Args:
+        x: (n, d).
+        log_w: (n, C), one column a component; need not be normalised.
+        df: of Student t's that take the moments' place, with the same covariance where it exists.
+        jitter: added to the covariances, as a share of the points' own variances.
+
+    Returns:
+        C components. Costs O(n C d^2).
+    """
+    w = jax.nn.softmax(jnp.where(jnp.isnan(log_w), -jnp.inf, log_w), 0)  # (n, C)
+    loc = w.T @ x
+    spread = jnp.var(x, 0) * jitter + jnp.finfo(x.dtype).tiny
+
+    def one(mean: Any, weight: Any) -> Any:
+        centred = x - mean
+        cov = (centred * weight[:, None]).T @ centred + jnp.diag(spread)
+        return jnp.linalg.cholesky(cov if df is None else cov * max((df - 2) / df, 0.5))
+
+    return Elliptical(loc, jax.vmap(one, (0, 1))(loc, w), df)
+
+
+def _count(part: Any) -> int:
+    if isinstance(part, Elliptical):
+        return part.count
+    return int(part.batch_shape[0]) if part.batch_shape else 1
+
+
+def log_densities(part: Any, x: Any) -> Any:
+    """Log densities (n, C) of :class:`Elliptical` or NumPyro distributions; -inf outside of the support."""
+    if isinstance(part, Elliptical):
+        return part.log_prob(x)
+    value = log_prob_in_support(part, x[:, None] if part.batch_shape else x)
+    return value if part.batch_shape else value[:, None]
+
+
+def _draw(part: Any, key: Any, component: Any, n: int) -> Any:
+    if isinstance(part, Elliptical):
+        return part.sample(key, component)
+    if not part.batch_shape:
+        return part.sample(key, (n,))
+    drawn = part.sample(key, (n,))  # (n, C, d)
+    return jnp.take_along_axis(drawn, component[:, None, None], 1)[:, 0]

@@ -1,0 +1,102 @@
+"""Regression on control variates with known means: the intercept and an honest standard error."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from scipy import special
+
+__all__ = ["ControlFit", "fit_controls"]
+
+
+class ControlFit(NamedTuple):
+    """What a regression on control variates gives.
+
+    value: the intercept, the estimate of the mean.
+    se: its standard error; 1.96 of them make a 95 % interval, however few the groups are.
+    coefficients: (K,), of the controls.
+    weights: (n,), ``value = weights @ values``; they depend on the controls alone, and add up to 1.
+    r_squared: share of the values' variance that the controls explain.
+    rank: number of controls used, without redundant ones.
+    """
+
+    value: Any
+    se: Any
+    coefficients: Any
+    weights: Any
+    r_squared: Any
+    rank: Any
+
+
+def fit_controls(values: Any, controls: Any = None, *, num_groups: int | None = None) -> ControlFit:
+    """Estimate a mean by least squares on controls of mean zero.
+
+    Args:
+        values: (n,).
+        controls: (n, K) of mean zero, functions of the same draws; None for no controls. Redundant columns
+            and columns of zeros do no harm.
+        num_groups: the draws are this many independent groups, one after the other and equally large, within
+            which they may depend on each other; None: all are independent.
+
+    Returns:
+        The fit; O(n K^2). Its value and first derivatives are those of least squares, in values and in
+        controls.
+
+    The standard error is a jackknife: leave out a group, or a draw, and fit again, for which a closed form
+    exists (HC3; CR3 for groups). Residuals alone tell far too little where controls are many for the draws.
+    It is multiplied by the ratio of Student's to the normal 97.5 % quantile, with one degree of freedom less
+    than there are groups.
+
+    Source: Leluc, Portier and Segers (2021), Control variate selection for Monte Carlo integration, section
+    2, for the estimator; MacKinnon, Nielsen and Webb (2023), Fast and reliable jackknife and bootstrap
+    methods for cluster-robust inference, section 2, for the jackknife.
+    """
+    n = values.shape[0]
+    groups = n if num_groups is None else num_groups
+    if controls is None or controls.shape[1] == 0:
+        controls = jnp.zeros((n, 0), values.dtype)
+    y, z = jax.lax.stop_gradient((values, controls))
+    size = jnp.sqrt(jnp.mean(z * z, 0))
+    scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1.0), 0.0)
+    design = jnp.concatenate([jnp.ones((n, 1), y.dtype), z * scale], 1)
+    u, s, vt = jnp.linalg.svd(design, full_matrices=False)
+    keep = s > max(1e-6, 100 * float(jnp.finfo(y.dtype).eps)) * s[0]
+    inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1.0), 0.0)
+    u = u * keep
+    weights = u @ (inverse * vt[:, 0])
+    centred = y - jnp.mean(y)  # of the constant the weights keep all; so rounding has less to spoil
+    coefficients = (vt.T @ (inverse * (u.T @ centred)))[1:] * scale
+    residuals = centred - u @ (u.T @ centred)
+    # least squares differentiated by hand: derivatives of a singular value decomposition are not safe
+    slope = (vt.T @ (inverse**2 * vt[:, 0]))[1:] * scale
+    moved = controls - z
+    value = (
+        jnp.mean(y) + weights @ (values - jnp.mean(y) - moved @ coefficients) + slope @ (moved.T @ residuals)
+    )
+
+    left_out = _left_out(u, weights, residuals, groups)
+    spread = jnp.sqrt((groups - 1) / groups * jnp.sum(left_out**2)) if groups > 1 else jnp.nan
+    student = special.stdtrit(max(groups - 1, 1), 0.975) / special.ndtri(0.975)
+    total = jnp.sum(centred**2)
+    r_squared = jnp.where(total > 0, 1 - jnp.sum(residuals**2) / jnp.where(total > 0, total, 1.0), 0.0)
+    rank = jnp.sum(keep, dtype=jnp.int32) - 1
+    return ControlFit(value, spread * student, coefficients, weights, r_squared, rank)
+
+
+def _left_out(u: Any, weights: Any, residuals: Any, groups: int) -> Any:
+    """By how much the intercept changes when a group is left out; (groups,)."""
+    size, rank = u.shape[0] // groups, u.shape[1]
+    parts = u.reshape(groups, size, rank)
+    w, e = weights.reshape(groups, size), residuals.reshape(groups, size)
+    tiny = jnp.sqrt(jnp.finfo(u.dtype).eps)  # a group that alone tells a coefficient cannot be left out
+    if size == 1:
+        leverage = jnp.sum(parts**2, (1, 2))
+        return w[:, 0] * e[:, 0] / jnp.maximum(1 - leverage, tiny)
+    if size <= rank:
+        rest = (1 + tiny) * jnp.eye(size, dtype=u.dtype) - parts @ jnp.swapaxes(parts, 1, 2)
+        return jnp.sum(w * jnp.linalg.solve(rest, e[..., None])[..., 0], 1)
+    rest = (1 + tiny) * jnp.eye(rank, dtype=u.dtype) - jnp.swapaxes(parts, 1, 2) @ parts
+    back = jnp.linalg.solve(rest, jnp.einsum("gsr,gs->gr", parts, e)[..., None])[..., 0]
+    return jnp.sum(w * (e + jnp.einsum("gsr,gr->gs", parts, back)), 1)

@@ -1,0 +1,79 @@
+"""Even polynomials on the sphere, with their exact means."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["even_polynomials", "largest_degree", "monomial_means", "num_polynomials"]
+
+
+def num_polynomials(d: int, degree: int) -> int:
+    """Number of even polynomials up to a degree on the sphere of R^d, less the constant."""
+    return math.comb(d + degree - 1, d - 1) - 1 if degree else 0
+
+
+def largest_degree(d: int, most: int, limit: int = 16) -> int:
+    """The largest even degree, at most ``limit``, with no more than ``most`` polynomials; 0 for none."""
+    degree = 0
+    while degree + 2 <= limit and num_polynomials(d, degree + 2) <= most:
+        degree += 2
+    return degree
+
+
+def even_polynomials(theta: Any, degree: int) -> Any:
+    """A basis of the even polynomials of the sphere, each less its mean.
+
+    Args:
+        theta: (L, d) unit vectors.
+        degree: even; static.
+
+    Returns:
+        (L, K): the homogeneous monomials of that degree but one, whose sum makes a constant. They span
+        all spherical harmonics of degrees 2, 4, ..., ``degree``. O(L K d).
+
+    Source: Leluc, Dieuleveut, Portier, Segers and Zhuman (2024), Sliced-Wasserstein estimation with spherical
+    harmonics as control variates, for their use; Folland (2001), How to integrate a polynomial over a sphere,
+    for the means.
+    """
+    d = theta.shape[-1]
+    exponents = _exponents(d, degree)[:-1]
+    if not len(exponents):
+        return jnp.zeros((theta.shape[0], 0), theta.dtype)
+    result = jnp.ones((theta.shape[0], len(exponents)), theta.dtype)
+    for j in range(d):
+        powers = [jnp.ones_like(theta[:, j])]
+        for _ in range(degree):
+            powers.append(powers[-1] * theta[:, j])
+        result = result * jnp.stack(powers, 1)[:, exponents[:, j]]
+    return result - jnp.asarray(monomial_means(exponents), theta.dtype)
+
+
+def monomial_means(exponents: np.ndarray) -> np.ndarray:
+    """Means of monomials over the unit sphere.
+
+    Args:
+        exponents: (K, d).
+
+    Returns:
+        (K,): the product of (a_i - 1)!! over d (d + 2) ... (d + |a| - 2), or 0 where any a_i is odd.
+    """
+    d = exponents.shape[1]
+    odd_factorials = np.array(
+        [math.prod(range(a - 1, 0, -2)) for a in range(int(exponents.max(initial=0)) + 1)]
+    )
+    totals = [math.prod(d + 2 * k for k in range(int(a) // 2)) for a in exponents.sum(1)]
+    means = odd_factorials[exponents].astype(np.float64).prod(1) / np.array(totals, np.float64)
+    return np.where((exponents % 2).any(1), 0.0, means)
+
+
+def _exponents(d: int, degree: int) -> np.ndarray:
+    """All exponents of monomials of that degree; (K, d)."""
+    rows = []
+    for factors in itertools.combinations_with_replacement(range(d), degree):
+        rows.append(np.bincount(factors, minlength=d))
+    return np.stack(rows)

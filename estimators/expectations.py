@@ -155,10 +155,11 @@ def _with_controls(
         Hermite(reference[0], reference[1], degree).values(x) if degree else jnp.zeros((len(x), 0), x.dtype)
     )
     if many_laws and degree:
-        # one surrogate for all laws, whose means under each are known; what it leaves is averaged
-        surrogate = regress(values[:, 0], polynomials, fit="cross_fit")
-        known = means @ surrogate.coefficients
-        y = w * surrogate.residuals[:, None]
+        # One surrogate for all laws, whose means under each are known; what it leaves is averaged. Points
+        # count as under the laws taken together: a heavy tail of proposals is not to be fitted.
+        surrogate = regress(values[:, 0], polynomials, jnp.mean(w, 1), fit="cross_fit")
+        known = surrogate.value + means @ surrogate.coefficients
+        y = w * (surrogate.residuals - surrogate.value)[:, None]
         found = regress(y, w[:, :0], fit="least_squares")
         return known + found.value, found.se, y
     y = w * values

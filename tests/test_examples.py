@@ -36,3 +36,16 @@ def test_examples(example, tmp_path):
     assert "log evidence" in done.stdout and "Warning" not in done.stderr
     for suffix in ("nc", "png"):
         assert (tmp_path / "out" / f"{example}.{suffix}").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [("gradient_flow", "sliced Wasserstein distance"), ("compare_posteriors", "p-value")],
+)
+def test_examples_that_compare(example, said, tmp_path):
+    script = Path(__file__).parent.parent / "examples" / f"{example}.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert said in done.stdout and "nan" not in done.stdout

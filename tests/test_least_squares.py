@@ -34,6 +34,8 @@ KEY = jax.random.key(0)
 NODES = np.array([-1.0, -0.7, -0.1, 0.2, 0.5, 0.9])
 MASSES = np.array([0.1, 0.25, 0.15, 0.1, 0.3, 0.1])
 
+SLOW = pytest.mark.slow
+
 
 def small(m):
     return on_grid(lambda x: x[0] ** jnp.arange(m), NODES[:, None], MASSES)
@@ -85,7 +87,7 @@ def truth(basis):
     return c, MASSES @ (target(NODES) - phi @ c) ** 2, MASSES @ target(NODES)
 
 
-@pytest.mark.parametrize(("m", "n"), [(2, 2), (2, 3), (3, 4)])
+@pytest.mark.parametrize(("m", "n"), [pytest.param(2, 2, marks=SLOW), (2, 3), pytest.param(3, 4, marks=SLOW)])
 def test_volume_sampling_is_unbiased(m, n):
     basis, found = enumerated(m, n, "volume")
     drawn, fitted = found.outcomes
@@ -108,7 +110,7 @@ def test_volume_sampling_is_unbiased(m, n):
     np.testing.assert_allclose(p, [expected[tuple(s)] for s in seen], atol=5e-6)
 
 
-@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize("m", [2, pytest.param(3, marks=SLOW)])
 def test_one_dpp_is_unbiased_and_its_error_known(m):
     basis, found = enumerated(m, m, "dpp")
     _, fitted = found.outcomes
@@ -121,7 +123,9 @@ def test_one_dpp_is_unbiased_and_its_error_known(m):
     np.testing.assert_allclose(found.mean((integrals - integral) ** 2), best, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("scheme", "n"), [("iid", 3), ("dpp", 4), ("volume", 3)])
+@pytest.mark.parametrize(
+    ("scheme", "n"), [pytest.param("iid", 3, marks=SLOW), ("dpp", 4), pytest.param("volume", 3, marks=SLOW)]
+)
 def test_weighted_means_are_unbiased(scheme, n):
     basis, found = enumerated(2, n, scheme)
     drawn, fitted = found.outcomes
@@ -185,7 +189,7 @@ def test_distribution_functions(family):
         np.testing.assert_allclose(found[:, j], expected, atol=5e-6)
 
 
-@pytest.mark.parametrize("make", [legendre, hermite])
+@pytest.mark.parametrize("make", [pytest.param(legendre, marks=SLOW), hermite])
 def test_independent_draws(make, key):
     basis = make(7)
     x = np.asarray(jax.jit(basis.draw, static_argnums=1)(key, 20_000), np.float64)
@@ -242,7 +246,7 @@ def test_rejection_ends_where_nothing_is_acceptable(key):
     assert np.isnan(points).all()
 
 
-@pytest.mark.parametrize("make", [legendre, hermite])
+@pytest.mark.parametrize("make", [legendre, pytest.param(hermite, marks=SLOW)])
 def test_continuous_dpp(make, key):
     basis = make(5)
     count = 4000
@@ -302,6 +306,7 @@ def test_weights_are_of_least_squares(key):
     np.testing.assert_allclose(fitted.residual, np.sqrt(w @ (y - phi @ c) ** 2), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_integrals(key):
     basis = legendre(4, 2)
     truth = scipy_integrate.dblquad(lambda x, y: math.cos(2 * x * y) / 4, -1, 1, -1, 1)[0]

@@ -340,6 +340,7 @@ class TestAverage:
         found = sliced_wasserstein(x, y[:N], p=p, key=key, **FEW)
         assert abs(float(found.value) - truth) < 6 * float(found.se) and found.se < 0.02 * truth
 
+    @pytest.mark.slow
     def test_batches_do_not_matter(self, key):
         x, y, a, b = samples(key, 3)
         theta = draw_directions(key, "iid", 10, 3).theta

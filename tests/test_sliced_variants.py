@@ -132,6 +132,7 @@ def p_values(key, shift, num):
 
 
 class TestTwoSamples:
+    @pytest.mark.slow
     def test_level_and_power(self, key):
         """Under one law p-values are uniform on 1/20, ..., 1: exactly, up to ties."""
         found = np.rint(20 * p_values(key, 0.0, 1000)).astype(int)

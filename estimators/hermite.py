@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from mcx.estimators.orthogonal import products, univariate
 
 __all__ = ["Hermite", "hermite_basis", "highest_degree"]
 
@@ -27,15 +28,7 @@ class Hermite(NamedTuple):
     def values(self, x: Any) -> Any:
         """Polynomials (n, K) at points (n, d). Costs O(n K d)."""
         z = jax.scipy.linalg.solve_triangular(self.scale_tril, (x - self.loc).T, lower=True).T
-        rows = [jnp.ones_like(z), z]
-        for k in range(1, self.degree):  # normalised by sqrt(k!), so that float32 holds high degrees
-            rows.append((z * rows[k] - math.sqrt(k) * rows[k - 1]) / math.sqrt(k + 1))
-        table = jnp.stack(rows[: self.degree + 1])  # (degree + 1, n, d)
-        alpha = hermite_basis(x.shape[1], self.degree)
-        found = jnp.ones((x.shape[0], len(alpha)), z.dtype)
-        for i in range(x.shape[1]):
-            found = found * table[alpha[:, i], :, i].T
-        return found
+        return products(univariate(z, "hermite", self.degree), hermite_basis(x.shape[1], self.degree))
 
     def means(self, loc: np.ndarray, cov: np.ndarray) -> np.ndarray:
         """Means (J, K) under Gaussians with locations (J, d) and covariances (J, d, d), in float64.

@@ -15,6 +15,7 @@ import numpy as np
 
 from mcx.errors import MethodError
 from mcx.estimators.least_squares.basis import Basis
+from mcx.estimators.orthogonal import products, univariate
 
 __all__ = ["Polynomials", "hermite", "legendre"]
 
@@ -55,12 +56,7 @@ class Polynomials(Basis):
 
     def values(self, x: Any) -> Any:
         """The functions (n, m) at points (n, d). Costs O(n m d)."""
-        degrees = np.asarray(self.exponents)
-        table = _table(x, self.family, self._degree)  # (degree + 1, n, d)
-        found = jnp.ones((x.shape[0], self.size), table.dtype)
-        for i in range(self.dim):
-            found = found * table[degrees[:, i], :, i].T
-        return found
+        return products(univariate(x, self.family, self._degree), np.asarray(self.exponents))
 
     def draw(self, key: Any, n: int) -> Any:
         """Draw n points of density k_m / m: that of the square of a function picked at random.
@@ -119,28 +115,6 @@ def _of_degree(total: int, dim: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def _recurrence(family: str, degree: int) -> np.ndarray:
-    """Coefficients b_1 .. b_degree of x p_k = b_(k+1) p_(k+1) + b_k p_(k-1)."""
-    k = np.arange(1, degree + 1, dtype=float)
-    return k / np.sqrt(4 * k**2 - 1) if family == "legendre" else np.sqrt(k)
-
-
-def _table(x: Any, family: str, degree: int) -> Any:
-    """All univariate polynomials: (degree + 1, *x.shape)."""
-    b = _recurrence(family, degree)
-
-    def step(carry: Any, coefficients: Any) -> Any:
-        before, now = carry
-        b_now, b_next = coefficients
-        after = (x * now - b_now * before) / b_next
-        return (now, after), after
-
-    one = jnp.ones_like(x)
-    coefficients = jnp.asarray(np.stack([np.r_[0.0, b[:-1]], b], 1)[:degree], x.dtype)
-    _, rest = jax.lax.scan(step, (jnp.zeros_like(x), one), coefficients)
-    return jnp.concatenate([one[None], rest])
-
-
 def _cdf(x: Any, degrees: Any, family: str, degree: int) -> Any:
     """Distribution function of the law p_n^2 d mu, n given for each entry of x.
 
@@ -149,7 +123,7 @@ def _cdf(x: Any, degrees: Any, family: str, degree: int) -> Any:
     (p_(n-1)^2 - p_n^2) gamma. Both follow from the polynomials' differential recurrences; summed over n they
     give the function in closed form.
     """
-    table = _table(x, family, degree)
+    table = univariate(x, family, degree)
     n = jnp.arange(1, degree + 1, dtype=x.dtype).reshape(-1, *[1] * x.ndim)
     if family == "legendre":
         p = table / jnp.sqrt(2 * jnp.arange(degree + 1, dtype=x.dtype).reshape(-1, *[1] * x.ndim) + 1)

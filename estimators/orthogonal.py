@@ -1,0 +1,55 @@
+"""Univariate orthonormal polynomials by their recurrence, and products of them in several variables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["products", "univariate"]
+
+
+def univariate(x: Any, family: str, degree: int) -> Any:
+    """All polynomials up to a degree, (degree + 1, *x.shape).
+
+    Args:
+        x: where.
+        family: "legendre", orthonormal under the uniform law on [-1, 1], or "hermite", under N(0, 1).
+        degree: the highest.
+    """
+    b = _recurrence(family, degree)
+
+    def step(carry: Any, coefficients: Any) -> Any:
+        before, now = carry
+        b_now, b_next = coefficients
+        after = (x * now - b_now * before) / b_next
+        return (now, after), after
+
+    one = jnp.ones_like(x)
+    coefficients = jnp.asarray(np.stack([np.r_[0.0, b[:-1]], b], 1)[:degree], x.dtype)
+    _, rest = jax.lax.scan(step, (jnp.zeros_like(x), one), coefficients)
+    return jnp.concatenate([one[None], rest])
+
+
+def _recurrence(family: str, degree: int) -> np.ndarray:
+    """Coefficients b_1 .. b_degree of x p_k = b_(k+1) p_(k+1) + b_k p_(k-1)."""
+    k = np.arange(1, degree + 1, dtype=float)
+    return k / np.sqrt(4 * k**2 - 1) if family == "legendre" else np.sqrt(k)
+
+
+def products(table: Any, degrees: np.ndarray) -> Any:
+    """Products of univariate polynomials over the variables.
+
+    Args:
+        table: (degree + 1, n, d), of :func:`univariate`.
+        degrees: (m, d) integers, static.
+
+    Returns:
+        (n, m). Costs O(n m d).
+    """
+    found = jnp.ones((table.shape[1], len(degrees)), table.dtype)
+    for i in range(degrees.shape[1]):
+        found = found * table[degrees[:, i], :, i].T
+    return found

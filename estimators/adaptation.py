@@ -15,7 +15,13 @@ __all__ = ["fit_populations", "mixture_weights"]
 
 @partial(jax.jit, static_argnames=("num_components", "df", "steps"))
 def fit_populations(
-    x: Any, log_w: Any, *, num_components: int = 1, df: float | None = None, steps: int = 30
+    x: Any,
+    log_w: Any,
+    *,
+    num_components: int = 1,
+    df: float | None = None,
+    lean: Any = None,
+    steps: int = 30,
 ) -> tuple[Elliptical, Any]:
     """For each column of weights, the mixture that is closest to the weighted points.
 
@@ -27,6 +33,8 @@ def fit_populations(
         log_w: (n, J), one column a target; -inf where a point does not count.
         num_components: k, of each target.
         df: degrees of freedom of Student t's; None for Gaussians.
+        lean: (J, d, d) covariances to lean on where few points have weight; see
+            :func:`~mcx.estimators.proposals.fit_elliptical`.
         steps: of EM.
 
     Returns:
@@ -38,9 +46,11 @@ def fit_populations(
     """
     targets = log_w.shape[1]
     if num_components == 1:
-        return fit_elliptical(x, log_w, df=df), jnp.zeros((targets, 1), x.dtype)
+        return fit_elliptical(x, log_w, df=df, lean=lean), jnp.zeros((targets, 1), x.dtype)
 
-    def population(column: Any) -> tuple[Any, Any, Any]:
+    def population(inputs: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+        column, other = inputs
+        several = None if other is None else jnp.broadcast_to(other, (num_components, *other.shape))
         whole = fit_elliptical(x, column[:, None])
         cov = whole.scale_tril[0] @ whole.scale_tril[0].T
         along = (x - whole.loc[0]) @ jnp.linalg.eigh(cov)[1][:, -1]
@@ -51,13 +61,13 @@ def fit_populations(
         log_member = jnp.log(jax.nn.one_hot(piece, num_components) * 0.9 + 0.1 / num_components)
 
         def improve(_: Any, member: Any) -> Any:
-            return jax.nn.log_softmax(_log_joint(x, column, member, df), 1)
+            return jax.nn.log_softmax(_log_joint(x, column, member, df, several), 1)
 
         member = jax.lax.fori_loop(0, steps, improve, jax.nn.log_softmax(log_member, 1))
-        found = fit_elliptical(x, column[:, None] + member, df=df)
+        found = fit_elliptical(x, column[:, None] + member, df=df, lean=several)
         return found.loc, found.scale_tril, _log_shares(column, member)
 
-    loc, tril, shares = jax.lax.map(population, log_w.T, batch_size=16)
+    loc, tril, shares = jax.lax.map(population, (log_w.T, lean), batch_size=16)
     d = x.shape[1]
     return Elliptical(loc.reshape(-1, d), tril.reshape(-1, d, d), df), shares
 
@@ -68,8 +78,8 @@ def _log_shares(column: Any, member: Any) -> Any:
     return jax.nn.log_softmax(jnp.logaddexp(shares, jnp.log(0.01 / len(shares))))
 
 
-def _log_joint(x: Any, column: Any, member: Any, df: float | None) -> Any:
-    fitted = fit_elliptical(x, column[:, None] + member, df=df, jitter=1e-4)
+def _log_joint(x: Any, column: Any, member: Any, df: float | None, lean: Any) -> Any:
+    fitted = fit_elliptical(x, column[:, None] + member, df=df, jitter=1e-4, lean=lean)
     return fitted.log_prob(x) + _log_shares(column, member)
 
 

@@ -147,7 +147,7 @@ class AdaptiveImportance:
             left = self.budget - size * stages
             # Adapting lowers the variance of a draw, and leaves fewer draws for the result. The first stage
             # does not know its variance: the laws' own draws miss the tails that matter.
-            if predicted <= variance / left:
+            if predicted <= variance / left < np.inf:
                 break
             predicted = variance / left if stages > 1 else np.inf
             if self.relative_error is not None and relative / np.sqrt(left) < self.relative_error:
@@ -175,6 +175,8 @@ class AdaptiveImportance:
             ratio = adapted.own_ratios(x)
             rest = y - slopes(y, ratio) * ratio
         sd, mean = np.asarray(jnp.std(rest, 0)), np.asarray(jnp.abs(jnp.mean(y, 0)))
+        if (mean == 0).any():  # nothing seen of an integrand says nothing about its variance
+            return np.inf, np.inf
         unit = mean if self.criterion == "relative" else np.ones_like(mean)
         return float(((sd / unit) ** 2).sum()), float((sd / mean).max())
 

@@ -236,8 +236,14 @@ def estimate_from(
         "num_controls": controls,
         "num_evaluations": n if num_evaluations is None else num_evaluations,
     }
-    notes = () if controls < n / 10 else (f"{controls} control variates share {n} samples",)
-    return Estimate(problem.shaped(value), problem.shaped(se), stats=stats, notes=notes)
+    notes = []
+    if controls >= n / 10:
+        notes.append(f"{controls} control variates share {n} samples")
+    if unseen := int(jnp.sum(jnp.all(y == 0, 0))):
+        notes.append(
+            f"{unseen} of {y.shape[1]} integrands are zero at all samples: their errors of 0 mean nothing"
+        )
+    return Estimate(problem.shaped(value), problem.shaped(se), stats=stats, notes=tuple(notes))
 
 
 def _reference(problem: Integrals, degree: int, dtype: Any) -> tuple[Any, Any]:

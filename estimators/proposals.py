@@ -134,7 +134,9 @@ def as_mixture(*parts: Any) -> Mixture:
     return Mixture(parts, jnp.zeros(sum(map(_count, parts))))
 
 
-def fit_elliptical(x: Any, log_w: Any, *, df: float | None = None, jitter: float = 1e-6) -> Elliptical:
+def fit_elliptical(
+    x: Any, log_w: Any, *, df: float | None = None, jitter: float = 1e-6, lean: Any = None
+) -> Elliptical:
     """Gaussians with the moments of weighted points: of all of their family the closest in Kullback-Leibler.
 
     Args:
@@ -142,6 +144,8 @@ def fit_elliptical(x: Any, log_w: Any, *, df: float | None = None, jitter: float
         log_w: (n, C), one column a component; need not be normalised.
         df: of Student t's that take the moments' place, with the same covariance where it exists.
         jitter: added to the covariances, as a share of the points' own variances.
+        lean: (C, d, d) covariances that count as d + 1 points beside each component's effective number: few
+            points say little about a covariance, and one nothing. None for none.
 
     Returns:
         C components. Costs O(n C d^2).
@@ -150,12 +154,16 @@ def fit_elliptical(x: Any, log_w: Any, *, df: float | None = None, jitter: float
     loc = w.T @ x
     spread = jnp.var(x, 0) * jitter + jnp.finfo(x.dtype).tiny
 
-    def one(mean: Any, weight: Any) -> Any:
+    def one(mean: Any, weight: Any, other: Any) -> Any:
         centred = x - mean
-        cov = (centred * weight[:, None]).T @ centred + jnp.diag(spread)
+        cov = (centred * weight[:, None]).T @ centred
+        if other is not None:
+            share = 1 / (1 + (x.shape[1] + 1) * jnp.sum(weight**2))
+            cov = share * cov + (1 - share) * other
+        cov = cov + jnp.diag(spread)
         return jnp.linalg.cholesky(cov if df is None else cov * max((df - 2) / df, 0.5))
 
-    return Elliptical(loc, jax.vmap(one, (0, 1))(loc, w), df)
+    return Elliptical(loc, jax.vmap(one, (0, 1, None if lean is None else 0))(loc, w, lean), df)
 
 
 def _count(part: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 
 from mcx.estimators.adaptation import fit_populations, mixture_weights
 from mcx.estimators.expectations import Integrals
-from mcx.estimators.proposals import Elliptical, Mixture
+from mcx.estimators.proposals import Elliptical, Mixture, fit_elliptical
 
 __all__ = ["Adapted", "Seen", "slopes"]
+
+_FURTHER = 2.0  # how much wider than its law an integrand is looked for that has been zero everywhere
 
 
 def slopes(y: Any, control: Any, weights: Any = None) -> Any:
@@ -176,7 +178,20 @@ def _fit(
 ) -> tuple[Elliptical, Any, Any]:
     """Components, their shares in each integrand's fit, and the log weights of the mixture of all."""
     log_w = log_laws - log_h[:, None]  # -inf where there is no point
-    found, shares = fit_populations(x, jnp.log(jnp.abs(values)) + log_w, num_components=num_components, df=df)
+    log_y = jnp.log(jnp.abs(values)) + log_w
+    unseen = jnp.all(log_y == -jnp.inf, 0)  # (J,) integrands that are zero at all points
+    own_law = jnp.broadcast_to(log_w, log_y.shape)
+    laws_tril = fit_elliptical(x, log_w).scale_tril
+    lean = jnp.broadcast_to(laws_tril @ laws_tril.mT, (log_y.shape[1], *laws_tril.shape[1:]))
+    found, shares = fit_populations(
+        x,
+        jnp.where(unseen, own_law, log_y),
+        num_components=num_components,
+        df=df,
+        lean=lean,
+    )
+    further = jnp.repeat(jnp.where(unseen, _FURTHER, 1.0), num_components)
+    found = replace(found, scale_tril=further[:, None, None] * found.scale_tril)
     log_g = found.log_prob(x)
     log_own = jax.nn.logsumexp(log_g.reshape(len(x), *shares.shape) + shares, 2)
     # integrands and their own controls over the sampling density: the smaller what is left, the better
@@ -187,12 +202,16 @@ def _fit(
     unit = size if relative else jnp.ones_like(size)
     # proposals in proportion to the integrands' sizes make ratios flat
     log_weights = (jnp.log(size / unit)[:, None] + shares).reshape(-1)
-    fixed = None
+    # the few points of an integrand that was hardly seen ask for no share of the mixture: it is kept for them
+    effective = jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_y, 0), 0))
+    seen = effective >= num_components * (x.shape[1] + 1)  # not NaN, of no point
+    hardly = jnp.repeat(~seen, num_components)
+    fixed = jnp.where(hardly, (1 - defensive) / len(hardly), jnp.nan)
     if defensive:
         laws = log_laws.shape[1]
         # where there is no point the laws' densities were not looked at; nothing counts there
         log_g = jnp.concatenate([log_g, jnp.where(there[:, None], log_laws, -1e3)], 1)
         log_weights = jnp.concatenate([log_weights, jnp.zeros(laws)])
-        fixed = jnp.full(log_weights.shape, jnp.nan).at[-laws:].set(defensive / laws)
+        fixed = jnp.concatenate([fixed, jnp.full(laws, defensive / laws)])
     excess = jnp.sum((rest / unit) ** 2, 1)
     return found, shares, mixture_weights(log_g - log_h[:, None], excess, log_weights, fixed)

@@ -137,6 +137,19 @@ def test_one_function_under_many_laws(key):
     assert found.stats["num_evaluations"] == 4000 and not found.warnings
 
 
+def test_events_that_the_first_stages_miss(key):
+    """P(x + y > 5 sqrt 2) is 2.9e-7: 500 draws see nothing of it. What is never seen is said."""
+    law = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    functions = lambda x: {"tail": x[0] + x[1] > 5 * 2**0.5, "never": x[0] > 1e6}  # noqa: E731
+    method = mcx.AdaptiveImportance(budget=5000)
+    runs = [expectations(functions, law, method=method, key=k) for k in jax.random.split(key, 5)]
+    tail, se = np.array([(r.value["tail"], r.se["tail"]) for r in runs]).T
+    truth = scipy.stats.norm.sf(5)
+    assert (np.abs(tail - truth) < 5 * se).all() and (se < 0.1 * truth).all()
+    for found in runs:
+        assert found.value["never"] == 0 and any("1 of 2 integrands are zero" in w for w in found.warnings)
+
+
 @pytest.mark.slow
 def test_signed_integrands_and_other_laws(key):
     """Odd and even functions of a gamma and a uniform variable; a pytree of results."""

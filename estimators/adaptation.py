@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mcx.estimators.proposals import Elliptical, fit_elliptical, mixed
+from mcx.estimators.proposals import Elliptical, fit_elliptical
 
 __all__ = ["fit_populations", "mixture_weights"]
 
@@ -105,17 +105,23 @@ def mixture_weights(
     """
     held = jnp.zeros(log_weights.shape, bool) if fixed is None else ~jnp.isnan(fixed)
     kept = jnp.where(held, 0.0 if fixed is None else fixed, 0.0)
-    r = jnp.where(jnp.isfinite(excess), excess, 0.0)
+    tiny = jnp.finfo(log_weights.dtype).tiny
+    # Densities of far points vanish in float32: each row has its own unit, which its r takes over. That of r
+    # does not matter.
+    top = jnp.max(log_components, 1)
+    g = jnp.exp(log_components - top[:, None])
+    log_r = jnp.where(jnp.isfinite(excess), jnp.log(excess), -jnp.inf) - top
+    r = jnp.exp(log_r - jnp.max(log_r))
+    r = jnp.where(jnp.isnan(r), 0.0, r)
 
     def normalised(a: Any) -> Any:
         free = jnp.where(held, 0.0, a)
-        return kept + free / jnp.maximum(jnp.sum(free), jnp.finfo(a.dtype).tiny) * (1 - jnp.sum(kept))
+        return kept + free / jnp.maximum(jnp.sum(free), tiny) * (1 - jnp.sum(kept))
 
     def improve(_: Any, a: Any) -> Any:
-        log_q = mixed(log_components, jnp.log(a))
-        # r / q^2 g, as logarithms: densities of far points vanish in float32
-        slope = jnp.exp(jax.nn.logsumexp(jnp.log(r)[:, None] - 2 * log_q[:, None] + log_components, 0))
-        return normalised(a * jnp.sqrt(slope / jnp.maximum(jnp.max(slope), jnp.finfo(a.dtype).tiny)))
+        q = jnp.maximum(g @ a, jnp.sqrt(tiny))
+        slope = (r / q) @ (g / q[:, None])
+        return normalised(a * jnp.sqrt(slope / jnp.maximum(jnp.max(slope), tiny)))
 
     start = normalised(jax.nn.softmax(log_weights))
     return jnp.log(jax.lax.fori_loop(0, steps, improve, start))

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import MethodError
 from mcx.estimators.expectations import Integrals, estimate_from, integrals
-from mcx.estimators.proposals import as_mixture
-from mcx.estimators.stages import Adapted, Seen, slopes
+from mcx.estimators.stages import Adapted, Adapting, Seen, digest, own_slopes, with_final
 from mcx.ops.keys import as_key
 from mcx.results.estimate import Estimate
 
@@ -134,71 +132,45 @@ class AdaptiveImportance:
     def estimate(self, problem: Integrals, key: Any) -> Estimate:
         """Run it; see :func:`expectations`."""
         size = self._stage
-        adapted = Adapted(as_mixture(problem.law), None, None)
-        seen = Seen.empty(problem, size * self.num_stages)
+        how = Adapting(
+            self.num_components,
+            self.df,
+            self.defensive,
+            self.criterion == "relative",
+            self.controls != "none",
+        )
+        adapted = Adapted.nothing(problem, how)
+        seen = Seen.empty(problem, adapted, size, self.num_stages)
         predicted, stages = np.inf, 0
         while stages < self.num_stages:
             key, key_stage = jax.random.split(key)
             x = adapted.proposal.sample(key_stage, size)
-            values = problem.values(x)
-            seen = seen.with_stage(problem, x, values, adapted.proposal)
+            seen, following, variance, relative = digest(seen, adapted, x, problem.values(x), how=how)
             stages += 1
-            variance, relative = self._predict(problem, x, values, adapted)
             left = self.budget - size * stages
+            variance, relative = float(variance) / left, float(relative) / np.sqrt(left)
             # Adapting lowers the variance of a draw, and leaves fewer draws for the result. The first stage
             # does not know its variance: the laws' own draws miss the tails that matter.
-            if predicted <= variance / left < np.inf:
+            if predicted <= variance < np.inf:
                 break
-            predicted = variance / left if stages > 1 else np.inf
-            if self.relative_error is not None and relative / np.sqrt(left) < self.relative_error:
+            predicted = variance if stages > 1 else np.inf
+            if self.relative_error is not None and relative < self.relative_error:
                 break
-            adapted = seen.adapt(
-                problem, self.num_components, self.df, self.defensive, self.criterion == "relative"
-            )
+            adapted = following
         key, key_final = jax.random.split(key)
         x = adapted.proposal.sample(key_final, self.budget - size * stages)
         values = problem.values(x)
         if self.samples == "all":
-            seen = seen.with_final(problem, x, values, adapted.proposal)
-            x, values = seen.x, seen.values
-            log_q = seen.log_sampling()
+            x, values, log_q = with_final(seen, adapted, x, values, count=size * stages)
         else:
             log_q = adapted.proposal.log_prob(x)
-        return self._estimate(problem, x, values, log_q, adapted, seen, stages)
-
-    def _predict(self, problem: Integrals, x: Any, values: Any, adapted: Adapted) -> tuple[float, float]:
-        """Variance of one draw from the present proposal, summed over integrands; largest relative sd."""
-        y = values * jnp.exp(problem.log_laws(x) - adapted.proposal.log_prob(x)[:, None])
-        y = jnp.broadcast_to(y, (len(x), problem.count))
-        rest = y
-        if adapted.found is not None and self.controls != "none":
-            ratio = adapted.own_ratios(x)
-            rest = y - slopes(y, ratio) * ratio
-        sd, mean = np.asarray(jnp.std(rest, 0)), np.asarray(jnp.abs(jnp.mean(y, 0)))
-        if (mean == 0).any():  # nothing seen of an integrand says nothing about its variance
-            return np.inf, np.inf
-        unit = mean if self.criterion == "relative" else np.ones_like(mean)
-        return float(((sd / unit) ** 2).sum()), float((sd / mean).max())
-
-    def _estimate(
-        self, problem: Integrals, x: Any, values: Any, log_q: Any, adapted: Adapted, seen: Seen, stages: int
-    ) -> Estimate:
-        n = len(x)
-        if self.controls == "own" and adapted.found is not None:
-            own = adapted.own_log_densities(x)
-            estimate = estimate_from(
-                problem, x, values, log_q, own=(own, seen.own_slopes(adapted)), num_evaluations=self.budget
-            )
+        if self.controls == "own":
+            choice: dict[str, Any] = {"own": (adapted.own_log_densities(x), own_slopes(seen, adapted))}
+        elif self.controls == "all":
+            choice = {"log_components": adapted.proposal.log_components(x)}
         else:
-            every = self.controls == "all"
-            estimate = estimate_from(
-                problem,
-                x,
-                values,
-                log_q,
-                log_components=adapted.proposal.log_components(x) if every and n else None,
-                polynomials=every,
-                fit=self.fit,
-                num_evaluations=self.budget,
-            )
+            choice = {"polynomials": False}
+        estimate = estimate_from(
+            problem, x, values, log_q, fit=self.fit, num_evaluations=self.budget, **choice
+        )
         return replace(estimate, stats={**estimate.stats, "num_stages": stages})

@@ -29,14 +29,15 @@ class Integrals:
 
     Attributes:
         law: a NumPyro distribution of event shape (d,) and batch shape () or (J,).
-        call: points (n, d) to values (n, J), or (n, 1) where only laws differ.
+        call: points (n, d) to values (n, J), or (n, 1) where only laws differ, and where one is not finite
+            (n,), a NumPy array.
         structure: of what the function returns, to give results its shape.
         num_laws, num_functions: one of them is 1, the other J.
         moments: locations and covariances of Gaussian laws, (laws, d) and (laws, d, d), else None.
     """
 
     law: Any
-    call: Callable[[Any], Any]
+    call: Callable[[Any], tuple[Any, Any]]
     structure: Any
     num_laws: int
     num_functions: int
@@ -53,12 +54,11 @@ class Integrals:
         Raises:
             NonFiniteError: if a value is NaN or infinite.
         """
-        found = self.call(x)
-        bad = ~jnp.isfinite(found)
-        if bool(bad.any()):
-            row = int(jnp.argmax(bad.any(1)))
+        found, bad = self.call(x)
+        if count := int(bad.sum()):
+            row = int(bad.argmax())
             raise NonFiniteError(
-                f"the function is not finite at {int(bad.any(1).sum())} of {found.shape[0]} points",
+                f"the function is not finite at {count} of {found.shape[0]} points",
                 found=f"{np.asarray(found[row])} at x = {np.asarray(x[row])}",
                 remedy="give it a value wherever the law has mass",
             )
@@ -112,9 +112,14 @@ def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
     @jax.jit
     def call(x: Any) -> Any:
         parts = jax.tree_util.tree_leaves(jax.vmap(function)(x))
-        return jnp.concatenate([p.reshape(x.shape[0], -1) for p in parts], 1).astype(x.dtype)
+        found = jnp.concatenate([p.reshape(x.shape[0], -1) for p in parts], 1).astype(x.dtype)
+        return found, ~jnp.all(jnp.isfinite(found), 1)
 
-    return Integrals(law, call, (tree, shapes), laws, size, gaussian_moments(law))
+    def checked(x: Any) -> tuple[Any, Any]:
+        found, bad = call(x)
+        return found, np.asarray(bad)
+
+    return Integrals(law, checked, (tree, shapes), laws, size, gaussian_moments(law))
 
 
 def gaussian_moments(law: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -135,41 +140,52 @@ def gaussian_moments(law: Any) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 @partial(jax.jit, static_argnames=("degree", "many_laws", "fit"))
-def _with_controls(
+def _estimated(
+    law: Any,
     values: Any,
-    log_laws: Any,
     log_components: Any,
     log_q: Any,
     x: Any,
     reference: Any,
     means: Any,
+    own: Any,
     *,
     degree: int,
     many_laws: bool,
     fit: str,
-) -> tuple[Any, Any, Any]:
-    """Values and standard errors (J,), and integrand x weight as it is averaged (n, J)."""
-    w = jnp.exp(log_laws - log_q[:, None])
-    ratios = jnp.exp(log_components - log_q[:, None]) - 1
-    polynomials = (
-        Hermite(reference[0], reference[1], degree).values(x) if degree else jnp.zeros((len(x), 0), x.dtype)
-    )
-    if many_laws and degree:
-        # One surrogate for all laws, whose means under each are known; what it leaves is averaged. Points
-        # count as under the laws taken together: a heavy tail of proposals is not to be fitted.
-        surrogate = regress(values[:, 0], polynomials, jnp.mean(w, 1), fit="cross_fit")
-        known = surrogate.value + means @ surrogate.coefficients
-        y = w * (surrogate.residuals - surrogate.value)[:, None]
-        found = regress(y, w[:, :0], fit="least_squares")
-        return known + found.value, found.se, y
+) -> dict[str, Any]:
+    """Values and standard errors (J,), diagnostics, and which integrands are zero everywhere (J,)."""
+    log_w = log_densities(law, x) - log_q[:, None]
+    w = jnp.exp(log_w)
     y = w * values
-    if many_laws:
-        found = regress(y, ratios, fit=fit)
-        return found.value, found.se, y
-    # under the sampling density: w (p_k - E p_k), w - 1 and g_k / q - 1 have mean zero
-    controls = jnp.concatenate([w * (polynomials - means), w - 1, ratios], 1)
-    found = regress(y, controls, fit=fit)
-    return found.value, found.se, y
+    if own is not None:
+        log_own, coefficients = own
+        ratio = jnp.exp(log_own - log_q[:, None])
+        found = regress(y - coefficients * (ratio - 1), ratio[:, :0])
+    else:
+        ratios = jnp.exp(log_components - log_q[:, None]) - 1
+        polynomials = Hermite(reference[0], reference[1], degree).values(x) if degree else ratios[:, :0]
+        if many_laws and degree:
+            # One surrogate for all laws, whose means under each are known; what it leaves is averaged. Points
+            # count as under the laws taken together: a heavy tail of proposals is not to be fitted.
+            surrogate = regress(values[:, 0], polynomials, jnp.mean(w, 1), fit="cross_fit")
+            known = surrogate.value + means @ surrogate.coefficients
+            y = w * (surrogate.residuals - surrogate.value)[:, None]
+            found = regress(y, w[:, :0], fit="least_squares")
+            found = found._replace(value=known + found.value)
+        elif many_laws:
+            found = regress(y, ratios, fit=fit)
+        else:
+            # under the sampling density: w (p_k - E p_k), w - 1 and g_k / q - 1 have mean zero
+            found = regress(y, jnp.concatenate([w * (polynomials - means), w - 1, ratios], 1), fit=fit)
+    return {
+        "value": found.value,
+        "se": found.se,
+        "ess": jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_w, 0), 0)).min(),
+        "khat": jnp.max(pareto_khat(log_w.T, log=True)),
+        "khat_integrand": pareto_khat(jnp.log(jnp.abs(y)).T, log=True),
+        "unseen": jnp.all(y == 0, 0),
+    }
 
 
 def estimate_from(
@@ -209,29 +225,20 @@ def estimate_from(
     most = n // _POINTS_PER_CONTROL
     polynomials = polynomials and problem.moments is not None and own is None
     degree = highest_degree(d, most) if polynomials else 0
-    log_components = jnp.zeros((n, 0), x.dtype) if log_components is None else log_components
-    log_components = log_components[:, :most]
+    log_components = jnp.zeros((n, 0), x.dtype) if log_components is None else log_components[:, :most]
     reference, means = _reference(problem, degree, x.dtype)
-    log_laws = problem.log_laws(x)
-    if own is None:
-        value, se, y = _with_controls(
-            values, log_laws, log_components, log_q, x, reference, means,
-            degree=degree, many_laws=many, fit=fit,
-        )  # fmt: skip
-    else:
-        ratio = jnp.exp(own[0] - log_q[:, None])
-        y = values * jnp.exp(log_laws - log_q[:, None])
-        value, se, *_ = regress(y - own[1] * (ratio - 1), ratio[:, :0])
-    log_w = log_laws - log_q[:, None]
+    found = _estimated(
+        problem.law, values, log_components, log_q, x, reference, means, own,
+        degree=degree, many_laws=many, fit=fit,
+    )  # fmt: skip
+    found = {name: np.asarray(a) for name, a in found.items()}
     controls = len(hermite_basis(d, degree)) if degree else 0
     if own is not None:
         controls = 1
     elif not (many and degree):
         controls += log_components.shape[1] + (not many)
     stats = {
-        "ess": np.asarray(jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_w, 0), 0)).min()),
-        "khat": np.asarray(jnp.max(pareto_khat(log_w.T, log=True))),
-        "khat_integrand": np.asarray(pareto_khat(jnp.log(jnp.abs(y)).T, log=True)),
+        **{name: found[name] for name in ("ess", "khat", "khat_integrand")},
         "num_samples": n,
         "num_controls": controls,
         "num_evaluations": n if num_evaluations is None else num_evaluations,
@@ -239,11 +246,13 @@ def estimate_from(
     notes = []
     if controls >= n / 10:
         notes.append(f"{controls} control variates share {n} samples")
-    if unseen := int(jnp.sum(jnp.all(y == 0, 0))):
+    if unseen := found["unseen"].sum():
         notes.append(
-            f"{unseen} of {y.shape[1]} integrands are zero at all samples: their errors of 0 mean nothing"
+            f"{unseen} of {problem.count} integrands are zero at all samples: their errors of 0 mean nothing"
         )
-    return Estimate(problem.shaped(value), problem.shaped(se), stats=stats, notes=tuple(notes))
+    return Estimate(
+        problem.shaped(found["value"]), problem.shaped(found["se"]), stats=stats, notes=tuple(notes)
+    )
 
 
 def _reference(problem: Integrals, degree: int, dtype: Any) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from mcx.estimators.hermite import highest_degree
 from mcx.estimators.proposals import Elliptical, Mixture
 from mcx.estimators.psis import khat_of, pareto_khat
 from mcx.estimators.regression import regress
+from mcx.estimators.stages import balanced
 from mcx.estimators.stein import scores, stein_controls
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
@@ -112,12 +113,9 @@ def _adapted(
         t, key = inputs
         new = proposal.sample(key, size)
         past = jax.tree_util.tree_map(lambda every, one: every.at[t].set(one), past, proposal)
-        of_new = jax.vmap(lambda m: m.log_prob(new))(past)  # (stages, size)
-        of_new = jax.nn.logsumexp(jnp.where(jnp.arange(stages)[:, None] <= t, of_new, -jnp.inf), 0)
-        here = t * size
         put = jax.lax.dynamic_update_slice_in_dim
-        x, log_p = put(x, new, here, 0), put(log_p, _log_density(target, new), here, 0)
-        log_sums = put(jnp.logaddexp(log_sums, proposal.log_prob(x)), of_new, here, 0)
+        x, log_p = put(x, new, t * size, 0), put(log_p, _log_density(target, new), t * size, 0)
+        log_sums = balanced(log_sums, x, new, t, proposal, jax.vmap(lambda m: m.log_prob(new))(past))
         log_w = _tempered(log_p - log_sums, max(_TEMPERED_ESS * size, 2.0 * d))
         found, shares = fit_populations(x, log_w[:, None], num_components=components, df=df)
         return (x, log_p, log_sums, mixture(found, shares[0]), past), None

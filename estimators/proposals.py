@@ -17,6 +17,9 @@ from mcx.ops.random import choose
 __all__ = ["Elliptical", "Mixture", "as_mixture", "fit_elliptical", "log_densities", "mixed"]
 
 
+_MOST_NORMALS = 10
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Elliptical:
@@ -59,7 +62,7 @@ class Elliptical:
         n, d = component.shape[0], self.loc.shape[1]
         z = jax.random.normal(key_z, (n, d), self.loc.dtype)
         if self.df is not None:
-            chi2 = 2 * jax.random.gamma(key_scale, 0.5 * self.df, (n,), self.loc.dtype)
+            chi2 = _chi_square(key_scale, self.df, n, self.loc.dtype)
             z = z * jnp.sqrt(self.df / chi2)[:, None]
         return self.loc[component] + jnp.einsum("nij,nj->ni", self.scale_tril[component], z)
 
@@ -164,6 +167,12 @@ def fit_elliptical(
         return jnp.linalg.cholesky(cov if df is None else cov * max((df - 2) / df, 0.5))
 
     return Elliptical(loc, jax.vmap(one, (0, 1, None if lean is None else 0))(loc, w, lean), df)
+
+
+def _chi_square(key: Any, df: float, n: int, dtype: Any) -> Any:
+    if df == int(df) and df <= _MOST_NORMALS:  # compiles in a tenth of the time of a gamma variable
+        return jnp.sum(jax.random.normal(key, (int(df), n), dtype) ** 2, 0)
+    return 2 * jax.random.gamma(key, 0.5 * df, (n,), dtype)
 
 
 def _count(part: Any) -> int:

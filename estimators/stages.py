@@ -8,17 +8,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mcx.estimators.adaptation import fit_populations, mixture_weights
 from mcx.estimators.expectations import Integrals
-from mcx.estimators.proposals import Elliptical, Mixture, fit_elliptical
+from mcx.estimators.proposals import Elliptical, Mixture, fit_elliptical, log_densities
 
-__all__ = ["Adapted", "Seen", "slopes"]
+__all__ = ["Adapted", "Adapting", "Seen", "balanced", "digest", "own_slopes", "with_final"]
 
 _FURTHER = 2.0  # how much wider than its law an integrand is looked for that has been zero everywhere
 
 
-def slopes(y: Any, control: Any, weights: Any = None) -> Any:
+class Adapting(NamedTuple):
+    """How proposals follow the points; hashable, as it shapes programs.
+
+    num_components: for each integrand.
+    df: their degrees of freedom; None for Gaussians.
+    defensive: share of the mixture that the laws keep.
+    relative: whether relative errors count, or absolute ones.
+    controls: whether the result will have control variates.
+    """
+
+    num_components: int
+    df: float | None
+    defensive: float
+    relative: bool
+    controls: bool
+
+
+def _slopes(y: Any, control: Any, weights: Any = None) -> Any:
     """Regression coefficients (J,) of each column of (n, J) on the same column of the control."""
     w = jnp.ones(len(y), y.dtype) if weights is None else weights
     w = w / jnp.sum(w)
@@ -27,191 +45,233 @@ def slopes(y: Any, control: Any, weights: Any = None) -> Any:
     return (w @ (centred * (y - w @ y))) / jnp.where(variance > 0, variance, 1.0)
 
 
-class Adapted(NamedTuple):
-    """A proposal, and the components that were fitted to each integrand.
+def balanced(log_sums: Any, points: Any, new: Any, t: Any, proposal: Any, of_past: Any) -> Any:
+    """Logs of the balance heuristic's sums, after stage t drew ``new``, which is among ``points`` already.
 
-    proposal: what is drawn from.
-    found: J k components, those of an integrand one after another; None before anything was fitted.
-    shares: (J, k) their log weights within an integrand's fit.
+    Args:
+        log_sums: (room,) of the stages before: log of the sum of their proposals' densities.
+        points: (room, d) of all stages, one after another.
+        new: (size, d) those of stage t.
+        t: its number, from 0.
+        proposal: what it drew from; has ``log_prob``.
+        of_past: (stages, size) log densities of ``new`` under the proposals of all stages up to t; what
+            stands in the rows after is ignored.
+    """
+    there = jnp.arange(len(of_past))[:, None] <= t
+    of_new = jax.nn.logsumexp(jnp.where(there, of_past, -jnp.inf), 0)
+    sums = jnp.logaddexp(log_sums, proposal.log_prob(points))
+    return jax.lax.dynamic_update_slice_in_dim(sums, of_new, t * len(new), 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adapted:
+    """A proposal: components that were fitted to each integrand, and the laws.
+
+    Attributes:
+        found: J k components, those of an integrand one after another.
+        shares: (J, k) their log weights within an integrand's fit.
+        law: that of the integrals.
+        log_weights: of the mixture, of the components found and the laws.
     """
 
-    proposal: Mixture
-    found: Elliptical | None
+    found: Elliptical
     shares: Any
+    law: Any
+    log_weights: Any
 
+    @classmethod
+    def nothing(cls, problem: Integrals, how: Adapting) -> Adapted:
+        """The laws alone. All proposals have the same structure, so that one program serves all stages."""
+        d, count = problem.law.event_shape[0], problem.count * how.num_components
+        dtype = jnp.result_type(float)
+        tril = np.broadcast_to(np.eye(d), (count, d, d))
+        found = Elliptical(jnp.zeros((count, d)), jnp.asarray(tril, dtype), how.df)
+        weights = np.repeat([-np.inf, 0.0], [count, problem.num_laws])
+        shares = jnp.zeros((problem.count, how.num_components))
+        return cls(found, shares, problem.law, jnp.asarray(weights, dtype))
+
+    @property
+    def proposal(self) -> Mixture:
+        """What is drawn from."""
+        return Mixture((self.found, self.law), self.log_weights)
+
+    @jax.jit
     def own_log_densities(self, x: Any) -> Any:
         """Log densities (n, J) of the integrands' own fits."""
-        assert self.found is not None
         log_g = self.found.log_prob(x).reshape(len(x), *self.shares.shape)
         return jax.nn.logsumexp(log_g + self.shares, 2)
 
-    def own_ratios(self, x: Any) -> Any:
-        """The same over the proposal's: controls with mean 1."""
-        return jnp.exp(self.own_log_densities(x) - self.proposal.log_prob(x)[:, None])
 
-
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Seen:
-    """Points of all stages, in arrays with room for those to come: one compiled program serves all stages.
+    """Points of all stages, in arrays with room for those to come.
 
     Attributes:
         x: (room, d).
         values: (room, J) or (room, 1).
         log_laws: (room, laws); -inf where there is no point yet.
-        log_sums: (room,) log of the sum over stages of size x proposal density; 0 where there is no point.
-        proposals: of the stages so far.
-        count: number of points.
+        log_sums: (room,) log of the sum over stages of proposal densities; 0 where there is no point.
+        proposals: of the stages so far: their components and mixture weights, stage x ...
+        stage: number of stages.
     """
 
     x: Any
     values: Any
     log_laws: Any
     log_sums: Any
-    proposals: tuple[Mixture, ...]
-    count: int
+    proposals: tuple[Elliptical, Any]
+    stage: Any
 
     @classmethod
-    def empty(cls, problem: Integrals, room: int) -> Seen:
-        """Nothing yet."""
-        dtype = jnp.result_type(float)
+    def empty(cls, problem: Integrals, first: Adapted, size: int, stages: int) -> Seen:
+        """Room for the stages' points and proposals."""
+        room = size * stages
         return cls(
-            jnp.zeros((room, *problem.law.event_shape), dtype),
-            jnp.zeros((room, problem.num_functions), dtype),
-            jnp.full((room, problem.num_laws), -jnp.inf, dtype),
-            jnp.zeros(room, dtype),
-            (),
-            0,
+            jnp.zeros((room, *problem.law.event_shape)),
+            jnp.zeros((room, problem.num_functions)),
+            jnp.full((room, problem.num_laws), -jnp.inf, float),
+            jnp.zeros(room),
+            jax.tree_util.tree_map(lambda a: jnp.stack([a] * stages), (first.found, first.log_weights)),
+            jnp.asarray(0, "int32"),
         )
 
-    def with_stage(self, problem: Integrals, x: Any, values: Any, proposal: Mixture) -> Seen:
-        """The points of one more stage, drawn from ``proposal``, in the rows after the present ones."""
-        size = len(x)
-        here = slice(self.count, self.count + size)
-        points = self.x.at[here].set(x)
-        new = proposal.log_prob(points) + jnp.log(size)
-        for earlier in self.proposals:  # of the new points; all stages are of one size
-            new = new.at[here].set(jnp.logaddexp(new[here], earlier.log_prob(x) + jnp.log(size)))
-        old = jnp.arange(len(points)) < self.count
-        log_sums = jnp.where(old, jnp.logaddexp(self.log_sums, new), 0.0).at[here].set(new[here])
-        return Seen(
-            points,
-            self.values.at[here].set(values),
-            self.log_laws.at[here].set(problem.log_laws(x)),
-            log_sums,
-            (*self.proposals, proposal),
-            self.count + size,
-        )
-
-    def with_final(self, problem: Integrals, x: Any, values: Any, proposal: Mixture) -> Seen:
-        """The points so far together with a final sample, without room for more."""
-        stage = self.count // max(len(self.proposals), 1)
-        new = proposal.log_prob(x) + jnp.log(len(x))
-        for earlier in self.proposals:
-            new = jnp.logaddexp(new, earlier.log_prob(x) + jnp.log(stage))
-        before = slice(0, self.count)
-        old = jnp.logaddexp(self.log_sums[before], proposal.log_prob(self.x[before]) + jnp.log(len(x)))
-        return Seen(
-            jnp.concatenate([self.x[before], x]),
-            jnp.concatenate([self.values[before], values]),
-            jnp.concatenate([self.log_laws[before], problem.log_laws(x)]),
-            jnp.concatenate([old, new]),
-            (*self.proposals, proposal),
-            self.count + len(x),
-        )
+    def there(self) -> Any:
+        """Which rows hold a point (room,)."""
+        size = len(self.x) // len(self.proposals[1])
+        return jnp.arange(len(self.x)) < self.stage * size
 
     def log_sampling(self) -> Any:
         """Log of the density that the points come from taken together: the balance heuristic."""
-        return self.log_sums - jnp.log(self.count)
+        return self.log_sums - jnp.log(jnp.maximum(self.stage, 1))
 
-    def adapt(
-        self, problem: Integrals, num_components: int, df: float | None, defensive: float, relative: bool
-    ) -> Adapted:
-        """Fit components to all integrands, and mix them.
-
-        Args:
-            problem: whose integrands.
-            num_components: for each.
-            df: degrees of freedom; None for Gaussians.
-            defensive: share of the mixture that the laws keep.
-            relative: whether relative errors count, or absolute ones.
-        """
-        there = jnp.arange(len(self.x)) < self.count
-        found, shares, log_weights = _fit(
-            self.x,
-            self.values,
-            self.log_laws,
-            self.log_sampling(),
-            there,
-            num_components=num_components,
-            df=df,
-            defensive=defensive,
-            relative=relative,
-        )
-        parts = (found, problem.law) if defensive else (found,)
-        return Adapted(Mixture(parts, log_weights), found, shares)
-
-    def own_slopes(self, adapted: Adapted) -> Any:
-        """Coefficients (J,) of the integrands' own controls, from the points so far."""
-        log_h = self.log_sampling()
-        y = self.values * jnp.exp(self.log_laws - log_h[:, None])
-        log_q = adapted.proposal.log_prob(self.x)
-        own = jnp.exp(adapted.own_log_densities(self.x) - log_q[:, None])
-        there = jnp.arange(len(self.x)) < self.count
-        # as if drawn from the proposal: y and the control divided by its density, points weighted by q / h
-        weight = jnp.where(there, jnp.exp(log_q - log_h), 0.0)
-        y = jnp.where(there[:, None], y * jnp.exp(log_h - log_q)[:, None], 0.0)
-        return slopes(y, own, weight)
+    def of_past(self, law: Any, x: Any) -> Any:
+        """Log densities (stages, n) of points under the proposals."""
+        return jax.vmap(lambda p: Mixture((p[0], law), p[1]).log_prob(x))(self.proposals)
 
 
-@partial(jax.jit, static_argnames=("num_components", "df", "defensive", "relative"))
-def _fit(
-    x: Any,
-    values: Any,
-    log_laws: Any,
-    log_h: Any,
-    there: Any,
-    *,
-    num_components: int,
-    df: float | None,
-    defensive: float,
-    relative: bool,
-) -> tuple[Elliptical, Any, Any]:
-    """Components, their shares in each integrand's fit, and the log weights of the mixture of all."""
-    log_w = log_laws - log_h[:, None]  # -inf where there is no point
-    log_y = jnp.log(jnp.abs(values)) + log_w
+@partial(jax.jit, static_argnames="how")
+def digest(seen: Seen, adapted: Adapted, x: Any, values: Any, *, how: Adapting) -> tuple[Any, ...]:
+    """Take in the points of one stage.
+
+    Args:
+        seen: so far.
+        adapted: what the points were drawn from.
+        x: (size, d).
+        values: of the function there.
+        how: to adapt.
+
+    Returns:
+        What has been seen now, the next proposal, the variance of one draw from the present one, summed over
+        integrands, and the largest relative standard deviation of one: both infinite where an integrand was
+        zero at all of the points, which says nothing about it.
+    """
+    put, t = jax.lax.dynamic_update_slice_in_dim, seen.stage
+    log_laws = log_densities(adapted.law, x)
+    proposals = jax.tree_util.tree_map(
+        lambda every, one: every.at[t].set(one), seen.proposals, (adapted.found, adapted.log_weights)
+    )
+    begin = t * len(x)
+    now = replace(
+        seen,
+        x=put(seen.x, x, begin, 0),
+        values=put(seen.values, values, begin, 0),
+        log_laws=put(seen.log_laws, log_laws, begin, 0),
+        proposals=proposals,
+        stage=t + 1,
+    )
+    sums = balanced(seen.log_sums, now.x, x, t, adapted.proposal, now.of_past(adapted.law, x))
+    now = replace(now, log_sums=jnp.where(now.there(), sums, 0.0))
+    variance, relative = _predicted(adapted, x, values, log_laws, t > 0, how)
+    return now, _next(now, adapted.law, how), variance, relative
+
+
+def _predicted(
+    adapted: Adapted, x: Any, values: Any, log_laws: Any, fitted: Any, how: Adapting
+) -> tuple[Any, Any]:
+    log_q = adapted.proposal.log_prob(x)[:, None]
+    y = values * jnp.exp(log_laws - log_q)
+    rest = y
+    if how.controls:
+        ratio = jnp.where(fitted, jnp.exp(adapted.own_log_densities(x) - log_q), 0.0)
+        rest = y - _slopes(y, ratio) * ratio
+    sd, mean = jnp.std(rest, 0), jnp.abs(jnp.mean(y, 0))
+    unit = mean if how.relative else jnp.ones_like(mean)
+    known = jnp.all(mean > 0)
+    return (
+        jnp.where(known, jnp.sum((sd / unit) ** 2), jnp.inf),
+        jnp.where(known, jnp.max(sd / mean), jnp.inf),
+    )
+
+
+def _next(seen: Seen, law: Any, how: Adapting) -> Adapted:
+    """Fit components to all integrands, and mix them."""
+    x, there, log_h = seen.x, seen.there(), seen.log_sampling()
+    log_w = seen.log_laws - log_h[:, None]  # -inf where there is no point
+    log_y = jnp.log(jnp.abs(seen.values)) + log_w
     unseen = jnp.all(log_y == -jnp.inf, 0)  # (J,) integrands that are zero at all points
-    own_law = jnp.broadcast_to(log_w, log_y.shape)
     laws_tril = fit_elliptical(x, log_w).scale_tril
-    lean = jnp.broadcast_to(laws_tril @ laws_tril.mT, (log_y.shape[1], *laws_tril.shape[1:]))
     found, shares = fit_populations(
         x,
-        jnp.where(unseen, own_law, log_y),
-        num_components=num_components,
-        df=df,
-        lean=lean,
+        jnp.where(unseen, jnp.broadcast_to(log_w, log_y.shape), log_y),
+        num_components=how.num_components,
+        df=how.df,
+        lean=jnp.broadcast_to(laws_tril @ laws_tril.mT, (log_y.shape[1], *laws_tril.shape[1:])),
     )
-    further = jnp.repeat(jnp.where(unseen, _FURTHER, 1.0), num_components)
+    further = jnp.repeat(jnp.where(unseen, _FURTHER, 1.0), how.num_components)
     found = replace(found, scale_tril=further[:, None, None] * found.scale_tril)
+
     log_g = found.log_prob(x)
     log_own = jax.nn.logsumexp(log_g.reshape(len(x), *shares.shape) + shares, 2)
     # integrands and their own controls over the sampling density: the smaller what is left, the better
-    y = jnp.where(there[:, None], values * jnp.exp(log_w), 0.0)
+    y = jnp.where(there[:, None], seen.values * jnp.exp(log_w), 0.0)
     control = jnp.where(there[:, None], jnp.exp(log_own - log_h[:, None]), 0.0)
-    rest = y - slopes(y, control, there.astype(y.dtype)) * control
+    rest = y - _slopes(y, control, there.astype(y.dtype)) * control
     size = jnp.maximum(jnp.sum(jnp.abs(y), 0) / jnp.sum(there), jnp.finfo(y.dtype).tiny * 1e8)
-    unit = size if relative else jnp.ones_like(size)
+    unit = size if how.relative else jnp.ones_like(size)
     # proposals in proportion to the integrands' sizes make ratios flat
     log_weights = (jnp.log(size / unit)[:, None] + shares).reshape(-1)
+    laws = log_w.shape[1]
     # the few points of an integrand that was hardly seen ask for no share of the mixture: it is kept for them
     effective = jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_y, 0), 0))
-    seen = effective >= num_components * (x.shape[1] + 1)  # not NaN, of no point
-    hardly = jnp.repeat(~seen, num_components)
-    fixed = jnp.where(hardly, (1 - defensive) / len(hardly), jnp.nan)
-    if defensive:
-        laws = log_laws.shape[1]
+    enough = effective >= how.num_components * (x.shape[1] + 1)  # not where it is NaN, of no point
+    hardly = jnp.repeat(~enough, how.num_components)
+    fixed = jnp.where(hardly, (1 - how.defensive) / len(hardly), jnp.nan)
+    log_weights = mixture_weights(
         # where there is no point the laws' densities were not looked at; nothing counts there
-        log_g = jnp.concatenate([log_g, jnp.where(there[:, None], log_laws, -1e3)], 1)
-        log_weights = jnp.concatenate([log_weights, jnp.zeros(laws)])
-        fixed = jnp.concatenate([fixed, jnp.full(laws, defensive / laws)])
-    excess = jnp.sum((rest / unit) ** 2, 1)
-    return found, shares, mixture_weights(log_g - log_h[:, None], excess, log_weights, fixed)
+        jnp.concatenate([log_g, jnp.where(there[:, None], seen.log_laws, -1e3)], 1) - log_h[:, None],
+        jnp.sum((rest / unit) ** 2, 1),
+        jnp.concatenate([log_weights, jnp.zeros(laws)]),
+        jnp.concatenate([fixed, jnp.full(laws, how.defensive / laws)]),
+    )
+    return Adapted(found, shares, law, log_weights)
+
+
+@partial(jax.jit, static_argnames="count")
+def with_final(seen: Seen, adapted: Adapted, x: Any, values: Any, *, count: int) -> tuple[Any, Any, Any]:
+    """Points, values and log sampling densities of the ``count`` draws of stages and a final sample."""
+    stages = len(seen.proposals[1])
+    size = len(seen.x) // stages
+    drawn = jnp.arange(stages)[:, None] < seen.stage
+    of_past = jnp.where(drawn, seen.of_past(adapted.law, x), -jnp.inf)
+    log_n, log_size = jnp.log(len(x)), jnp.log(size)
+    new = jnp.logaddexp(adapted.proposal.log_prob(x) + log_n, jax.nn.logsumexp(of_past, 0) + log_size)
+    before = seen.x[:count]
+    old = jnp.logaddexp(seen.log_sums[:count] + log_size, adapted.proposal.log_prob(before) + log_n)
+    log_q = jnp.concatenate([old, new]) - jnp.log(count + len(x))
+    return jnp.concatenate([before, x]), jnp.concatenate([seen.values[:count], values]), log_q
+
+
+@jax.jit
+def own_slopes(seen: Seen, adapted: Adapted) -> Any:
+    """Coefficients (J,) of the integrands' own controls, from the points so far."""
+    log_h = seen.log_sampling()
+    y = seen.values * jnp.exp(seen.log_laws - log_h[:, None])
+    log_q = adapted.proposal.log_prob(seen.x)
+    own = jnp.exp(adapted.own_log_densities(seen.x) - log_q[:, None])
+    there = seen.there()
+    # as if drawn from the proposal: y and the control divided by its density, points weighted by q / h
+    weight = jnp.where(there, jnp.exp(log_q - log_h), 0.0)
+    y = jnp.where(there[:, None], y * jnp.exp(log_h - log_q)[:, None], 0.0)
+    return _slopes(y, own, weight)

@@ -11,10 +11,9 @@ from problems import slow_unless
 
 import mcx
 import mcx.dist as dist
-from mcx.inference.particle_gibbs.gibbs_kernel import GibbsData
 from mcx.model.compile import compile_model
 from mcx.model.given import given_sites
-from mcx.model.statespace import state_space
+from mcx.model.statespace import ChainData, state_space
 from mcx.ops.random import choose
 from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean, enumerate_outcomes, forward_backward, kalman
@@ -331,7 +330,7 @@ def test_sweeps_and_new_data_in_turn_have_the_prior_law(params, key):
     kernel = method.plan(walk(np.zeros(3, np.float32))).kernel
 
     def data_of(y):
-        return GibbsData(compile_model(walk(y)).data, {"x": state_space(walk(y), "x", whole=True)})
+        return ChainData(compile_model(walk(y)).data, {"x": state_space(walk(y), "x", whole=True)})
 
     def start(key):
         drawn = walk(jnp.zeros(3)).simulate(key)

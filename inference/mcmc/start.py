@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,11 @@ from mcx.errors import CapabilityError, InitializationError
 from mcx.model.sites import Site
 from mcx.target import Target
 
-__all__ = ["MAX_TRIES", "Start", "starting_points", "value_by_chain"]
+__all__ = ["MAX_TRIES", "Start", "best_start", "starting_points", "value_by_chain"]
 
 MAX_TRIES = 100
 DEFAULT_RADIUS = 2.0  # Stan's
+_NUM_STARTS = 16
 
 
 class Start(NamedTuple):
@@ -59,6 +60,33 @@ def starting_points(target: Target, init: Any, num_chains: int, key: Any) -> Sta
     return Start(
         positions, jnp.full(num_chains, radius, positions.dtype), jnp.full(num_chains, tries, jnp.int32)
     )
+
+
+def best_start(attempt: Callable[[Any], tuple[Any, Any]], start: Start) -> Any:
+    """The best of 16 starting points, or the first good one where it takes more of them.
+
+    Args:
+        attempt: ``number -> (score, state)``; states say by ``started`` whether the point will do.
+        start: of one chain; where it leaves no choice (radius 0), the first that will do is taken.
+
+    Returns:
+        The state with the largest score.
+    """
+    wanted = jnp.where(start.radius > 0, _NUM_STARTS, 1)
+
+    def unfinished(carry: Any) -> Any:
+        tries, (_, state) = carry
+        return (tries < wanted) | (~state.started & (tries < start.tries))
+
+    def another(carry: Any) -> Any:
+        tries, best = carry
+        new = attempt(tries)
+        better = (tries == 0) | (new[0] > best[0])
+        return tries + 1, jax.tree_util.tree_map(lambda a, b: jnp.where(better, a, b), new, best)
+
+    zero = jnp.zeros((), jnp.int32)
+    blank = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(attempt, zero))
+    return jax.lax.while_loop(unfinished, another, (zero, blank))[1][1]
 
 
 def _prior_draws(target: Target, num_chains: int, key: Any) -> Any:

@@ -54,15 +54,21 @@ class WarmupState(NamedTuple):
     moments: metric.Moments
 
 
-def schedule(num_warmup: int, num_samples: int) -> np.ndarray:
-    """Code of every step, (num_warmup + num_samples,): windows, the step size alone, then sampling."""
+def schedule(num_warmup: int, num_samples: int, first_window: int = _FIRST_WINDOW) -> np.ndarray:
+    """Code of every step, (num_warmup + num_samples,): windows, the step size alone, then sampling.
+
+    Args:
+        num_warmup: steps of adaptation.
+        num_samples: steps after it.
+        first_window: length of the first window; longer for methods that learn less from a step.
+    """
     codes = np.full(num_warmup + num_samples, KEEP, np.int32)
     if not num_warmup:
         return codes
     codes[:num_warmup] = STEP_SIZE
     codes[num_warmup - 1] = FINISH
     first, last = 0, num_warmup - min(_MAX_FINAL, max(1, num_warmup // 10))
-    length = _FIRST_WINDOW
+    length = first_window
     while first + length <= last:
         following = int(_GROWTH * length)
         if first + length + following > last:

@@ -17,13 +17,13 @@ from mcx.inference.mcmc.nuts import NUTS
 from mcx.inference.mcmc.sample import posterior_of, run_purely
 from mcx.inference.mcmc.start import MAX_TRIES, starting_points, value_by_chain
 from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC, refuse_sampling
-from mcx.inference.particle_gibbs.gibbs_kernel import GibbsData, GibbsKernel, GibbsStart, GibbsState
+from mcx.inference.particle_gibbs.gibbs_kernel import GibbsKernel, GibbsStart, GibbsState
 from mcx.model.bound import BoundModel
 from mcx.model.chain import latent_shapes
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
 from mcx.model.compile import compile_model
 from mcx.model.given import given_sites, placeholders
-from mcx.model.statespace import chain_names, state_space
+from mcx.model.statespace import ChainData, chain_names, path_sites, refuse_unobserved, state_space
 from mcx.results.posterior import Posterior, RunInfo, fields_of
 from mcx.run.driver import run
 from mcx.target import Target
@@ -167,7 +167,7 @@ class ParticleGibbs:
 
         def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
             spaces = {name: state_space(bound, name, whole=True) for name in template.data.spaces}
-            data = GibbsData(compile_model(bound).data, spaces)
+            data = ChainData(compile_model(bound).data, spaces)
             start = template.start(None, num_chains, key)
             last, (sites, unconstrained), stats = run_purely(
                 template.kernel, data, key, start, inputs, self, num_chains
@@ -186,9 +186,10 @@ class ParticleGibbs:
         spaces = {name: state_space(bound, name, whole=True) for name in blocks}
         for name, method in blocks.items():
             refuse_sampling(method, spaces[name])
-        paths = tuple(site for s in spaces.values() for site in (*s.start_names, *s.state_names))
+        paths = tuple(site for space in spaces.values() for site in path_sites(space))
         drawn = _drawn_sites(self._updates, target, paths)
-        _refuse_latent_sites(target, (*paths, *drawn))
+        refuse_unobserved(target)
+        _refuse_discrete(target, (*paths, *drawn))
         rest = given_sites(target, (*paths, *drawn))
         refuse_data(rest)
         if rest.shapes and self._method is None:
@@ -202,7 +203,7 @@ class ParticleGibbs:
         # where nothing is left to a method, the kernel still holds the density of the rest
         mcmc = (self._method or NUTS()).kernel(rest)
         kernel = GibbsKernel(tuple(blocks.items()), self._updates, drawn, mcmc, target.functions)
-        return Plan(target, rest, kernel, GibbsData(target.data, spaces), paths)
+        return Plan(target, rest, kernel, ChainData(target.data, spaces), paths)
 
     def _blocks(self, target: Target, names: tuple[str, ...]) -> dict[str, ConditionalSMC]:
         if not names:
@@ -234,7 +235,7 @@ class Plan(NamedTuple):
     target: Target
     given: Target
     kernel: GibbsKernel
-    data: GibbsData
+    data: ChainData
     paths: tuple[str, ...]
 
     def rest(self, values: Mapping[str, Any]) -> Target:
@@ -260,17 +261,10 @@ class Plan(NamedTuple):
         return GibbsStart(params, values)
 
 
-def _refuse_latent_sites(target: Target, given: tuple[str, ...]) -> None:
-    """Raise on sites that neither paths, nor functions, nor a Markov chain method can take care of."""
-    for site in target.sites.of_kind("latent", "discrete"):
-        if site.emitted:
-            raise CapabilityError(
-                "the emission is not observed, so it would have to be drawn along with the path",
-                site=site.name,
-                expected="obs= for every emission; NaN where nothing was observed",
-                remedy="give the observations, or leave the emission out",
-            )
-        if site.kind == "discrete" and site.discrete_support and site.name not in given:
+def _refuse_discrete(target: Target, given: tuple[str, ...]) -> None:
+    """Raise on discrete parameters that no function draws."""
+    for site in target.sites.of_kind("discrete"):
+        if site.discrete_support and site.name not in given:
             raise CapabilityError(
                 f"a discrete parameter ({site.distribution}), which no gradient can move",
                 site=site.name,

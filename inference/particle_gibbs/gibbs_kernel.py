@@ -11,27 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc.base import MCMCKernel, MCMCState
-from mcx.inference.mcmc.start import Start
+from mcx.inference.mcmc.start import Start, best_start
 from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC, SweepInfo, sweep
 from mcx.inference.particle_gibbs.start_path import filtered_path
 from mcx.model import capture
 from mcx.model.given import placeholders
-from mcx.target import StateSpace, TargetFunctions
+from mcx.model.statespace import ChainData, path_sites
+from mcx.target import TargetFunctions
 
-__all__ = ["GibbsData", "GibbsKernel", "GibbsStart", "GibbsState", "PathAverages"]
-
-_NUM_STARTS = 16
-
-
-class GibbsData(NamedTuple):
-    """What a run's kernel is given.
-
-    model: data of the model's target.
-    spaces: state-space models by Markov block.
-    """
-
-    model: Any
-    spaces: dict[str, StateSpace]
+__all__ = ["GibbsKernel", "GibbsStart", "GibbsState", "PathAverages"]
 
 
 class GibbsStart(NamedTuple):
@@ -100,7 +88,7 @@ class GibbsKernel:
 
     # start -----------------------------------------------------------------------------------------
 
-    def init(self, data: GibbsData, key: Any, start: GibbsStart) -> GibbsState:
+    def init(self, data: ChainData, key: Any, start: GibbsStart) -> GibbsState:
         """Search for parameters and paths with a finite joint density and gradient.
 
         Paths come from a particle filter at the starting parameters, unless the user gave them. Of several
@@ -113,14 +101,14 @@ class GibbsKernel:
             position, radius, _ = start.params
             noise = jax.random.uniform(key_params, position.shape, minval=-1.0, maxval=1.0)
             position = position + radius * noise
-            paths = tuple(site for space in data.spaces.values() for site in _path_sites(space))
+            paths = tuple(site for space in data.spaces.values() for site in path_sites(space))
             given = {**placeholders(self.mcmc.sites, paths), **self._prior_draws(data, key_drawn)}
             given |= start.values
             values = self._values(data, given, position)
             averages, log_z = {}, jnp.zeros(())
             for (name, method), key_path in zip(self.blocks, self._keys(key_paths, self.blocks), strict=True):
                 space = data.spaces[name]
-                if not set(_path_sites(space)) <= set(start.values):
+                if not set(path_sites(space)) <= set(start.values):
                     path, log_evidence = filtered_path(key_path, space, values, method)
                     values |= path
                     log_z += log_evidence
@@ -131,24 +119,10 @@ class GibbsKernel:
             state = GibbsState(given, params, averages, jnp.zeros((), jnp.int32))
             return jnp.where(state.started, log_z, -jnp.inf), state
 
-        wanted = jnp.where(start.params.radius > 0, _NUM_STARTS, 1)
+        best: GibbsState = best_start(attempt, start.params)
+        return best
 
-        def unfinished(carry: Any) -> Any:
-            tries, (_, state) = carry
-            return (tries < wanted) | (~state.started & (tries < start.params.tries))
-
-        def another(carry: Any) -> Any:
-            tries, best = carry
-            new = attempt(tries)
-            better = (tries == 0) | (new[0] > best[0])
-            return tries + 1, jax.tree_util.tree_map(lambda a, b: jnp.where(better, a, b), new, best)
-
-        zero = jnp.zeros((), jnp.int32)
-        blank = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(attempt, zero))
-        state: GibbsState = jax.lax.while_loop(unfinished, another, (zero, blank))[1][1]
-        return state
-
-    def _prior_draws(self, data: GibbsData, key: Any) -> dict[str, Any]:
+    def _prior_draws(self, data: ChainData, key: Any) -> dict[str, Any]:
         """Values of the sites that updates give, until these do: from the prior, where it is proper."""
         if not self.drawn:
             return {}
@@ -163,7 +137,7 @@ class GibbsKernel:
 
     # sweep -----------------------------------------------------------------------------------------
 
-    def step(self, data: GibbsData, key: Any, state: GibbsState, u: Any) -> tuple[GibbsState, Any]:
+    def step(self, data: ChainData, key: Any, state: GibbsState, u: Any) -> tuple[GibbsState, Any]:
         """One sweep; ``u`` holds the adaptation code and whether the sweep counts.
 
         Leaves the posterior invariant (without adaptation): each part draws from a kernel that leaves its
@@ -186,7 +160,7 @@ class GibbsKernel:
         return state._replace(averages=averages, num_kept=count), stats
 
     def move_paths(
-        self, data: GibbsData, key: Any, state: GibbsState
+        self, data: ChainData, key: Any, state: GibbsState
     ) -> tuple[GibbsState, dict[str, SweepInfo]]:
         """A new path for every block in turn, given the parameters and the other blocks' paths."""
         values = self._values(data, state.values, state.params.position)
@@ -200,7 +174,7 @@ class GibbsKernel:
         return state._replace(values={k: values[k] for k in state.values}), swept
 
     def move_params(
-        self, data: GibbsData, key: Any, state: GibbsState, code: Any
+        self, data: ChainData, key: Any, state: GibbsState, code: Any
     ) -> tuple[GibbsState, dict[str, Any]]:
         """New parameters given the paths: by the updates, then by the Markov chain method on the rest."""
         key_mcmc, key_updates = jax.random.split(key)
@@ -216,7 +190,7 @@ class GibbsKernel:
             params, stats = self.mcmc.step((data.model, given), key_mcmc, params, code)
         return state._replace(values=given, params=params), dict(stats)
 
-    def _values(self, data: GibbsData, given: Mapping[str, Any], position: Any) -> dict[str, Any]:
+    def _values(self, data: ChainData, given: Mapping[str, Any], position: Any) -> dict[str, Any]:
         """Constrained values of all latent sites."""
         target = self.mcmc.target((data.model, dict(given)))
         moved = target.constrain(target.unravel(position))
@@ -232,7 +206,7 @@ class GibbsKernel:
         """Paths and parameters, and the sweep's statistics."""
         return (state.values, state.params.position), info
 
-    def emit(self, data: GibbsData, draw: Any) -> Any:
+    def emit(self, data: ChainData, draw: Any) -> Any:
         """A draw as sites, deterministic ones too, and the unconstrained parameters among it."""
         given, position = draw
         target = self.mcmc.target((data.model, given))
@@ -243,7 +217,3 @@ class GibbsKernel:
         rates = [np.mean(stats[f"{name}.update_rate"]) for name, _ in self.blocks]
         shown = {"update rate": float(min(rates))}
         return {**shown, **self.mcmc.report(stats)} if self.mcmc.shapes else shown
-
-
-def _path_sites(space: StateSpace) -> tuple[str, ...]:
-    return (*space.start_names, *space.state_names)

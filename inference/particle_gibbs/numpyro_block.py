@@ -15,7 +15,7 @@ from mcx.errors import CapabilityError, MissingExtraError
 from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC, refuse_sampling, sweep
 from mcx.inference.particle_gibbs.start_path import filtered_path
 from mcx.model.bound import Model
-from mcx.model.statespace import state_space
+from mcx.model.statespace import path_sites, state_space
 from mcx.target import StateSpace
 
 __all__ = ["PathGibbs", "PathGibbsState"]
@@ -103,7 +103,7 @@ class PathGibbs(MCMCKernel):
         """
         space = self._space(model_args, model_kwargs)
         refuse_sampling(self._states, space)
-        sites = (*space.start_names, *space.state_names)
+        sites = path_sites(space)
         if init_params is not None and set(init_params) != set(sites):
             raise CapabilityError(
                 "mcx.PathGibbs owns the latent sites of one chain, all of them and no others",

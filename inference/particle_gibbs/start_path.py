@@ -12,11 +12,10 @@ from mcx.errors import WeightCollapse
 from mcx.inference.particle_gibbs.backward import backward_path
 from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC
 from mcx.inference.smc.engine import SMCSettings
-from mcx.inference.smc.genealogy import trace_paths
+from mcx.inference.smc.genealogy import draw_path
 from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.resampling import systematic
 from mcx.inference.smc.smc import loop
-from mcx.ops.random import choose
 from mcx.target import FeynmanKac, StateSpace
 
 __all__ = ["filtered_path", "starting_path"]
@@ -48,9 +47,8 @@ def starting_path(
     if backward:
         path, _ = backward_path(key_path, fk, ctx, found.particles, found.log_w)
         return path, filtered.log_evidence
-    last = choose(key_path, found.log_w[-1])[None]
-    lines = trace_paths(found.ancestors, found.particles, last)
-    return jax.tree_util.tree_map(lambda x: x[:, 0], lines), filtered.log_evidence
+    path = draw_path(key_path, found.ancestors, found.particles, found.log_w[-1])
+    return path, filtered.log_evidence
 
 
 def filtered_path(

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import MethodError
+from mcx.ops.random import choose
 
-__all__ = ["fixed_lag_means", "trace_paths", "unique_ancestors"]
+__all__ = ["draw_path", "fixed_lag_means", "trace_paths", "unique_ancestors"]
 
 
 def trace_paths(ancestors: Any, particles: Any, index: Any) -> Any:
@@ -32,6 +33,25 @@ def trace_paths(ancestors: Any, particles: Any, index: Any) -> Any:
 
     _, lines = jax.lax.scan(back, jnp.asarray(index, ancestors.dtype), ancestors, reverse=True)
     return jax.tree_util.tree_map(lambda x: jax.vmap(lambda a, i: a[i])(x, lines), particles)
+
+
+def draw_path(key: Any, ancestors: Any, particles: Any, log_w: Any) -> Any:
+    """Draw a final particle by its weight, and follow it back to time 0.
+
+    Args:
+        key: a typed key.
+        ancestors: (T, N) int32, see :func:`trace_paths`.
+        particles: pytree of (T, N, ...).
+        log_w: (N,) final log weights.
+
+    Returns:
+        Pytree of (T, ...). Together with the estimate of the evidence from the same run, properly weighted:
+        ``E[Zhat f(path)] = Z E[f(path) | y]``.
+
+    Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
+    """
+    last = choose(key, log_w)[None]
+    return jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(ancestors, particles, last))
 
 
 def fixed_lag_means(ancestors: Any, log_w: Any, states: Any, lag: int) -> Any:

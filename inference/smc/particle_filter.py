@@ -87,14 +87,19 @@ class ParticleFilter:
         """Name of the method."""
         return type(self).__name__
 
-    def state_space(self, bound: BoundModel, block: str | None = None) -> StateSpace:
+    def state_space(self, bound: BoundModel, block: str | None = None, *, whole: bool = False) -> StateSpace:
         """The Feynman-Kac model that the filter runs.
+
+        Args:
+            bound: a model with data.
+            block: its Markov block, where it has several.
+            whole: for methods on whole paths, see :func:`~mcx.model.statespace.state_space`.
 
         Raises:
             CapabilityError: if the block lacks the proposal or look-ahead that ``kind`` asks for.
         """
         guided, auxiliary = self.kind != "bootstrap", self.kind in ("auto", "auxiliary")
-        space = state_space(bound, block, guided=guided, auxiliary=auxiliary)
+        space = state_space(bound, block, guided=guided, auxiliary=auxiliary, whole=whole)
         for kind, there, argument in (
             ("guided", space.guided, "proposal"),
             ("auxiliary", space.feynman_kac.log_lookahead is not None, "lookahead"),
@@ -297,6 +302,7 @@ def code_of(fk: FeynmanKac) -> FeynmanKac:
         log_lookahead=fk.log_lookahead,
         adapt=fk.adapt,
         laned=fk.laned,
+        population=fk.population,
     )
 
 

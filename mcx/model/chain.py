@@ -44,6 +44,7 @@ class Chain(Protocol):
         params: names of the parameters.
         state_names: sites that ``states`` gives.
         start_names: further latent sites that belong to the path, but to no time.
+        own_names: all sites whose densities are the chain's: those of the path, observations, factors.
         guided: whether particles are drawn with the observation in view.
         looks_ahead: whether there is a "lookahead" among the functions.
         no_density: why there is no transition density; empty where there is one.
@@ -56,6 +57,7 @@ class Chain(Protocol):
     params: tuple[str, ...]
     state_names: tuple[str, ...]
     start_names: tuple[str, ...]
+    own_names: tuple[str, ...]
     guided: bool
     looks_ahead: bool
     no_density: str

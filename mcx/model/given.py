@@ -22,12 +22,14 @@ _CACHE: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
 _CACHE_SIZE = 64
 
 
-def given_sites(target: Target, names: tuple[str, ...]) -> Target:
+def given_sites(target: Target, names: tuple[str, ...], hidden: tuple[str, ...] = ()) -> Target:
     """The joint density as a function of the other sites.
 
     Args:
         target: the whole posterior.
         names: latent sites to give, discrete ones too.
+        hidden: sites whose densities are left out, given ones among them, or observed ones: those of a chain
+            whose likelihood is known in another way.
 
     Returns:
         A target whose data are ``(the target's data, {site: constrained value})``, with values that are
@@ -38,9 +40,9 @@ def given_sites(target: Target, names: tuple[str, ...]) -> Target:
             coordinates would then change their meaning.
     """
     data = (target.data, placeholders(target.sites, names))
-    key = (target.functions, names)
+    key = (target.functions, names, hidden)
     if key not in _CACHE:
-        made = _given(target, names, data)
+        made = _given(target, names, hidden, data)
         _refuse_moving_supports(made)
         _CACHE[key] = (made.functions, made.shapes, made.sites)
         if len(_CACHE) > _CACHE_SIZE:
@@ -54,7 +56,7 @@ def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: jnp.zeros(sites[name].shape, sites[name].dtype) for name in names}
 
 
-def _given(target: Target, names: tuple[str, ...], data: Any) -> Target:
+def _given(target: Target, names: tuple[str, ...], hidden: tuple[str, ...], data: Any) -> Target:
     whole = target.functions.run
 
     def run(data: Any) -> Callable[[], Any]:
@@ -65,7 +67,11 @@ def _given(target: Target, names: tuple[str, ...], data: Any) -> Target:
             with numpyro.handlers.condition(data=values):
                 return program()
 
-        return conditioned
+        def without_hidden() -> Any:
+            with numpyro.handlers.block(hide=list(hidden)):
+                return conditioned()
+
+        return without_hidden if hidden else conditioned
 
     sites = SiteTable(
         tuple(replace(s, kind="observed") if s.name in names else s for s in target.sites),

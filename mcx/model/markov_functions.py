@@ -113,6 +113,7 @@ class MarkovChain:
         block, sites = self._read(data, params)
         self._states, self._observed = block.states, block.observed
         self.state_names = tuple(block.states.values())
+        self.own_names = (*self.state_names, *block.observed.values())
         self.length = block.law.length
         self.guided = self._guided and block.proposal is not None
         self.looks_ahead = block.lookahead is not None and self._auxiliary
@@ -169,11 +170,9 @@ class MarkovChain:
         return [hoist(fn, *self.examples[role])[1] for role, fn in functions.items()]
 
     def _refuse_dependent_sites(self, paths: dict[str, Any]) -> None:
-        own = {*self.state_names, *self._observed.values()}
-
         def densities(**values: Any) -> Any:
             _, sites = self._read(self.target.data, values)
-            rest = (s for n, s in sites.items() if s["type"] == "sample" and n not in own)
+            rest = (s for n, s in sites.items() if s["type"] == "sample" and n not in self.own_names)
             return {s["name"]: site_log_prob(s) for s in rest}
 
         for name, found in eval_provenance(densities, **paths).items():

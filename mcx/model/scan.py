@@ -55,6 +55,7 @@ class ScanChain:
         self.length, self.params = facts.length, facts.params
         self.state_names = facts.latent
         self.start_names = facts.initial_sites if whole else ()
+        self.own_names = (*facts.initial_sites, *facts.latent, *facts.observed, *facts.factors)
         self._memory = whole and bool(self.start_names or facts.kept_before or None in facts.aliases)
         self.no_density, self.no_forecast = facts.no_density, facts.no_forecast
         self._keys = {site: site if len(facts.observed) > 1 else "" for site in facts.observed}

@@ -31,7 +31,7 @@ class ScanFacts:
     Attributes:
         number: of the scan in the program.
         length: T.
-        latent, observed: names of the body's sites.
+        latent, observed, factors: names of the body's sites.
         initial_sites: latent sites outside that reach nothing but the initial carry: part of the state's law.
         params: the latent sites that are parameters.
         carry: shapes and dtypes of the carry, a pytree.
@@ -47,6 +47,7 @@ class ScanFacts:
     length: int
     latent: tuple[str, ...]
     observed: tuple[str, ...]
+    factors: tuple[str, ...]
     initial_sites: tuple[str, ...]
     params: tuple[str, ...]
     carry: Any
@@ -96,6 +97,7 @@ def analyse(target: Target, name: str) -> ScanFacts:
         look.scan.length,
         look.latent,
         look.observed,
+        look.factors,
         initial_sites,
         params,
         look.scan.carry,
@@ -130,7 +132,8 @@ class _Look:
             inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], self.scan.xs)
             sites = self._run(self.scan, self._start(self.scan), inputs, {}, {})[1]
             self.observed = tuple(n for n, s in sites.items() if n not in self.latent and not is_factor(s))
-            if not self.observed and all(n in self.latent for n in sites):
+            self.factors = tuple(n for n, s in sites.items() if is_factor(s))
+            if not self.observed and not self.factors:
                 raise CapabilityError(
                     "the scan's body has no observed site, so there is nothing to filter by",
                     site=name,

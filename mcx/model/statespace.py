@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,15 @@ from mcx.model.markov_functions import MarkovChain
 from mcx.model.scan import ScanChain, refuse_missing
 from mcx.target import FeynmanKac, StateSpace, Target
 
-__all__ = ["chain_names", "check_params", "state_space"]
+__all__ = [
+    "ChainData",
+    "chain_names",
+    "chain_sites",
+    "check_params",
+    "path_sites",
+    "refuse_unobserved",
+    "state_space",
+]
 
 _CACHE: OrderedDict[Any, Any] = OrderedDict()
 _CACHE_SIZE = 64
@@ -94,6 +102,39 @@ def state_space(
 def chain_names(bound: BoundModel) -> tuple[str, ...]:
     """Names of a model's Markov blocks, and of its scans with latent sites, in program order."""
     return tuple(name for name in _all_names(compile_model(bound)) if name)
+
+
+class ChainData(NamedTuple):
+    """What kernels on models with Markov chains are given.
+
+    model: data of the model's target.
+    spaces: state-space models by Markov block.
+    """
+
+    model: Any
+    spaces: dict[str, StateSpace]
+
+
+def path_sites(space: StateSpace) -> tuple[str, ...]:
+    """Latent sites of a path: states at all times, and what was drawn along with the first."""
+    return (*space.start_names, *space.state_names)
+
+
+def chain_sites(space: StateSpace) -> tuple[str, ...]:
+    """Sites whose densities a chain accounts for: those of its path, its observations and its factors."""
+    return _code_of(space).chain.own_names
+
+
+def refuse_unobserved(target: Target) -> None:
+    """Raise on emissions without data, which are latent sites that no filter draws."""
+    for site in target.sites.of_kind("latent", "discrete"):
+        if site.emitted:
+            raise CapabilityError(
+                "the emission is not observed, so it would have to be drawn along with the path",
+                site=site.name,
+                expected="obs= for every emission; NaN where nothing was observed",
+                remedy="give the observations, or leave the emission out",
+            )
 
 
 def _all_names(target: Target) -> dict[str, bool]:
@@ -202,9 +243,8 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
                 expected=str(site.shape),
                 found=str(values[name].shape),
             )
-    made: ChainCode = space.feynman_kac.initial.__self__  # type: ignore[attr-defined]
     (data,) = space.feynman_kac.prepare.args
-    for name, inside in jax.device_get(made.valid(data, values)).items():
+    for name, inside in jax.device_get(_code_of(space).valid(data, values)).items():
         if not inside:
             raise SupportError(
                 "params= lies outside of the site's support",
@@ -213,3 +253,8 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
                 found=str(values[name]),
             )
     return values
+
+
+def _code_of(space: StateSpace) -> ChainCode:
+    code: ChainCode = space.feynman_kac.initial.__self__  # type: ignore[attr-defined]
+    return code

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from mcx.inference.particle_gibbs.numpyro_block import PathGibbs
     from mcx.inference.smc.online import OnlineFilter
     from mcx.inference.smc.particle_filter import ParticleFilter
+    from mcx.inference.smc.pmmh import PMMH
     from mcx.inference.smc.smc import smc
     from mcx.results.saved import load
 
@@ -72,6 +73,7 @@ _LAZY = {
     "NUTS": "mcx.inference.mcmc.nuts",
     "OnlineFilter": "mcx.inference.smc.online",
     "OnlineSmoother": "mcx.inference.particle_gibbs.online",
+    "PMMH": "mcx.inference.smc.pmmh",
     "PPG": "mcx.inference.particle_gibbs.ppg",
     "PaRIS": "mcx.inference.particle_gibbs.paris",
     "ParticleFilter": "mcx.inference.smc.particle_filter",
@@ -97,6 +99,7 @@ __all__ = [
     "HMC",
     "MALA",
     "NUTS",
+    "PMMH",
     "PPG",
     "AdaptiveImportance",
     "AdditiveFunctional",

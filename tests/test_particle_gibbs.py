@@ -6,7 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gibbs_problems import T, Y, forecasting_scan, innovations_scan, two_chains, walk
+from gibbs_problems import (
+    Choice,
+    T,
+    Y,
+    averaged,
+    check_scan,
+    check_two_chains,
+    forecasting_scan,
+    innovations_scan,
+    two_chains,
+    walk,
+)
 from problems import slow_unless
 
 import mcx
@@ -16,22 +27,11 @@ from mcx.model.given import given_sites
 from mcx.model.statespace import ChainData, state_space
 from mcx.ops.random import choose
 from mcx.results.diagnose import diagnose
-from mcx.testing import check_mean, enumerate_outcomes, forward_backward, kalman
+from mcx.testing import check_mean, enumerate_outcomes, forward_backward
 
 ONE = {"num_chains": 1, "progress": False, "warnings": "ignore"}  # of many draws: it compiles fastest
 
 # --- a whole sweep, enumerated ---------------------------------------------------------------------
-
-
-class Choice(dist.CategoricalProbs):
-    """Categorical, drawn through ``ops.choose``: so its draws can be enumerated."""
-
-    def sample(self, key, sample_shape=()):
-        log_p = jnp.log(self.probs)
-        if not self.batch_shape:
-            return choose(key, log_p, sample_shape)
-        (size,) = self.batch_shape
-        return jax.vmap(choose)(jax.random.split(key, size), log_p)
 
 
 RATES = jnp.array([0.3, 0.8])
@@ -117,21 +117,6 @@ def test_parameters_of_the_sweep_before_are_found_out():
 
 # --- posteriors against quadrature -----------------------------------------------------------------
 
-GRID = (np.arange(100) + 0.5) / 50 - 1
-
-
-def averaged(log_likelihood, values):
-    """Posterior mean of values on a grid of equal prior weights."""
-    p = np.exp(log_likelihood - np.max(log_likelihood))
-    return np.tensordot(p / p.sum(), np.asarray(values), 1)
-
-
-def autoregression(y, phi, initial_mean=0.0, initial_cov=1.0, scale=0.7):
-    return kalman(
-        y, initial_mean=initial_mean, initial_cov=initial_cov, transition_matrix=phi,
-        transition_cov=scale**2, observation_matrix=1.0, observation_cov=0.25,
-    )  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def both():
@@ -146,18 +131,6 @@ def both():
         num_samples=24_000,
     )
     return mcx.infer(two_chains(Y), method, key=mcx.testing.key_for("two chains"), **ONE)
-
-
-def check_two_chains(post):
-    """alpha 1e-6 a check; finds a third of a posterior sd."""
-    runs = [[autoregression(y, phi) for phi in GRID] for y in Y]
-    log_p = np.sum([[r.log_evidence for r in each] for each in runs], 0)
-    phi = averaged(log_p, GRID)
-    sd = np.sqrt(averaged(log_p, (GRID - phi) ** 2))
-    check_mean(post["phi"], phi, delta=sd / 3)
-    check_mean(post["squared"], averaged(log_p, GRID**2), delta=sd / 3)
-    for name, each in zip("ab", runs, strict=True):
-        check_mean(post[name], averaged(log_p, [r.smoothed_means[:, 0] for r in each]), delta=0.15)
 
 
 @pytest.mark.slow
@@ -210,26 +183,6 @@ def test_a_path_that_does_not_move_is_told(both):
     (found,) = [a.text for a in diagnose(posterior) if a.code == "MCX-W008"]
     assert "Use more particles" in found
     assert not [a for a in diagnose(both) if a.code == "MCX-W008"]
-
-
-def check_scan(draws):
-    """Against the Kalman smoother of (x_t, x_{t-1}), which knows x0, too."""
-    runs = [
-        kalman(
-            Y[0], initial_mean=[0.5 * phi, 0.5], initial_cov=[[phi**2 + 0.49, phi], [phi, 1.0]],
-            transition_matrix=[[phi, 0.0], [1.0, 0.0]], transition_cov=[[0.49, 0.0], [0.0, 0.0]],
-            observation_matrix=[[1.0, 0.0]], observation_cov=0.25,
-        )
-        for phi in GRID
-    ]  # fmt: skip
-    log_p = np.array([r.log_evidence for r in runs])
-    phi = averaged(log_p, GRID)
-    sd = np.sqrt(averaged(log_p, (GRID - phi) ** 2))
-    check_mean(draws["phi"], phi, delta=sd / 3)
-    check_mean(draws["x"], averaged(log_p, [r.smoothed_means[:, 0] for r in runs]), delta=0.2)
-    check_mean(draws["x0"], averaged(log_p, [r.smoothed_means[0, 1] for r in runs]), delta=0.3)
-    second = [r.smoothed_means[0, 1] ** 2 + r.smoothed_covs[0, 1, 1] for r in runs]
-    check_mean(np.square(draws["x0"]), averaged(log_p, second), delta=0.3)
 
 
 SCANS = [

@@ -1,29 +1,42 @@
 """Particle marginal Metropolis-Hastings against enumeration and quadrature over Kalman likelihoods."""
 
+import dataclasses
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
+import scipy.stats
+from arviz_stats.base import array_stats
+from gibbs_problems import (
+    GRID,
+    Choice,
+    T,
+    Y,
+    autoregression,
+    averaged,
+    chain_model,
+    check_scan,
+    check_two_chains,
+    forecasting_scan,
+    innovations_scan,
+    two_chains,
+)
+from numpyro.contrib.control_flow import scan
 
 import mcx
 import mcx.dist as dist
+from mcx.errors import CapabilityError, InitializationError, MethodError, SupportError
 from mcx.ops.random import choose
-from mcx.testing import KeyReuse, enumerate_outcomes, forward_backward, path_law
+from mcx.results.diagnose import diagnose
+from mcx.testing import KeyReuse, check_mean, enumerate_outcomes, forward_backward, path_law
 
 ONE = {"num_chains": 1, "progress": False, "warnings": "ignore"}  # of many draws: it compiles fastest
 
 # --- one step, enumerated --------------------------------------------------------------------------
-
-
-class Choice(dist.CategoricalProbs):
-    """Categorical, drawn through ``ops.choose``: so its draws can be enumerated."""
-
-    def sample(self, key, sample_shape=()):
-        log_p = jnp.log(self.probs)
-        if not self.batch_shape:
-            return choose(key, log_p, sample_shape)
-        (size,) = self.batch_shape
-        return jax.vmap(choose)(jax.random.split(key, size), log_p)
 
 
 LIKELIHOOD = np.array([[0.9, 0.2], [0.1, 0.7]])
@@ -152,3 +165,375 @@ def test_keys_are_fresh():
     enumerate_outcomes(lambda k: run(k, False), jax.random.key(0), allow_other_draws=True)
     with pytest.raises(KeyReuse):
         enumerate_outcomes(lambda k: run(k, True), jax.random.key(0), allow_other_draws=True)
+
+
+# --- posteriors against quadrature -----------------------------------------------------------------
+
+
+@mcx.model
+def persistence(y):
+    phi = mcx.sample("phi", dist.Uniform(-1, 1))
+    mcx.markov(
+        "x",
+        initial=lambda u: dist.Normal(0.0, 1.0),
+        transition=lambda x, u: dist.Normal(phi * x, 0.7),
+        emission=lambda x, u: dist.Normal(x, 0.5),
+        obs=y,
+    )
+    mcx.deterministic("squared", phi**2)
+
+
+def check_persistence(draws, y, finds):
+    """Parameter, path, and both together; alpha 1e-6 a check, finds ``finds`` standard deviations."""
+    runs = [autoregression(y, phi) for phi in GRID]
+    log_p = np.array([r.log_evidence for r in runs])
+    phi = averaged(log_p, GRID)
+    sd = np.sqrt(averaged(log_p, (GRID - phi) ** 2))
+    means = np.array([r.smoothed_means[:, 0] for r in runs])
+    second = np.array([r.smoothed_means[:, 0] ** 2 + r.smoothed_covs[:, 0, 0] for r in runs])
+    lagged = np.array([means_t[1:] * means_t[:-1] for means_t in means])
+    lagged += np.array([r.cross_covs[:, 0, 0] for r in runs])
+    mean, spread = averaged(log_p, means), np.sqrt(averaged(log_p, second) - averaged(log_p, means) ** 2)
+    x, drawn = np.asarray(draws["x"], float), np.asarray(draws["phi"], float)
+    check_mean(drawn, phi, delta=finds * sd, name="phi")
+    check_mean(draws["squared"], averaged(log_p, GRID**2), delta=finds * sd, name="phi^2")
+    check_mean(x, mean, delta=finds * spread, name="x")
+    check_mean(x**2, averaged(log_p, second), delta=3 * finds * spread, name="x^2")
+    # the law of both: what a path of other parameters would get wrong
+    scaled = (drawn - phi)[..., None] / sd
+    truth = averaged(log_p, ((GRID - phi) / sd)[:, None] * (means - mean))
+    check_mean(scaled * (x - mean), truth, delta=1.5 * finds * spread, name="covariance of phi and x")
+    truth = averaged(log_p, ((GRID - phi) / sd)[:, None] * lagged)
+    check_mean(scaled * x[..., 1:] * x[..., :-1], truth, delta=3 * finds, name="phi and x_t x_{t+1}")
+
+
+@pytest.fixture(scope="module")
+def few():
+    """A run with 20 particles."""
+    method = mcx.PMMH(20, num_warmup=1000, num_samples=30_000)
+    return mcx.infer(persistence(Y[0]), method, key=mcx.testing.key_for("few particles"), **ONE)
+
+
+def test_few_particles(few):
+    check_persistence(few.draws, Y[0], 0.3)
+
+
+def test_many_particles(key):
+    method = mcx.PMMH(2000, num_warmup=300, num_samples=2500)
+    post = mcx.infer(persistence(Y[0]), method, key=key, **ONE)
+    check_persistence(post.draws, Y[0], 0.8)
+    assert post.info.settings["log_evidence_sd"] < 0.15
+
+
+def test_results(few):
+    assert list(few.draws) == ["phi", "x", "squared"]
+    assert few["x"].shape == (1, 30_000, T) and few.unconstrained.shape == (1, 30_000, 1)
+    tree = few.to_datatree()
+    assert tree["posterior"]["x"].dims == ("chain", "draw", "time")
+    assert set(tree["log_prior"].data_vars) == {"phi", "x"} and len(few.summary()) == 2 + T
+    # a path, its parameters and their evidence change together, or not at all
+    moved = few.stats["accepted"][0, 1:]
+    assert 0.1 < moved.mean() < 0.6
+    for values in (few["phi"], few.stats["log_evidence"], few["x"].mean(-1)):
+        np.testing.assert_array_equal(np.diff(values[0]) != 0, moved)
+    predicted = mcx.predict(few, persistence(Y[0]), key=0)
+    assert predicted["x_obs"].shape == (1, 30_000, T)
+    assert np.std(predicted["x_obs"] - few["x"]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_noise_in_the_evidence_is_told(few):
+    info = few.info
+    assert info.settings["num_particles"] == 20 and 0.3 < info.settings["log_evidence_sd"] < 1.2
+    assert not [a for a in diagnose(few) if a.code == "MCX-W009"]
+    for sd, words in ((2.4, "standard deviation of 2.4(.|\n)*about 80 particles"), (np.inf, "Take more")):
+        settings = {**info.settings, "log_evidence_sd": sd}
+        noisy = dataclasses.replace(few, info=dataclasses.replace(info, settings=settings))
+        (found,) = [a.text for a in diagnose(noisy) if a.code == "MCX-W009"]
+        assert re.search(words, found)
+
+
+# --- the density of the parameters without the chains ----------------------------------------------
+
+
+def weighted_scan(y):
+    """A scan with a factor in its body, a likelihood and a factor outside, and a state before time 0."""
+    phi = numpyro.sample("phi", dist.Normal(0.0, 2.0))
+
+    def body(x, y_t):
+        x = numpyro.sample("x", dist.Normal(phi * x, 0.7))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=y_t)
+        numpyro.factor("tilt", -(phi**2))
+        return x, None
+
+    scan(body, numpyro.sample("x0", dist.Normal(0.5, 1.0)), y)
+    numpyro.sample("z", dist.Normal(phi, 0.1), obs=0.3)
+    numpyro.factor("outside", -0.7 * phi)
+
+
+def test_the_chain_is_left_out_of_the_density():
+    plan = mcx.PMMH(10).plan(mcx.model(weighted_scan)(Y[0]))
+    assert plan.marginal.shapes == (("phi", ()),)
+    for phi in (-0.4, 1.3):
+        exact = scipy.stats.norm.logpdf(phi, 0, 2) + scipy.stats.norm.logpdf(0.3, phi, 0.1) - 0.7 * phi
+        found = plan.marginal.log_density({"phi": jnp.asarray(phi)})
+        np.testing.assert_allclose(found, exact, rtol=1e-5)
+
+
+def test_independent_chains_multiply():
+    plan = mcx.PMMH(10).plan(two_chains(Y))
+    assert set(plan.data.spaces) == {"a", "b"} and plan.marginal.shapes == (("phi", ()),)
+    np.testing.assert_allclose(
+        plan.marginal.log_density({"phi": jnp.zeros(())}), np.log(0.5) + np.log(0.5), rtol=1e-6
+    )
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+def no_chain():
+    mcx.sample("a", dist.Normal(0.0, 1.0))
+
+
+def chain_on_chain(y):
+    s = mcx.sample("s", dist.HalfNormal(1.0))
+    law = {"initial": lambda u: dist.Normal(0.0, 1.0), "emission": lambda x, u: dist.Normal(x, 1.0), "obs": y}
+    a = mcx.markov("a", transition=lambda x, u: dist.Normal(x, s), **law)
+    mcx.markov("b", transition=lambda x, u: dist.Normal(x + u, s), inputs=jnp.cumsum(a), **law)
+
+
+def chain_after_chain(y):
+    s = mcx.sample("s", dist.HalfNormal(1.0))
+    law = {"initial": lambda u: dist.Normal(0.0, 1.0), "emission": lambda x, u: dist.Normal(x, 1.0), "obs": y}
+    a = mcx.markov("a", transition=lambda x, u: dist.Normal(x, s), **law)
+    mcx.markov("b", transition=lambda x, u: dist.Normal(x + a[3], s), **law)
+
+
+def scale():
+    mcx.sample("s", dist.HalfNormal(1.0))
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        (mcx.model(no_chain)(), "no_chain has no Markov chain(.|\n)*mcx.NUTS"),
+        (chain_model(), "has no parameters"),
+        (chain_model(extra=scale, obs=None, length=5), "site 'x_obs': the emission is not observed"),
+        (chain_model(extra=lambda: mcx.sample("k", dist.Bernoulli(0.5))), "site 'k': a discrete"),
+        (mcx.model(chain_on_chain)(Y[0]), "'b'"),
+        (mcx.model(chain_after_chain)(Y[0]), "'b'"),
+    ],
+)
+def test_models_that_it_cannot_take(bound, message):
+    with pytest.raises(CapabilityError, match=message):
+        mcx.infer(bound, mcx.PMMH(10), key=0, progress=False)
+
+
+def test_settings_that_make_no_sense():
+    for bad in (
+        {"num_particles": 0}, {"num_particles": 2.5}, {"num_samples": 0}, {"target_accept": 1.0},
+        {"filter": "bootstrap"},
+    ):  # fmt: skip
+        with pytest.raises(MethodError):
+            mcx.PMMH(**bad)
+    with pytest.raises(CapabilityError, match="needs proposal="):
+        mcx.infer(
+            persistence(Y[0]), mcx.PMMH(9, filter=mcx.ParticleFilter(kind="guided")), key=0, progress=False
+        )
+    with pytest.raises(MethodError, match=r"num_particles=\.\.\."):
+        mcx.program(persistence(Y[0]), mcx.PMMH())
+
+
+@pytest.mark.slow
+def test_starts_without_evidence():
+    short = mcx.PMMH(10, num_warmup=0, num_samples=2)
+    narrow = chain_model(extra=scale, emission=lambda x, u: dist.Uniform(0.0, 1.0))
+    with pytest.raises(SupportError, match="x_obs"):
+        mcx.infer(narrow, short, key=0, progress=False)
+    exact = chain_model(extra=scale, emission=lambda x, u: dist.Normal(x, 1e-25))
+    with pytest.raises(InitializationError, match="site 'x': no particle of the filters explains"):
+        mcx.infer(exact, short, key=0, progress=False)
+
+    def impossible():
+        scale()
+        mcx.factor("never", -jnp.inf)
+
+    with pytest.raises(InitializationError, match="never"):
+        mcx.infer(chain_model(extra=impossible), short, key=0, progress=False)
+
+
+# --- more models, filters and ways to run ----------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_chains_with_a_common_parameter(key):
+    method = mcx.PMMH(20, num_warmup=1000, num_samples=30_000)
+    check_two_chains(mcx.infer(two_chains(Y), method, key=key, **ONE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [forecasting_scan, innovations_scan])
+def test_scan(program, key):
+    """Particles that hold what depends on the parameter; a state before time 0; no transition density."""
+    method = mcx.PMMH(30, num_warmup=1000, num_samples=30_000)
+    check_scan(mcx.infer(mcx.model(program)(Y[0]), method, key=key, **ONE).draws)
+
+
+@mcx.model
+def regimes(y):
+    """Discrete states; how long the first lasts, and the level of the second, are unknown."""
+    stay = mcx.sample("stay", dist.Beta(4.0, 2.0))
+    level = mcx.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
+    rows = jnp.stack([jnp.stack([stay, 1 - stay]), jnp.array([0.3, 0.7])])
+    mcx.sample("seen", dist.Normal(level, 1.0), obs=0.4)
+    mcx.markov(
+        "z",
+        initial=lambda u: dist.Categorical(jnp.array([0.5, 0.5])),
+        transition=lambda z, u: dist.Categorical(rows[z]),
+        emission=lambda z, u: dist.Normal(jnp.where(z == 1, level, 0.0), 0.6),
+        obs=y,
+    )
+
+
+@pytest.mark.slow
+def test_discrete_states_and_an_improper_prior(key):
+    """The covariance of two parameters is adapted; one of them is seen outside of the chain, too."""
+    method = mcx.PMMH(20, num_warmup=1000, num_samples=40_000)
+    post = mcx.infer(regimes(Y[0]), method, key=key, **ONE)
+    assert np.issubdtype(post["z"].dtype, np.integer) and list(post.draws) == ["stay", "level", "z"]
+    stays, levels = (np.arange(30) + 0.5) / 30, np.linspace(-4.0, 4.5, 52)
+    smoothed, log_p, grid = [], [], []
+    for stay in stays:
+        for level in levels:
+            log_g = -0.5 * ((Y[0][:, None] - np.array([0.0, level])) / 0.6) ** 2
+            found = forward_backward([0.5, 0.5], [[stay, 1 - stay], [0.3, 0.7]], log_g)
+            prior = 3 * np.log(stay) + np.log1p(-stay) - 0.5 * (0.4 - level) ** 2
+            smoothed.append(found.smoothed[:, 1])
+            log_p.append(found.log_evidence + prior)
+            grid.append((stay, level))
+    stay, level = averaged(log_p, grid)
+    check_mean(post["stay"], stay, delta=0.05)
+    check_mean(post["level"], level, delta=0.2)
+    check_mean(post["z"], averaged(log_p, smoothed), delta=0.1)
+    levels = np.array(grid)[:, 1:]
+    together = averaged(log_p, levels * np.array(smoothed))
+    check_mean(post["level"][..., None] * post["z"], together, delta=0.2, name="level and states")
+
+
+@mcx.model
+def seen_ahead(y):
+    """The autoregression, with its locally optimal proposal and the look-ahead that makes weights equal."""
+    phi = mcx.sample("phi", dist.Uniform(-1, 1))
+
+    def best(mean, var, y):
+        gain = var / (var + 0.25)
+        return dist.Normal(mean + gain * (y - mean), jnp.sqrt(0.25 * gain))
+
+    mcx.markov(
+        "x",
+        initial=lambda u: dist.Normal(0.0, 1.0),
+        transition=lambda x, u: dist.Normal(phi * x, 0.7),
+        emission=lambda x, u: dist.Normal(x, 0.5),
+        initial_proposal=lambda u, y: best(0.0, 1.0, y),
+        proposal=lambda x, u, y: best(phi * x, 0.49, y),
+        lookahead=lambda x, u, y: dist.Normal(phi * x, jnp.sqrt(0.74)).log_prob(y),
+        obs=y,
+    )
+    mcx.deterministic("squared", phi**2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "particle_filter",
+    [
+        mcx.ParticleFilter(kind="guided", resampling="systematic"),
+        mcx.ParticleFilter(kind="auxiliary", threshold=1.0, batch_size=4),
+    ],
+)
+def test_filters_with_the_observation_in_view(particle_filter, few, key):
+    method = mcx.PMMH(20, filter=particle_filter, num_warmup=1000, num_samples=30_000)
+    post = mcx.infer(seen_ahead(Y[0]), method, key=key, **ONE)
+    check_persistence(post.draws, Y[0], 0.3)
+    assert post.info.settings["log_evidence_sd"] < 0.7 * few.info.settings["log_evidence_sd"]
+
+
+@pytest.mark.slow
+def test_number_of_particles(key):
+    """Chosen for a standard deviation of 1.2 of the log evidence, from a start that is far off."""
+    y = np.tile(Y[0], 12) + 0.2 * np.random.default_rng(0).normal(size=12 * T).astype(np.float32)
+    post = mcx.infer(persistence(y), mcx.PMMH(num_warmup=1000, num_samples=5000), key=key, progress=False)
+    number = post.info.settings["num_particles"]
+    found = mcx.filter(
+        persistence(y), params={"phi": post["phi"].mean()}, num_particles=number, num_chains=400, key=key,
+        progress=False, history="none",
+    )  # fmt: skip
+    sd = np.std(found.stats["log_evidence"][:, -1])
+    assert 0.8 < sd < 1.5 and abs(sd / post.info.settings["log_evidence_sd"] - 1) < 0.4
+    check_persistence(post.draws, y, 0.6)
+
+
+@pytest.mark.slow
+def test_ways_to_run(tmp_path):
+    bound, method = persistence(Y[0]), mcx.PMMH(10, num_warmup=100, num_samples=40)
+    options = {"key": 3, "num_chains": 4, "progress": False, "warnings": "ignore"}
+    plain = mcx.infer(bound, method, **options)
+    for other in (
+        mcx.infer(bound, method, batch_size=2, **options),
+        mcx.infer(bound, method, devices=2, **options),
+        mcx.infer(bound, method, checkpoint=tmp_path / "run", **options),
+        mcx.infer(bound, method, checkpoint=tmp_path / "run", **options),
+    ):
+        assert other["x"].shape == (4, 40, T)
+        np.testing.assert_allclose(other["phi"], plain["phi"], atol=1e-4)
+    fit = mcx.program(bound, method, num_chains=2)
+    posts = jax.jit(jax.vmap(lambda k, y: fit(k, persistence(y))))(jax.random.split(jax.random.key(0), 2), Y)
+    assert posts["x"].shape == (2, 2, 40, T) and np.isfinite(posts["x"]).all()
+    for init in ("prior", 0.1, {"phi": 0.5}, {"phi": [0.1, 0.2, 0.3, 0.4]}):
+        post = mcx.infer(bound, method, init=init, **options)
+        assert np.isfinite(post["x"]).all()
+    still = dataclasses.replace(method, num_warmup=0, num_samples=1, step_size=1e-6)
+    post = mcx.infer(bound, still, init={"phi": [0.1, 0.2, 0.3, 0.4]}, **options)
+    np.testing.assert_allclose(post["phi"][:, 0], [0.1, 0.2, 0.3, 0.4], atol=1e-4)
+
+
+# --- real data -------------------------------------------------------------------------------------
+
+
+@mcx.model
+def stochastic_volatility(returns):
+    half = mcx.sample("half", dist.Beta(20.0, 1.5))
+    mean = mcx.sample("mean", dist.Cauchy(0.0, 5.0))
+    scale = mcx.sample("scale", dist.HalfCauchy(2.0))
+    persistence = mcx.deterministic("persistence", 2 * half - 1)
+    mcx.markov(
+        "h",
+        initial=lambda u: dist.Normal(mean, scale / jnp.sqrt(1 - persistence**2)),
+        transition=lambda h, u: dist.Normal(mean + persistence * (h - mean), scale),
+        emission=lambda h, u: dist.Normal(0.0, jnp.exp(h / 2)),
+        obs=returns,
+    )
+
+
+STAN = {  # mean, its standard error, standard deviation; source: see data/README.md
+    "persistence": (0.9316393, 0.00014481, 0.0429751),
+    "mean": (-7.6611829, 0.0062038, 1.1869502),
+    "scale": (0.5338257, 0.00039753, 0.1404033),
+}
+
+
+@pytest.mark.slow
+def test_sp500(key):
+    """Within 4 combined standard errors of Stan's means, a tenth of a posterior sd or less; the path, too."""
+    table = np.loadtxt(Path(__file__).parent / "data" / "sp500_100.csv", delimiter=",", skiprows=1)
+    bound = stochastic_volatility(table[:, 0].astype(np.float32))
+    post = mcx.infer(bound, mcx.PMMH(num_samples=10_000), key=key, progress=False, warnings="ignore")
+    assert post.info.settings["log_evidence_sd"] < 1.8
+    for name, (mean, se, sd) in STAN.items():
+        check_against(post[name], mean, se, sd)
+    for t in range(0, 100, 9):
+        check_against(post["h"][..., t], *table[t, 1:])
+
+
+def check_against(draws, mean, se, sd):
+    error = float(array_stats.mcse(np.asarray(draws, float), method="mean"))
+    assert error < 0.1 * sd
+    assert abs(draws.mean() - mean) < 4 * np.hypot(error, se)

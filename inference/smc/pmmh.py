@@ -56,7 +56,8 @@ class PMMH(ChainMethod):
     Attributes:
         num_particles: N. None takes so many that the log evidence has a standard deviation of about 1.2 (at
             least 50), as found by a pilot run and by replicates of the filter at the best point of it.
-        filter: any particle filter, with its resampling; bootstrap, guided or auxiliary.
+        filter: any particle filter, with its resampling; bootstrap, guided or auxiliary. Potentials that are
+            NaN count as zero and are counted in the statistic ``nonfinite``, whatever its ``max_nonfinite``.
         num_warmup: steps of adaptation, dropped from the results.
         num_samples: draws a chain keeps.
         target_accept: mean acceptance probability that the scale of the random walk is adapted to, between
@@ -183,10 +184,9 @@ class PMMH(ChainMethod):
                 remedy="write the series with mcx.markov; or use mcx.NUTS() for models without one",
             )
         refuse_unobserved(target)
+        # refuses chains that depend on each other, whose evidences would not multiply
         spaces = {name: self._space(bound, name) for name in names}
         paths = tuple(site for space in spaces.values() for site in path_sites(space))
-        for space in spaces.values():
-            _refuse_dependent(space, paths)
         given = given_sites(target, paths)
         refuse_data(given)
         if not given.shapes:
@@ -281,18 +281,6 @@ class Plan(NamedTuple):
             expected="a point where the estimated evidence is not zero",
             remedy="start from values you trust: infer(..., init={'site': value}); take more particles; or "
             "propose with the observation in view (proposal=)",
-        )
-
-
-def _refuse_dependent(space: StateSpace, paths: tuple[str, ...]) -> None:
-    others = [name for name in space.params if name in paths]
-    if others:
-        raise CapabilityError(
-            f"this Markov chain depends on the path of another ({', '.join(others)}), so their evidences do "
-            "not multiply",
-            site=space.name,
-            expected="Markov chains that are independent given the parameters",
-            remedy="write them as one chain with a structured state; or use mcx.ParticleGibbs()",
         )
 
 

@@ -25,6 +25,7 @@ _ESS_CHAINS = 4  # that many chains are asked for, if there are more than enough
 _FALSE_ALARMS = 1e-4  # a run of many chains that agree is called in question that often
 _BFMI = 0.3
 _UPDATE_RATE = 0.1  # a draw in ten or more sweeps is new
+_EVIDENCE_SD = 1.8  # from here on more particles pay whatever they cost: Sherlock et al. (2015)
 
 
 class Advice(NamedTuple):
@@ -70,7 +71,25 @@ def diagnose(posterior: Posterior) -> list[Advice]:
                     "use dense_mass=True, or raise max_tree_depth",
                 )
             )
-    return found + _paths(posterior) + _convergence(posterior) + _energy(posterior)
+    noise = _noisy_evidence(posterior)
+    return found + noise + _paths(posterior) + _convergence(posterior) + _energy(posterior)
+
+
+def _noisy_evidence(posterior: Posterior) -> list[Advice]:
+    """Likelihoods estimated with so much noise that a chain stays where they came out too large."""
+    sd = float(posterior.info.settings.get("log_evidence_sd", 0.0))
+    if sd <= _EVIDENCE_SD:
+        return []
+    number = int(posterior.info.settings["num_particles"])
+    more = f"about {number * (sd / 1.2) ** 2:.2g}" if np.isfinite(sd) else "more"
+    return [
+        Advice(
+            "MCX-W009",
+            f"the log evidence is estimated with a standard deviation of {sd:.2g} near the posterior mean; "
+            f"beyond {_EVIDENCE_SD} chains get stuck where it came out too large. Take {more} particles (now "
+            f"{number}), a proposal for mcx.markov that looks at the observation, or mcx.ParticleGibbs()",
+        )
+    ]
 
 
 def _paths(posterior: Posterior) -> list[Advice]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mcx.errors import MethodError
-from mcx.estimators.expectations import Integrals, estimate_from, integrals
+from mcx.estimators.integrals import Integrals, estimate_from, integrals
 from mcx.estimators.stages import Adapted, Adapting, Seen, digest, own_slopes, with_final
 from mcx.ops.keys import as_key
 from mcx.results.estimate import Estimate
@@ -35,7 +35,7 @@ def expectations(
 
     Returns:
         Values and standard errors, in the structure of the function's values or (J,). ``stats``: see
-        :func:`~mcx.estimators.expectations.estimate_from`, and ``num_stages``.
+        :func:`~mcx.estimators.integrals.estimate_from`, and ``num_stages``.
 
     Raises:
         DataError: if the law has another shape, or both law and function are many.

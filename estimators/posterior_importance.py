@@ -13,8 +13,8 @@ import numpy as np
 from mcx.errors import CapabilityError, WeightCollapse
 from mcx.estimators.adaptation import fit_populations
 from mcx.estimators.hermite import highest_degree
+from mcx.estimators.pareto import khat_of, pareto_khat
 from mcx.estimators.proposals import Elliptical, Mixture
-from mcx.estimators.psis import khat_of, pareto_khat
 from mcx.estimators.regression import regress
 from mcx.estimators.stages import balanced
 from mcx.estimators.stein import scores, stein_controls

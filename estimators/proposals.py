@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from mcx.errors import MethodError
 from mcx.model.support import log_prob_in_support
@@ -43,10 +44,12 @@ class Elliptical:
     def log_prob(self, x: Any) -> Any:
         """Log densities (n, C) at points (n, d). Costs O(n C d^2)."""
         d = self.loc.shape[1]
+        eye = jnp.broadcast_to(jnp.eye(d, dtype=self.scale_tril.dtype), self.scale_tril.shape)
+        # solving for all points instead is up to forty times slower: XLA goes through them one by one
+        inverses = jax.lax.linalg.triangular_solve(self.scale_tril, eye, left_side=True, lower=True)
 
-        def one(loc: Any, tril: Any) -> Any:
-            z = jax.scipy.linalg.solve_triangular(tril, (x - loc).T, lower=True)
-            square = jnp.sum(z**2, 0)
+        def one(loc: Any, tril: Any, inverse: Any) -> Any:
+            square = jnp.sum((inverse @ (x - loc).T) ** 2, 0)
             log_det = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(tril))))
             if self.df is None:
                 return -0.5 * square - log_det - 0.5 * d * math.log(2 * math.pi)
@@ -54,7 +57,7 @@ class Elliptical:
             norm = math.lgamma(half) - math.lgamma(0.5 * self.df) - 0.5 * d * math.log(self.df * math.pi)
             return norm - log_det - half * jnp.log1p(square / self.df)
 
-        return jax.vmap(one, out_axes=1)(self.loc, self.scale_tril)
+        return jax.vmap(one, out_axes=1)(self.loc, self.scale_tril, inverses)
 
     def sample(self, key: Any, component: Any) -> Any:
         """One draw of each of the given components (n,): points (n, d)."""
@@ -183,10 +186,19 @@ def _count(part: Any) -> int:
 
 def log_densities(part: Any, x: Any) -> Any:
     """Log densities (n, C) of :class:`Elliptical` or NumPyro distributions; -inf outside of the support."""
+    if isinstance(part, dist.MultivariateNormal):
+        part = _elliptical(part)
     if isinstance(part, Elliptical):
         return part.log_prob(x)
     value = log_prob_in_support(part, x[:, None] if part.batch_shape else x)
     return value if part.batch_shape else value[:, None]
+
+
+def _elliptical(law: dist.MultivariateNormal) -> Elliptical:
+    d = law.event_shape[0]
+    loc = jnp.broadcast_to(law.loc, (*law.batch_shape, d))
+    tril = jnp.broadcast_to(law.scale_tril, (*law.batch_shape, d, d))
+    return Elliptical(loc.reshape(-1, d), tril.reshape(-1, d, d))
 
 
 def _draw(part: Any, key: Any, component: Any, n: int) -> Any:

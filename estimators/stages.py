@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.estimators.adaptation import fit_populations, mixture_weights
-from mcx.estimators.expectations import Integrals
+from mcx.estimators.integrals import Integrals
 from mcx.estimators.proposals import Elliptical, Mixture, fit_elliptical, log_densities
 
 __all__ = ["Adapted", "Adapting", "Seen", "balanced", "digest", "own_slopes", "with_final"]

@@ -41,9 +41,13 @@ def test_examples(example, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "said"),
-    [("gradient_flow", "sliced Wasserstein distance"), ("compare_posteriors", "p-value")],
+    [
+        ("gradient_flow", "sliced Wasserstein distance"),
+        ("compare_posteriors", "p-value"),
+        ("uncertainty_quantification", "Sobol' indices"),
+    ],
 )
-def test_examples_that_compare(example, said, tmp_path):
+def test_examples_that_print_tables(example, said, tmp_path):
     script = Path(__file__).parent.parent / "examples" / f"{example}.py"
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True

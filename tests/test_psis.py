@@ -7,7 +7,7 @@ import pytest
 from arviz_stats.base import array_stats
 
 from mcx.errors import MethodError
-from mcx.estimators.psis import khat_of, pareto_khat, psis, tail_size
+from mcx.estimators.pareto import khat_of, pareto_khat, psis, tail_size
 from mcx.ops.logspace import normalize
 
 INF, NAN = np.inf, np.nan

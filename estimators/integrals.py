@@ -13,43 +13,51 @@ import numpy as np
 
 from mcx.errors import DataError, NonFiniteError
 from mcx.estimators.hermite import Hermite, hermite_basis, highest_degree
+from mcx.estimators.pareto import pareto_khat
 from mcx.estimators.proposals import log_densities
-from mcx.estimators.psis import pareto_khat
 from mcx.estimators.regression import regress
 from mcx.results.estimate import Estimate
 
-__all__ = ["Integrals", "estimate_from", "gaussian_moments", "integrals"]
+__all__ = ["Integrals", "Values", "estimate_from", "gaussian_moments", "integrals"]
 
 _POINTS_PER_CONTROL = 40
 
 
 @dataclass(frozen=True)
-class Integrals:
-    """The expectations E_{f_j} phi_j(X), j = 1 .. J.
+class Values:
+    """A function of points, evaluated at many of them, its values in one row.
 
     Attributes:
-        law: a NumPyro distribution of event shape (d,) and batch shape () or (J,).
-        call: points (n, d) to values (n, J), or (n, 1) where only laws differ, and where one is not finite
-            (n,), a NumPy array.
+        call: points (n, d) to values (n, J), and where one is not finite (n,), a NumPy array.
         structure: of what the function returns, to give results its shape.
-        num_laws, num_functions: one of them is 1, the other J.
-        moments: locations and covariances of Gaussian laws, (laws, d) and (laws, d, d), else None.
+        size: J.
     """
 
-    law: Any
     call: Callable[[Any], tuple[Any, Any]]
     structure: Any
-    num_laws: int
-    num_functions: int
-    moments: tuple[np.ndarray, np.ndarray] | None
+    size: int
 
-    @property
-    def count(self) -> int:
-        """J."""
-        return max(self.num_laws, self.num_functions)
+    @classmethod
+    def of(cls, function: Callable[[Any], Any], event: tuple[int, ...]) -> Values:
+        """Of a function of a point of shape ``event`` that returns a number, an array or a pytree."""
+        like = jax.eval_shape(function, jax.ShapeDtypeStruct(event, jnp.result_type(float)))
+        leaves, tree = jax.tree_util.tree_flatten(like)
+        shapes = [leaf.shape for leaf in leaves]
 
-    def values(self, x: Any) -> Any:
-        """The function at points, (n, J) or (n, 1).
+        @jax.jit
+        def call(x: Any) -> Any:
+            parts = jax.tree_util.tree_leaves(jax.vmap(function)(x))
+            found = jnp.concatenate([p.reshape(x.shape[0], -1) for p in parts], 1).astype(x.dtype)
+            return found, ~jnp.all(jnp.isfinite(found), 1)
+
+        def checked(x: Any) -> tuple[Any, Any]:
+            found, bad = call(x)
+            return found, np.asarray(bad)
+
+        return cls(checked, (tree, shapes), sum(int(np.prod(s)) for s in shapes))
+
+    def __call__(self, x: Any) -> Any:
+        """The function at points, (n, J).
 
         Raises:
             NonFiniteError: if a value is NaN or infinite.
@@ -64,19 +72,49 @@ class Integrals:
             )
         return found
 
+    def shaped(self, flat: Any) -> Any:
+        """Numbers (..., J) in the structure of the function's values, whose leaves keep the leading axes."""
+        tree, shapes = self.structure
+        flat = np.asarray(flat)
+        sizes = np.cumsum([int(np.prod(s)) for s in shapes])[:-1]
+        parts = np.split(flat, sizes, axis=-1)
+        leaves = [p.reshape((*flat.shape[:-1], *s)) for p, s in zip(parts, shapes, strict=True)]
+        return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+@dataclass(frozen=True)
+class Integrals:
+    """The expectations E_{f_j} phi_j(X), j = 1 .. J.
+
+    Attributes:
+        law: a NumPyro distribution of event shape (d,) and batch shape () or (J,).
+        values: points (n, d) to values (n, J), or (n, 1) where only laws differ.
+        num_laws: one of it and of the number of functions is 1, the other J.
+        moments: locations and covariances of Gaussian laws, (laws, d) and (laws, d, d), else None.
+    """
+
+    law: Any
+    values: Values
+    num_laws: int
+    moments: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def num_functions(self) -> int:
+        """J, or 1 where only laws differ."""
+        return self.values.size
+
+    @property
+    def count(self) -> int:
+        """J."""
+        return max(self.num_laws, self.num_functions)
+
     def log_laws(self, x: Any) -> Any:
         """Log densities of the laws, (n, laws)."""
         return log_densities(self.law, x)
 
     def shaped(self, flat: Any) -> Any:
         """Numbers (J,) in the structure of the results."""
-        if self.num_laws > 1:
-            return np.asarray(flat)
-        tree, shapes = self.structure
-        sizes = np.cumsum([int(np.prod(s)) for s in shapes])[:-1]
-        parts = np.split(np.asarray(flat), sizes)
-        leaves = [p.reshape(s) for p, s in zip(parts, shapes, strict=True)]
-        return jax.tree_util.tree_unflatten(tree, leaves)
+        return np.asarray(flat) if self.num_laws > 1 else self.values.shaped(flat)
 
 
 def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
@@ -97,29 +135,16 @@ def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
             found=f"{type(law).__name__} of event shape {event} and batch shape {batch}",
             remedy="make it one with .expand([d]).to_event(1)",
         )
-    like = jax.eval_shape(function, jax.ShapeDtypeStruct(event, jnp.result_type(float)))
-    leaves, tree = jax.tree_util.tree_flatten(like)
-    shapes = [leaf.shape for leaf in leaves]
-    size = sum(int(np.prod(s)) for s in shapes)
+    values = Values.of(function, event)
     laws = batch[0] if batch else 1
-    if laws > 1 and size > 1:
+    if laws > 1 and values.size > 1:
         raise DataError(
             "both the law and the function are many",
             expected="one function under many laws, or many functions under one law",
-            found=f"{size} values under {laws} laws",
+            found=f"{values.size} values under {laws} laws",
         )
 
-    @jax.jit
-    def call(x: Any) -> Any:
-        parts = jax.tree_util.tree_leaves(jax.vmap(function)(x))
-        found = jnp.concatenate([p.reshape(x.shape[0], -1) for p in parts], 1).astype(x.dtype)
-        return found, ~jnp.all(jnp.isfinite(found), 1)
-
-    def checked(x: Any) -> tuple[Any, Any]:
-        found, bad = call(x)
-        return found, np.asarray(bad)
-
-    return Integrals(law, checked, (tree, shapes), laws, size, gaussian_moments(law))
+    return Integrals(law, values, laws, gaussian_moments(law))
 
 
 def gaussian_moments(law: Any) -> tuple[np.ndarray, np.ndarray] | None:
@@ -205,7 +230,7 @@ def estimate_from(
     Args:
         problem: what to estimate.
         x: (n, d) independent draws.
-        values: the function there, as :meth:`Integrals.values` gives it.
+        values: the function there, as ``Integrals.values`` gives it.
         log_q: (n,) log density they were drawn from.
         log_components: (n, C) log densities of other normalised laws, such as the components of a mixture;
             their ratios to the sampling density are control variates.

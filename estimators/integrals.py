@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from mcx.errors import DataError, NonFiniteError
-from mcx.estimators.hermite import Hermite, hermite_basis, highest_degree
+from mcx.estimators.hermite import Hermite, highest_degree
+from mcx.estimators.independent import Inputs, Products
 from mcx.estimators.pareto import pareto_khat
 from mcx.estimators.proposals import log_densities
 from mcx.estimators.regression import regress
@@ -56,13 +59,15 @@ class Values:
 
         return cls(checked, (tree, shapes), sum(int(np.prod(s)) for s in shapes))
 
-    def __call__(self, x: Any) -> Any:
-        """The function at points, (n, J).
+    def __call__(self, x: Any, counts: Any = True) -> Any:
+        """The function at points, (n, J); 0 where they do not count, (n,).
 
         Raises:
-            NonFiniteError: if a value is NaN or infinite.
+            NonFiniteError: if a value that counts is NaN or infinite.
         """
         found, bad = self.call(x)
+        if counts is not True:
+            found, bad = jnp.where(counts[:, None], found, 0.0), bad & np.asarray(counts)
         if count := int(bad.sum()):
             row = int(bad.argmax())
             raise NonFiniteError(
@@ -88,33 +93,39 @@ class Integrals:
 
     Attributes:
         law: a NumPyro distribution of event shape (d,) and batch shape () or (J,).
-        values: points (n, d) to values (n, J), or (n, 1) where only laws differ.
+        function: points (n, d) to values (n, J), or (n, 1) where only laws differ.
         num_laws: one of it and of the number of functions is 1, the other J.
         moments: locations and covariances of Gaussian laws, (laws, d) and (laws, d, d), else None.
+        families: of polynomials, of each variable, where a single law has independent ones, else ().
     """
 
     law: Any
-    values: Values
+    function: Values
     num_laws: int
     moments: tuple[np.ndarray, np.ndarray] | None
+    families: tuple[str | None, ...]
 
     @property
     def num_functions(self) -> int:
         """J, or 1 where only laws differ."""
-        return self.values.size
+        return self.function.size
 
     @property
     def count(self) -> int:
         """J."""
         return max(self.num_laws, self.num_functions)
 
-    def log_laws(self, x: Any) -> Any:
-        """Log densities of the laws, (n, laws)."""
-        return log_densities(self.law, x)
+    def values(self, x: Any) -> Any:
+        """The function at points; 0 where no law has mass.
+
+        Raises:
+            NonFiniteError: if a value is NaN or infinite where there is.
+        """
+        return self.function(x, True if self.moments is not None else _inside(self.law, x))
 
     def shaped(self, flat: Any) -> Any:
         """Numbers (J,) in the structure of the results."""
-        return np.asarray(flat) if self.num_laws > 1 else self.values.shaped(flat)
+        return np.asarray(flat) if self.num_laws > 1 else self.function.shaped(flat)
 
 
 def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
@@ -144,13 +155,21 @@ def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
             found=f"{values.size} values under {laws} laws",
         )
 
-    return Integrals(law, values, laws, gaussian_moments(law))
+    moments = gaussian_moments(law)
+    families: tuple[str | None, ...] = ()
+    if moments is None and isinstance(law, dist.Independent) and not batch and not law.base_dist.event_shape:
+        families = Inputs.of(law).families
+    return Integrals(law, values, laws, moments, families)
+
+
+@jax.jit
+def _inside(law: Any, x: Any) -> Any:
+    """Whether any of the laws has mass at points (n,)."""
+    return jnp.any(log_densities(law, x) > -jnp.inf, 1)
 
 
 def gaussian_moments(law: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """Locations (laws, d) and covariances (laws, d, d) of Gaussian laws; None of others."""
-    import numpyro.distributions as dist
-
     base = law
     while isinstance(base, dist.Independent | dist.ExpandedDistribution):
         base = base.base_dist
@@ -164,7 +183,7 @@ def gaussian_moments(law: Any) -> tuple[np.ndarray, np.ndarray] | None:
     return loc, np.broadcast_to(cov, (len(loc), *cov.shape[-2:]))
 
 
-@partial(jax.jit, static_argnames=("degree", "many_laws", "fit"))
+@partial(jax.jit, static_argnames=("basis", "many_laws", "fit"))
 def _estimated(
     law: Any,
     values: Any,
@@ -175,7 +194,7 @@ def _estimated(
     means: Any,
     own: Any,
     *,
-    degree: int,
+    basis: int | Products,
     many_laws: bool,
     fit: str,
 ) -> dict[str, Any]:
@@ -189,8 +208,8 @@ def _estimated(
         found = regress(y - coefficients * (ratio - 1), ratio[:, :0])
     else:
         ratios = jnp.exp(log_components - log_q[:, None]) - 1
-        polynomials = Hermite(reference[0], reference[1], degree).values(x) if degree else ratios[:, :0]
-        if many_laws and degree:
+        polynomials = _polynomials(law, x, reference, basis)
+        if many_laws and polynomials.shape[1]:
             # One surrogate for all laws, whose means under each are known; what it leaves is averaged. Points
             # count as under the laws taken together: a heavy tail of proposals is not to be fitted.
             surrogate = regress(values[:, 0], polynomials, jnp.mean(w, 1), fit="cross_fit")
@@ -211,6 +230,15 @@ def _estimated(
         "khat_integrand": pareto_khat(jnp.log(jnp.abs(y)).T, log=True),
         "unseen": jnp.all(y == 0, 0),
     }
+
+
+def _polynomials(law: Any, x: Any, reference: Any, basis: int | Products) -> Any:
+    """Polynomials (n, K): of a degree in the reference's coordinates, or products in independent ones."""
+    if isinstance(basis, Products):
+        found = basis.values(Inputs.of(law).standard(x))[:, 1:]
+        # beyond the support they count for nothing, but may be NaN
+        return jnp.where(jnp.isfinite(found), found, 0.0)
+    return Hermite(reference[0], reference[1], basis).values(x) if basis else x[:, :0]
 
 
 def estimate_from(
@@ -236,7 +264,8 @@ def estimate_from(
             their ratios to the sampling density are control variates.
         own: log densities (n, J) of a normalised law for each integrand, whose ratio to the sampling density
             is its only control variate, and coefficients (J,) that are known beforehand.
-        polynomials: whether to use polynomials as control variates where the laws are Gaussian.
+        polynomials: whether to use polynomials as control variates, where the laws are Gaussian or the
+            components of a single one are known to be independent.
         fit: see :func:`~mcx.estimators.regression.regress`.
         num_evaluations: of the function, in all; n by default.
 
@@ -248,16 +277,19 @@ def estimate_from(
     n, d = x.shape
     many = problem.num_laws > 1
     most = n // _POINTS_PER_CONTROL
-    polynomials = polynomials and problem.moments is not None and own is None
-    degree = highest_degree(d, most) if polynomials else 0
+    polynomials = polynomials and own is None
+    degree = highest_degree(d, most) if polynomials and problem.moments is not None else 0
+    basis: int | Products = degree
+    if polynomials and problem.families:
+        basis = Products.at_most(problem.families, most)
     log_components = jnp.zeros((n, 0), x.dtype) if log_components is None else log_components[:, :most]
     reference, means = _reference(problem, degree, x.dtype)
     found = _estimated(
         problem.law, values, log_components, log_q, x, reference, means, own,
-        degree=degree, many_laws=many, fit=fit,
+        basis=basis, many_laws=many, fit=fit,
     )  # fmt: skip
     found = {name: np.asarray(a) for name, a in found.items()}
-    controls = len(hermite_basis(d, degree)) if degree else 0
+    controls = len(basis.exponents) - 1 if isinstance(basis, Products) else math.comb(d + basis, d) - 1
     if own is not None:
         controls = 1
     elif not (many and degree):
@@ -283,7 +315,7 @@ def estimate_from(
 def _reference(problem: Integrals, degree: int, dtype: Any) -> tuple[Any, Any]:
     """A Gaussian that covers all laws, and the means (laws, K) of its polynomials under each."""
     if not degree:
-        return None, jnp.zeros((problem.num_laws, 0), dtype)
+        return None, jnp.zeros((problem.num_laws, 1), dtype)
     assert problem.moments is not None
     loc, cov = problem.moments
     middle = loc.mean(0)

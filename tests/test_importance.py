@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from uq_problems import MOMENTS, beam, beam_mean, beam_truth, even_powers, gaussians, perturbed_beams
+from uq_problems import (
+    MOMENTS,
+    beam,
+    beam_mean,
+    beam_products,
+    beam_truth,
+    even_powers,
+    perturbed_beams,
+)
 
 import mcx
 import mcx.dist as dist
@@ -140,18 +148,8 @@ class TestBeam:
 
     def test_pick_freeze_products(self, key):
         """T2b: means of 8 products, for which they publish 2.24e-9, and 1.73e-4 for the 6 indices."""
-        loc, sd = (jnp.asarray(a, "float32") for a in gaussians())
-
-        def products(z):
-            a, b = z.reshape(2, 6)
-            value = beam(loc + sd * a)
-            frozen = jnp.where(jnp.eye(6, dtype=bool), a, b)
-            others = jax.vmap(lambda c: beam(loc + sd * c))(frozen)
-            return jnp.concatenate([value * others, jnp.stack([value, value**2])])
-
-        law = dist.Normal(0.0, 1.0).expand([12]).to_event(1)
-        mean, variance, first, _ = beam_truth()
-        truth = np.r_[first * variance + mean**2, mean, variance + mean**2]
+        products, law, truth = beam_products()
+        first = beam_truth()[2]
         keys = jax.random.split(key, 12)
         for method, most in (
             (mcx.AdaptiveImportance.paper(criterion="absolute"), 1.73e-4),

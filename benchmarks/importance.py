@@ -123,12 +123,14 @@ def published() -> dict[str, list[tuple[str, Run, float]]]:
     }
 
 
-def published_table(names: list[str], runs: int, seed: int) -> None:
+def published_table(names: list[str], methods: tuple[str, ...], runs: int, seed: int) -> None:
     print(
         f"\n{'case':<21}{'method':<31}{'error':>10}{'predicted':>11}{'covered':>9}{'published':>11}{'s':>7}"
     )
     for case, rows in published().items():
         for name, run, reference in rows if case.split(",")[0] in names else ():
+            if not name.startswith(methods):
+                continue
             error, se, spent = errors(runs, seed, run)
             covered = np.mean(np.abs(error) < 1.96 * se) if np.isfinite(se).all() else np.nan
             print(
@@ -161,8 +163,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", nargs="*", default=["T1", "T2a", "T2b", "cube"])
+    parser.add_argument("--methods", nargs="*", default=[""], help="beginnings of their names")
     args = parser.parse_args()
-    published_table(args.cases, args.runs, args.seed)
+    published_table(args.cases, tuple(args.methods), args.runs, args.seed)
     if "cube" in args.cases:
         cube_table(args.runs, args.seed)
 

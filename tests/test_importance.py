@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from uq_problems import (
+    CUBE,
     MOMENTS,
     beam,
     beam_mean,
@@ -21,6 +22,7 @@ from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import expectations
 from mcx.estimators.adaptation import fit_populations, mixture_weights
 from mcx.estimators.hermite import Hermite, hermite_basis
+from mcx.estimators.integrals import integrals
 from mcx.estimators.proposals import Elliptical, Mixture, as_mixture
 from mcx.testing import check_mean
 
@@ -161,6 +163,37 @@ class TestBeam:
             indices = (value[:, :6] - square[:, None]) / (value[:, 7] - square)[:, None]
             assert ((indices - first) ** 2).mean(0).sum() < 2 * most
             assert (np.abs(value - truth) < 6 * np.stack([e.se for e in found])).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CUBE, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_polynomials_of_independent_inputs(case, key):
+    """Integrals over the unit cube, 5000 draws, against Leluc, Portier, Segers and Zhuman (2022).
+
+    No worse than without control variates, by standard errors, also where theirs are (lognormal in 8
+    variables, 0.17 against 0.037); and no worse than what they store, by errors of 8 runs: a mean of 8
+    squares is below 2.5 times its expectation with probability 0.99.
+    """
+    function, stored = CUBE[case]
+    law = dist.Uniform(0.0, 1.0).expand([case[1]]).to_event(1)
+    keys = jax.random.split(key, 8)
+    error, se = {}, {}
+    for controls in ("all", "none"):
+        method = mcx.AdaptiveImportance(budget=5000, controls=controls)
+        found = [expectations(function, law, method=method, key=k) for k in keys]
+        error[controls] = np.array([e.value - 1 for e in found])
+        se[controls] = np.array([e.se for e in found])
+    assert np.median(se["all"]) < 1.1 * np.median(se["none"])
+    assert (error["all"] ** 2).mean() < 2.5 * min(stored["AIS"][0], 1.2 * stored["AISCV"][0]) ** 2
+    assert (np.abs(error["all"]) < 5 * se["all"]).all()
+
+
+def test_values_beyond_the_support_do_not_count():
+    """Tails of proposals leave the unit square, where a function need not be finite."""
+    problem = integrals(lambda x: 1 / jnp.maximum(x[0], 0), dist.Uniform(0.0, 1.0).expand([2]).to_event(1))
+    np.testing.assert_allclose(problem.values(jnp.array([[0.5, 0.5], [-1, 0.5], [2, 0.5]])), [[2], [0], [0]])
+    with pytest.raises(NonFiniteError, match="at 1 of 2 points"):
+        problem.values(jnp.array([[0.0, 0.5], [-1, 0.5]]))
 
 
 def test_one_function_under_many_laws(key):

@@ -135,13 +135,15 @@ def test_several_outputs(key):
 )
 @pytest.mark.parametrize("controls", ["polynomials", "none"])
 def test_errors_hold(function, law, truth, controls, key):
-    """No bias, and 95 % intervals that hold: 200 runs of few blocks.
+    """No bias above 0.6 standard errors, and 95 % intervals that hold: 300 runs of few blocks.
 
-    Indices of a run are correlated: the fraction of all of them that is covered has at most the error of 200
-    coins, 0.015; below 0.90 with probability 1e-3 were it 0.95.
+    Indices of a run are correlated: the fraction of all of them that is covered has at most the error of 300
+    coins, 0.013; below 0.93 with probability 0.06 were it 0.95 and were they all the same.
     """
-    error, se = repeated(function, law, truth, jax.random.split(key, 200), budget=3000, controls=controls)
-    check_mean(error / se, np.zeros(error.shape[1]), delta=0.6, independent=True)
+    error, se = repeated(function, law, truth, jax.random.split(key, 300), budget=3000, controls=controls)
+    typical = np.sqrt((se**2).mean(0))
+    scaled = (error / typical)[:, error.any(0)]  # an input that does nothing has a total index of exactly 0
+    check_mean(scaled, np.zeros(scaled.shape[1]), delta=0.6, independent=True)
     assert (np.abs(error) < 1.96 * se).mean() > 0.93
 
 

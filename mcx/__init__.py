@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from mcx.inference.smc.online import OnlineFilter
     from mcx.inference.smc.particle_filter import ParticleFilter
     from mcx.inference.smc.pmmh import PMMH
+    from mcx.inference.smc.samplers import DataAnnealedSMC, TemperedSMC
     from mcx.inference.smc.smc import smc
     from mcx.results.saved import load
 
@@ -82,6 +83,8 @@ _LAZY = {
     "RandomWalk": "mcx.inference.mcmc.random_walk",
     "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
     "ScoreClimbing": "mcx.inference.particle_gibbs.score_climbing",
+    "TemperedSMC": "mcx.inference.smc.samplers",
+    "DataAnnealedSMC": "mcx.inference.smc.samplers",
     "SlicedTarget": "mcx.estimators.sliced.target",
     "SteinControls": "mcx.estimators.posterior_controls",
     "enable_compilation_cache": "mcx.cache",
@@ -107,6 +110,7 @@ __all__ = [
     "ChEES",
     "Checkpoint",
     "ConditionalSMC",
+    "DataAnnealedSMC",
     "Estimate",
     "FeynmanKac",
     "Kernel",
@@ -126,6 +130,7 @@ __all__ = [
     "SlicedTarget",
     "SteinControls",
     "Target",
+    "TemperedSMC",
     "__version__",
     "deterministic",
     "dist",

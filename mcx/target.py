@@ -168,6 +168,9 @@ class FeynmanKac:
             auxiliary particle filter of Pitt and Shephard 1999).
         adapt: ``(ctx, particles, log_w, u) -> ctx``: the context that this step's transition, potential and
             look-ahead see, computed from the whole population, or None.
+        population: whether ``transition`` takes and gives all particles, with one key: moves that look at the
+            whole cloud. Each particle's law given the others' states before has to be M_t still, at least as
+            their number grows.
         laned: whether ``initial`` and ``transition`` take a :class:`~mcx.ops.lanes.Lane` in place of a key of
             their own, and draw with :func:`mcx.ops.lanes.draw`: one batched draw for all particles.
 
@@ -186,6 +189,7 @@ class FeynmanKac:
     log_lookahead: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     adapt: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     laned: bool = field(default=False, metadata={"static": True})
+    population: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         if not isinstance(self.prepare, jax.tree_util.Partial) and callable(self.prepare):

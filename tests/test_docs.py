@@ -15,6 +15,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
 SLOW = {
     "docs/expectations.md",
     "docs/inference.md",
+    "docs/samplers.md",
     "docs/smoothing.md",
     "docs/state_space.md",
 }  # one program a snippet, and large ones

@@ -45,6 +45,7 @@ def test_examples(example, tmp_path):
         ("gradient_flow", "sliced Wasserstein distance"),
         ("compare_posteriors", "p-value"),
         ("uncertainty_quantification", "Sobol' indices"),
+        ("tempering", "P(period < 2 days)"),
     ],
 )
 def test_examples_that_print_tables(example, said, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, override
 
@@ -26,11 +27,21 @@ class _HMCTransition:
         self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
     ) -> tuple[Any, dict[str, Any]]:
         key_length, key_move = jax.random.split(key)
+        move = self.shared(key_length, step_size)
+        return move(key_move, state, log_density, step_size, inverse_mass_matrix)
+
+    def shared(self, key: Any, step_size: Any) -> Callable[..., tuple[Any, dict[str, Any]]]:
+        """The transition with its length drawn: of many chains none then waits for the longest."""
         # a random length, drawn independently of the state, avoids periodic orbits (Neal 2011, section 3.2)
-        length = self.trajectory_length * jax.random.uniform(key_length, minval=0.5, maxval=1.5)
+        length = self.trajectory_length * jax.random.uniform(key, minval=0.5, maxval=1.5)
         num_steps = jnp.clip(jnp.ceil(length / step_size), 1, self.max_num_steps).astype(jnp.int32)
-        new, stats, _ = hmc_move(key_move, state, log_density, step_size, inverse_mass_matrix, num_steps)
-        return new, stats
+
+        def move(
+            key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
+        ) -> tuple[Any, dict[str, Any]]:
+            return hmc_move(key, state, log_density, step_size, inverse_mass_matrix, num_steps)[:2]
+
+        return move
 
 
 def hmc_move(

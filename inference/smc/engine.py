@@ -185,7 +185,10 @@ def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: 
         log_w = jnp.where(resampled, log_w + (state.log_w - log_v)[ancestors], state.log_w)
     # resampling makes weights equal, also where all were zero: once collapsed, a system stays so
     log_w = jnp.where(state.collapsed, -jnp.inf, log_w)
-    particles = _per_particle(fk, fk.transition, key_move, settings, ctx, (x_prev,), (u,))
+    if fk.population:
+        particles = fk.transition(key_move, ctx, x_prev, u)
+    else:
+        particles = _per_particle(fk, fk.transition, key_move, settings, ctx, (x_prev,), (u,))
     potential = each(lambda a, x: fk.log_potential(ctx, a, x, u), (0, 0))
     log_g, num_bad = _potentials(potential(x_prev, particles))
     log_w, increment, info = _weigh(log_w, log_g, jnp.maximum(num_bad, num_blind), resampled)

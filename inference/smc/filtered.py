@@ -16,6 +16,7 @@ from mcx._version import __version__
 from mcx.errors import MethodError
 from mcx.inference.smc.forecast import Forecast, forecast
 from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths, unique_ancestors
+from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
@@ -215,18 +216,9 @@ class Filtered:
 
 def _combine(log_z: np.ndarray, within: np.ndarray) -> tuple[float, float]:
     """Log of the mean evidence over replicates, and its standard error."""
-    chains = len(log_z)
-    if chains == 1:
+    if len(log_z) == 1:
         return float(log_z[0]), float(within[0])
-    total = _log_mean_exp(log_z)
-    left_out = np.asarray([_log_mean_exp(np.delete(log_z, i)) for i in range(chains)])
-    spread = (left_out - left_out.mean()) if np.isfinite(left_out).all() else np.full(chains, np.nan)
-    return total, float(math.sqrt((chains - 1) / chains * float((spread**2).sum())))
-
-
-def _log_mean_exp(x: np.ndarray) -> float:
-    top = x.max()
-    return float(top + np.log(np.mean(np.exp(x - top)))) if np.isfinite(top) else float(top)
+    return log_mean_evidence(log_z)
 
 
 def _average(share: np.ndarray, values: Any) -> np.ndarray:

@@ -78,7 +78,9 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
     if posterior.smc_stats:
         statistics = {k: _plain(v) for k, v in posterior.smc_stats.items()}
         times = {s.shape[0]: s.dims[0] for s in target.sites if (s.markov or s.scanned) and s.shape}
-        dims: dict[Any, Any] = {k: [times[v.shape[1]]] for k, v in statistics.items()}
+        dims: dict[Any, Any] = {
+            k: [times[v.shape[1]] if "." in k else "stage"] for k, v in statistics.items()
+        }
         tree["smc_stats"] = DataTree(
             dict_to_dataset(statistics, dims=dims, coords=coords, sample_dims=["chain"], attrs=library)
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
 from mcx.model.compile import model_sites
 from mcx.results import agreement
+from mcx.results.advice import Advice
+from mcx.results.diagnose_stages import diagnose_stages
 from mcx.results.summary import effective_sizes, scalars
 
 if TYPE_CHECKING:
@@ -26,13 +28,6 @@ _FALSE_ALARMS = 1e-4  # a run of many chains that agree is called in question th
 _BFMI = 0.3
 _UPDATE_RATE = 0.1  # a draw in ten or more sweeps is new
 _EVIDENCE_SD = 1.8  # from here on more particles pay whatever they cost: Sherlock et al. (2015)
-
-
-class Advice(NamedTuple):
-    """One finding: a stable code, what was seen, what to do."""
-
-    code: str
-    text: str
 
 
 def diagnose(posterior: Posterior) -> list[Advice]:
@@ -72,7 +67,8 @@ def diagnose(posterior: Posterior) -> list[Advice]:
                 )
             )
     noise = _noisy_evidence(posterior)
-    return found + noise + _paths(posterior) + _convergence(posterior) + _energy(posterior)
+    chains = _paths(posterior) + _convergence(posterior) + _energy(posterior)
+    return found + noise + diagnose_stages(posterior) + chains
 
 
 def _noisy_evidence(posterior: Posterior) -> list[Advice]:

@@ -37,6 +37,7 @@ class RunInfo:
         coords: coordinate values by dimension, as the user gave them.
         versions, device, dtype: where it ran.
         num_nonfinite: draws with a NaN or an infinity.
+        cloud: whether the draws of a chain are the particles of one cloud, in no order.
     """
 
     method: str
@@ -51,6 +52,7 @@ class RunInfo:
     device: str = ""
     dtype: str = ""
     num_nonfinite: int = 0
+    cloud: bool = False
 
     @classmethod
     def of(
@@ -129,8 +131,9 @@ class Posterior:
         weights: log weights where draws are weighted, else None.
         log_evidence, log_evidence_se: log marginal likelihood and its standard error, where the method
             estimates it.
-        smc_stats: statistics over time of methods that draw paths, averages over draws by
-            ``block.statistic``, chain x time.
+        smc_stats: of methods that draw paths, averages over draws by ``block.statistic``, chain x time; of
+            SMC samplers, statistics of the stages, chain x stage, NaN where a chain was done before (level
+            and log evidence stay what they were).
     """
 
     draws: dict[str, Any]

@@ -138,7 +138,9 @@ def run(
         kernel = kernel.over_mesh(mesh)
     start_keys, keys = place(chain_keys(key, num_chains), mesh, CHAINS)
     hosts = hosts_of(mesh)
-    display = make_progress(progress if hosts.leads else False, num_steps, title)
+    open_ended = bool(getattr(kernel, "open_ended", False))
+    display = make_progress(progress if hosts.leads else False, None if open_ended else num_steps, title)
+    complete = False
     loop: _Loop | None = None
     about = {
         "chains": num_chains,
@@ -184,7 +186,7 @@ def run(
                 raise
             result = loop.result(complete, compile_time, time.perf_counter() - begun)
         finally:
-            display.close(loop is not None and loop.done == num_steps)
+            display.close(complete)
     return result
 
 
@@ -221,8 +223,7 @@ class _Loop:
                     self.draws.add(draws, count)
 
     def go(self, display: Progress, interrupted: threading.Event) -> bool:
-        stop = getattr(self.kernel, "stop", None)
-        while self.done < self.total:
+        while not (self._ended() or self.done == self.total):
             count = self.hosts.lead(self._count())
             begun = time.perf_counter()
             state, draws, stats = self.programs.chunk(
@@ -233,13 +234,21 @@ class _Loop:
             self._seconds_per_step = (time.perf_counter() - begun) / count
             phase = "warm-up" if self.done <= self.discard else "sampling"
             display.update(self.done, phase, self.kernel.report(stats))
-            over = stop is not None and stop(stats)
-            over = over or self.done == self.total or self.hosts.any(interrupted.is_set())
+            stopped = self.hosts.any(interrupted.is_set())
+            over = self._ended() or self.done == self.total
             if self.recorder is not None:
-                self.recorder.save(self.done == self.total, now=over)
-            if over:
+                self.recorder.save(self._complete(), now=over or stopped)
+            if stopped:
                 break
-        return self.done == self.total
+        return self._complete()
+
+    def _ended(self) -> bool:
+        """Whether the algorithm ends the run, by the statistics of the last chunk: also of one resumed."""
+        stop = getattr(self.kernel, "stop", None)
+        return stop is not None and bool(self.stats) and bool(stop(self.stats[-1]))
+
+    def _complete(self) -> bool:
+        return self.done == self.total or (bool(getattr(self.kernel, "open_ended", False)) and self._ended())
 
     def save(self) -> None:
         """Save what there is, as the run ends by an error."""

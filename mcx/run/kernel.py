@@ -15,7 +15,8 @@ class Kernel(Protocol):
     A kernel is hashable and compares by value: compiled programs are cached on it. Whatever may change
     between runs (data, starting points) comes in as an argument. A kernel with an attribute ``block_size``
     has its ``end_block(state) -> state`` called after every step whose number is a multiple of it; one with a
-    method ``stop(stats) -> bool`` may end the run after a chunk, by that chunk's statistics. One with a
+    method ``stop(stats) -> bool`` may end the run after a chunk, by that chunk's statistics; where it is
+    ``open_ended`` that is the run's proper end, and the number of steps only a bound. One with a
     ``size`` has states with leading axes of so many entries; ``over_mesh(mesh)`` gives the same kernel, which
     keeps them spread over devices. One that pools over chains (:mod:`mcx.ops.pool`) says so by ``pooled``.
     """

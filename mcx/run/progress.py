@@ -47,7 +47,7 @@ class _Silent:
 class _Bar:
     """A tqdm bar; tqdm.auto picks the notebook widget where there is a notebook."""
 
-    def __init__(self, total: int, title: str) -> None:
+    def __init__(self, total: int | None, title: str) -> None:
         from tqdm.auto import tqdm
 
         self._title = title
@@ -77,7 +77,7 @@ class _Bar:
 class _Lines:
     """One line now and then, for logs."""
 
-    def __init__(self, total: int, title: str, every: float = 10.0) -> None:
+    def __init__(self, total: int | None, title: str, every: float = 10.0) -> None:
         self._total, self._title, self._every = total, title, every
         self._begun = self._last = time.monotonic()
         self._phase = ""
@@ -95,16 +95,20 @@ class _Lines:
         now = time.monotonic()
         self._done, self._report = done, format_report(report)
         if phase != self._phase or now - self._last >= self._every:
-            left = (self._total - done) * (now - self._begun) / done if done else math.nan
+            known = self._total is not None and done
+            left = ((self._total or 0) - done) * (now - self._begun) / done if known else math.nan
             eta = f", about {left:.0f} s left" if left >= 1 else ""
-            self._print(f"{phase} {done}/{self._total}{eta}{', ' if self._report else ''}{self._report}")
+            self._print(f"{phase} {self._count()}{eta}{', ' if self._report else ''}{self._report}")
             self._last, self._phase = now, phase
 
     def close(self, complete: bool) -> None:
         state = "done" if complete else "interrupted"
         seconds = time.monotonic() - self._begun
         tail = f", {self._report}" if self._report else ""
-        self._print(f"{state}, {self._done}/{self._total} steps in {seconds:.1f} s{tail}")
+        self._print(f"{state}, {self._count()} steps in {seconds:.1f} s{tail}")
+
+    def _count(self) -> str:
+        return str(self._done) if self._total is None else f"{self._done}/{self._total}"
 
     def _print(self, text: str) -> None:
         print(f"{self._title}: {text}", file=sys.stderr, flush=True)
@@ -119,13 +123,13 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def make_progress(progress: Any, total: int, title: str) -> Progress:
+def make_progress(progress: Any, total: int | None, title: str) -> Progress:
     """The display that ``progress=`` asks for.
 
     Args:
         progress: True (a bar where there is a terminal or a notebook, else lines), False, "bar",
             "lines", or an object with the methods of :class:`Progress`.
-        total: number of steps.
+        total: number of steps; None where the algorithm decides.
         title: what is running.
     """
     if progress is True:

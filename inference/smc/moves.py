@@ -1,0 +1,228 @@
+"""Moves of a cloud of particles by a Markov kernel, as many as it takes to forget where they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import MethodError
+from mcx.ops.batches import vmap_in_batches
+
+__all__ = ["Moved", "Moves", "cloud_covariance", "correlation"]
+
+_GAIN = 1.0  # of the step size's logarithm, a unit of acceptance off its target
+_MOST_STEP = 1e3
+_LEAST_SEEN = 8  # moves before anything is said about the rate of forgetting
+_PATIENCE = 2
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How a cloud is moved; hashable.
+
+    Attributes:
+        transition: a Markov transition on vectors, such as ``mcx.HMC().transition()``.
+        target_accept: mean acceptance probability that the step size is adapted to, move by move.
+        forget: move until neither the log density nor any coordinate, whitened by the cloud's covariance, has
+            a larger correlation with what it was than this; or, as where modes are apart, until it is clear
+            that this is not going to be.
+        max_moves: stop at this number.
+        spread: particles have step sizes from the adapted one down to this fraction of it, drawn anew at
+            every move and log-uniform: early on a path some are where the law is narrow, others where it is
+            wide.
+        batch_size: particles that move at once; None is all.
+    """
+
+    transition: Any
+    target_accept: float
+    forget: float = 0.2
+    max_moves: int = 50
+    spread: float = 10.0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, fine, expected in (
+            ("forget", 0 < self.forget < 1, "a correlation between 0 and 1"),
+            ("max_moves", self.max_moves >= 1, "an int >= 1"),
+            ("spread", self.spread >= 1, "a ratio >= 1"),
+        ):
+            if not fine:
+                raise MethodError(
+                    f"{name} is out of range", expected=expected, found=repr(getattr(self, name))
+                )
+
+    def start(self, log_density: Callable[[Any], Any], x: Any) -> Any:
+        """States of the transition at points (n, d)."""
+        if self.transition.uses_gradient:
+            value, slope = self._each(jax.value_and_grad(log_density), 1)(x)
+            return x, value, slope
+        return x, self._each(log_density, 1)(x), jnp.zeros_like(x)
+
+    def once(
+        self, key: Any, log_density: Callable[[Any], Any], state: Any, step_size: Any, covariance: Any
+    ) -> tuple[Any, Any, Any]:
+        """Move all particles once; their new states, mean acceptance probability, the adapted step size."""
+        key_shared, key_size, key_own = jax.random.split(key, 3)
+        num = len(state[0])
+        transition = self.transition
+        if hasattr(transition, "shared"):  # lengths of trajectories, so that none waits for another
+            transition = transition.shared(key_shared, step_size)
+        sizes = step_size * self.spread ** -jax.random.uniform(key_size, (num,), state[0].dtype)
+        move = self._each(lambda k, size, *s: transition(k, s, log_density, size, covariance), 5)
+        state, stats = move(jax.random.split(key_own, num), sizes, *state)
+        rate = jnp.mean(jnp.nan_to_num(stats["acceptance_rate"]))
+        step_size = step_size * jnp.exp(_GAIN * (rate - self.target_accept))
+        return state, rate, jnp.clip(step_size, 1 / _MOST_STEP, _MOST_STEP)
+
+    def _each(self, fn: Callable[..., Any], count: int) -> Callable[..., Any]:
+        return vmap_in_batches(fn, (0,) * count, self.batch_size)
+
+    def until_forgotten(
+        self,
+        key: Any,
+        log_density: Callable[[Any], Any],
+        x: Any,
+        step_size: Any,
+        covariance: Any,
+        rest: Any = False,
+    ) -> Moved:
+        """Move a cloud until it has forgotten where it was, or ``max_moves`` times.
+
+        Args:
+            key: a typed key.
+            log_density: of a vector (d,); what the moves leave invariant.
+            x: (n, d).
+            step_size: to begin with.
+            covariance: (d, d) or (d,), the transition's metric.
+            rest: do not move at all.
+
+        Returns:
+            New points, and how it went. Adapting by means over the cloud makes an error of order 1 / n.
+        """
+        allowance = jnp.sqrt(2 * jnp.log(jnp.maximum(x.shape[1], 2)) / x.shape[0])  # of pure noise
+        limit = self.forget + allowance
+        begin = self.start(log_density, x)
+
+        def unfinished(carry: Any) -> Any:
+            i, _, _, _, found, (_, _, hopeful) = carry
+            return (i < self.max_moves) & (jnp.maximum(*found) > limit) & hopeful & ~jnp.asarray(rest)
+
+        def body(carry: Any) -> Any:
+            i, state, size, _, _, (then, due, hopeful) = carry
+            state, rate, size = self.once(jax.random.fold_in(key, i), log_density, state, size, covariance)
+            i = i + 1
+            found = correlation(x, state[0], covariance), _same(begin, state)
+            worst = jnp.maximum(*found)
+            # Where modes are apart they are never forgotten: each time the number of moves has doubled, the
+            # rate of forgetting since tells whether it leads anywhere.
+            log_rate = jnp.log(worst / then) / (i / 2)
+            expected = i + jnp.log(limit / worst) / jnp.minimum(log_rate, -1e-9)
+            leads = (i < _LEAST_SEEN) | (expected < _PATIENCE * self.max_moves)
+            now = i == due
+            seen = jnp.where(now, worst, then), jnp.where(now, 2 * due, due), jnp.where(now, leads, hopeful)
+            return i, state, size, rate, found, seen
+
+        one, size = jnp.ones((), x.dtype), jnp.asarray(step_size, x.dtype)
+        seen = (one, jnp.int32(2), jnp.asarray(True))
+        carry = (jnp.int32(0), begin, size, 0 * one, (one, one), seen)
+        count, (x, *_), size, rate, found, _ = jax.lax.while_loop(unfinished, body, carry)
+        return Moved(x, size, rate, count, *found)
+
+    def chain(
+        self,
+        key: Any,
+        log_density: Callable[[Any], Any],
+        x: Any,
+        step_size: Any,
+        covariance: Any,
+        length: int,
+        rest: Any = False,
+    ) -> tuple[Moved, Any]:
+        """Move a cloud ``length - 1`` times and keep all of its points.
+
+        Returns:
+            How it went, and the points (n, length, d), those given first.
+        """
+        begin = self.start(log_density, x)
+
+        def body(i: Any, carry: Any) -> Any:
+            state, size, _, kept = carry
+            state, rate, size = self.once(jax.random.fold_in(key, i), log_density, state, size, covariance)
+            return state, size, rate, kept.at[:, i].set(state[0])
+
+        size = jnp.asarray(step_size, x.dtype)
+        kept = jnp.repeat(x[:, None], length, 1)
+        count = jnp.where(rest, 0, length - 1)
+        state, size, rate, kept = jax.lax.fori_loop(
+            1, count + 1, body, (begin, size, jnp.zeros((), x.dtype), kept)
+        )
+        places = correlation(x, state[0], covariance)
+        return Moved(state[0], size, rate, count, places, _same(begin, state)), kept
+
+
+class Moved(NamedTuple):
+    """A cloud after its moves.
+
+    position: (n, d).
+    step_size: adapted.
+    acceptance: mean acceptance probability of the last move.
+    num_moves: how many there were.
+    places: largest correlation of a coordinate with what it was before.
+    densities: correlation of the log density with what it was.
+    """
+
+    position: Any
+    step_size: Any
+    acceptance: Any
+    num_moves: Any
+    places: Any
+    densities: Any
+
+
+def cloud_covariance(x: Any, log_w: Any, dense: bool) -> Any:
+    """Covariance (d, d) or variances (d,) of weighted points, a little towards the diagonal.
+
+    Args:
+        x: (n, d).
+        log_w: (n,) normalised log weights.
+        dense: whether a matrix is wanted.
+    """
+    w = jnp.exp(log_w)
+    centred = x - w @ x
+    variance = jnp.maximum(w @ centred**2, jnp.finfo(x.dtype).tiny * 1e6)
+    if not dense:
+        return variance
+    # the diagonal counts as d + 2 points beside the effective number of those there are
+    share = 1 / (1 + (x.shape[1] + 2) * jnp.sum(w**2))
+    return share * (centred * w[:, None]).T @ centred + (1 - share) * jnp.diag(variance)
+
+
+def correlation(before: Any, after: Any, covariance: Any) -> Any:
+    """Largest absolute correlation of a coordinate with what it was; coordinates whitened by a covariance."""
+    if covariance.ndim == 2:
+        factor = jnp.linalg.cholesky(covariance)
+
+        def white(x: Any) -> Any:
+            return jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T
+    else:
+
+        def white(x: Any) -> Any:
+            return x / jnp.sqrt(covariance)
+
+    return _correlation(white(before), white(after))
+
+
+def _same(before: Any, after: Any) -> Any:
+    """Correlation of the log densities of two states."""
+    return _correlation(before[1][:, None], after[1][:, None])
+
+
+def _correlation(a: Any, b: Any) -> Any:
+    a, b = a - jnp.mean(a, 0), b - jnp.mean(b, 0)
+    size = jnp.sqrt(jnp.sum(a**2, 0) * jnp.sum(b**2, 0))
+    found = jnp.abs(jnp.sum(a * b, 0)) / jnp.where(size > 0, size, 1.0)
+    return jnp.max(jnp.where(size > 0, found, 1.0))

@@ -1,0 +1,191 @@
+"""Paths of laws that lead to a posterior from one that can be drawn from.
+
+A path is ``pi_s(z) ~ exp(base(z) + sum_k w_k(s) l_k(z))`` for levels s from 0 to 1: at 0 all weights are 0
+and the law is the base, at 1 all are 1 and it is the posterior. :func:`tempered` has one term, the log
+likelihood, and its weight is the inverse temperature. :func:`annealed_data` has a term for each group of
+observations, and they come in one after another; between two whole numbers of groups the next one counts in
+part, so that a group that surprises is taken in by small steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from mcx.errors import CapabilityError, MethodError
+from mcx.model.sites import SiteTable
+from mcx.target import Target, TargetFunctions
+
+__all__ = ["Path", "PathData", "annealed_data", "tempered"]
+
+
+class PathData(NamedTuple):
+    """What a path's functions are given.
+
+    model: data of the target.
+    start: a distribution of unconstrained vectors to start from; None for the prior.
+    """
+
+    model: Any
+    start: Any
+
+
+@dataclass(frozen=True)
+class Path:
+    """Laws between a base and a posterior; hashable, without data.
+
+    Attributes:
+        functions: of the target.
+        shapes: of its unconstrained sites.
+        sites: of the model.
+        groups: number of terms; of data annealing, that of the groups of observations.
+        dim: name of the dimension whose entries are the groups; None for tempering.
+        own_start: whether the base is a law of its own, not the prior.
+    """
+
+    functions: TargetFunctions
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    sites: SiteTable
+    groups: int = 1
+    dim: str | None = None
+    own_start: bool = False
+
+    def target(self, data: PathData) -> Target:
+        """The posterior."""
+        return Target(data.model, self.functions, self.shapes, self.sites)
+
+    def initial(self, data: PathData, key: Any) -> Any:
+        """A draw from the base, an unconstrained vector (d,)."""
+        if self.own_start:
+            return data.start.sample(key)
+        target = self.target(data)
+        assert target.sample_prior is not None
+        return target.ravel(target.sample_prior(key))
+
+    def parts(self, data: PathData, vector: Any) -> tuple[Any, Any]:
+        """Base and terms, (groups,), at an unconstrained vector."""
+        target = self.target(data)
+        z = target.unravel(vector)
+        prior, likelihood = target.log_parts(z)
+        terms = likelihood[None] if self.dim is None else self._by_group(target, z, likelihood)
+        if self.own_start:
+            base = data.start.log_prob(vector)
+            # where the prior comes in along with the first group
+            terms = terms.at[0].add(prior - base)
+            prior = base
+        return prior, terms
+
+    def _by_group(self, target: Target, z: Any, likelihood: Any) -> Any:
+        terms, total = jnp.zeros(self.groups), jnp.zeros(())
+        for name, values in target.pointwise(z).items():
+            axis = _axis(self.sites[name].dims, self.dim)
+            if axis is None:
+                continue
+            ours = jnp.sum(values, tuple(i for i in range(values.ndim) if i != axis))
+            terms, total = terms + ours, total + jnp.sum(ours)
+        # what belongs to no group, such as a factor, comes in with the first
+        other = jnp.where(jnp.isfinite(likelihood), likelihood - total, likelihood)
+        return terms.at[0].add(other) if self._has_others() else terms
+
+    def _has_others(self) -> bool:
+        return any(s.likelihood and _axis(s.dims, self.dim) is None for s in self.sites if s.num_terms)
+
+    def weights(self, level: Any) -> Any:
+        """Weights of the terms (groups,)."""
+        return jnp.clip(level * self.groups - jnp.arange(self.groups), 0.0, 1.0)
+
+    def increment(self, terms: Any, before: Any, after: Any) -> Any:
+        """Change of the log density from one level to another, of terms (..., groups)."""
+        change = self.weights(after) - self.weights(before)
+        return jnp.sum(jnp.where(change > 0, change * terms, 0.0), -1)
+
+    def log_density(self, data: PathData, level: Any, vector: Any) -> Any:
+        """Unnormalised log density of the law at a level."""
+        base, terms = self.parts(data, vector)
+        value = base + self.increment(terms, 0.0, level)
+        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+
+def tempered(target: Target, start: Any = None) -> tuple[Path, PathData]:
+    """From the prior to the posterior by powers of the likelihood.
+
+    Args:
+        target: the posterior.
+        start: a distribution of unconstrained vectors of event shape (d,), to start from in the prior's
+            place: prior times likelihood over it come in by powers. Needed where the prior is improper.
+
+    Returns:
+        The path, and its data.
+
+    Raises:
+        CapabilityError: if the prior cannot be drawn from and there is no ``start``, or the model has
+            discrete latent sites.
+        MethodError: if ``start`` is no distribution of vectors (d,).
+
+    Source: Neal (2001), Annealed importance sampling; Del Moral, Doucet and Jasra (2006), section 2.3.
+    """
+    return _path(target, start, 1, None)
+
+
+def annealed_data(target: Target, dim: str | None = None, start: Any = None) -> tuple[Path, PathData]:
+    """From the prior to the posterior by taking in observations, entry by entry of a dimension.
+
+    Args:
+        target: the posterior.
+        dim: a plate or time axis that observed sites have; by default the only one there is. Observations
+            without it come in with its first entry.
+        start: as for :func:`tempered`.
+
+    Raises:
+        CapabilityError, MethodError: as :func:`tempered`; or if no observed site has the dimension.
+
+    Source: Chopin (2002), A sequential particle filter method for static models (IBIS).
+    """
+    observed = [s for s in target.sites if s.likelihood and s.kind == "observed" and s.terms_shape]
+    sizes = {d: s.terms_shape[i] for s in observed for i, d in enumerate(s.dims[: len(s.terms_shape)])}
+    if dim is None and len(sizes) == 1:
+        (dim,) = sizes
+    if dim is None or dim not in sizes:
+        raise MethodError(
+            "there is no telling which observations come in one after another",
+            expected="dim= one of " + (", ".join(sizes) or "the plates around observed sites"),
+            found=repr(dim),
+            remedy="put the observations into a plate, or use mcx.TemperedSMC, which needs none",
+        )
+    return _path(target, start, sizes[dim], dim)
+
+
+def _path(target: Target, start: Any, groups: int, dim: str | None) -> tuple[Path, PathData]:
+    for site in target.sites.of_kind("discrete"):
+        raise CapabilityError(
+            "moves need a density on a continuous space",
+            site=site.name,
+            remedy="sum the discrete site out (a mixture distribution, a forward recursion)",
+        )
+    if target.dim == 0:
+        raise CapabilityError("the model has no latent site to draw")
+    if start is None and target.sample_prior is None:
+        raise CapabilityError(
+            "the prior cannot be drawn from: it is improper, or carries factors",
+            site=next((s.name for s in target.sites if s.improper or (s.kind == "factor")), None),
+            remedy="give a law to start from, on unconstrained space: start=dist.Normal(0, 3).expand("
+            f"[{target.dim}]).to_event(1), or start=3.0 for short",
+        )
+    if isinstance(start, int | float):
+        import numpyro.distributions as dist
+
+        start = dist.Normal(0.0, float(start)).expand([target.dim]).to_event(1)
+    if start is not None and getattr(start, "event_shape", None) != (target.dim,):
+        raise MethodError(
+            "start= is no distribution of unconstrained vectors",
+            expected=f"a distribution of event shape ({target.dim},), or a standard deviation",
+            found=f"{type(start).__name__} of event shape {getattr(start, 'event_shape', None)}",
+        )
+    path = Path(target.functions, target.shapes, target.sites, groups, dim, start is not None)
+    return path, PathData(target.data, start)
+
+
+def _axis(dims: tuple[str, ...], dim: str | None) -> int | None:
+    return dims.index(dim) if dim in dims else None

@@ -1,0 +1,70 @@
+"""What to worry about after an SMC sampler: its end, its moves, its levels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mcx.results.advice import Advice
+
+if TYPE_CHECKING:
+    from mcx.results.posterior import Posterior
+
+__all__ = ["diagnose_stages"]
+
+_CORRELATION = 0.5
+_SURVIVORS = 0.05
+
+
+def diagnose_stages(posterior: Posterior) -> list[Advice]:
+    """Findings about the stages of a sampler whose draws are clouds of particles."""
+    if not posterior.info.cloud or not posterior.smc_stats:
+        return []
+    stats = {name: np.asarray(x, float) for name, x in posterior.smc_stats.items()}
+    found = []
+    reached = float(np.nanmax(stats["level"], 1).min())
+    if reached < 1:
+        found.append(
+            Advice(
+                "MCX-W010",
+                f"the path came to level {reached:.3g} of 1: draws and evidence are those of a law between "
+                "start and posterior. Raise max_stages, or go on from a checkpoint",
+            )
+        )
+    worst = np.nanmean(np.fmax(stats["correlation"], stats["correlation_density"]), 0)
+    slow = worst > _CORRELATION
+    if slow.any():
+        found.append(
+            Advice(
+                "MCX-W011",
+                f"moves did not forget where particles were at {int(slow.sum())} of {len(slow)} stages "
+                f"(correlation up to {worst.max():.2f}): the evidence may be off by more than its "
+                "standard error, even if replicates agree. Take more particles, a larger max_moves or "
+                "another move=. With modes that are apart this is to be expected, and their shares rest on "
+                "the number of particles",
+            )
+        )
+    forced = np.nansum(stats["forced"] == 1, 1).max()
+    if forced:
+        found.append(
+            Advice(
+                "MCX-W012",
+                f"{int(forced)} stages went further than the weights allow, by the least step there is: look "
+                "for a likelihood that is near infinite, or take a start= nearer to the posterior",
+            )
+        )
+    survivors = np.nanmin(stats["unique_ancestors"]) * _chain_length(posterior) / posterior.num_draws
+    if survivors < _SURVIVORS:
+        found.append(
+            Advice(
+                "MCX-W013",
+                f"at one stage only {survivors:.1%} of the particles survived: much of the start has no "
+                "likelihood. Take more particles, or a start= that has more mass where the likelihood is",
+            )
+        )
+    return found
+
+
+def _chain_length(posterior: Posterior) -> int:
+    return int(posterior.info.settings.get("chain_length", 1))

@@ -21,7 +21,6 @@ from mcx.ops import pool
 from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
 
-EIGHT = "eight_schools-eight_schools_noncentered"
 SHORT = mcx.ChEES(num_warmup=60, num_samples=20)
 
 
@@ -72,9 +71,8 @@ class TestMoments:
             assert post.draws[f"p{i}.{problem.site}"].dtype == np.float64
             check_problem(post.draws[f"p{i}.{problem.site}"], problem, "ChEES")
 
-    @pytest.mark.parametrize(
-        "name", [n if n == EIGHT else pytest.param(n, marks=pytest.mark.slow) for n in PROBLEMS]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", PROBLEMS)
     def test_posteriordb(self, name, key):
         """From the default start; budget and power as in test_posteriordb.py."""
         comparison = compare(PROBLEMS[name], infer(PROBLEMS[name].bound(), mcx.ChEES(), key))

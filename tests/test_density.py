@@ -133,6 +133,7 @@ def test_generated_models(data, bound):
     check_against_numpyro(bound, data.draw(points(compile_model(bound))))
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 @settings(max_examples=6, derandomize=True)
 @given(data=st.data(), bound=models())

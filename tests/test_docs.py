@@ -16,6 +16,7 @@ SLOW = {
     "docs/expectations.md",
     "docs/inference.md",
     "docs/samplers.md",
+    "docs/sliced_wasserstein.md",
     "docs/smoothing.md",
     "docs/state_space.md",
 }  # one program a snippet, and large ones

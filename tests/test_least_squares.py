@@ -246,7 +246,8 @@ def test_rejection_ends_where_nothing_is_acceptable(key):
     assert np.isnan(points).all()
 
 
-@pytest.mark.parametrize("make", [legendre, pytest.param(hermite, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [legendre, hermite])
 def test_continuous_dpp(make, key):
     basis = make(5)
     count = 4000

@@ -211,6 +211,7 @@ def test_settings_are_checked(settings):
         mcx.NUTS(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_moments_in_float64(key):
     post = infer(product(), METHODS["NUTS"], key, num_chains=8)

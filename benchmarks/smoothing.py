@@ -6,6 +6,7 @@ users make them, with model and data given anew and a new key; the first call of
 
     peer    seconds of a run by the ``particles`` library over those of mcx, with the same N and T
     PPG     root mean square error of the mean of c chains at equal budget k N a chain, against PaRIS
+    backward  the three ways to draw paths backwards
     cost    seconds a run and ns a particle, time, chain and sweep; memory of the compiled program
 
 ``--peer`` installs and runs ``particles`` in an environment of its own (minutes: its PaRIS is a loop).
@@ -46,6 +47,7 @@ RHO, VARIANCE = 0.9, 0.2
 PARAMS = {"rho": RHO}
 PEER_TASKS = (("PaRIS", 1000, 100, 1), ("FFBS", 1000, 100, 3), ("conditional SMC", 100, 100, 7))
 GOAL_PARIS = 500
+KINDS = ("exact", "imh", "hybrid")
 
 
 @mcx.model
@@ -178,6 +180,26 @@ def equal_budget(replicates: int) -> list[str]:
     return [f"Equal budgets, T = 100, {replicates} replicates (exact: {truth:.2f}):", "", *lines, ""]
 
 
+def backward_draws() -> list[str]:
+    """The three ways to draw backwards, as many paths as particles."""
+    y = simulate(100)
+    truth = exact(y)
+    lines = ["| backward | N | compile s | ms | ns a path and time | off by |", "|---" * 6 + "|"]
+    for num, kinds in ((100, KINDS), (1000, KINDS), (10_000, KINDS[1:])):  # exact draws cost O(N^2)
+        for kind in kinds:
+            method = mcx.FFBS(num_particles=num, num_paths=num, backward=kind)
+            values: list[float] = []
+            compile_time, seconds = timed(
+                lambda seed, m=method, v=values: v.append(float(run(y, m, seed).value)), 9
+            )
+            off = f"{np.mean(values) - truth:+.2f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}"
+            each = 1e9 * seconds / (num * len(y))
+            lines.append(
+                f"| {kind} | {num:,} | {compile_time:.1f} | {1e3 * seconds:.1f} | {each:.0f} | {off} |"
+            )
+    return ["Backward draws, FFBS, T = 100, as many paths as particles:", "", *lines, ""]
+
+
 def memory(y: np.ndarray, method: Any) -> float:
     """Bytes that one sweep takes besides its arguments."""
     space = state_space(ar(y))
@@ -218,12 +240,18 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="64 replicates instead of 512, no table of costs"
     )
+    parser.add_argument("--backward", action="store_true", help="the table of backward draws alone")
     parser.add_argument("--record", action="store_true", help="append the report to RESULTS.md")
     args = parser.parse_args()
     load = os.getloadavg()[0]
-    python, why = install("particles") if args.peer else (None, "the particles library did not run")
-    peer, goals = against_peer(python, why)
-    tables = peer + equal_budget(64 if args.quick else 512) + ([] if args.quick else costs())
+    goals: list[str] = []
+    if args.backward:
+        tables = backward_draws()
+    else:
+        python, why = install("particles") if args.peer else (None, "the particles library did not run")
+        peer, goals = against_peer(python, why)
+        tables = peer + equal_budget(64 if args.quick else 512)
+        tables += [] if args.quick else backward_draws() + costs()
     command = " ".join(["python benchmarks/smoothing.py", *(a for a in sys.argv[1:] if a != "--record")])
     how = (
         f"`{command}`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; Python "

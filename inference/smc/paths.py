@@ -86,7 +86,7 @@ class Path:
             ours = jnp.sum(values, tuple(i for i in range(values.ndim) if i != axis))
             terms, total = terms + ours, total + jnp.sum(ours)
         # what belongs to no group, such as a factor, comes in with the first
-        other = jnp.where(jnp.isfinite(likelihood), likelihood - total, likelihood)
+        other = jnp.where(jnp.isfinite(total), likelihood - total, 0.0)
         return terms.at[0].add(other) if self._has_others() else terms
 
     def _has_others(self) -> bool:
@@ -124,7 +124,7 @@ def tempered(target: Target, start: Any = None) -> tuple[Path, PathData]:
             discrete latent sites.
         MethodError: if ``start`` is no distribution of vectors (d,).
 
-    Source: Neal (2001), Annealed importance sampling; Del Moral, Doucet and Jasra (2006), section 2.3.
+    Source: Neal (2001), Annealed importance sampling; Del Moral, Doucet and Jasra (2006).
     """
     return _path(target, start, 1, None)
 

@@ -116,8 +116,8 @@ def with_move(annealing: Annealing, data: PathData, num_stages: int) -> FeynmanK
         A model for :func:`mcx.inference.smc.smc.smc`, whose evidence is that of the posterior if the level
         has come to 1. Run it with ``threshold=1``, which resamples at every stage.
 
-    Sources: Del Moral, Doucet and Jasra (2006), with the backward kernel of section 3.3.2.3; Chopin (2002);
-    for chains that are kept, Dau and Chopin (2022), Waste-free sequential Monte Carlo, algorithm 2.
+    Sources: Del Moral, Doucet and Jasra (2006), with the backward kernel that is the reversal of the moves;
+    Chopin (2002); for chains that are kept, Dau and Chopin (2022), Waste-free sequential Monte Carlo.
     """
     bare = code(annealing, jnp.result_type(float).name)
     return replace(bare, num_steps=num_stages, prepare=jax.tree_util.Partial(context, data))
@@ -167,7 +167,10 @@ def code(how: Annealing, dtype: str) -> FeynmanKac:
         )
 
     def log_lookahead(ctx: _Context, particle: Annealed, u: Any) -> Any:
-        return jax.nn.logsumexp(increments(particle, ctx.level)) - jnp.log(p)
+        values = increments(particle, ctx.level)
+        if p > 1:  # one point that is no number does not spoil a chain
+            values = jnp.where(jnp.isnan(values), -jnp.inf, values)
+        return jax.nn.logsumexp(values) - jnp.log(p)
 
     def log_potential(ctx: _Context, before: Annealed | None, particle: Annealed, u: Any) -> Any:
         return jnp.zeros((), dtype) if before is None else log_lookahead(ctx, before, u)

@@ -56,6 +56,7 @@ class TestMoments:
         for i, problem in enumerate(SMOOTH):
             check_problem(post.draws[f"p{i}.{problem.site}"], problem, "ChEES")
 
+    @pytest.mark.slow
     def test_hard_constraint(self, key):
         post = infer(HARD.bound, mcx.ChEES(num_samples=1500), key)
         assert (post.draws["x"] > 0.3).all()

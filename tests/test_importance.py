@@ -201,6 +201,7 @@ def test_values_beyond_the_support_do_not_count():
         problem.values(jnp.array([[0.0, 0.5], [-1, 0.5]]))
 
 
+@pytest.mark.slow
 def test_one_function_under_many_laws(key):
     """exp(a'x) under Gaussians, exp(a'm + a'Sa / 2): with polynomials, and with ratios alone."""
     loc = jnp.linspace(-0.5, 0.5, 6)[:, None] * jnp.ones(2)

@@ -71,7 +71,7 @@ PPG_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", slow_unless(["guided"], list(PPG_CASES)))
+@pytest.mark.parametrize("case", slow_unless(["one step"], list(PPG_CASES)))
 def test_ppg_is_exact_at_stationarity(case):
     """The path keeps its law and the estimate has no bias, with two particles."""
     fk = model(guided=case == "guided", look=case == "guided")

@@ -218,6 +218,7 @@ def test_few_particles(few):
     check_persistence(few.draws, Y[0], 0.3)
 
 
+@pytest.mark.slow
 def test_many_particles(key):
     method = mcx.PMMH(2000, num_warmup=300, num_samples=2500)
     post = mcx.infer(persistence(Y[0]), method, key=key, **ONE)

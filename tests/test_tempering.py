@@ -72,6 +72,7 @@ class TestClosedForms:
             ratio = np.exp(post.smc_stats["log_evidence"][:, k - 1] - log_z)
             check_mean(ratio, 1.0, delta=0.15, independent=True)
 
+    @pytest.mark.slow
     def test_chains_that_are_kept(self, key):
         """Waste-free: 32 chains of 8 points."""
         method = mcx.TemperedSMC(**SMALL, chain_length=8)
@@ -203,6 +204,7 @@ class TestRuns:
         assert not post.complete
         assert {"MCX-W001", "MCX-W010"} <= {a.code for a in diagnose(post)}
 
+    @pytest.mark.slow
     def test_moves_that_do_not_forget_are_reported(self, key):
         post = run(counts(COUNTS), mcx.TemperedSMC(**SMALL, max_moves=1), key, num_chains=2)
         assert "MCX-W011" in {a.code for a in diagnose(post)}
@@ -239,6 +241,7 @@ class TestRefusals:
         with pytest.raises(WeightCollapse):
             run(nowhere(), mcx.TemperedSMC(**SMALL), key)
 
+    @pytest.mark.slow
     def test_likelihoods_that_are_no_numbers(self, key):
         @mcx.model
         def broken():

@@ -208,7 +208,7 @@ class _Loop:
         self.kernel, self.programs, self.data, self.keys, self.inputs = kernel, programs, data, keys, inputs
         self.total, self.discard, self.state = total, discard, state
         self.fixed = None if chunk_size is None else min(chunk_size, programs.capacity)
-        self.done = 0
+        self.done, self.ended = 0, False
         self.stats: list[Any] = []
         self._seconds_per_step: float | None = None
         self.recorder, self.hosts = recorder, hosts
@@ -223,7 +223,8 @@ class _Loop:
                     self.draws.add(draws, count)
 
     def go(self, display: Progress, interrupted: threading.Event) -> bool:
-        while not (self._ended() or self.done == self.total):
+        self.ended = bool(self.stats) and self._stops(self.stats[-1])  # a run that was resumed
+        while not (self.ended or self.done == self.total):
             count = self.hosts.lead(self._count())
             begun = time.perf_counter()
             state, draws, stats = self.programs.chunk(
@@ -234,21 +235,22 @@ class _Loop:
             self._seconds_per_step = (time.perf_counter() - begun) / count
             phase = "warm-up" if self.done <= self.discard else "sampling"
             display.update(self.done, phase, self.kernel.report(stats))
+            self.ended = self._stops(stats)
             stopped = self.hosts.any(interrupted.is_set())
-            over = self._ended() or self.done == self.total
+            over = self.ended or stopped or self.done == self.total
             if self.recorder is not None:
-                self.recorder.save(self._complete(), now=over or stopped)
+                self.recorder.save(self._complete(), now=over)
             if stopped:
                 break
         return self._complete()
 
-    def _ended(self) -> bool:
-        """Whether the algorithm ends the run, by the statistics of the last chunk: also of one resumed."""
+    def _stops(self, stats: Any) -> bool:
+        """Whether the algorithm ends the run, by the statistics of a chunk."""
         stop = getattr(self.kernel, "stop", None)
-        return stop is not None and bool(self.stats) and bool(stop(self.stats[-1]))
+        return stop is not None and bool(stop(stats))
 
     def _complete(self) -> bool:
-        return self.done == self.total or (bool(getattr(self.kernel, "open_ended", False)) and self._ended())
+        return self.done == self.total or (self.ended and bool(getattr(self.kernel, "open_ended", False)))
 
     def save(self) -> None:
         """Save what there is, as the run ends by an error."""

@@ -105,7 +105,11 @@ def test_schedules(num_warmup):
         assert 1 <= num_warmup - 1 - ends[-1] <= 50
 
 
-STEEP = [mcx.NUTS(max_tree_depth=3), mcx.HMC(max_num_steps=8), mcx.MALA()]
+STEEP = [
+    pytest.param(mcx.NUTS(max_tree_depth=3), marks=pytest.mark.slow),
+    mcx.HMC(max_num_steps=8),
+    mcx.MALA(),
+]
 
 
 @pytest.mark.parametrize("method", STEEP, ids=lambda m: m.name)

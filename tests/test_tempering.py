@@ -205,6 +205,17 @@ class TestRuns:
         assert {"MCX-W001", "MCX-W010"} <= {a.code for a in diagnose(post)}
 
     @pytest.mark.slow
+    def test_particles_over_devices_and_in_batches(self, key):
+        """One cloud shared by all devices, or moved a part at a time: the same but for rounding."""
+        alone, shared, parts = (
+            run(counts(COUNTS), mcx.TemperedSMC(**SMALL, **more), key, num_chains=1, **options)
+            for more, options in (({}, {}), ({}, {"devices": jax.devices("cpu")}), ({"batch_size": 64}, {}))
+        )
+        for other in (shared, parts):
+            assert other.log_evidence == pytest.approx(alone.log_evidence, abs=1e-4)
+            np.testing.assert_allclose(other["rate"], alone["rate"], rtol=1e-3)
+
+    @pytest.mark.slow
     def test_moves_that_do_not_forget_are_reported(self, key):
         post = run(counts(COUNTS), mcx.TemperedSMC(**SMALL, max_moves=1), key, num_chains=2)
         assert "MCX-W011" in {a.code for a in diagnose(post)}

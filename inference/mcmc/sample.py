@@ -21,7 +21,7 @@ from mcx.target import Target
 if TYPE_CHECKING:
     from mcx.inference.mcmc.base import ChainMethod
 
-__all__ = ["mcmc_program", "posterior_of", "run_purely", "sample_chains"]
+__all__ = ["checked_target", "mcmc_program", "posterior_of", "run_purely", "sample_chains"]
 
 
 def sample_chains(
@@ -35,7 +35,7 @@ def sample_chains(
     **options: Any,
 ) -> Posterior:
     """Run a Markov chain method on a model. See :func:`mcx.infer`; ``options`` go to the driver."""
-    target = _checked_target(bound)
+    target = checked_target(bound)
 
     def on_start(state: Any) -> None:
         if not bool(jnp.all(state.started)):
@@ -88,7 +88,7 @@ def posterior_of(
 
 def mcmc_program(bound: BoundModel, method: ChainMethod, num_chains: int) -> Callable[..., Posterior]:
     """The pure function behind :func:`sample_chains`. See :func:`mcx.program`."""
-    template = _checked_target(bound)
+    template = checked_target(bound)
     kernel = method.kernel(template)
     inputs = jax.tree_util.tree_map(jnp.asarray, method.inputs())
 
@@ -137,7 +137,8 @@ def run_purely(
     return last, *jax.tree_util.tree_map(by_chain, (emitted, stats))
 
 
-def _checked_target(bound: BoundModel) -> Target:
+def checked_target(bound: BoundModel) -> Target:
+    """The posterior of a model that has something to infer, and whose data can be used as they are."""
     target = compile_model(bound)
     refuse_data(target)
     if target.dim == 0:

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import CapabilityError, MethodError
+from mcx.errors import MethodError
 from mcx.inference.mcmc.base import MCMCMethod
 from mcx.inference.mcmc.hmc import HMC
+from mcx.inference.mcmc.sample import checked_target
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState
 from mcx.inference.smc.history import check_faults
 from mcx.inference.smc.moves import Moves
@@ -22,7 +23,6 @@ from mcx.inference.smc.sampler_kernel import SamplerKernel, finished
 from mcx.inference.smc.tempering import Annealing, code
 from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
-from mcx.model.check import refuse_data
 from mcx.model.compile import compile_model
 from mcx.ops.batches import vmap_in_batches
 from mcx.results.posterior import Posterior, RunInfo, fields_of
@@ -93,11 +93,14 @@ class _SMCSampler:
         """Name of the method."""
         return type(self).__name__
 
+    @property
+    def _method(self) -> MCMCMethod:
+        return _AUTO if self.move == "auto" else self.move
+
     def _moves(self) -> Moves:
-        method = _AUTO if self.move == "auto" else self.move
         return Moves(
-            method.transition(),
-            float(method.target_accept),
+            self._method.transition(),
+            float(self._method.target_accept),
             self.forget,
             self.max_moves,
             batch_size=self.batch_size,
@@ -109,7 +112,6 @@ class _SMCSampler:
 
     def kernel(self, path: Path) -> SamplerKernel:
         """The stages, for the driver."""
-        method = _AUTO if self.move == "auto" else self.move
         how = Annealing(
             path,
             self._moves(),
@@ -117,7 +119,7 @@ class _SMCSampler:
             self.chain_length,
             None if self.levels is None else tuple(map(float, self.levels)),
             dense=self.dense,
-            first_step_size=float(method.step_size),
+            first_step_size=float(self._method.step_size),
             rest=True,
         )
         settings = SMCSettings(
@@ -145,7 +147,7 @@ class _SMCSampler:
                 found="init=",
                 remedy="give a law to start from, start=, to the method",
             )
-        target = _checked(bound)
+        target = checked_target(bound)
         path, data = self.path(target)
         result = run(
             self.kernel(path),
@@ -203,7 +205,7 @@ class _SMCSampler:
 
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
-        template = _checked(bound)
+        template = checked_target(bound)
         path, _ = self.path(template)
         kernel = self.kernel(path)
 
@@ -299,16 +301,6 @@ class DataAnnealedSMC(_SMCSampler):
 
 def _rising(levels: tuple[float, ...]) -> bool:
     return len(levels) > 0 and levels[-1] == 1 and bool(np.all(np.diff([0.0, *levels]) > 0))
-
-
-def _checked(bound: BoundModel) -> Target:
-    target = compile_model(bound)
-    refuse_data(target)
-    if target.dim == 0:
-        raise CapabilityError(
-            "the model has no latent site, so there is nothing to infer", remedy="leave out an obs="
-        )
-    return target
 
 
 @jax.jit

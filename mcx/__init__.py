@@ -34,7 +34,7 @@ from mcx.model.primitives import deterministic, factor, plate, sample
 from mcx.results import Posterior, Predictions, predict
 from mcx.run import Kernel, Run, run
 from mcx.run.checkpoint import Checkpoint
-from mcx.series import filter, maximize, smooth
+from mcx.series import filter, forecast, maximize, smooth
 from mcx.target import FeynmanKac, Target
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from mcx.inference.smc.pmmh import PMMH
     from mcx.inference.smc.samplers import DataAnnealedSMC, TemperedSMC
     from mcx.inference.smc.smc import smc
+    from mcx.inference.smc.smc2 import SMC2
     from mcx.results.saved import load
 
 # name -> module that defines it, imported on first use
@@ -81,6 +82,7 @@ _LAZY = {
     "ParticleGibbs": "mcx.inference.particle_gibbs.gibbs",
     "PathGibbs": "mcx.inference.particle_gibbs.numpyro_block",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
+    "SMC2": "mcx.inference.smc.smc2",
     "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
     "ScoreClimbing": "mcx.inference.particle_gibbs.score_climbing",
     "TemperedSMC": "mcx.inference.smc.samplers",
@@ -104,6 +106,7 @@ __all__ = [
     "NUTS",
     "PMMH",
     "PPG",
+    "SMC2",
     "AdaptiveImportance",
     "AdditiveFunctional",
     "BoundModel",
@@ -140,6 +143,7 @@ __all__ = [
     "expect",
     "factor",
     "filter",
+    "forecast",
     "functionals",
     "infer",
     "load",

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from mcx.inference.particle_gibbs.score_climbing import ScoreClimbing
     from mcx.inference.particle_gibbs.smooth import Smoother
     from mcx.inference.smc.filtered import Filtered
+    from mcx.inference.smc.forecast import Forecast
     from mcx.inference.smc.particle_filter import ParticleFilter
     from mcx.results.approximation import Approximation
     from mcx.results.estimate import Estimate
+    from mcx.results.posterior import Posterior
 
-__all__ = ["filter", "maximize", "smooth"]
+__all__ = ["filter", "forecast", "maximize", "smooth"]
 
 
 def filter(
@@ -102,6 +104,33 @@ def filter(
         ),
         devices=devices,
     )
+
+
+def forecast(
+    posterior: Posterior, num_steps: int, *, key: Any, inputs: Any = None, name: str | None = None
+) -> Forecast:
+    """Draw states and observations of the times after the last, each draw with its own parameters.
+
+    Args:
+        posterior: of a model with a Markov chain, with draws of parameters and paths: by
+            :class:`mcx.PMMH`, :class:`mcx.SMC2`, :class:`mcx.ParticleGibbs`, :class:`mcx.NUTS`.
+        num_steps: number of times ahead.
+        key: a typed JAX key or an int.
+        inputs: the chain's inputs for these times, with a leading axis of ``num_steps``; None where it has
+            none.
+        name: of the Markov chain, where the model has several.
+
+    Returns:
+        Draws by site, (chains x draws, num_steps, ...), chain after chain, with ``.quantiles(levels)``. Costs
+        O(chains draws (T + num_steps)). To forecast with given parameters, see :func:`filter`.
+
+    Raises:
+        ModelError: if inputs are missing or of another structure, or the draws have no path.
+        CapabilityError: if the model has no Markov chain, or its observations to come cannot be drawn.
+    """
+    from mcx.inference.smc.forecast import forecast_draws
+
+    return forecast_draws(posterior, num_steps, as_key(key), inputs, name)
 
 
 def smooth(

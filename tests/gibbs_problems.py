@@ -9,7 +9,7 @@ from numpyro.contrib.control_flow import scan
 import mcx
 import mcx.dist as dist
 from mcx.ops.random import choose
-from mcx.testing import check_mean, kalman
+from mcx.testing import check_mean, forward_backward, kalman
 
 T = 12
 Y = np.random.default_rng(5).normal(0.0, 0.9, (2, T)).astype(np.float32)
@@ -133,6 +133,92 @@ def check_scan(draws):
     check_mean(draws["x0"], averaged(log_p, [r.smoothed_means[0, 1] for r in runs]), delta=0.3)
     second = [r.smoothed_means[0, 1] ** 2 + r.smoothed_covs[0, 1, 1] for r in runs]
     check_mean(np.square(draws["x0"]), averaged(log_p, second), delta=0.3)
+
+
+@mcx.model
+def persistence(y):
+    phi = mcx.sample("phi", dist.Uniform(-1, 1))
+    mcx.markov(
+        "x",
+        initial=lambda u: dist.Normal(0.0, 1.0),
+        transition=lambda x, u: dist.Normal(phi * x, 0.7),
+        emission=lambda x, u: dist.Normal(x, 0.5),
+        obs=y,
+    )
+    mcx.deterministic("squared", phi**2)
+
+
+def persistence_truths(draws, y):
+    """Parameter, path, and both together: ``name, values (chain x draw x ...), exact mean, scale``."""
+    runs = [autoregression(y, phi) for phi in GRID]
+    log_p = np.array([r.log_evidence for r in runs])
+    phi = averaged(log_p, GRID)
+    sd = np.sqrt(averaged(log_p, (GRID - phi) ** 2))
+    means = np.array([r.smoothed_means[:, 0] for r in runs])
+    second = np.array([r.smoothed_means[:, 0] ** 2 + r.smoothed_covs[:, 0, 0] for r in runs])
+    lagged = np.array([means_t[1:] * means_t[:-1] for means_t in means])
+    lagged += np.array([r.cross_covs[:, 0, 0] for r in runs])
+    mean, spread = averaged(log_p, means), np.sqrt(averaged(log_p, second) - averaged(log_p, means) ** 2)
+    x, drawn = np.asarray(draws["x"], float), np.asarray(draws["phi"], float)
+    yield "phi", drawn, phi, sd
+    yield "phi^2", np.asarray(draws["squared"]), averaged(log_p, GRID**2), sd
+    yield "x", x, mean, spread
+    yield "x^2", x**2, averaged(log_p, second), 3 * spread
+    # the law of both: what a path of other parameters would get wrong
+    scaled = (drawn - phi)[..., None] / sd
+    truth = averaged(log_p, ((GRID - phi) / sd)[:, None] * (means - mean))
+    yield "covariance of phi and x", scaled * (x - mean), truth, 1.5 * spread
+    truth = averaged(log_p, ((GRID - phi) / sd)[:, None] * lagged)
+    yield "phi and x_t x_{t+1}", scaled * x[..., 1:] * x[..., :-1], truth, 3.0
+
+
+def check_persistence(draws, y, finds):
+    """alpha 1e-6 a check, finds ``finds`` standard deviations."""
+    for name, values, truth, scale in persistence_truths(draws, y):
+        check_mean(values, truth, delta=finds * scale, name=name)
+
+
+@mcx.model
+def regimes(y, seen=None):
+    """Discrete states; how long the first lasts, and the level of the second, are unknown.
+
+    The level has a normal prior; or an improper one, and is ``seen`` outside of the chain.
+    """
+    stay = mcx.sample("stay", dist.Beta(4.0, 2.0))
+    if seen is None:
+        level = mcx.sample("level", dist.Normal(0.0, 1.0))
+    else:
+        level = mcx.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
+        mcx.sample("seen", dist.Normal(level, 1.0), obs=seen)
+    rows = jnp.stack([jnp.stack([stay, 1 - stay]), jnp.array([0.3, 0.7])])
+    mcx.markov(
+        "z",
+        initial=lambda u: dist.Categorical(jnp.array([0.5, 0.5])),
+        transition=lambda z, u: dist.Categorical(rows[z]),
+        emission=lambda z, u: dist.Normal(jnp.where(z == 1, level, 0.0), 0.6),
+        obs=y,
+    )
+
+
+def check_regimes(post, seen=None):
+    """Against forward-backward on a grid of parameters; alpha 1e-6 a check."""
+    assert np.issubdtype(post["z"].dtype, np.integer) and list(post.draws) == ["stay", "level", "z"]
+    stays, levels = (np.arange(30) + 0.5) / 30, np.linspace(-4.0, 4.5, 52)
+    smoothed, log_p, grid = [], [], []
+    for stay in stays:
+        for level in levels:
+            log_g = -0.5 * ((Y[0][:, None] - np.array([0.0, level])) / 0.6) ** 2
+            found = forward_backward([0.5, 0.5], [[stay, 1 - stay], [0.3, 0.7]], log_g)
+            prior = 3 * np.log(stay) + np.log1p(-stay) - 0.5 * (level - (seen or 0.0)) ** 2
+            smoothed.append(found.smoothed[:, 1])
+            log_p.append(found.log_evidence + prior)
+            grid.append((stay, level))
+    stay, level = averaged(log_p, grid)
+    check_mean(post["stay"], stay, delta=0.05)
+    check_mean(post["level"], level, delta=0.2)
+    check_mean(post["z"], averaged(log_p, smoothed), delta=0.1)
+    together = averaged(log_p, np.array(grid)[:, 1:] * np.array(smoothed))
+    check_mean(post["level"][..., None] * post["z"], together, delta=0.2, name="level and states")
 
 
 # --- for enumeration -------------------------------------------------------------------------------

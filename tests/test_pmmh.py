@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import numpy as np
 import numpyro
 import pytest
 import scipy.stats
-from arviz_stats.base import array_stats
+import sp500
 from gibbs_problems import (
     GRID,
     Choice,
@@ -19,17 +18,21 @@ from gibbs_problems import (
     autoregression,
     averaged,
     chain_model,
+    check_persistence,
+    check_regimes,
     check_scan,
     check_two_chains,
     forecasting_scan,
     innovations_scan,
+    persistence,
+    regimes,
     two_chains,
 )
 from numpyro.contrib.control_flow import scan
 
 import mcx
 import mcx.dist as dist
-from mcx.errors import CapabilityError, InitializationError, MethodError, SupportError
+from mcx.errors import CapabilityError, InitializationError, MethodError, ModelError, SupportError
 from mcx.ops.random import choose
 from mcx.results.diagnose import diagnose
 from mcx.testing import KeyReuse, check_mean, enumerate_outcomes, forward_backward, path_law
@@ -170,43 +173,6 @@ def test_keys_are_fresh():
 # --- posteriors against quadrature -----------------------------------------------------------------
 
 
-@mcx.model
-def persistence(y):
-    phi = mcx.sample("phi", dist.Uniform(-1, 1))
-    mcx.markov(
-        "x",
-        initial=lambda u: dist.Normal(0.0, 1.0),
-        transition=lambda x, u: dist.Normal(phi * x, 0.7),
-        emission=lambda x, u: dist.Normal(x, 0.5),
-        obs=y,
-    )
-    mcx.deterministic("squared", phi**2)
-
-
-def check_persistence(draws, y, finds):
-    """Parameter, path, and both together; alpha 1e-6 a check, finds ``finds`` standard deviations."""
-    runs = [autoregression(y, phi) for phi in GRID]
-    log_p = np.array([r.log_evidence for r in runs])
-    phi = averaged(log_p, GRID)
-    sd = np.sqrt(averaged(log_p, (GRID - phi) ** 2))
-    means = np.array([r.smoothed_means[:, 0] for r in runs])
-    second = np.array([r.smoothed_means[:, 0] ** 2 + r.smoothed_covs[:, 0, 0] for r in runs])
-    lagged = np.array([means_t[1:] * means_t[:-1] for means_t in means])
-    lagged += np.array([r.cross_covs[:, 0, 0] for r in runs])
-    mean, spread = averaged(log_p, means), np.sqrt(averaged(log_p, second) - averaged(log_p, means) ** 2)
-    x, drawn = np.asarray(draws["x"], float), np.asarray(draws["phi"], float)
-    check_mean(drawn, phi, delta=finds * sd, name="phi")
-    check_mean(draws["squared"], averaged(log_p, GRID**2), delta=finds * sd, name="phi^2")
-    check_mean(x, mean, delta=finds * spread, name="x")
-    check_mean(x**2, averaged(log_p, second), delta=3 * finds * spread, name="x^2")
-    # the law of both: what a path of other parameters would get wrong
-    scaled = (drawn - phi)[..., None] / sd
-    truth = averaged(log_p, ((GRID - phi) / sd)[:, None] * (means - mean))
-    check_mean(scaled * (x - mean), truth, delta=1.5 * finds * spread, name="covariance of phi and x")
-    truth = averaged(log_p, ((GRID - phi) / sd)[:, None] * lagged)
-    check_mean(scaled * x[..., 1:] * x[..., :-1], truth, delta=3 * finds, name="phi and x_t x_{t+1}")
-
-
 @pytest.fixture(scope="module")
 def few():
     """A run with 20 particles."""
@@ -240,6 +206,28 @@ def test_results(few):
     predicted = mcx.predict(few, persistence(Y[0]), key=0)
     assert predicted["x_obs"].shape == (1, 30_000, T)
     assert np.std(predicted["x_obs"] - few["x"]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_forecast(few, key):
+    """Two times ahead, every draw with its own parameter; alpha 1e-6, finds a tenth of an sd."""
+    ahead = mcx.forecast(few, 2, key=key)
+    assert ahead["x"].shape == ahead["x_obs"].shape == (30_000, 2)
+    runs = [autoregression(Y[0], phi) for phi in GRID]
+    log_p = [r.log_evidence for r in runs]
+    mean, second = (np.array([m[-1].item() for m in moments]) for moments in (
+        [r.filtered_means for r in runs], [r.filtered_means**2 + r.filtered_covs[:, 0] for r in runs]
+    ))  # fmt: skip
+    for h in range(2):
+        mean, second = GRID * mean, GRID**2 * second + 0.49
+        x = ahead["x"][None, :, h]
+        check_mean(x, averaged(log_p, mean), delta=0.1)
+        check_mean(x**2, averaged(log_p, second), delta=0.15)
+        check_mean(ahead["x_obs"][None, :, h] ** 2, averaged(log_p, second + 0.25), delta=0.15)
+        check_mean(x * few["phi"], averaged(log_p, GRID * mean), delta=0.1)
+    with pytest.raises(ModelError, match="'x'(.|\n)*paths together"):
+        mcx.forecast(dataclasses.replace(few, draws={"phi": few["phi"]}), 2, key=key)
+    with pytest.raises(MethodError, match="num_steps"):
+        mcx.forecast(few, 0, key=key)
 
 
 def test_noise_in_the_evidence_is_told(few):
@@ -379,45 +367,11 @@ def test_scan(program, key):
     check_scan(mcx.infer(mcx.model(program)(Y[0]), method, key=key, **ONE).draws)
 
 
-@mcx.model
-def regimes(y):
-    """Discrete states; how long the first lasts, and the level of the second, are unknown."""
-    stay = mcx.sample("stay", dist.Beta(4.0, 2.0))
-    level = mcx.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
-    rows = jnp.stack([jnp.stack([stay, 1 - stay]), jnp.array([0.3, 0.7])])
-    mcx.sample("seen", dist.Normal(level, 1.0), obs=0.4)
-    mcx.markov(
-        "z",
-        initial=lambda u: dist.Categorical(jnp.array([0.5, 0.5])),
-        transition=lambda z, u: dist.Categorical(rows[z]),
-        emission=lambda z, u: dist.Normal(jnp.where(z == 1, level, 0.0), 0.6),
-        obs=y,
-    )
-
-
 @pytest.mark.slow
 def test_discrete_states_and_an_improper_prior(key):
     """The covariance of two parameters is adapted; one of them is seen outside of the chain, too."""
     method = mcx.PMMH(20, num_warmup=1000, num_samples=40_000)
-    post = mcx.infer(regimes(Y[0]), method, key=key, **ONE)
-    assert np.issubdtype(post["z"].dtype, np.integer) and list(post.draws) == ["stay", "level", "z"]
-    stays, levels = (np.arange(30) + 0.5) / 30, np.linspace(-4.0, 4.5, 52)
-    smoothed, log_p, grid = [], [], []
-    for stay in stays:
-        for level in levels:
-            log_g = -0.5 * ((Y[0][:, None] - np.array([0.0, level])) / 0.6) ** 2
-            found = forward_backward([0.5, 0.5], [[stay, 1 - stay], [0.3, 0.7]], log_g)
-            prior = 3 * np.log(stay) + np.log1p(-stay) - 0.5 * (0.4 - level) ** 2
-            smoothed.append(found.smoothed[:, 1])
-            log_p.append(found.log_evidence + prior)
-            grid.append((stay, level))
-    stay, level = averaged(log_p, grid)
-    check_mean(post["stay"], stay, delta=0.05)
-    check_mean(post["level"], level, delta=0.2)
-    check_mean(post["z"], averaged(log_p, smoothed), delta=0.1)
-    levels = np.array(grid)[:, 1:]
-    together = averaged(log_p, levels * np.array(smoothed))
-    check_mean(post["level"][..., None] * post["z"], together, delta=0.2, name="level and states")
+    check_regimes(mcx.infer(regimes(Y[0], seen=0.4), method, key=key, **ONE), seen=0.4)
 
 
 @mcx.model
@@ -499,42 +453,9 @@ def test_ways_to_run(tmp_path):
 # --- real data -------------------------------------------------------------------------------------
 
 
-@mcx.model
-def stochastic_volatility(returns):
-    half = mcx.sample("half", dist.Beta(20.0, 1.5))
-    mean = mcx.sample("mean", dist.Cauchy(0.0, 5.0))
-    scale = mcx.sample("scale", dist.HalfCauchy(2.0))
-    persistence = mcx.deterministic("persistence", 2 * half - 1)
-    mcx.markov(
-        "h",
-        initial=lambda u: dist.Normal(mean, scale / jnp.sqrt(1 - persistence**2)),
-        transition=lambda h, u: dist.Normal(mean + persistence * (h - mean), scale),
-        emission=lambda h, u: dist.Normal(0.0, jnp.exp(h / 2)),
-        obs=returns,
-    )
-
-
-STAN = {  # mean, its standard error, standard deviation; source: see data/README.md
-    "persistence": (0.9316393, 0.00014481, 0.0429751),
-    "mean": (-7.6611829, 0.0062038, 1.1869502),
-    "scale": (0.5338257, 0.00039753, 0.1404033),
-}
-
-
 @pytest.mark.slow
 def test_sp500(key):
-    """Within 4 combined standard errors of Stan's means, a tenth of a posterior sd or less; the path, too."""
-    table = np.loadtxt(Path(__file__).parent / "data" / "sp500_100.csv", delimiter=",", skiprows=1)
-    bound = stochastic_volatility(table[:, 0].astype(np.float32))
+    bound = sp500.stochastic_volatility(sp500.last_100()[0])
     post = mcx.infer(bound, mcx.PMMH(num_samples=10_000), key=key, progress=False, warnings="ignore")
     assert post.info.settings["log_evidence_sd"] < 1.8
-    for name, (mean, se, sd) in STAN.items():
-        check_against(post[name], mean, se, sd)
-    for t in range(0, 100, 9):
-        check_against(post["h"][..., t], *table[t, 1:])
-
-
-def check_against(draws, mean, se, sd):
-    error = float(array_stats.mcse(np.asarray(draws, float), method="mean"))
-    assert error < 0.1 * sd
-    assert abs(draws.mean() - mean) < 4 * np.hypot(error, se)
+    sp500.check_100(post)

@@ -1,4 +1,4 @@
-"""Forecasts from a particle system: states and observations of times to come."""
+"""Forecasts of states and observations: from a filter's particles, or from draws of parameters and paths."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 
 from mcx.errors import MethodError, ModelError
 from mcx.inference.smc.resampling import systematic
-from mcx.model.statespace import state_space
+from mcx.model.statespace import path_sites, state_space
 from mcx.ops.lanes import Lane, lanes
 
 if TYPE_CHECKING:
     from mcx.inference.smc.filtered import Filtered
+    from mcx.results.posterior import Posterior
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["Forecast", "forecast", "forecast_draws"]
 
 
 class Forecast(Mapping[str, np.ndarray]):
@@ -45,11 +46,8 @@ class Forecast(Mapping[str, np.ndarray]):
 
 def forecast(filtered: Filtered, num_steps: int, key: Any, num_draws: int, inputs: Any) -> Forecast:
     """See :meth:`Filtered.forecast`."""
-    for name, value in (("num_steps", num_steps), ("num_draws", num_draws)):
-        if value < 1:
-            raise MethodError(
-                f"forecast({name}=...) is out of range", expected="an int >= 1", found=repr(value)
-            )
+    _check_count("num_steps", num_steps)
+    _check_count("num_draws", num_draws)
     # nothing is known of the observations to come: draw from the transition itself
     space = state_space(filtered.bound, filtered.space.name, guided=False, auxiliary=False)
     template = space.feynman_kac.inputs
@@ -60,6 +58,32 @@ def forecast(filtered: Filtered, num_steps: int, key: Any, num_draws: int, input
     x = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:])[chosen], filtered.state.particles)
     drawn = _simulate(space, key_run, space.feynman_kac.prepare(filtered.params), x, future)
     return Forecast({k: np.swapaxes(np.asarray(v), 0, 1) for k, v in drawn.items()})
+
+
+def forecast_draws(posterior: Posterior, num_steps: int, key: Any, inputs: Any, name: str | None) -> Forecast:
+    """See :func:`mcx.forecast`."""
+    _check_count("num_steps", num_steps)
+    # nothing is known of the observations to come: draw from the transition itself
+    space = state_space(posterior.bound, name, guided=False, auxiliary=False, whole=True)
+    future = _future(space.feynman_kac.inputs, inputs, num_steps, space.name)
+    values = {}
+    for site in (*space.params, *path_sites(space)):
+        if site not in posterior.draws:
+            raise ModelError(
+                "there are no draws of this site to start a forecast from",
+                site=site,
+                found=", ".join(posterior.draws),
+                remedy="draw parameters and paths together, by mcx.PMMH, mcx.SMC2, mcx.ParticleGibbs or mcx.NUTS",
+            )
+        x = np.asarray(posterior.draws[site])
+        values[site] = x.reshape(-1, *x.shape[2:])
+    drawn = _continue(space, key, values, future)
+    return Forecast({k: np.swapaxes(np.asarray(v), 0, 1) for k, v in drawn.items()})
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise MethodError(f"forecast({name}=...) is out of range", expected="an int >= 1", found=repr(value))
 
 
 def _future(template: Any, inputs: Any, num_steps: int, name: str) -> Any:
@@ -91,15 +115,34 @@ def _future(template: Any, inputs: Any, num_steps: int, name: str) -> Any:
 
 @jax.jit
 def _simulate(space: Any, key: Any, ctx: Any, x: Any, future: Any) -> dict[str, Any]:
+    return _ahead(space, key, ctx, x, future, None)
+
+
+@jax.jit
+def _continue(space: Any, key: Any, values: Any, future: Any) -> dict[str, Any]:
+    fk = space.feynman_kac
+    inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
+
+    def at_end(values: Any) -> tuple[Any, Any]:
+        ctx = fk.prepare({site: values[site] for site in space.params})
+        path = space.path_of(ctx, {site: values[site] for site in path_sites(space)}, inputs)
+        return ctx, jax.tree_util.tree_map(lambda x: x[-1], path)
+
+    ctx, x = jax.vmap(at_end)(values)
+    return _ahead(space, key, ctx, x, future, 0)
+
+
+def _ahead(space: Any, key: Any, ctx: Any, x: Any, future: Any, axis: int | None) -> dict[str, Any]:
+    """States and observations to come; the context is of all particles, or of each (``axis`` 0)."""
     fk = space.feynman_kac
     num = jax.tree_util.tree_leaves(x)[0].shape[0]
 
     def step(x: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
         key, u = inputs
         key_state, key_obs = jax.random.split(key)
-        x = jax.vmap(fk.transition, (Lane(None, 0), None, 0, None))(lanes(key_state, num), ctx, x, u)
+        x = jax.vmap(fk.transition, (Lane(None, 0), axis, 0, None))(lanes(key_state, num), ctx, x, u)
         keys = jax.random.split(key_obs, num)
-        y = jax.vmap(space.observe, (0, None, 0, None))(keys, ctx, x, u)
+        y = jax.vmap(space.observe, (0, axis, 0, None))(keys, ctx, x, u)
         return x, {**jax.vmap(space.states)(x), **y}
 
     num_steps = jax.tree_util.tree_leaves(future)[0].shape[0]

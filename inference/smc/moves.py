@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mcx.errors import MethodError
 from mcx.ops.batches import vmap_in_batches
 
-__all__ = ["Moved", "Moves", "cloud_covariance", "correlation"]
+__all__ = ["Moved", "Moves", "cloud_covariance", "correlation", "until_forgotten"]
 
 _GAIN = 1.0  # of the step size's logarithm, a unit of acceptance off its target
 _MOST_STEP = 1e3
@@ -103,34 +103,21 @@ class Moves:
         Returns:
             New points, and how it went. Adapting by means over the cloud makes an error of order 1 / n.
         """
-        allowance = jnp.sqrt(2 * jnp.log(jnp.maximum(x.shape[1], 2)) / x.shape[0])  # of pure noise
-        limit = self.forget + allowance
-        begin = self.start(log_density, x)
 
-        def unfinished(carry: Any) -> Any:
-            i, _, _, _, found, (_, _, hopeful) = carry
-            return (i < self.max_moves) & (jnp.maximum(*found) > limit) & hopeful & ~jnp.asarray(rest)
+        def once(key: Any, state: Any, size: Any) -> tuple[Any, Any, Any]:
+            return self.once(key, log_density, state, size, covariance)
 
-        def body(carry: Any) -> Any:
-            i, state, size, _, _, (then, due, hopeful) = carry
-            state, rate, size = self.once(jax.random.fold_in(key, i), log_density, state, size, covariance)
-            i = i + 1
-            found = correlation(x, state[0], covariance), _same(begin, state)
-            worst = jnp.maximum(*found)
-            # Where modes are apart they are never forgotten: each time the number of moves has doubled, the
-            # rate of forgetting since tells whether it leads anywhere.
-            log_rate = jnp.log(worst / then) / (i / 2)
-            expected = i + jnp.log(limit / worst) / jnp.minimum(log_rate, -1e-9)
-            leads = (i < _LEAST_SEEN) | (expected < _PATIENCE * self.max_moves)
-            now = i == due
-            seen = jnp.where(now, worst, then), jnp.where(now, 2 * due, due), jnp.where(now, leads, hopeful)
-            return i, state, size, rate, found, seen
-
-        one, size = jnp.ones((), x.dtype), jnp.asarray(step_size, x.dtype)
-        seen = (one, jnp.int32(2), jnp.asarray(True))
-        carry = (jnp.int32(0), begin, size, 0 * one, (one, one), seen)
-        count, (x, *_), size, rate, found, _ = jax.lax.while_loop(unfinished, body, carry)
-        return Moved(x, size, rate, count, *found)
+        return until_forgotten(
+            key,
+            once,
+            self.start(log_density, x),
+            lambda state: state[:2],
+            jnp.asarray(step_size, x.dtype),
+            covariance,
+            self.forget,
+            self.max_moves,
+            rest,
+        )
 
     def chain(
         self,
@@ -161,13 +148,68 @@ class Moves:
             1, count + 1, body, (begin, size, jnp.zeros((), x.dtype), kept)
         )
         places = correlation(x, state[0], covariance)
-        return Moved(state[0], size, rate, count, places, _same(begin, state)), kept
+        return Moved(state, size, rate, count, places, _correlation(begin[1], state[1])), kept
+
+
+def until_forgotten(
+    key: Any,
+    once: Callable[[Any, Any, Any], tuple[Any, Any, Any]],
+    begin: Any,
+    look: Callable[[Any], tuple[Any, Any]],
+    step_size: Any,
+    covariance: Any,
+    forget: float,
+    max_moves: int,
+    rest: Any = False,
+) -> Moved:
+    """Move a cloud until it has forgotten where it was, or cannot, or ``max_moves`` times.
+
+    Args:
+        key: a typed key.
+        once: ``(key, state, step_size) -> (state, acceptance, step_size)``, a move of all particles.
+        begin: state of the cloud.
+        look: ``state -> (positions (n, d), log densities (n,))``.
+        step_size: to begin with.
+        covariance: (d, d) or (d,), that whitens positions.
+        forget: correlation that counts as forgotten.
+        max_moves: at most.
+        rest: do not move at all.
+    """
+    places, densities = look(begin)
+    allowance = jnp.sqrt(2 * jnp.log(jnp.maximum(places.shape[1], 2)) / places.shape[0])  # of pure noise
+    limit = forget + allowance
+
+    def unfinished(carry: Any) -> Any:
+        i, _, _, _, found, (_, _, hopeful) = carry
+        return (i < max_moves) & (jnp.maximum(*found) > limit) & hopeful & ~jnp.asarray(rest)
+
+    def body(carry: Any) -> Any:
+        i, state, size, _, _, (then, due, hopeful) = carry
+        state, rate, size = once(jax.random.fold_in(key, i), state, size)
+        i = i + 1
+        now_places, now_densities = look(state)
+        found = correlation(places, now_places, covariance), _correlation(densities, now_densities)
+        worst = jnp.maximum(*found)
+        # Where modes are apart they are never forgotten: each time the number of moves has doubled, the
+        # rate of forgetting since tells whether it leads anywhere.
+        log_rate = jnp.log(worst / then) / (i / 2)
+        expected = i + jnp.log(limit / worst) / jnp.minimum(log_rate, -1e-9)
+        leads = (i < _LEAST_SEEN) | (expected < _PATIENCE * max_moves)
+        now = i == due
+        seen = jnp.where(now, worst, then), jnp.where(now, 2 * due, due), jnp.where(now, leads, hopeful)
+        return i, state, size, rate, found, seen
+
+    one = jnp.ones((), places.dtype)
+    seen = (one, jnp.int32(2), jnp.asarray(True))
+    carry = (jnp.int32(0), begin, jnp.asarray(step_size), 0 * one, (one, one), seen)
+    count, state, size, rate, found, _ = jax.lax.while_loop(unfinished, body, carry)
+    return Moved(state, size, rate, count, *found)
 
 
 class Moved(NamedTuple):
     """A cloud after its moves.
 
-    position: (n, d).
+    state: of the kernel, with leading axes of n.
     step_size: adapted.
     acceptance: mean acceptance probability of the last move.
     num_moves: how many there were.
@@ -175,7 +217,7 @@ class Moved(NamedTuple):
     densities: correlation of the log density with what it was.
     """
 
-    position: Any
+    state: Any
     step_size: Any
     acceptance: Any
     num_moves: Any
@@ -216,12 +258,8 @@ def correlation(before: Any, after: Any, covariance: Any) -> Any:
     return _correlation(white(before), white(after))
 
 
-def _same(before: Any, after: Any) -> Any:
-    """Correlation of the log densities of two states."""
-    return _correlation(before[1][:, None], after[1][:, None])
-
-
 def _correlation(a: Any, b: Any) -> Any:
+    """Largest absolute correlation of a column, of (n, k) or (n,)."""
     a, b = a - jnp.mean(a, 0), b - jnp.mean(b, 0)
     size = jnp.sqrt(jnp.sum(a**2, 0) * jnp.sum(b**2, 0))
     found = jnp.abs(jnp.sum(a * b, 0)) / jnp.where(size > 0, size, 1.0)

@@ -18,7 +18,7 @@ from mcx.inference.smc.variance import default_lag, log_evidence_variance
 from mcx.ops.keys import as_key
 from mcx.target import FeynmanKac
 
-__all__ = ["SMCResult", "loop", "smc", "step_keys"]
+__all__ = ["SMCResult", "loop", "loop_with", "smc", "step_keys"]
 
 
 class SMCResult(NamedTuple):
@@ -100,7 +100,13 @@ def step_keys(key: Any, num_steps: int) -> tuple[Any, Any]:
 
 def loop(key: Any, fk: FeynmanKac, ctx: Any, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
     """The particle system over all steps, given the context. See :func:`smc`; checks and raises nothing."""
-    key_start, keys = step_keys(key, fk.num_steps)
+    return loop_with(*step_keys(key, fk.num_steps), fk, ctx, settings, keep)
+
+
+def loop_with(
+    key_start: Any, keys: Any, fk: FeynmanKac, ctx: Any, settings: SMCSettings, keep: HistorySettings
+) -> SMCResult:
+    """The same, given the key of every step."""
     first = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], fk.inputs)
     rest = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
     state = initialize(key_start, fk, ctx, first, settings)

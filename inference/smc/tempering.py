@@ -189,7 +189,7 @@ def code(how: Annealing, dtype: str) -> FeynmanKac:
             moved, kept = moves.chain(key_move, log_density, x, size, ctx.covariance, p, ctx.resting)
         else:
             moved = moves.until_forgotten(key_move, log_density, x, size, ctx.covariance, ctx.resting)
-            kept = moved.position[:, None]
+            kept = moved.state[0][:, None]
         base, terms = _in_batches(lambda v: path.parts(ctx.data, v), kept, moves.batch_size)
         stage = Stage(
             ctx.level, ctx.ess, moved.step_size, moved.acceptance, moved.num_moves, moved.places,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["check_coords", "to_datatree"]
 
 SCHEMA = 1
+_NO_TERMS: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
 
 
 def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
@@ -36,7 +38,9 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
     target = compile_model(posterior.bound)
     latent = {s.name for s in target.sites.of_kind("latent", "discrete")}
     values = {k: v for k, v in posterior.draws.items() if k in latent}
-    terms = map_draws(_density_terms, target, values, _density_terms)
+    # a run of SMC^2 that was stopped has parameters and no paths, so that there is no density
+    whole = latent <= set(values)
+    terms = map_draws(_density_terms, target, values, _density_terms) if whole else _NO_TERMS
     observed = {k: _plain(v) for k, v in observed_values(posterior.bound).items()}
     content: dict[str, dict[str, Any]] = {
         "posterior": {k: _plain(v) for k, v in posterior.draws.items()},
@@ -61,26 +65,28 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
     attrs["/"] = _attributes(posterior)
     log_prior = content.pop("log_prior")
     content = {group: variables for group, variables in content.items() if variables}
-    tree = from_dict(
-        content,
-        name="mcx",
-        dims=_dims(target.sites),
-        coords=coords,
-        pred_dims=new_dims,
-        attrs={group: value for group, value in attrs.items() if group in content or group == "/"},
-    )
-    # a density has no event axes; from_dict knows that of likelihoods only
-    tree["log_prior"] = DataTree(
-        dict_to_dataset(
-            log_prior, dims=_dims(target.sites), coords=coords, skip_event_dims=True, attrs=library
+    with warnings.catch_warnings():
+        # ArviZ takes more chains than draws for a mistake; for replicates it is none
+        warnings.filterwarnings("ignore", "Found chain dimension to be longer")
+        tree = from_dict(
+            content,
+            name="mcx",
+            dims=_dims(target.sites),
+            coords=coords,
+            pred_dims=new_dims,
+            attrs={group: value for group, value in attrs.items() if group in content or group == "/"},
         )
-    )
+        # a density has no event axes; from_dict knows that of likelihoods only
+        tree["log_prior"] = DataTree(
+            dict_to_dataset(
+                log_prior, dims=_dims(target.sites), coords=coords, skip_event_dims=True, attrs=library
+            )
+        )
     if posterior.smc_stats:
         statistics = {k: _plain(v) for k, v in posterior.smc_stats.items()}
         times = {s.shape[0]: s.dims[0] for s in target.sites if (s.markov or s.scanned) and s.shape}
-        dims: dict[Any, Any] = {
-            k: [times[v.shape[1]] if "." in k else "stage"] for k, v in statistics.items()
-        }
+        staged = "level" in statistics  # of a path of laws, not by time
+        dims: dict[Any, Any] = {k: ["stage" if staged else times[v.shape[1]]] for k, v in statistics.items()}
         tree["smc_stats"] = DataTree(
             dict_to_dataset(statistics, dims=dims, coords=coords, sample_dims=["chain"], attrs=library)
         )

@@ -82,7 +82,7 @@ def _noisy_evidence(posterior: Posterior) -> list[Advice]:
         Advice(
             "MCX-W009",
             f"the log evidence is estimated with a standard deviation of {sd:.2g} near the posterior mean; "
-            f"beyond {_EVIDENCE_SD} chains get stuck where it came out too large. Take {more} particles (now "
+            f"beyond {_EVIDENCE_SD} moves get stuck where it came out too large. Take {more} particles (now "
             f"{number}), a proposal for mcx.markov that looks at the observation, or mcx.ParticleGibbs()",
         )
     ]

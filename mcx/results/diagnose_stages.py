@@ -23,7 +23,7 @@ def diagnose_stages(posterior: Posterior) -> list[Advice]:
         return []
     stats = {name: np.asarray(x, float) for name, x in posterior.smc_stats.items()}
     found = []
-    reached = float(np.nanmax(stats["level"], 1).min())
+    reached = float(np.nanmax(stats["level"], 1).min()) if "level" in stats else 1.0
     if reached < 1:
         found.append(
             Advice(
@@ -32,7 +32,9 @@ def diagnose_stages(posterior: Posterior) -> list[Advice]:
                 "start and posterior. Raise max_stages, or go on from a checkpoint",
             )
         )
-    worst = np.nanmean(np.fmax(stats["correlation"], stats["correlation_density"]), 0)
+    left = np.fmax(stats["correlation"], stats["correlation_density"])
+    left = left[:, np.isfinite(left).any(0)]  # stages that moved
+    worst = np.nanmean(left, 0)
     slow = worst > _CORRELATION
     if slow.any():
         found.append(
@@ -45,7 +47,7 @@ def diagnose_stages(posterior: Posterior) -> list[Advice]:
                 "the number of particles",
             )
         )
-    forced = np.nansum(stats["forced"] == 1, 1).max()
+    forced = np.sum(stats["forced"] == 1, 1).max() if "forced" in stats else 0
     if forced:
         found.append(
             Advice(

@@ -1,0 +1,150 @@
+"""Moves of parameters that carry particle systems: SMC^2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import MethodError
+from mcx.inference.mcmc.whitening import Whitening
+from mcx.inference.smc.moves import cloud_covariance, until_forgotten
+from mcx.inference.smc.nested import Context, Nested, Nesting, Stage, Times, nest, populate
+from mcx.inference.smc.nested import code as nested_code
+from mcx.ops.batches import vmap_in_batches
+from mcx.ops.random import accept
+from mcx.target import FeynmanKac
+
+__all__ = ["PMMHMoves", "code", "with_pmmh"]
+
+# Scales of the random walk in standard deviations of the cloud, times d^1/2: up to the best for a Gaussian,
+# which noise in the evidence hardly changes (Sherlock et al. 2015), and smaller ones for other laws.
+_SCALES = (0.6, 2.5)
+_DENSE_SHARE = 5  # particles a coordinate before a full covariance is fitted
+
+
+@dataclass(frozen=True)
+class PMMHMoves:
+    """How parameters are moved; hashable.
+
+    Attributes:
+        threshold: move, and resample, where the effective number of parameters is below this fraction.
+        forget: until neither coordinates nor estimated log densities have a larger correlation than this
+            with what they were.
+        max_moves: at most, at one time.
+        batch_size: parameters that move at once; None is all.
+    """
+
+    threshold: float = 0.5
+    forget: float = 0.2
+    max_moves: int = 30
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, fine, expected in (
+            ("threshold", 0 < self.threshold <= 1, "a fraction between 0 and 1"),
+            ("forget", 0 < self.forget < 1, "a correlation between 0 and 1"),
+            ("max_moves", self.max_moves >= 1, "an int >= 1"),
+        ):
+            if not fine:
+                raise MethodError(
+                    f"{name} is out of range", expected=expected, found=repr(getattr(self, name))
+                )
+
+
+def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:
+    """SMC^2: a nested model whose parameters are moved by PMMH where few of them are left.
+
+    A move proposes by a random walk with the cloud's covariance, runs new particle systems up to the present
+    time, and accepts by their estimated evidence: it leaves the law of parameters and systems invariant.
+
+    Args:
+        nesting: what is nested.
+        moves: when and how.
+        data: of the nested model.
+
+    Returns:
+        A model for :func:`mcx.inference.smc.smc.smc`; run it with ``threshold=moves.threshold``, so that
+        particles are moved when they have been resampled.
+
+    Source: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, section 3.2.
+    """
+    plain = nest(nesting, data)
+    moved = code(nesting, moves)
+    return replace(plain, transition=moved.transition, adapt=moved.adapt, population=True)
+
+
+@lru_cache(maxsize=64)
+def code(nesting: Nesting, moves: PMMHMoves) -> FeynmanKac:
+    """The functions of :func:`with_pmmh`, the same objects for equal settings."""
+    plain = nested_code(nesting)
+
+    def adapt(ctx: Context, particles: Nested, log_w: Any, u: Times) -> Context:
+        num, dim = particles.position.shape
+        size = jnp.clip(1.0 / jnp.sum(jnp.exp(log_w) ** 2), 1.0, num)  # as the engine has it
+        covariance = cloud_covariance(particles.position, log_w, num >= _DENSE_SHARE * dim)
+        return ctx._replace(due=(size < moves.threshold * num) | u.last, covariance=covariance)
+
+    def transition(key: Any, ctx: Context, particles: Nested, u: Times) -> Nested:
+        key_move, key_step = jax.random.split(key)
+        present = jnp.where(u.last, u.t, u.t - 1)
+        particles = jax.lax.cond(
+            ctx.due, partial(_move, nesting, moves), _stay, key_move, ctx, particles, present
+        )
+
+        def go_on(particles: Nested) -> Nested:
+            step = vmap_in_batches(lambda k, x: plain.transition(k, ctx, x, u), (0, 0), moves.batch_size)
+            stepped: Nested = step(jax.random.split(key_step, len(particles.position)), particles)
+            return stepped
+
+        found: Nested = jax.lax.cond(u.last, lambda particles: particles, go_on, particles)
+        return found
+
+    return replace(plain, transition=transition, adapt=adapt, population=True)
+
+
+def _stay(key: Any, ctx: Context, particles: Nested, t: Any) -> Nested:
+    stage = particles.stage
+    return particles._replace(stage=stage._replace(moved=jnp.zeros_like(stage.moved)))
+
+
+def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles: Nested, t: Any) -> Nested:
+    """Metropolis-Hastings moves at the law given y_0, ..., y_t."""
+    num, dim = particles.position.shape
+    to_scale = Whitening(ctx.covariance)
+
+    def one(key: Any, particle: Nested, scale: Any) -> tuple[Nested, Any]:
+        key_propose, key_run, key_accept = jax.random.split(key, 3)
+        noise = jax.random.normal(key_propose, (dim,), particle.position.dtype)
+        proposal = populate(nesting, ctx.data, key_run, particle.position + to_scale(scale * noise), t)
+        log_ratio = proposal.log_target - particle.log_target
+        accepted = accept(key_accept, log_ratio)
+        proposal = proposal._replace(stage=particle.stage)
+        new: Nested = jax.tree_util.tree_map(lambda a, b: jnp.where(accepted, a, b), proposal, particle)
+        return new, jnp.nan_to_num(jnp.exp(jnp.minimum(log_ratio, 0.0)))
+
+    each = vmap_in_batches(one, (0, 0, 0), moves.batch_size)
+    low, high = (jnp.log(c / dim**0.5) for c in _SCALES)
+
+    def once(key: Any, state: Nested, step_size: Any) -> tuple[Nested, Any, Any]:
+        key_size, key_own = jax.random.split(key)
+        sizes = jnp.exp(jax.random.uniform(key_size, (num,), state.position.dtype, low, high))
+        state, rate = each(jax.random.split(key_own, num), state, sizes)
+        return state, jnp.mean(rate), step_size
+
+    def look(state: Nested) -> tuple[Any, Any]:
+        return state.position, state.log_target
+
+    one_step = jnp.ones((), particles.position.dtype)
+    found = until_forgotten(
+        key, once, particles, look, one_step, ctx.covariance, moves.forget, moves.max_moves
+    )
+    stage = Stage(True, found.acceptance, found.num_moves, found.places, found.densities)
+    new: Nested = found.state
+    stage = jax.tree_util.tree_map(
+        lambda x, old: jnp.broadcast_to(x, old.shape).astype(old.dtype), stage, particles.stage
+    )
+    return new._replace(stage=stage)

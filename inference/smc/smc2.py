@@ -1,0 +1,369 @@
+"""SMC^2: parameters and paths of state-space models, and their evidence, as observations come in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import CapabilityError, MethodError
+from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState
+from mcx.inference.smc.history import check_faults
+from mcx.inference.smc.nested import Nested, NestedData, Nesting, nested_path
+from mcx.inference.smc.nested_moves import PMMHMoves
+from mcx.inference.smc.particle_filter import ParticleFilter
+from mcx.inference.smc.paths import tempered
+from mcx.inference.smc.pmmh import PMMH, Plan
+from mcx.inference.smc.pmmh_particles import log_evidence_sd, nearest_to_mean
+from mcx.inference.smc.resampling import as_resampling, systematic
+from mcx.inference.smc.smc2_kernel import SMC2Kernel, inputs
+from mcx.inference.smc.variance import log_mean_evidence
+from mcx.model.bound import BoundModel
+from mcx.ops.batches import vmap_in_batches
+from mcx.results.posterior import Posterior, RunInfo, fields_of
+from mcx.run.driver import Run, run
+from mcx.run.programs import chain_keys, run_steps, start_chains
+from mcx.target import Target
+
+__all__ = ["SMC2"]
+
+_PILOT_PARAMS = 128
+_FIRST_PARTICLES, _MOST_PARTICLES = 64, 2**14
+_PATH_BYTES = 256 * 2**20
+_OF_MOVES = ("moved", "acceptance", "num_moves", "correlation", "correlation_density", "unique_ancestors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMC2:
+    """SMC^2: particles that are parameters, each with a particle filter of its own.
+
+    As observations come in one after another, parameters are weighted by what their filters make of them;
+    where few are left they are resampled and moved by particle marginal Metropolis-Hastings on the
+    observations so far. It needs no start near the posterior, takes posteriors of several modes, and gives
+    the evidence of every stretch of the series. A chain of the result is a replicate: a cloud of its own, run
+    independently, whose members are its draws, in no order. Several Markov blocks have to be independent
+    given the parameters, and of the same length.
+
+    Attributes:
+        num_params: parameters of a replicate.
+        num_particles: N of a filter. None finds a number by a pilot run with few parameters, in which they
+            are doubled whenever moves are accepted less often than ``least_acceptance``.
+        filter: any particle filter, with its resampling. Potentials that are NaN count as zero.
+        threshold: parameters are resampled and moved where their effective number falls below this fraction.
+        forget: they are moved until neither coordinates nor estimated log densities have a larger
+            correlation than this with what they were.
+        max_moves: at one time, at most.
+        least_acceptance: of the moves, see ``num_particles``.
+        resampling: of parameters; a scheme by name, or a function ``(key, log_w, num) -> ancestors``.
+        start: a law on unconstrained space to draw parameters from in the prior's place, of event shape (d,),
+            or the standard deviation of a Gaussian: needed where the prior is improper.
+        batch_size: parameters whose filters run at once, where all of them would need too much memory.
+        max_nonfinite: largest tolerated share of parameters whose estimated evidence is NaN or +inf.
+
+    Costs O(num_params N) a time, and O(num_params N t) for a move at time t, all of which number about log T;
+    memory O(num_params (N + T)) a replicate. Replicates run one after another (``infer(batch_size=)`` says
+    how many side by side, each then pays for the moves of all), or on several devices.
+
+    The posterior has statistics by time in ``smc_stats``, those of the moves where they took place, and the
+    standard deviation of the log evidence at its mean in ``info.settings["log_evidence_sd"]``.
+
+    Source: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, JRSS B 75(3). The number of inner particles is
+    found beforehand instead of along the way, so that the estimated evidence remains unbiased.
+    """
+
+    num_params: int = field(default=512, kw_only=False)
+    num_particles: int | None = field(default=None, kw_only=False)
+    filter: ParticleFilter = field(default_factory=ParticleFilter)
+    threshold: float = 0.5
+    forget: float = 0.2
+    max_moves: int = 30
+    least_acceptance: float = 0.15
+    resampling: str | Callable[..., Any] = "systematic"
+    start: Any = None
+    batch_size: int | None = None
+    max_nonfinite: float = 0.5
+
+    def __post_init__(self) -> None:
+        as_resampling(self.resampling)
+        number: Any = self.num_particles
+        for name, fine, expected in (
+            ("num_params", self.num_params >= 2, "an int >= 2"),
+            (
+                "num_particles",
+                number is None or (isinstance(number, int | np.integer) and number >= 1),
+                "an int >= 1, or None to have it chosen",
+            ),
+            ("filter", isinstance(self.filter, ParticleFilter), "mcx.ParticleFilter(...)"),
+            ("least_acceptance", 0 <= self.least_acceptance < 1, "a probability below 1"),
+            ("batch_size", self.batch_size is None or self.batch_size >= 1, "an int >= 1, or None"),
+            ("max_nonfinite", 0 <= self.max_nonfinite <= 1, "a fraction between 0 and 1"),
+        ):
+            if not fine:
+                raise MethodError(
+                    f"SMC2({name}=...) is out of range",
+                    expected=expected,
+                    found=repr(getattr(self, name)),
+                )
+        self._moves()
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        return type(self).__name__
+
+    def _moves(self) -> PMMHMoves:
+        return PMMHMoves(self.threshold, self.forget, self.max_moves, self.batch_size)
+
+    def nested(self, plan: Plan, num_particles: int) -> tuple[Nesting, NestedData]:
+        """The nested model, for :func:`~mcx.inference.smc.nested.nest`."""
+        path, data = tempered(plan.marginal, self.start)
+        settings = replace(self.filter.settings(num_particles), lag=None)
+        return Nesting(path, settings), NestedData(data, plan.data.spaces)
+
+    def plan(self, bound: BoundModel) -> Plan:
+        """The checked model; raises what stands against it."""
+        plan = PMMH(filter=self.filter).plan(bound)
+        lengths = {name: space.feynman_kac.num_steps for name, space in plan.data.spaces.items()}
+        if len(set(lengths.values())) > 1:
+            raise CapabilityError(
+                "observations of all Markov blocks come in together, so they have to be of the same length",
+                site=", ".join(lengths),
+                found=", ".join(f"{name}: {count}" for name, count in lengths.items()),
+                remedy="mcx.PMMH() takes blocks of any length",
+            )
+        return plan
+
+    def kernel(self, nesting: Nesting, num_params: int, least_acceptance: float = 0.0) -> SMC2Kernel:
+        """The kernel for the driver."""
+        settings = SMCSettings(
+            num_params, self.threshold, as_resampling(self.resampling), batch_size=self.batch_size
+        )
+        return SMC2Kernel(nesting, self._moves(), settings, least_acceptance)
+
+    def infer(
+        self,
+        bound: BoundModel,
+        *,
+        key: Any,
+        num_chains: int,
+        init: Any,
+        coords: Mapping[str, Any],
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Posterior:
+        """Run the replicates. Use :func:`mcx.infer`, which checks the options and the result."""
+        if init is not None:
+            raise MethodError(
+                f"{self.name} starts from the prior, not from points",
+                found="init=",
+                remedy="give a law to start from, start=, to the method",
+            )
+        plan = self.plan(bound)
+        number = self.num_particles
+        if number is None:
+            number = self._enough_particles(plan, jax.random.fold_in(key, 2), options.get("progress", False))
+        nesting, data = self.nested(plan, number)
+        kernel = self.kernel(nesting, self.num_params)
+        steps = data.num_steps
+        first: list[Mapping[str, Any]] = []
+        result = run(
+            kernel,
+            data,
+            key=key,
+            num_steps=steps,
+            num_chains=num_chains,
+            inputs=inputs(steps),
+            title=self.name,
+            on_start=lambda state: first.append(_first(kernel, state)),
+            # under vmap, moves would be paid for at every step
+            batch_size=1 if batch_size is None else batch_size,
+            **options,
+        )
+        return self._posterior(bound, plan, nesting, data, result, first[0], key, coords)
+
+    def _enough_particles(self, plan: Plan, key: Any, progress: Any) -> int:
+        number = _FIRST_PARTICLES
+        while number < _MOST_PARTICLES:
+            nesting, data = self.nested(plan, number)
+            result = run(
+                self.kernel(nesting, _PILOT_PARAMS, self.least_acceptance),
+                data,
+                key=jax.random.fold_in(key, number),
+                num_steps=data.num_steps,
+                num_chains=1,
+                inputs=inputs(data.num_steps),
+                progress=progress,
+                title=f"{self.name} pilot, {number} particles",
+            )
+            if result.complete:
+                break
+            if not _refused(result, self.least_acceptance) and not _lost(result):
+                raise KeyboardInterrupt(f"{self.name} was interrupted during its pilot run")
+            number *= 2
+        return number
+
+    def _posterior(
+        self,
+        bound: BoundModel,
+        plan: Plan,
+        nesting: Nesting,
+        data: NestedData,
+        result: Run,
+        first: Mapping[str, Any],
+        key: Any,
+        coords: Mapping[str, Any],
+    ) -> Posterior:
+        stats = _by_time(first, result.stats)
+        self._raise_faults(stats)
+        key_draws, complete = jax.random.fold_in(key, 4), result.complete
+        x, log_p, sites = (
+            _draws(nesting, plan.given, data, key_draws, result.state)
+            if complete
+            else _params_so_far(plan.marginal, key_draws, result.state)
+        )
+        log_z = stats["log_evidence"][:, -1]
+        total, se = log_mean_evidence(log_z)
+        number = nesting.settings.num_particles
+        settings: dict[str, Any] = {"num_particles": number}
+        if complete:
+            central = nearest_to_mean(np.asarray(x))
+            kernel = plan.kernel(number)
+            key_sd = jax.random.fold_in(key, 3)
+            settings["log_evidence_sd"] = log_evidence_sd(kernel, plan.data, central, key_sd)
+        info = RunInfo.of(self, result, key=key, coords=coords, dtype=x.dtype, settings=settings)
+        draws = jax.device_get(sites)
+        return Posterior(
+            draws={s.name: draws[s.name] for s in plan.target.sites if s.name in draws},
+            unconstrained=np.asarray(x),
+            stats={"lp": np.asarray(log_p)},
+            warmup_stats={},
+            bound=bound,
+            info=replace(info, cloud=True),
+            log_evidence=total,
+            log_evidence_se=se,
+            smc_stats=stats,
+        )
+
+    def _raise_faults(self, stats: Mapping[str, np.ndarray]) -> None:
+        for chain in range(len(stats["ess"])):
+            info = SMCInfo(
+                stats["ess"][chain],
+                np.ones(len(stats["ess"][chain]), bool),
+                stats["log_evidence_increment"][chain],
+                stats["nonfinite"][chain],
+                stats["max_log_weight"][chain],
+            )
+            check_faults(info, self.num_params, self.max_nonfinite)
+
+    def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
+        """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
+        number = self.num_particles
+        if number is None:
+            raise MethodError(
+                "mcx.program has no pilot run that could choose the number of particles",
+                expected="SMC2(num_params, num_particles)",
+                remedy="mcx.infer chooses one: posterior.info.settings['num_particles']",
+            )
+        nesting, template = self.nested(self.plan(bound), number)
+        kernel = self.kernel(nesting, self.num_params)
+        steps = template.num_steps
+
+        def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
+            plan = self.plan(bound)
+            _, data = self.nested(plan, number)
+            start_keys, keys = chain_keys(key, num_chains)
+            state = start_chains(kernel, data, start_keys, None, 1)
+            us = jax.tree_util.tree_map(jnp.asarray, inputs(steps))
+            state, _, _ = run_steps(kernel, data, keys, 0, steps, state, us, steps, batch_size=1)
+            x, log_p, sites = _draws(nesting, plan.given, data, jax.random.fold_in(key, 4), state)
+            log_z = jax.vmap(lambda s: s.log_evidence)(state)
+            total = jax.nn.logsumexp(log_z) - jnp.log(num_chains)
+            share = jnp.exp(log_z - total)
+            se = jnp.std(share, ddof=1) / jnp.sqrt(num_chains) if num_chains > 1 else jnp.asarray(jnp.nan)
+            info = RunInfo(self.name, fields_of(self), cloud=True)
+            return Posterior(sites, x, {"lp": log_p}, {}, bound, info, log_evidence=total, log_evidence_se=se)
+
+        return run_program
+
+
+def _refused(result: Run, least: float) -> bool:
+    return bool(np.any(result.stats["acceptance"] < least))
+
+
+def _lost(result: Run) -> bool:
+    return bool(np.any(result.stats["log_evidence_increment"] == -np.inf))
+
+
+def _by_time(first: Mapping[str, Any], later: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Statistics, chain x time. A step's moves belong to the time before; the last step is nothing else."""
+    start = jax.device_get(first)
+    stats = {}
+    for name, x in start.items():
+        steps = later.get(name, np.zeros((len(x), 0), x.dtype))
+        whole = np.concatenate([x[:, None], steps], 1)
+        stats[name] = whole[:, 1:] if name in _OF_MOVES else whole[:, :-1]
+    return stats
+
+
+@partial(jax.jit, static_argnums=0)
+def _first(kernel: SMC2Kernel, state: SMCState) -> Any:
+    return jax.vmap(lambda s: kernel.collect(s, None)[1])(state)
+
+
+@partial(jax.jit, static_argnums=0)
+def _draws(
+    nesting: Nesting, given: Target, data: NestedData, key: Any, state: SMCState
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Parameters of all replicates, (chain, draw, d), their log densities, and sites; in no order."""
+    position, log_p, order = _points(key, state)
+    chains, num, _ = position.shape
+    # what a path is made of; the systems themselves are run once more
+    particles = state.particles._replace(systems={})
+    particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(particles, order)
+
+    def one(key: Any, particle: Nested) -> dict[str, Any]:
+        paths = nested_path(nesting, data, key, particle)
+        at = given.with_data((data.path.model[0], paths))
+        return {**at.constrain(at.unravel(particle.position)), **paths}
+
+    flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
+    keys = jax.random.split(jax.random.fold_in(key, 1), chains * num)
+    sites = vmap_in_batches(one, (0, 0), _paths_at_once(nesting, data, chains * num))(keys, flat)
+    return position, log_p, jax.tree_util.tree_map(lambda x: x.reshape(chains, num, *x.shape[1:]), sites)
+
+
+@jax.jit
+def _params_so_far(marginal: Target, key: Any, state: SMCState) -> tuple[Any, Any, dict[str, Any]]:
+    """Of a run that was stopped: parameters given the observations so far, resampled; no paths."""
+    keys = jax.random.split(jax.random.fold_in(key, 2), len(state.log_w))
+    chosen = jax.vmap(lambda k, log_w: systematic(k, log_w, log_w.shape[0]))(keys, state.log_w)
+    particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(state.particles, chosen)
+    position, log_p, _ = _points(key, state._replace(particles=particles))
+    sites = jax.vmap(jax.vmap(lambda x: marginal.constrain(marginal.unravel(x))))(position)
+    return position, log_p, {name: sites[name] for name, _ in marginal.shapes}
+
+
+def _points(key: Any, state: SMCState) -> tuple[Any, Any, Any]:
+    """Positions and log densities in a random order, and that order, chain x draw.
+
+    What stands side by side after resampling is akin, and diagnostics would take it for autocorrelation.
+    """
+    position = state.particles.position
+    keys = jax.random.split(key, len(position))
+    order = jax.vmap(lambda k: jax.random.permutation(k, position.shape[1]))(keys)
+    log_p = jnp.take_along_axis(state.particles.log_target, order, 1)
+    return jnp.take_along_axis(position, order[:, :, None], 1), log_p, order
+
+
+def _paths_at_once(nesting: Nesting, data: NestedData, wanted: int) -> int | None:
+    """Filters whose histories are kept at once; None is all."""
+    states = data.path.model[1].values()  # placeholders of the paths
+    entries = sum(math.prod(np.shape(x)[1:]) for x in states)
+    at_once = _PATH_BYTES // (4 * data.num_steps * nesting.settings.num_particles * (entries + 2))
+    return None if at_once >= wanted else max(1, at_once)

@@ -1,0 +1,114 @@
+"""One time of SMC^2 as a step of the driver."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mcx.inference.smc import nested_moves
+from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.genealogy import unique_ancestors
+from mcx.inference.smc.nested import Context, NestedData, Nesting, Times
+from mcx.inference.smc.nested import code as nested_code
+from mcx.inference.smc.nested_moves import PMMHMoves
+from mcx.run.devices import spread
+
+__all__ = ["SMC2Kernel", "inputs"]
+
+
+def inputs(num_steps: int) -> Times:
+    """Of the steps after time 0: all later times, and the end."""
+    t = np.arange(1, num_steps + 1, dtype=np.int32)
+    return Times(np.minimum(t, num_steps - 1), t == num_steps)
+
+
+@dataclass(frozen=True)
+class SMC2Kernel:
+    """Times of SMC^2 for the driver; its data are those of the nested model.
+
+    Attributes:
+        nesting: parameters and their particle systems.
+        moves: of parameters.
+        settings: of the outer system.
+        least_acceptance: the run stops where moves are accepted less often.
+        mesh: devices that share the parameters of one replicate.
+    """
+
+    nesting: Nesting
+    moves: PMMHMoves
+    settings: SMCSettings
+    least_acceptance: float = 0.0
+    mesh: Mesh | None = None
+
+    @property
+    def size(self) -> int:
+        """Outer particles, which several devices may share."""
+        return self.settings.num_particles
+
+    def over_mesh(self, mesh: Mesh) -> SMC2Kernel:
+        """The same, its outer particles spread over a mesh."""
+        return dataclasses.replace(self, mesh=mesh)
+
+    def init(self, data: NestedData, key: Any, start: Any) -> SMCState:
+        """The system at time 0."""
+        now = Times(jnp.int32(0), jnp.asarray(False))
+        return self._spread(initialize(key, nested_code(self.nesting), Context(data), now, self.settings))
+
+    def step(self, data: NestedData, key: Any, state: SMCState, u: Times) -> tuple[SMCState, Any]:
+        """One time, after moves if they are due; or the end, which resamples and moves."""
+        info = state.info
+        # resample at the end whatever the weights are, unless all are zero
+        seen = jnp.where(u.last & ~state.collapsed, 0.5 * self.settings.threshold, info.ess)
+        state = state._replace(info=info._replace(ess=seen))
+        fk = nested_moves.code(self.nesting, self.moves)
+        return self._spread(move(key, fk, Context(data), state, u, self.settings)), None
+
+    def _spread(self, state: SMCState) -> SMCState:
+        spread_state: SMCState = spread(state, self.mesh, self.size)
+        return spread_state
+
+    def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Statistics of the step; particles stay on the device.
+
+        Those of the moves, and of the resampling before them, belong to the time before.
+        """
+        stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
+        moved = stage.moved
+        return {}, {
+            "ess": state.info.ess,
+            "log_evidence_increment": state.info.log_increment,
+            "log_evidence": state.log_evidence,
+            "nonfinite": state.info.num_nonfinite,
+            "max_log_weight": state.info.max_log_weight,
+            "moved": moved,
+            "acceptance": jnp.where(moved, stage.acceptance, jnp.nan),
+            "num_moves": jnp.where(moved, stage.num_moves, 0),
+            "correlation": jnp.where(moved, stage.places, jnp.nan),
+            "correlation_density": jnp.where(moved, stage.densities, jnp.nan),
+            "unique_ancestors": unique_ancestors(state.ancestors[None])[0],
+        }
+
+    def emit(self, data: NestedData, draw: Any) -> Any:
+        """Nothing leaves the device before the end."""
+        return draw
+
+    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Log evidence, effective number of parameters, acceptance of the last moves."""
+        shown: dict[str, Any] = {
+            "log evidence": float(np.mean(stats["log_evidence"][-1])),
+            "ESS": float(np.min(stats["ess"])),
+        }
+        rates = stats["acceptance"][np.isfinite(stats["acceptance"])]
+        return {**shown, "acceptance": float(rates[-1])} if len(rates) else shown
+
+    def stop(self, stats: Mapping[str, Any]) -> bool:
+        """Whether a replicate is lost, or moves are refused too often: there is no point in going on."""
+        lost = np.any(stats["log_evidence_increment"] == -np.inf)
+        return bool(lost or np.any(stats["acceptance"] < self.least_acceptance))

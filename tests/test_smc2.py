@@ -1,0 +1,270 @@
+"""SMC^2 against quadrature over Kalman likelihoods, and its inner filters against their own keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sp500
+from gibbs_problems import (
+    GRID,
+    T,
+    Y,
+    autoregression,
+    averaged,
+    chain_model,
+    check_regimes,
+    check_scan,
+    check_two_chains,
+    forecasting_scan,
+    persistence,
+    persistence_truths,
+    regimes,
+    two_chains,
+)
+
+import mcx
+import mcx.dist as dist
+from mcx.errors import CapabilityError, InitializationError, MethodError, WeightCollapse
+from mcx.inference.smc.history import HistorySettings
+from mcx.inference.smc.nested import nest
+from mcx.inference.smc.nested_moves import PMMHMoves, with_pmmh
+from mcx.inference.smc.smc import loop_with
+from mcx.results.diagnose import diagnose
+from mcx.testing import check_mean
+
+SMALL = {"num_params": 64, "num_particles": 8}
+
+
+def run(bound, method, key, **options):
+    return mcx.infer(bound, method, key=key, progress=False, warnings="ignore", **options)
+
+
+def log_evidences(y):
+    """Of y_0, ..., y_t for all t, over the uniform prior of phi."""
+    each = np.array([np.cumsum(autoregression(y, phi).log_increments) for phi in GRID])
+    top = each.max(0)
+    return top + np.log(np.mean(np.exp(each - top), 0))
+
+
+# --- against quadrature ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many():
+    """64 replicates of 64 parameters with 8 particles each."""
+    return run(persistence(Y[0]), mcx.SMC2(**SMALL), mcx.testing.key_for("smc2"), num_chains=64)
+
+
+def test_evidence_of_every_stretch(many):
+    """Unbiased whatever the numbers of particles; alpha 1e-6, finds what each time's delta says."""
+    exact = log_evidences(Y[0])
+    ratio = np.exp(many.smc_stats["log_evidence"] - exact)
+    assert ratio.shape == (64, T)
+    check_mean(ratio, 1.0, delta=np.linspace(0.15, 0.8, T), independent=True)
+    assert many.log_evidence == pytest.approx(exact[-1], abs=5 * many.log_evidence_se)
+
+
+def test_parameters_and_paths(many):
+    """Weighted by the estimated evidence they are unbiased, too; finds 0.6 posterior sds."""
+    weight = np.exp(many.smc_stats["log_evidence"][:, -1] - log_evidences(Y[0])[-1])
+    for name, values, truth, scale in persistence_truths(many.draws, Y[0]):
+        mean = values.mean(1)
+        weighted = weight.reshape(-1, *(1,) * (mean.ndim - 1)) * (mean - truth)
+        check_mean(weighted, 0.0, delta=0.6 * scale, independent=True, name=name)
+
+
+def test_results(many):
+    assert list(many.draws) == ["phi", "x", "squared"] and many["x"].shape == (64, 64, T)
+    np.testing.assert_allclose(many["squared"], many["phi"] ** 2, rtol=1e-5)
+    stats = many.smc_stats
+    assert all(x.shape == (64, T) for x in stats.values())
+    moved = stats["moved"].astype(bool)
+    assert moved[:, -1].all() and 0 < moved[:, :-1].mean() < 0.5
+    assert (stats["ess"][moved[:, :-1].nonzero()] < 32).all()
+    assert np.isfinite(stats["acceptance"][moved]).all() and np.isnan(stats["acceptance"][~moved]).all()
+    assert (stats["num_moves"][moved] >= 1).all() and (stats["unique_ancestors"][moved] < 64).all()
+    tree = many.to_datatree()
+    assert tree["posterior"]["x"].dims == ("chain", "draw", "time") and "smc_stats" in tree.children
+    assert many.info.settings["num_particles"] == 8 and 1 < many.info.settings["log_evidence_sd"] < 3
+    assert not [a for a in diagnose(many) if a.code in ("MCX-W010", "MCX-W012")]
+
+
+# --- what it is made of ----------------------------------------------------------------------------
+
+
+def composed(move):
+    """The model in its parts, run by the loop that runs everything."""
+    method = mcx.SMC2(32, 4, threshold=0.5)
+    nesting, data = method.nested(method.plan(persistence(Y[0])), 4)
+    model = with_pmmh(nesting, PMMHMoves(), data) if move else nest(nesting, data)
+    return nesting, data, model
+
+
+@pytest.mark.parametrize("move", [False, True])
+def test_filters_are_had_once_more_from_their_keys(move):
+    """After resampling and moves as well: every particle's evidence is that of the keys it carries."""
+    nesting, data, model = composed(move)
+    result = mcx.smc(jax.random.key(1), model, num_particles=32, resampling="systematic")
+    particles = result.state.particles
+    assert bool(particles.stage.moved[0]) in (False, True)
+    space = data.spaces["x"]
+
+    def again(position, keys):
+        target = nesting.path.target(data.path)
+        ctx = space.feynman_kac.prepare({"phi": target.constrain(target.unravel(position))["phi"]})
+        own = jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(keys), 0)
+        keep = HistorySettings("none")
+        return loop_with(own[0], own[1:], space.feynman_kac, ctx, nesting.settings, keep).log_evidence
+
+    found = jax.jit(jax.vmap(again))(particles.position, particles.keys)
+    np.testing.assert_allclose(found, particles.systems["x"].log_evidence, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("move", [False, True])
+def test_composed(move, key):
+    """Evidence of the parts put together by hand; alpha 1e-6, finds a tenth of it."""
+    _, _, model = composed(move)
+    runs = jax.jit(jax.vmap(lambda k: mcx.smc(k, model, num_particles=32).log_evidence))
+    ratio = np.exp(np.asarray(runs(jax.random.split(key, 2000))) - log_evidences(Y[0])[-1])
+    check_mean(ratio, 1.0, delta=0.15, independent=True)
+
+
+@pytest.mark.slow
+def test_a_point_for_a_prior(key):
+    """Nothing but a bank of filters: the evidence is the mean of theirs, with their variance over the number.
+
+    Filters of 4 particles; 400 replicates give the variance within 10 % or so.
+    """
+
+    @mcx.model
+    def known(y):
+        phi = mcx.sample("phi", dist.Uniform(0.6, 0.6 + 1e-5))
+        mcx.markov(
+            "x",
+            initial=lambda u: dist.Normal(0.0, 1.0),
+            transition=lambda x, u: dist.Normal(phi * x, 0.7),
+            emission=lambda x, u: dist.Normal(x, 0.5),
+            obs=y,
+        )
+
+    exact = autoregression(Y[0], 0.6).log_evidence
+    bank = mcx.filter(
+        known(Y[0]), params={"phi": 0.600005}, num_particles=4, num_chains=4000, key=key, progress=False,
+        history="none",
+    )  # fmt: skip
+    each = np.exp(bank.stats["log_evidence"][:, -1] - exact)
+    # resampled at the end only
+    post = run(known(Y[0]), mcx.SMC2(16, 4, threshold=1e-6), key, num_chains=400)
+    ratio = np.exp(post.smc_stats["log_evidence"][:, -1] - exact)
+    check_mean(ratio, 1.0, delta=0.3, independent=True)
+    assert np.var(ratio) == pytest.approx(np.var(each) / 16, rel=0.4)
+    assert not post.smc_stats["moved"][:, :-1].any()
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+def unequal(y):
+    phi = mcx.sample("phi", dist.Uniform(-1, 1))
+    law = {
+        "initial": lambda u: dist.Normal(0.0, 1.0),
+        "transition": lambda x, u: dist.Normal(phi * x, 1.0),
+        "emission": lambda x, u: dist.Normal(x, 1.0),
+    }
+    mcx.markov("a", obs=y, **law)
+    mcx.markov("b", obs=y[:5], **law)
+
+
+def test_refusals():
+    method = mcx.SMC2(8, 4)
+    for bad in ({"num_params": 1}, {"num_particles": 0}, {"threshold": 0.0}, {"filter": "bootstrap"}):
+        with pytest.raises(MethodError):
+            mcx.SMC2(**bad)
+    for bound, error, message in (
+        (mcx.model(unequal)(Y[0]), CapabilityError, "'a, b'(.|\n)*of the same length(.|\n)*PMMH"),
+        (chain_model(), CapabilityError, "has no parameters"),
+        (regimes(Y[0], seen=0.4), CapabilityError, "improper(.|\n)*start="),
+    ):
+        with pytest.raises(error, match=message):
+            run(bound, method, 0)
+    with pytest.raises(MethodError, match="init="):
+        run(persistence(Y[0]), method, 0, init=0.1)
+    with pytest.raises(MethodError, match="no pilot run"):
+        mcx.program(persistence(Y[0]), mcx.SMC2(8))
+
+
+@pytest.mark.slow
+def test_an_observation_that_nobody_explains():
+    bound = chain_model(
+        extra=lambda: mcx.sample("s", dist.HalfNormal(1.0)), emission=lambda x, u: dist.Normal(x, 1e-25)
+    )
+    with pytest.raises((WeightCollapse, InitializationError)):
+        run(bound, mcx.SMC2(8, 4), 0)
+
+
+# --- more models, and ways to run ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_chains_with_a_common_parameter(key):
+    check_two_chains(run(two_chains(Y), mcx.SMC2(1000, 50), key, num_chains=20))
+
+
+@pytest.mark.slow
+def test_scan(key):
+    check_scan(run(mcx.model(forecasting_scan)(Y[0]), mcx.SMC2(1000, 50), key, num_chains=20).draws)
+
+
+@pytest.mark.slow
+def test_discrete_states_and_an_improper_prior(key):
+    """Drawn from a law of its own, which the prior replaces at time 0."""
+    check_regimes(run(regimes(Y[0], seen=0.4), mcx.SMC2(1000, 50, start=2.0), key, num_chains=20), seen=0.4)
+
+
+@pytest.mark.slow
+def test_number_of_particles(key):
+    """Doubled until moves are accepted; the series is long and its observations are precise."""
+    y = np.tile(Y[0], 12) + 0.2 * np.random.default_rng(0).normal(size=12 * T).astype(np.float32)
+    post = run(persistence(y), mcx.SMC2(128), key, num_chains=2)
+    few = mcx.filter(
+        persistence(y), params={"phi": post["phi"].mean()}, num_particles=64, num_chains=200, key=key,
+        progress=False, history="none",
+    )  # fmt: skip
+    assert np.std(few.stats["log_evidence"][:, -1]) > 1.5
+    assert post.info.settings["num_particles"] > 64 and post.info.settings["log_evidence_sd"] < 2.2
+    each = [autoregression(y, phi).log_evidence for phi in GRID]
+    assert post["phi"].mean() == pytest.approx(averaged(np.array(each), GRID), abs=0.05)
+
+
+@pytest.mark.slow
+def test_ways_to_run(tmp_path):
+    bound, method = persistence(Y[0]), mcx.SMC2(64, 8)
+    options = {"num_chains": 4}
+    plain = run(bound, method, 3, **options)
+    for other in (
+        run(bound, method, 3, batch_size=2, **options),
+        run(bound, method, 3, devices=2, **options),
+        run(bound, mcx.SMC2(64, 8, batch_size=16), 3, **options),
+        run(bound, method, 3, checkpoint=tmp_path / "run", **options),
+        run(bound, method, 3, checkpoint=tmp_path / "run", **options),
+    ):
+        assert other["x"].shape == (4, 64, T)
+        np.testing.assert_allclose(
+            other.smc_stats["log_evidence"], plain.smc_stats["log_evidence"], atol=1e-3
+        )
+        np.testing.assert_allclose(other["phi"], plain["phi"], atol=1e-3)
+    fit = mcx.program(bound, method, num_chains=2)
+    posts = jax.jit(jax.vmap(lambda k, y: fit(k, persistence(y))))(jax.random.split(jax.random.key(0), 2), Y)
+    assert posts["x"].shape == (2, 2, 64, T) and jnp.isfinite(posts["x"]).all()
+    one = run(bound, method, 5, num_chains=1, devices=4)
+    assert one["x"].shape == (1, 64, T) and np.isfinite(one.log_evidence)
+
+
+@pytest.mark.slow
+def test_sp500(key):
+    """Ten replicates; the number of inner particles is chosen."""
+    bound = sp500.stochastic_volatility(sp500.last_100()[0])
+    post = run(bound, mcx.SMC2(500), key, num_chains=10)
+    assert post.info.settings["log_evidence_sd"] < 1.8 and post.log_evidence_se < 0.15
+    sp500.check_100(post)

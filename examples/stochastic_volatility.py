@@ -1,7 +1,9 @@
 """How volatile is the S&P 500? Daily returns of ten years, filtered with a stochastic volatility model.
 
 The parameters are held at their posterior means; data and reference answers: see data/README.md. Log
-volatility is filtered (given the past), smoothed over a month, and returns are forecast.
+volatility is filtered (given the past), smoothed over a month, and returns are forecast. Then the parameters
+of the last 100 days are learned along with the path, by SMC^2, and those weeks are weighed against a model
+whose volatility is constant.
 """
 
 from pathlib import Path
@@ -13,6 +15,13 @@ import mcx
 import mcx.dist as dist
 
 PARAMETERS = {"persistence": 0.95419, "mean_log_volatility": -9.81861, "shock_scale": 0.33880}
+
+
+@mcx.model
+def constant_volatility(returns):
+    mean = mcx.sample("mean_log_volatility", dist.Cauchy(0.0, 5.0))
+    with mcx.plate("day", len(returns)):
+        mcx.sample("r", dist.Normal(0.0, jnp.exp(mean / 2)), obs=returns)
 
 
 @mcx.model
@@ -53,6 +62,7 @@ def main(folder: Path = Path("out")):
     low, high = ahead.quantiles([0.05, 0.95])["h_obs"][:, 0]
     print(f"tomorrow's return, 90 % band: {100 * low:+.2f} % to {100 * high:+.2f} %\n")
 
+    learn(returns[-100:] - returns[-100:].mean())
     folder.mkdir(parents=True, exist_ok=True)
     tree = filtered.to_datatree()
     del tree["weighted_posterior"]  # 5 million particles: the summary is enough here
@@ -61,6 +71,18 @@ def main(folder: Path = Path("out")):
     print(f"Saved the run (DataTree):  {folder / 'stochastic_volatility.nc'}")
     print(f"Saved the picture:         {folder / 'stochastic_volatility.png'}")
     return filtered
+
+
+def learn(returns):
+    """Parameters, path and evidence of a short series, from the prior."""
+    post = mcx.infer(stochastic_volatility(returns), mcx.SMC2(num_params=256), key=2)
+    print(f"The last {len(returns)} days\n{post}")
+    low, high = mcx.forecast(post, 1, key=3).quantiles([0.05, 0.95])["h_obs"][:, 0]
+    print(f"tomorrow's return, 90 % band: {100 * low:+.2f} % to {100 * high:+.2f} %")
+    constant = mcx.infer(constant_volatility(returns), mcx.TemperedSMC(), key=4)
+    gain = post.log_evidence - constant.log_evidence
+    error = np.hypot(post.log_evidence_se, constant.log_evidence_se)
+    print(f"log evidence against constant volatility: {gain:+.2f} +- {error:.2f}\n")
 
 
 def plot(returns, filtered, smoothed, stan_mean, ahead, path: Path) -> None:

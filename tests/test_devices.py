@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from gibbs_problems import Y, persistence
 from problems import level
 from test_checkpoint import WALK, collect, interrupted, normal, same
 
@@ -35,6 +36,21 @@ done = mcx.run(
     chunk_size=20, progress=False, checkpoint=mcx.Checkpoint(sys.argv[2], interval=0.0),
 )
 np.save(sys.argv[2] + "-" + sys.argv[4] + ".npy", done.draws["x"])
+"""
+
+SMC_HOST = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize("127.0.0.1:" + sys.argv[3], 2, int(sys.argv[4]), heartbeat_timeout_seconds=10)
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from gibbs_problems import Y, persistence
+import mcx
+method = {"TemperedSMC": mcx.TemperedSMC(64), "SMC2": mcx.SMC2(32, 8)}[sys.argv[5]]
+options = {"devices": "all", "progress": False, "warnings": "ignore"}
+post = mcx.infer(persistence(Y[0]), method, key=3, num_chains=4, **options)
+np.savez(sys.argv[2] + "-" + sys.argv[4], z=post.log_evidence, **post.draws)
 """
 
 
@@ -213,7 +229,7 @@ def test_particle_gibbs_over_devices(key):
 # --- several processes --------------------------------------------------------------------------------
 
 
-def start_hosts(path, steps=300):
+def start_hosts(path, argument=300, script=HOST):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -223,12 +239,12 @@ def start_hosts(path, steps=300):
             [
                 sys.executable,
                 "-c",
-                HOST,
+                script,
                 str(Path(__file__).parent),
                 str(path),
                 str(port),
                 str(i),
-                str(steps),
+                str(argument),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -271,3 +287,18 @@ def test_two_processes_make_one_run(tmp_path, spread):
     finish(start_hosts(path, steps))
     alone = walk(4, num_steps=steps)
     np.testing.assert_array_equal(np.load(f"{path}-0.npy"), alone.draws["x"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["TemperedSMC", "SMC2"])
+def test_replicates_of_smc_over_two_processes(method, tmp_path):
+    """Both end with all replicates, those of one process but for rounding."""
+    finish(start_hosts(tmp_path / "run", method, SMC_HOST))
+    one, two = (np.load(tmp_path / f"run-{i}.npz") for i in range(2))
+    bound = persistence(Y[0])
+    settings = mcx.SMC2(32, 8) if method == "SMC2" else mcx.TemperedSMC(64)
+    alone = mcx.infer(bound, settings, key=3, num_chains=4, progress=False, warnings="ignore")
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+    np.testing.assert_allclose(one["z"], alone.log_evidence, atol=1e-3)
+    np.testing.assert_allclose(one["phi"], alone["phi"], atol=1e-3)

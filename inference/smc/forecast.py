@@ -73,7 +73,7 @@ def forecast_draws(posterior: Posterior, num_steps: int, key: Any, inputs: Any, 
                 "there are no draws of this site to start a forecast from",
                 site=site,
                 found=", ".join(posterior.draws),
-                remedy="draw parameters and paths together, by mcx.PMMH, mcx.SMC2, mcx.ParticleGibbs or mcx.NUTS",
+                remedy="draw parameters and paths: mcx.PMMH, mcx.SMC2, mcx.ParticleGibbs, mcx.NUTS",
             )
         x = np.asarray(posterior.draws[site])
         values[site] = x.reshape(-1, *x.shape[2:])

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from mcx.estimators.sliced.target import SlicedTarget
     from mcx.estimators.sliced.two_sample import two_sample_test
     from mcx.estimators.sliced.variants import energy_sliced_wasserstein, max_sliced_wasserstein
+    from mcx.inference import diffusion
     from mcx.inference.mcmc.chees import ChEES
     from mcx.inference.mcmc.hmc import HMC
     from mcx.inference.mcmc.mala import MALA
@@ -97,7 +98,13 @@ _LAZY = {
     "smc": "mcx.inference.smc.smc",
     "two_sample_test": "mcx.estimators.sliced.two_sample",
 }
-_LAZY_MODULES = ("testing", "functionals", "inference", "estimators")
+_LAZY_MODULES = {
+    "diffusion": "mcx.inference.diffusion",
+    "estimators": "mcx.estimators",
+    "functionals": "mcx.functionals",
+    "inference": "mcx.inference",
+    "testing": "mcx.testing",
+}
 
 __all__ = [
     "FFBS",
@@ -136,6 +143,7 @@ __all__ = [
     "TemperedSMC",
     "__version__",
     "deterministic",
+    "diffusion",
     "dist",
     "enable_compilation_cache",
     "energy_sliced_wasserstein",
@@ -166,7 +174,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
-        return importlib.import_module(f"mcx.{name}")
+        return importlib.import_module(_LAZY_MODULES[name])
     if name not in _LAZY:
         raise AttributeError(f"module 'mcx' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

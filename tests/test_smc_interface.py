@@ -256,6 +256,23 @@ def test_adapt_sees_the_weighted_population_before_the_step(key):
     assert abs(float(adapted.history.sd[1]) - 1) > 1e-3
 
 
+@pytest.mark.slow
+def test_a_transition_of_all_particles_with_one_key(key):
+    """Each particle drawn with a key split from it: the same bits as a transition of one."""
+    alone = faulty(9, lambda x: x > 0, 0.0)
+
+    def together(key, ctx, particles, u):
+        keys = jax.random.split(key, len(particles))
+        return jax.vmap(lambda k, x: alone.transition(k, ctx, x, u))(keys, particles)
+
+    both = [
+        smc(key, fk, num_particles=32, history="full")
+        for fk in (alone, dataclasses.replace(alone, transition=together, population=True))
+    ]
+    np.testing.assert_array_equal(both[0].history.particles, both[1].history.particles)
+    np.testing.assert_array_equal(both[0].log_evidence, both[1].log_evidence)
+
+
 def test_settings_that_make_no_sense(key):
     for options, match in (
         ({"num_particles": 0}, "num_particles"),

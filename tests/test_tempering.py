@@ -296,12 +296,21 @@ EVIDENCE = {
 }
 
 
+METHODS = [
+    *(pytest.param(name, mcx.TemperedSMC(), id=f"{name}-tempered") for name in EVIDENCE),
+    # observations one by one; those of a Gaussian process are one vector
+    pytest.param("eight_schools-eight_schools_noncentered", mcx.DataAnnealedSMC(), id="eight_schools-data"),
+    pytest.param("sblrc-blr", mcx.DataAnnealedSMC(), id="blr-data"),
+    pytest.param("arK-arK", mcx.DataAnnealedSMC(), id="arK-data"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EVIDENCE)
-def test_evidences_of_real_posteriors(name, key):
+@pytest.mark.parametrize(("name", "method"), METHODS)
+def test_evidences_of_real_posteriors(name, method, key):
     """The default settings on real data. Log evidences: tests/data/posteriordb/README.md."""
     problem = PROBLEMS[name]
-    post = run(problem.bound(), mcx.TemperedSMC(), key)
+    post = run(problem.bound(), method, key)
     assert post.log_evidence_se < 0.15
     assert abs(post.log_evidence - EVIDENCE[name]) < max(4 * post.log_evidence_se, 0.1)
     assert abs(post.log_evidence - EVIDENCE[name]) < 0.2

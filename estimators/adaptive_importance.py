@@ -11,6 +11,7 @@ import numpy as np
 
 from mcx.errors import MethodError
 from mcx.estimators.integrals import Integrals, estimate_from, integrals
+from mcx.estimators.regression import FITS
 from mcx.estimators.stages import Adapted, Adapting, Seen, digest, own_slopes, with_final
 from mcx.ops.keys import as_key
 from mcx.results.estimate import Estimate
@@ -100,7 +101,7 @@ class AdaptiveImportance:
 
     @classmethod
     def paper(cls, budget: int = 20_000, criterion: str = "relative") -> AdaptiveImportance:
-        """The algorithm of Demange-Chryst, Bachoc and Morio: one Gaussian and its own control for each."""
+        """After Demange-Chryst, Bachoc and Morio: one Gaussian and its own control for each integrand."""
         return cls(budget, num_components=1, df=None, defensive=0.0, controls="own", criterion=criterion)
 
     def __post_init__(self) -> None:
@@ -108,26 +109,33 @@ class AdaptiveImportance:
             ("controls", self.controls, _CONTROLS),
             ("samples", self.samples, _SAMPLES),
             ("criterion", self.criterion, ("relative", "absolute")),
+            ("fit", self.fit, FITS),
         ):
             if value not in choices:
                 raise MethodError(f"{name} is unknown", expected=", ".join(choices), found=repr(value))
+        if self.df is not None and not 0 < self.df < np.inf:
+            raise MethodError("df is out of range", expected="a number > 0, or None", found=repr(self.df))
         if not 0 < self.exploration < 1 or not 0 <= self.defensive < 1:
             raise MethodError(
                 "exploration or defensive is out of range",
                 expected="0 < exploration < 1 and 0 <= defensive < 1",
                 found=f"{self.exploration} and {self.defensive}",
             )
-        if self.num_stages < 1 or self.num_components < 1 or self._stage < 20:
+        if self.num_stages < 1 or self.num_components < 1 or self._stage < 20 or self._final < 20:
             raise MethodError(
-                "the stages are too small, or too few",
-                expected="num_stages >= 1, num_components >= 1 and at least 20 draws a stage",
-                found=f"{self.num_stages}, {self.num_components} and {self._stage} draws",
+                "the stages or the final sample are too small, or stages too few",
+                expected="num_stages >= 1, num_components >= 1 and at least 20 draws a stage and in the end",
+                found=f"{self.num_stages}, {self.num_components}, {self._stage} and {self._final} draws",
                 remedy="raise budget=",
             )
 
     @property
     def _stage(self) -> int:
-        return int(self.budget * self.exploration) // self.num_stages
+        return int(self.budget * self.exploration) // max(1, self.num_stages)
+
+    @property
+    def _final(self) -> int:
+        return self.budget - self.num_stages * self._stage
 
     def estimate(self, problem: Integrals, key: Any) -> Estimate:
         """Run it; see :func:`expectations`."""
@@ -141,7 +149,7 @@ class AdaptiveImportance:
         )
         adapted = Adapted.nothing(problem, how)
         seen = Seen.empty(problem, adapted, size, self.num_stages)
-        predicted, stages = np.inf, 0
+        predicted, stages, best = np.inf, 0, adapted
         while stages < self.num_stages:
             key, key_stage = jax.random.split(key)
             x = adapted.proposal.sample(key_stage, size)
@@ -152,9 +160,10 @@ class AdaptiveImportance:
             # Adapting lowers the variance of a draw, and leaves fewer draws for the result. The first stage
             # does not know its variance: the laws' own draws miss the tails that matter.
             if predicted <= variance < np.inf:
+                adapted = best
                 break
-            predicted = variance if stages > 1 else np.inf
-            if self.relative_error is not None and relative < self.relative_error:
+            predicted, best = variance if stages > 1 else np.inf, adapted
+            if stages > 1 and self.relative_error is not None and relative < self.relative_error:
                 break
             adapted = following
         key, key_final = jax.random.split(key)

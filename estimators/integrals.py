@@ -97,6 +97,7 @@ class Integrals:
         num_laws: one of it and of the number of functions is 1, the other J.
         moments: locations and covariances of Gaussian laws, (laws, d) and (laws, d, d), else None.
         families: of polynomials, of each variable, where a single law has independent ones, else ().
+        by_law: whether results have the law's batch shape, not the structure of the function's values.
     """
 
     law: Any
@@ -104,6 +105,7 @@ class Integrals:
     num_laws: int
     moments: tuple[np.ndarray, np.ndarray] | None
     families: tuple[str | None, ...]
+    by_law: bool = False
 
     @property
     def num_functions(self) -> int:
@@ -125,7 +127,7 @@ class Integrals:
 
     def shaped(self, flat: Any) -> Any:
         """Numbers (J,) in the structure of the results."""
-        return np.asarray(flat) if self.num_laws > 1 else self.function.shaped(flat)
+        return np.asarray(flat) if self.by_law else self.function.shaped(flat)
 
 
 def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
@@ -146,6 +148,7 @@ def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
             found=f"{type(law).__name__} of event shape {event} and batch shape {batch}",
             remedy="make it one with .expand([d]).to_event(1)",
         )
+    _check_support(law)
     values = Values.of(function, event)
     laws = batch[0] if batch else 1
     if laws > 1 and values.size > 1:
@@ -153,13 +156,33 @@ def integrals(function: Callable[[Any], Any], law: Any) -> Integrals:
             "both the law and the function are many",
             expected="one function under many laws, or many functions under one law",
             found=f"{values.size} values under {laws} laws",
+            remedy="call it once for each law",
         )
 
     moments = gaussian_moments(law)
     families: tuple[str | None, ...] = ()
     if moments is None and isinstance(law, dist.Independent) and not batch and not law.base_dist.event_shape:
-        families = Inputs.of(law).families
-    return Integrals(law, values, laws, moments, families)
+        families = Inputs.of(law).sound_families()
+    return Integrals(law, values, laws, moments, families, bool(batch) and values.size == 1)
+
+
+def _check_support(law: Any) -> None:
+    """Raise for laws without a density on R^d, which no proposal of points in space could stand for."""
+    support, fills = law.support, True
+    try:
+        fills = support is None or not support.is_discrete
+        if support is not None and fills:
+            fills = dist.biject_to(support).inverse_shape(law.event_shape) == law.event_shape
+    except NotImplementedError:
+        pass  # nothing is known of it
+    if not fills:
+        raise DataError(
+            "the law has no density on R^d",
+            expected="a continuous law that fills its space",
+            found=f"{type(law).__name__} on {support}",
+            remedy="sum over discrete variables within the function, and write dependent ones as functions "
+            "of independent ones",
+        )
 
 
 @jax.jit
@@ -216,7 +239,10 @@ def _estimated(
             known = surrogate.value + means @ surrogate.coefficients
             y = w * (surrogate.residuals - surrogate.value)[:, None]
             found = regress(y, w[:, :0], fit="least_squares")
-            found = found._replace(value=known + found.value)
+            # what rounding leaves of sums of large terms, where nothing else is left
+            terms = jnp.abs(surrogate.value) + jnp.abs(means) @ jnp.abs(surrogate.coefficients)
+            se = jnp.hypot(found.se, jnp.finfo(y.dtype).eps * terms)
+            found = found._replace(value=known + found.value, se=se)
         elif many_laws:
             found = regress(y, ratios, fit=fit)
         else:
@@ -228,7 +254,7 @@ def _estimated(
         "ess": jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_w, 0), 0)).min(),
         "khat": jnp.max(pareto_khat(log_w.T, log=True)),
         "khat_integrand": pareto_khat(jnp.log(jnp.abs(y)).T, log=True),
-        "unseen": jnp.all(y == 0, 0),
+        "unseen": jnp.all(w * values == 0, 0),
     }
 
 
@@ -238,7 +264,11 @@ def _polynomials(law: Any, x: Any, reference: Any, basis: int | Products) -> Any
         found = basis.values(Inputs.of(law).standard(x))[:, 1:]
         # beyond the support they count for nothing, but may be NaN
         return jnp.where(jnp.isfinite(found), found, 0.0)
-    return Hermite(reference[0], reference[1], basis).values(x) if basis else x[:, :0]
+    if not basis:
+        return x[:, :0]
+    found = Hermite(reference[0], reference[1], basis).values(x)
+    # far out, where heavy-tailed proposals go and no law has mass, powers overflow
+    return jnp.where(jnp.isfinite(found), found, 0.0)
 
 
 def estimate_from(
@@ -289,6 +319,13 @@ def estimate_from(
         basis=basis, many_laws=many, fit=fit,
     )  # fmt: skip
     found = {name: np.asarray(a) for name, a in found.items()}
+    if not (np.isfinite(found["value"]).all() and np.isfinite(found["se"]).all()):
+        raise NonFiniteError(
+            "an estimate came out as no number, though the function is finite where it was evaluated",
+            found=f"values {found['value'][:4]}, standard errors {found['se'][:4]}",
+            remedy="keep a share of the laws in the proposal, defensive=0.1; scale the function's values if "
+            "they are near the largest numbers of their type",
+        )
     controls = len(basis.exponents) - 1 if isinstance(basis, Products) else math.comb(d + basis, d) - 1
     if own is not None:
         controls = 1
@@ -301,8 +338,6 @@ def estimate_from(
         "num_evaluations": n if num_evaluations is None else num_evaluations,
     }
     notes = []
-    if controls >= n / 10:
-        notes.append(f"{controls} control variates share {n} samples")
     if unseen := found["unseen"].sum():
         notes.append(
             f"{unseen} of {problem.count} integrands are zero at all samples: their errors of 0 mean nothing"

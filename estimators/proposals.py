@@ -109,10 +109,6 @@ class Mixture:
             begin += count
         return found
 
-    def reweighted(self, log_weights: Any) -> Mixture:
-        """The same components in other proportions."""
-        return Mixture(self.parts, log_weights)
-
 
 def mixed(log_components: Any, log_weights: Any) -> Any:
     """Log density of a mixture (n,), of its components' (n, C) and their log weights."""

@@ -86,12 +86,22 @@ def regress(values: Any, controls: Any, weights: Any = None, *, fit: str = "leas
             found=f"{values.shape}, {h.shape} and {w.shape}",
         )
     w = w / jnp.sum(w)
+    # squares of numbers below 1e-19 are zero in float32, and errors would be, too
+    unit = jnp.max(jnp.abs(y), 0)
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
+    y = y / unit
     if h.shape[1] == 0:
         found = _plain(y, w)
     elif fit == "cross_fit":
         found = _cross_fit(y, h, w)
     else:
         found = _in_sample(y, h, w, fit)
+    found = found._replace(
+        value=found.value * unit,
+        se=found.se * unit,
+        residuals=found.residuals * unit,
+        coefficients=found.coefficients * unit,
+    )
     if flat:
         one = {name: getattr(found, name)[0] for name in ("value", "se", "r_squared")}
         found = found._replace(**one, residuals=found.residuals[:, 0], coefficients=found.coefficients[:, 0])

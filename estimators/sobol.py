@@ -112,7 +112,7 @@ def sobol_indices(
     varies = scale > 8 * np.finfo(a.dtype).eps * np.abs(y).max(0)
     scale = np.where(varies, scale, 1.0)
     y = jnp.asarray((y - middle) / scale, a.dtype).reshape(_FOLDS, n, d + 2, -1)
-    families = inputs.families if controls == "polynomials" else (None,) * d
+    families = inputs.sound_families() if controls == "polynomials" else (None,) * d
     polynomials = Products.at_most(families, min(_MOST, n * (_FOLDS - 1) // _BLOCKS_PER_CONTROL))
     found = _analysed(t, y, polynomials=polynomials)
     found = {name: np.asarray(x, np.float64) for name, x in found._asdict().items()}
@@ -257,7 +257,7 @@ def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products) -> _Found
             return start[i] + found.value / variance.value, found.se / variance.value, tail
 
         value, se, tail = jax.lax.map(one, jnp.arange(d))
-        return value, jnp.hypot(se, 4 * jnp.finfo(y.dtype).eps), jnp.max(tail)
+        return value, jnp.hypot(se, 4 * jnp.finfo(y.dtype).eps), _largest(tail)
 
     first, first_se, first_tail = index("first")
     total, total_se, total_tail = index("total")
@@ -265,10 +265,15 @@ def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products) -> _Found
     explained = 1 - jnp.mean(r**2) / jnp.mean(y**2)
     return _Found(
         first, first_se, total, total_se, mean.value, mean.se, variance.value, variance.se, explained,
-        jnp.maximum(first_tail, total_tail),
+        jnp.fmax(first_tail, total_tail),
     )  # fmt: skip
 
 
 def _contrasts(x: Any) -> Any:
     """Deviations from the mean along axis 1."""
     return x - jnp.mean(x, 1, keepdims=True)
+
+
+def _largest(k: Any) -> Any:
+    """Of estimates of which some may be none (NaN)."""
+    return jax.lax.reduce(jnp.ravel(k), jnp.asarray(-jnp.inf, k.dtype), jnp.fmax, (0,))

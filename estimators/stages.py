@@ -192,6 +192,10 @@ def _predicted(
 ) -> tuple[Any, Any]:
     log_q = adapted.proposal.log_prob(x)[:, None]
     y = values * jnp.exp(log_laws - log_q)
+    # squares of small numbers are zero in float32; for absolute errors one unit serves all integrands
+    most = jnp.max(jnp.abs(y), 0)
+    most = most if how.relative else jnp.full_like(most, jnp.max(most))
+    y = y / jnp.where((most > 0) & jnp.isfinite(most), most, 1.0)
     rest = y
     if how.controls:
         ratio = jnp.where(fitted, jnp.exp(adapted.own_log_densities(x) - log_q), 0.0)
@@ -229,7 +233,7 @@ def _next(seen: Seen, law: Any, how: Adapting) -> Adapted:
     control = jnp.where(there[:, None], jnp.exp(log_own - log_h[:, None]), 0.0)
     rest = y - _slopes(y, control, there.astype(y.dtype)) * control
     size = jnp.maximum(jnp.sum(jnp.abs(y), 0) / jnp.sum(there), jnp.finfo(y.dtype).tiny * 1e8)
-    unit = size if how.relative else jnp.ones_like(size)
+    unit = size if how.relative else jnp.full_like(size, jnp.max(size))
     # proposals in proportion to the integrands' sizes make ratios flat
     log_weights = (jnp.log(size / unit)[:, None] + shares).reshape(-1)
     laws = log_w.shape[1]
@@ -273,5 +277,6 @@ def own_slopes(seen: Seen, adapted: Adapted) -> Any:
     there = seen.there()
     # as if drawn from the proposal: y and the control divided by its density, points weighted by q / h
     weight = jnp.where(there, jnp.exp(log_q - log_h), 0.0)
-    y = jnp.where(there[:, None], y * jnp.exp(log_h - log_q)[:, None], 0.0)
-    return _slopes(y, own, weight)
+    counts = weight > 0  # elsewhere the proposal's density underflows, and what is divided by it overflows
+    y = jnp.where(counts[:, None], y * jnp.exp(jnp.where(counts, log_h - log_q, 0.0))[:, None], 0.0)
+    return _slopes(y, jnp.where(counts[:, None], own, 0.0), weight)

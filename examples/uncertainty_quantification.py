@@ -66,7 +66,7 @@ def main(folder: Path = Path("out")):
     found = expectations(questions, law, method=mcx.AdaptiveImportance(budget=10_000), key=0)
     value, se = found.value, found.se
     spread = math.sqrt(value["square"] - value["mean"] ** 2)
-    spread_se = se["square"] / (2 * spread)  # next to it the error of the mean is small
+    spread_se = math.hypot(se["square"], 2 * value["mean"] * se["mean"]) / (2 * spread)
     lines = [
         "deflection                          estimate      error  reference",
         f"mean (m)                          {value['mean']:10.6f} {se['mean']:10.1g} "

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from mcx.errors import MethodError
+from mcx.errors import MethodError, ModelError
 from mcx.front import check_bound, check_counts, check_state_space, refuse_tracing, saved_to
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
+from mcx.results.posterior import Posterior
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.devices import Devices
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from mcx.inference.smc.particle_filter import ParticleFilter
     from mcx.results.approximation import Approximation
     from mcx.results.estimate import Estimate
-    from mcx.results.posterior import Posterior
 
 __all__ = ["filter", "forecast", "maximize", "smooth"]
 
@@ -130,6 +130,14 @@ def forecast(
     """
     from mcx.inference.smc.forecast import forecast_draws
 
+    if not isinstance(posterior, Posterior):
+        raise ModelError(
+            "mcx.forecast goes on from draws",
+            expected="what mcx.infer gives",
+            found=type(posterior).__name__,
+            remedy="of mcx.filter: filtered.forecast(...)",
+        )
+    refuse_tracing("forecast", "call it outside; it compiles a program of its own", posterior, key, inputs)
     return forecast_draws(posterior, num_steps, as_key(key), inputs, name)
 
 

@@ -1,12 +1,10 @@
 """Shared fixtures."""
 
-import gc
-from pathlib import Path
-
 import hypothesis
 import jax
 import matplotlib
 import pytest
+from problems import forget_programs
 
 import mcx.testing.strategies  # noqa: F401  (registers the profile)
 from mcx.testing import key_for
@@ -24,12 +22,6 @@ def key(request):
 
 @pytest.fixture(autouse=True)
 def few_programs():
-    """Forget compiled programs before there are too many.
-
-    Every program takes some memory maps. Linux gives a process 65530 of them, after which XLA aborts it.
-    """
+    """Forget compiled programs before there are too many."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
-        jax.clear_caches()
-        gc.collect()
+    forget_programs()

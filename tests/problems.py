@@ -1,7 +1,10 @@
 """Posteriors with known moments, one for each shape that samplers get wrong."""
 
+import gc
 from dataclasses import dataclass
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +12,17 @@ import scipy.stats
 
 import mcx
 import mcx.dist as dist
+
+
+def forget_programs():
+    """Forget compiled programs where there are many; to be called within tests that compile hundreds.
+
+    Every program takes some memory maps. Linux gives a process 65530 of them, after which XLA aborts it.
+    """
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @dataclass(frozen=True)

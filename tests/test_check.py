@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from problems import regression, regression_data
+from problems import forget_programs, regression, regression_data
 
 import mcx
 import mcx.dist as dist
@@ -394,4 +394,5 @@ def test_generated_models_are_clean(bound):
 @settings(max_examples=100)
 @given(bound=models())
 def test_many_generated_models_are_clean(bound):
+    forget_programs()
     assert_clean(bound)

@@ -16,7 +16,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpyro.infer.util import compute_log_probs, constrain_fn, potential_energy
-from problems import slow_unless
+from problems import forget_programs, slow_unless
 
 import mcx
 import mcx.dist as dist
@@ -145,6 +145,7 @@ def test_generated_models_in_float64(data, bound):
 @settings(max_examples=300)
 @given(data=st.data(), bound=models())
 def test_many_generated_models(data, bound):
+    forget_programs()
     check_against_numpyro(bound, data.draw(points(compile_model(bound))))
     check_prior_draws(bound, mcx.testing.key_for(repr(bound)))
 

@@ -262,7 +262,48 @@ def test_signed_integrands_and_other_laws(key):
     assert (found.se["pair"] < 0.8 * np.array([1.32, 1.73]) / 3000**0.5).all()
 
 
+@pytest.mark.slow
+class TestWhatOnceWentWrong:
+    def test_points_that_a_narrow_proposal_has_left(self, key):
+        """Without a defensive share densities there underflow, and what is divided by them overflows."""
+        method = mcx.AdaptiveImportance.paper(budget=4000)
+        found = expectations(lambda x: x[0] > 3.0, STANDARD, method=method, key=key)
+        assert abs(found.value - scipy.stats.norm.sf(3)) < 5 * found.se < 0.2 * found.value
+
+    def test_absolute_values_are_no_coordinates(self, key):
+        """|Z|, whose polynomials are not those of Z."""
+        law = dist.FoldedDistribution(dist.Normal(0.0, 1.0)).expand([1]).to_event(1)
+        found = expectations(lambda x: x[0], law, key=key)
+        assert abs(found.value - (2 / np.pi) ** 0.5) < 5 * found.se < 0.1
+
+    def test_a_tail_whose_distribution_function_has_few_values(self, key):
+        """Above 5 sds; the mean excess is the inverse Mills ratio less 5."""
+        law = dist.TruncatedNormal(0.0, 1.0, low=5.0).expand([1]).to_event(1)
+        assert integrals(lambda x: x[0], law).families == (None,)
+        found = expectations(lambda x: x[0] - 5, law, key=key)
+        exact = scipy.stats.norm.pdf(5) / scipy.stats.norm.sf(5) - 5
+        # NumPyro's draws and its density have few values there, too: within a hundredth
+        assert abs(found.value - exact) < 5 * found.se + 0.01
+
+    def test_one_law_of_a_batch(self, key):
+        law = dist.Normal(jnp.zeros((1, 2)), 1.0).to_event(1)
+        found = expectations(lambda x: x[0] ** 2, law, key=key)
+        assert found.value.shape == found.se.shape == (1,) and abs(found.value[0] - 1) < 1e-3
+
+    def test_heavy_proposals_overflow_polynomials(self, key):
+        found = expectations(lambda x: x[0] ** 2, STANDARD, method=mcx.AdaptiveImportance(df=1.0), key=key)
+        assert abs(found.value - 1) < 5 * found.se + 1e-5
+
+    def test_a_constant_under_many_laws_is_not_unseen(self, key):
+        found = expectations(lambda x: 1.0, dist.Normal(jnp.arange(3.0)[:, None], 1.0).to_event(1), key=key)
+        np.testing.assert_allclose(found.value, 1.0, atol=1e-5)
+        assert not any("zero at all samples" in note for note in found.notes)
+
+
 def test_refusals():
+    for law in (dist.Bernoulli(0.3).expand([2]).to_event(1), dist.Dirichlet(jnp.ones(3))):
+        with pytest.raises(DataError, match=r"no density on R\^d"):
+            expectations(lambda x: x[0], law, key=0)
     with pytest.raises(DataError, match="no distribution of vectors"):
         expectations(lambda x: x, dist.Normal(0, 1), key=0)
     many = dist.Normal(jnp.zeros((3, 1)), 1.0).to_event(1)
@@ -270,6 +311,9 @@ def test_refusals():
         expectations(lambda x: jnp.stack([x[0], x[0]]), many, key=0)
     with pytest.raises(NonFiniteError, match="not finite at"):
         expectations(lambda x: jnp.log(x[0]), STANDARD, key=0)
-    for settings in ({"controls": "some"}, {"exploration": 1.0}, {"budget": 100}, {"samples": "few"}):
+    for settings in (
+        {"controls": "some"}, {"exploration": 1.0}, {"budget": 100}, {"samples": "few"}, {"fit": "lasso"},
+        {"df": 0.0}, {"df": float("inf")}, {"num_stages": 0}, {"exploration": 0.9995},
+    ):  # fmt: skip
         with pytest.raises(MethodError):
             mcx.AdaptiveImportance(**settings)

@@ -98,6 +98,17 @@ def test_bias_and_coverage(key, fit):
     assert (covered > 0.93).all() and (covered < 0.995).all(), covered
 
 
+@pytest.mark.parametrize("fit", slow_unless(["cross_fit"], list(FITS)))
+def test_small_and_large_values_have_errors_in_proportion(key, fit):
+    """Their squares are zero, or infinite, in float32."""
+    _, values, controls = problem(key)
+    one = regress(values, controls, fit=fit)
+    for scale in (2.0**-90, 2.0**90):
+        found = regress(scale * values, controls, fit=fit)
+        np.testing.assert_allclose(found.se / scale, one.se, rtol=1e-5)
+        np.testing.assert_allclose(found.value / scale, one.value, rtol=1e-4, atol=1e-6)
+
+
 def test_without_controls_it_is_a_mean(key):
     _, values, _ = problem(key)
     found = regress(values, None)

@@ -1,5 +1,7 @@
 """SMC^2 against quadrature over Kalman likelihoods, and its inner filters against their own keys."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ from gibbs_problems import (
 
 import mcx
 import mcx.dist as dist
-from mcx.errors import CapabilityError, InitializationError, MethodError, WeightCollapse
+from mcx.errors import CapabilityError, MethodError, ModelError, NonFiniteError, WeightCollapse
 from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.nested import nest
 from mcx.inference.smc.nested_moves import PMMHMoves, with_pmmh
@@ -56,7 +58,7 @@ def many():
 
 
 def test_evidence_of_every_stretch(many):
-    """Unbiased whatever the numbers of particles; alpha 1e-6, finds what each time's delta says."""
+    """Unbiased but for what moves learn from the cloud, of order 1 / 64; alpha 1e-6."""
     exact = log_evidences(Y[0])
     ratio = np.exp(many.smc_stats["log_evidence"] - exact)
     assert ratio.shape == (64, T)
@@ -85,6 +87,7 @@ def test_results(many):
     assert (stats["num_moves"][moved] >= 1).all() and (stats["unique_ancestors"][moved] < 64).all()
     tree = many.to_datatree()
     assert tree["posterior"]["x"].dims == ("chain", "draw", "time") and "smc_stats" in tree.children
+    assert many.info.settings["paths_that_differ"] < 0.01
     assert many.info.settings["num_particles"] == 8 and 1 < many.info.settings["log_evidence_sd"] < 3
     assert not [a for a in diagnose(many) if a.code in ("MCX-W010", "MCX-W012")]
 
@@ -104,9 +107,10 @@ def composed(move):
 def test_filters_are_had_once_more_from_their_keys(move):
     """After resampling and moves as well: every particle's evidence is that of the keys it carries."""
     nesting, data, model = composed(move)
-    result = mcx.smc(jax.random.key(1), model, num_particles=32, resampling="systematic")
+    options = {"num_particles": 32, "resampling": "systematic", "history": "full"}
+    result = mcx.smc(jax.random.key(1), model, **options)
     particles = result.state.particles
-    assert bool(particles.stage.moved[0]) in (False, True)
+    assert bool(result.history.particles.stage.moved.any()) == move
     space = data.spaces["x"]
 
     def again(position, keys):
@@ -190,17 +194,81 @@ def test_refusals():
             run(bound, method, 0)
     with pytest.raises(MethodError, match="init="):
         run(persistence(Y[0]), method, 0, init=0.1)
+    with pytest.raises(MethodError, match="keys of this kind(.|\n)*threefry"):
+        run(persistence(Y[0]), method, jax.random.key(0, impl="rbg"))
     with pytest.raises(MethodError, match="no pilot run"):
         mcx.program(persistence(Y[0]), mcx.SMC2(8))
 
 
-@pytest.mark.slow
 def test_an_observation_that_nobody_explains():
-    bound = chain_model(
-        extra=lambda: mcx.sample("s", dist.HalfNormal(1.0)), emission=lambda x, u: dist.Normal(x, 1e-25)
+    """At the last time, too: it is not taken for a run that was stopped."""
+
+    @mcx.model
+    def bounded(y):
+        s = mcx.sample("s", dist.HalfNormal(1.0))
+        mcx.markov(
+            "x",
+            initial=lambda u: dist.Normal(0.0, 1.0),
+            transition=lambda x, u: dist.Normal(x, s),
+            emission=lambda x, u: dist.Uniform(x - 1, x + 1),
+            obs=y,
+        )
+
+    for at in (2, 4):
+        y = np.zeros(5, np.float32)
+        y[at] = 1e6
+        with pytest.raises(WeightCollapse, match=f"step {at}(.|\n)*take more parameters"):
+            run(bounded(y), mcx.SMC2(8, 4), 0, num_chains=2)
+
+
+@pytest.mark.slow
+def test_filters_that_are_no_numbers():
+    @mcx.model
+    def broken(y):
+        s = mcx.sample("s", dist.HalfNormal(1.0))
+        mcx.markov(
+            "x",
+            initial=lambda u: dist.Normal(0.0, 1.0),
+            transition=lambda x, u: dist.Normal(x, s),
+            emission=lambda x, u: dist.Normal(jnp.log(x - 1), 1.0),
+            obs=y,
+        )
+
+    with pytest.raises(NonFiniteError, match="step 0"):
+        run(broken(np.zeros(3, np.float32)), mcx.SMC2(8, 16), 0)
+
+
+class _StopsAfter:
+    """A display that ends the run at its first report, as Ctrl-C does."""
+
+    def compiling(self):
+        pass
+
+    started = close = lambda self, *args: None
+
+    def update(self, *args):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_stopped_early(key):
+    """Parameters given the observations so far, and their evidence; exported, and said."""
+    y = np.tile(Y[0], 3)
+    post = mcx.infer(
+        persistence(y), mcx.SMC2(256, 8), key=key, progress=_StopsAfter(), num_chains=8, warnings="ignore"
     )
-    with pytest.raises((WeightCollapse, InitializationError)):
-        run(bound, mcx.SMC2(8, 4), 0)
+    assert not post.complete and list(post.draws) == ["phi"] and post["phi"].shape == (8, 256)
+    known = np.isfinite(post.smc_stats["log_evidence"]).all(0)
+    seen = int(known.sum())
+    assert 1 < seen < len(y) and known[:seen].all() and post.smc_stats["ess"].shape == (8, len(y))
+    exact = log_evidences(y)[seen - 1]
+    assert post.log_evidence == pytest.approx(exact, abs=5 * post.log_evidence_se)
+    (found,) = [a.text for a in diagnose(post) if a.code == "MCX-W010"]
+    assert f"after {seen} of {len(y)} observations" in found
+    tree = post.to_datatree()
+    assert tree["smc_stats"]["ess"].dims == ("chain", "time") and "log_likelihood" not in tree.children
+    assert "phi" in repr(post)
+    with pytest.raises(ModelError, match="no paths"):
+        mcx.forecast(post, 1, key=key)
 
 
 # --- more models, and ways to run ------------------------------------------------------------------

@@ -49,7 +49,7 @@ def sample_chains(
         num_steps=method.num_warmup + method.num_samples,
         num_chains=num_chains,
         num_discard=method.num_warmup,
-        start=starting_points(target, init, num_chains, jax.random.fold_in(key, 1)),
+        start=starting_points(target, init, num_chains, jax.random.fold_in(key, 5)),
         inputs=method.inputs(),
         title=method.name,
         on_start=on_start,

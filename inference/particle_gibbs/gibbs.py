@@ -140,7 +140,7 @@ class ParticleGibbs:
             num_steps=self.num_warmup + self.num_samples,
             num_chains=num_chains,
             num_discard=self.num_warmup,
-            start=plan.start(init, num_chains, jax.random.fold_in(key, 1)),
+            start=plan.start(init, num_chains, jax.random.fold_in(key, 5)),
             inputs=self.inputs(),
             title=self.name,
             on_start=on_start,

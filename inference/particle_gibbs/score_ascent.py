@@ -242,7 +242,7 @@ def maximize_model(
     information, notes = np.full((len(found), len(found)), np.nan), ["no standard errors were asked for"]
     covariance = information
     if method.num_information and result.complete:
-        information = _information(kernel, data, jax.random.fold_in(key, 1), found, progress, checkpoint)
+        information = _information(kernel, data, jax.random.fold_in(key, 5), found, progress, checkpoint)
         covariance, notes = _inverse(information)
     se = {k: np.sqrt(np.einsum("...i,ij,...j->...", j, covariance, j)) for k, j in jacobians.items()}
     return Maximum(

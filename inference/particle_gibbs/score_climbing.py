@@ -177,7 +177,7 @@ def climb(
 ) -> Approximation:
     """Fit a family to a posterior. Use :func:`mcx.maximize`, which checks; ``options`` go to the driver."""
     family = _FAMILIES[method.family] if isinstance(method.family, str) else method.family
-    kernel, data, target, start = _chains(bound, method, init, num_chains, jax.random.fold_in(key, 1))
+    kernel, data, target, start = _chains(bound, method, init, num_chains, jax.random.fold_in(key, 5))
     num_warmup = 0 if method.kernel is None else method.kernel.num_warmup
 
     def on_start(state: _State) -> None:

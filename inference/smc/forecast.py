@@ -12,6 +12,7 @@ import numpy as np
 from mcx.errors import MethodError, ModelError
 from mcx.inference.smc.resampling import systematic
 from mcx.model.statespace import path_sites, state_space
+from mcx.ops.checks import is_count
 from mcx.ops.lanes import Lane, lanes
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def forecast(filtered: Filtered, num_steps: int, key: Any, num_draws: int, input
     key_start, key_run = jax.random.split(key)
     chosen = systematic(key_start, log_w.reshape(-1), num_draws)
     x = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:])[chosen], filtered.state.particles)
-    drawn = _simulate(space, key_run, space.feynman_kac.prepare(filtered.params), x, future)
+    keys = jax.random.split(key_run, num_steps)
+    drawn = _simulate(space, keys, space.feynman_kac.prepare(filtered.params), x, future)
     return Forecast({k: np.swapaxes(np.asarray(v), 0, 1) for k, v in drawn.items()})
 
 
@@ -73,16 +75,17 @@ def forecast_draws(posterior: Posterior, num_steps: int, key: Any, inputs: Any, 
                 "there are no draws of this site to start a forecast from",
                 site=site,
                 found=", ".join(posterior.draws),
-                remedy="draw parameters and paths: mcx.PMMH, mcx.SMC2, mcx.ParticleGibbs, mcx.NUTS",
+                remedy="draw parameters and paths: mcx.PMMH, mcx.SMC2, mcx.ParticleGibbs, mcx.NUTS; a run of "
+                "SMC2 that was stopped has no paths, go on with it from a checkpoint",
             )
         x = np.asarray(posterior.draws[site])
         values[site] = x.reshape(-1, *x.shape[2:])
-    drawn = _continue(space, key, values, future)
+    drawn = _continue(space, jax.random.split(key, num_steps), values, future)
     return Forecast({k: np.swapaxes(np.asarray(v), 0, 1) for k, v in drawn.items()})
 
 
 def _check_count(name: str, value: int) -> None:
-    if value < 1:
+    if not is_count(value):
         raise MethodError(f"forecast({name}=...) is out of range", expected="an int >= 1", found=repr(value))
 
 
@@ -114,12 +117,12 @@ def _future(template: Any, inputs: Any, num_steps: int, name: str) -> Any:
 
 
 @jax.jit
-def _simulate(space: Any, key: Any, ctx: Any, x: Any, future: Any) -> dict[str, Any]:
-    return _ahead(space, key, ctx, x, future, None)
+def _simulate(space: Any, keys: Any, ctx: Any, x: Any, future: Any) -> dict[str, Any]:
+    return _ahead(space, keys, ctx, x, future, None)
 
 
 @jax.jit
-def _continue(space: Any, key: Any, values: Any, future: Any) -> dict[str, Any]:
+def _continue(space: Any, keys: Any, values: Any, future: Any) -> dict[str, Any]:
     fk = space.feynman_kac
     inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
 
@@ -129,10 +132,10 @@ def _continue(space: Any, key: Any, values: Any, future: Any) -> dict[str, Any]:
         return ctx, jax.tree_util.tree_map(lambda x: x[-1], path)
 
     ctx, x = jax.vmap(at_end)(values)
-    return _ahead(space, key, ctx, x, future, 0)
+    return _ahead(space, keys, ctx, x, future, 0)
 
 
-def _ahead(space: Any, key: Any, ctx: Any, x: Any, future: Any, axis: int | None) -> dict[str, Any]:
+def _ahead(space: Any, keys: Any, ctx: Any, x: Any, future: Any, axis: int | None) -> dict[str, Any]:
     """States and observations to come; the context is of all particles, or of each (``axis`` 0)."""
     fk = space.feynman_kac
     num = jax.tree_util.tree_leaves(x)[0].shape[0]
@@ -145,6 +148,5 @@ def _ahead(space: Any, key: Any, ctx: Any, x: Any, future: Any, axis: int | None
         y = jax.vmap(space.observe, (0, axis, 0, None))(keys, ctx, x, u)
         return x, {**jax.vmap(space.states)(x), **y}
 
-    num_steps = jax.tree_util.tree_leaves(future)[0].shape[0]
-    drawn: dict[str, Any] = jax.lax.scan(step, x, (jax.random.split(key, num_steps), future))[1]
+    drawn: dict[str, Any] = jax.lax.scan(step, x, (keys, future))[1]
     return drawn

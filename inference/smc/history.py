@@ -18,6 +18,15 @@ from mcx.ops.sort import argsort
 
 __all__ = ["KINDS", "HistorySettings", "Record", "check_faults", "record", "weighted_quantiles"]
 
+_COLLAPSE = {
+    "filter": "take more particles, check that observation and the emission's support, or propose with the "
+    "observation in view (proposal=)",
+    "sampler": "check the observations and their distributions' supports, take more particles, or start from "
+    "a law nearer to the posterior (start=)",
+    "smc2": "check that observation and the emission's support, take more parameters and particles, start "
+    "from a law nearer to the posterior (start=), or propose with the observation in view (proposal=)",
+}
+
 KINDS = ("none", "moments", "ancestors", "full")
 
 
@@ -133,7 +142,9 @@ def weighted_quantiles(x: Any, log_w: Any, probabilities: Any) -> Any:
     return jnp.where(largest(log_w) == -jnp.inf, jnp.nan, found)
 
 
-def check_faults(info: SMCInfo, num_particles: int, max_nonfinite: float, first: int = 0) -> None:
+def check_faults(
+    info: SMCInfo, num_particles: int, max_nonfinite: float, first: int = 0, *, of: str = "filter"
+) -> None:
     """Raise if a step went wrong.
 
     Args:
@@ -141,6 +152,7 @@ def check_faults(info: SMCInfo, num_particles: int, max_nonfinite: float, first:
         num_particles: N.
         max_nonfinite: largest tolerated share of potentials that are NaN or +inf.
         first: number of the first of these steps.
+        of: "filter", "sampler" (of an unconstrained vector a particle) or "smc2", for the advice.
 
     Raises:
         NonFiniteError: if more potentials of a step than that are NaN or +inf.
@@ -156,16 +168,16 @@ def check_faults(info: SMCInfo, num_particles: int, max_nonfinite: float, first:
             f"step {first + at}: the log potential is NaN or +inf for "
             f"{int(info.num_nonfinite[at])} of {num_particles} particles",
             expected=f"at most {max_nonfinite:.0%} of them",
-            remedy="look for divisions by zero, logs and square roots of negative numbers in the emission; a "
-            "potential of zero is -inf, which is fine",
+            remedy="look for divisions by zero, logs and square roots of negative numbers in the "
+            + ("likelihood" if of == "sampler" else "emission")
+            + "; a potential of zero is -inf, which is fine",
         )
     before = f", {float(info.ess[at - 1]):.1f} at the step before" if at else ""
     error = WeightCollapse(
         f"step {first + at}: all {num_particles} particles have weight zero (largest log weight "
         f"{float(info.max_log_weight[at])}; effective sample size 0{before})",
         expected="a particle that can explain the observation",
-        remedy="take more particles, check that observation and the emission's support, or propose with the "
-        "observation in view (proposal=)",
+        remedy=_COLLAPSE[of],
     )
     error.step = first + at
     raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 from mcx.errors import MethodError
 from mcx.ops.batches import vmap_in_batches
+from mcx.ops.checks import is_count
 
 __all__ = ["Moved", "Moves", "cloud_covariance", "correlation", "until_forgotten"]
 
@@ -47,7 +49,7 @@ class Moves:
     def __post_init__(self) -> None:
         for name, fine, expected in (
             ("forget", 0 < self.forget < 1, "a correlation between 0 and 1"),
-            ("max_moves", self.max_moves >= 1, "an int >= 1"),
+            ("max_moves", is_count(self.max_moves), "an int >= 1"),
             ("spread", self.spread >= 1, "a ratio >= 1"),
         ):
             if not fine:
@@ -233,14 +235,19 @@ def cloud_covariance(x: Any, log_w: Any, dense: bool) -> Any:
         log_w: (n,) normalised log weights.
         dense: whether a matrix is wanted.
     """
-    w = jnp.exp(log_w)
-    centred = x - w @ x
-    variance = jnp.maximum(w @ centred**2, jnp.finfo(x.dtype).tiny * 1e6)
+    # draws from a prior may round to where its support ends, which is infinitely far off
+    fine = jnp.all(jnp.isfinite(x), 1)
+    x = jnp.where(fine[:, None], x, 0.0)
+    w = jnp.where(fine, jnp.exp(log_w), 0.0)
+    w = w / jnp.maximum(jnp.sum(w), jnp.finfo(x.dtype).tiny)
+    product = partial(jnp.matmul, precision="highest")
+    centred = x - product(w, x)
+    variance = jnp.maximum(product(w, centred**2), jnp.finfo(x.dtype).tiny * 1e6)
     if not dense:
         return variance
     # the diagonal counts as d + 2 points beside the effective number of those there are
     share = 1 / (1 + (x.shape[1] + 2) * jnp.sum(w**2))
-    return share * (centred * w[:, None]).T @ centred + (1 - share) * jnp.diag(variance)
+    return share * product((centred * w[:, None]).T, centred) + (1 - share) * jnp.diag(variance)
 
 
 def correlation(before: Any, after: Any, covariance: Any) -> Any:

@@ -98,8 +98,13 @@ class Nested(NamedTuple):
     @property
     def log_target(self) -> Any:
         """Log density of the extended law, of parameters and particle systems."""
-        found = self.base + self.other + sum(s.log_evidence for s in self.systems.values())
-        return jnp.where(jnp.isnan(found), -jnp.inf, found)
+        found = self.base + self.other + self.log_evidence
+        return jnp.where(jnp.isnan(found) | (found == jnp.inf), -jnp.inf, found)
+
+    @property
+    def log_evidence(self) -> Any:
+        """Estimated, of the observations so far."""
+        return sum(s.log_evidence for s in self.systems.values())
 
 
 @dataclass(frozen=True)
@@ -210,11 +215,13 @@ def populate(nesting: Nesting, data: NestedData, key: Any, position: Any, t: Any
     return Nested(position, base, terms[0], jax.random.key_data(keys), systems, stage)
 
 
-def nested_path(nesting: Nesting, data: NestedData, key: Any, particle: Nested) -> dict[str, Any]:
+def nested_path(nesting: Nesting, data: NestedData, key: Any, particle: Nested) -> tuple[dict[str, Any], Any]:
     """A path out of a particle's systems, which are run once more with their keys, and kept.
 
     Returns:
-        Values by site. Costs O(T N), memory O(T N).
+        Values by site; and the log evidence of the systems, by which to tell whether they came out as they
+        were: in another program sums are rounded otherwise, which may change an ancestor. Costs O(T N),
+        memory O(T N).
 
     Source: Chopin, Jacob and Papaspiliopoulos (2013), section 3.3: given the parameters, the path of a final
     particle, drawn by its weight, follows the smoothing law when parameters are weighted as they are.
@@ -222,17 +229,19 @@ def nested_path(nesting: Nesting, data: NestedData, key: Any, particle: Nested) 
     values = _values(nesting.path, data, particle.position)
     keys = jax.random.wrap_key_data(particle.keys, impl=jax.random.key_impl(key))
     paths: dict[str, Any] = {}
+    log_evidence = jnp.zeros_like(particle.base)
     for i, (_, space) in enumerate(sorted(data.spaces.items())):
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         ctx = _prepared(space, values)
-        found = loop_with(
-            own[0], own[1:], space.feynman_kac, ctx, nesting.settings, HistorySettings("full")
-        ).history
-        key_path = jax.random.fold_in(key, i)
-        paths |= space.path_values(draw_path(key_path, found.ancestors, found.particles, found.log_w[-1]))
-    return paths
+        again = loop_with(own[0], own[1:], space.feynman_kac, ctx, nesting.settings, HistorySettings("full"))
+        past, key_path = again.history, jax.random.fold_in(key, i)
+        paths |= space.path_values(draw_path(key_path, past.ancestors, past.particles, past.log_w[-1]))
+        log_evidence += again.log_evidence
+    return paths, log_evidence
 
 
+# Values and contexts are had anew at every time: kept, the contexts of all parameters may take more memory
+# than their particles, and the model's own code is small beside N particles.
 def _values(path: Path, data: NestedData, position: Any) -> dict[str, Any]:
     target = path.target(data.path)
     return target.constrain(target.unravel(position))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from mcx.inference.smc.moves import cloud_covariance, until_forgotten
 from mcx.inference.smc.nested import Context, Nested, Nesting, Stage, Times, nest, populate
 from mcx.inference.smc.nested import code as nested_code
 from mcx.ops.batches import vmap_in_batches
+from mcx.ops.checks import is_count
 from mcx.ops.random import accept
 from mcx.target import FeynmanKac
 
@@ -47,7 +48,7 @@ class PMMHMoves:
         for name, fine, expected in (
             ("threshold", 0 < self.threshold <= 1, "a fraction between 0 and 1"),
             ("forget", 0 < self.forget < 1, "a correlation between 0 and 1"),
-            ("max_moves", self.max_moves >= 1, "an int >= 1"),
+            ("max_moves", is_count(self.max_moves), "an int >= 1"),
         ):
             if not fine:
                 raise MethodError(
@@ -74,7 +75,7 @@ def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:
     """
     plain = nest(nesting, data)
     moved = code(nesting, moves)
-    return replace(plain, transition=moved.transition, adapt=moved.adapt, population=True)
+    return replace(moved, num_steps=plain.num_steps, inputs=plain.inputs, prepare=plain.prepare)
 
 
 @lru_cache(maxsize=64)
@@ -91,9 +92,7 @@ def code(nesting: Nesting, moves: PMMHMoves) -> FeynmanKac:
     def transition(key: Any, ctx: Context, particles: Nested, u: Times) -> Nested:
         key_move, key_step = jax.random.split(key)
         present = jnp.where(u.last, u.t, u.t - 1)
-        particles = jax.lax.cond(
-            ctx.due, partial(_move, nesting, moves), _stay, key_move, ctx, particles, present
-        )
+        particles = _move(nesting, moves, key_move, ctx, particles, present)
 
         def go_on(particles: Nested) -> Nested:
             step = vmap_in_batches(lambda k, x: plain.transition(k, ctx, x, u), (0, 0), moves.batch_size)
@@ -106,13 +105,8 @@ def code(nesting: Nesting, moves: PMMHMoves) -> FeynmanKac:
     return replace(plain, transition=transition, adapt=adapt, population=True)
 
 
-def _stay(key: Any, ctx: Context, particles: Nested, t: Any) -> Nested:
-    stage = particles.stage
-    return particles._replace(stage=stage._replace(moved=jnp.zeros_like(stage.moved)))
-
-
 def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles: Nested, t: Any) -> Nested:
-    """Metropolis-Hastings moves at the law given y_0, ..., y_t."""
+    """Metropolis-Hastings moves at the law given y_0, ..., y_t, if they are due."""
     num, dim = particles.position.shape
     to_scale = Whitening(ctx.covariance)
 
@@ -139,10 +133,11 @@ def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles:
         return state.position, state.log_target
 
     one_step = jnp.ones((), particles.position.dtype)
+    # `rest` and no condition: under `vmap` a condition runs both sides, a loop of no rounds none
     found = until_forgotten(
-        key, once, particles, look, one_step, ctx.covariance, moves.forget, moves.max_moves
+        key, once, particles, look, one_step, ctx.covariance, moves.forget, moves.max_moves, ~ctx.due
     )
-    stage = Stage(True, found.acceptance, found.num_moves, found.places, found.densities)
+    stage = Stage(ctx.due, found.acceptance, found.num_moves, found.places, found.densities)
     new: Nested = found.state
     stage = jax.tree_util.tree_map(
         lambda x, old: jnp.broadcast_to(x, old.shape).astype(old.dtype), stage, particles.stage

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from mcx.errors import CapabilityError, MethodError
-from mcx.model.sites import SiteTable
+from mcx.model.sites import Site, SiteTable
 from mcx.target import Target, TargetFunctions
 
 __all__ = ["Path", "PathData", "annealed_data", "tempered"]
@@ -75,7 +75,9 @@ class Path:
             # where the prior comes in along with the first group
             terms = terms.at[0].add(prior - base)
             prior = base
-        return prior, terms
+        # draws that rounding has put where a support ends: no move could start from there
+        fine = jnp.all(jnp.isfinite(vector))
+        return jnp.where(fine, prior, -jnp.inf), jnp.where(fine, terms, -jnp.inf)
 
     def _by_group(self, target: Target, z: Any, likelihood: Any) -> Any:
         terms, total = jnp.zeros(self.groups), jnp.zeros(())
@@ -105,7 +107,7 @@ class Path:
         """Unnormalised log density of the law at a level."""
         base, terms = self.parts(data, vector)
         value = base + self.increment(terms, 0.0, level)
-        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+        return jnp.where(jnp.isnan(value) | (value == jnp.inf), -jnp.inf, value)
 
 
 def tempered(target: Target, start: Any = None) -> tuple[Path, PathData]:
@@ -168,23 +170,54 @@ def _path(target: Target, start: Any, groups: int, dim: str | None) -> tuple[Pat
         raise CapabilityError("the model has no latent site to draw")
     if start is None and target.sample_prior is None:
         raise CapabilityError(
-            "the prior cannot be drawn from: it is improper, or carries factors",
-            site=next((s.name for s in target.sites if s.improper or (s.kind == "factor")), None),
+            "the prior cannot be drawn from: it is improper, masked or scaled, or carries factors",
+            site=next((s.name for s in target.sites if _not_drawn(s)), None),
             remedy="give a law to start from, on unconstrained space: start=dist.Normal(0, 3).expand("
             f"[{target.dim}]).to_event(1), or start=3.0 for short",
         )
-    if isinstance(start, int | float):
-        import numpyro.distributions as dist
-
-        start = dist.Normal(0.0, float(start)).expand([target.dim]).to_event(1)
-    if start is not None and getattr(start, "event_shape", None) != (target.dim,):
-        raise MethodError(
-            "start= is no distribution of unconstrained vectors",
-            expected=f"a distribution of event shape ({target.dim},), or a standard deviation",
-            found=f"{type(start).__name__} of event shape {getattr(start, 'event_shape', None)}",
-        )
+    if start is not None:
+        start = _start_law(start, target.dim)
     path = Path(target.functions, target.shapes, target.sites, groups, dim, start is not None)
     return path, PathData(target.data, start)
+
+
+def _not_drawn(site: Site) -> bool:
+    return (
+        site.improper
+        or (site.kind == "latent" and site.weighted)
+        or (site.kind == "factor" and not site.likelihood)
+    )
+
+
+def _start_law(start: Any, dim: int) -> Any:
+    """A law on all of unconstrained space: where it has no mass, the posterior would be cut off."""
+    import numpyro.distributions as dist
+
+    if isinstance(start, int | float) and not isinstance(start, bool) and start > 0:
+        return dist.Normal(0.0, float(start)).expand([dim]).to_event(1)
+    support = getattr(start, "support", None)
+    shapes = getattr(start, "batch_shape", None), getattr(start, "event_shape", None)
+    everywhere = support is not None and _is_real(dist, support)
+    if shapes != ((), (dim,)) or not everywhere:
+        raise MethodError(
+            "start= is no distribution of unconstrained vectors",
+            expected=f"a distribution of event shape ({dim},) and no batch shape, supported on all real "
+            "vectors; or a standard deviation > 0",
+            found=repr(start)
+            if shapes[1] is None
+            else f"{type(start).__name__} of batch shape {shapes[0]}, event shape {shapes[1]}, on {support}",
+        )
+    return start
+
+
+def _is_real(dist: Any, support: Any) -> bool:
+    try:
+        transform = dist.biject_to(support)
+    except NotImplementedError:
+        return False
+    while isinstance(transform, dist.transforms.IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, dist.transforms.IdentityTransform)
 
 
 def _axis(dims: tuple[str, ...], dim: str | None) -> int | None:

@@ -30,6 +30,7 @@ from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, stati
 from mcx.model.compile import compile_model
 from mcx.model.given import given_sites
 from mcx.model.statespace import ChainData, chain_names, chain_sites, path_sites, refuse_unobserved
+from mcx.ops.checks import is_count
 from mcx.results.posterior import Posterior, RunInfo, fields_of
 from mcx.run.driver import run
 from mcx.target import StateSpace, Target
@@ -87,8 +88,7 @@ class PMMH(ChainMethod):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        number: Any = self.num_particles
-        if number is not None and (not isinstance(number, int | np.integer) or number < 1):
+        if self.num_particles is not None and not is_count(self.num_particles):
             self._refuse("num_particles", "an int >= 1, or None to have it chosen")
         if not isinstance(self.filter, ParticleFilter):
             self._refuse("filter", "mcx.ParticleFilter(...)")
@@ -117,7 +117,7 @@ class PMMH(ChainMethod):
         **options: Any,
     ) -> Posterior:
         plan = self.plan(bound)
-        start = plan.start(init, num_chains, jax.random.fold_in(key, 1))
+        start = plan.start(init, num_chains, jax.random.fold_in(key, 5))
 
         def on_start(state: PMMHState) -> None:
             plan.refuse_start(state, key)

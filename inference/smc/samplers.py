@@ -25,6 +25,7 @@ from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.ops.batches import vmap_in_batches
+from mcx.ops.checks import is_count
 from mcx.results.posterior import Posterior, RunInfo, fields_of
 from mcx.run.driver import Run, run
 from mcx.run.programs import chain_keys, start_chains
@@ -59,10 +60,10 @@ class _SMCSampler:
         as_resampling(self.resampling)
         name = type(self).__name__
         for field, fine, expected in (
-            ("num_particles", self.num_particles >= 2, "an int >= 2"),
+            ("num_particles", is_count(self.num_particles, 2), "an int >= 2"),
             ("target_ess", 0 < self.target_ess < 1, "a fraction between 0 and 1"),
-            ("max_stages", self.max_stages >= 1, "an int >= 1"),
-            ("batch_size", self.batch_size is None or self.batch_size >= 1, "an int >= 1, or None"),
+            ("max_stages", is_count(self.max_stages), "an int >= 1"),
+            ("batch_size", self.batch_size is None or is_count(self.batch_size), "an int >= 1, or None"),
             (
                 "chain_length",
                 1 <= self.chain_length <= self.num_particles // 2
@@ -201,7 +202,7 @@ class _SMCSampler:
                 stats["nonfinite"][chain],
                 stats["max_log_weight"][chain],
             )
-            check_faults(info, self.num_particles // self.chain_length, self.max_nonfinite)
+            check_faults(info, self.num_particles // self.chain_length, self.max_nonfinite, of="sampler")
 
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
@@ -230,7 +231,8 @@ class _SMCSampler:
             total = jax.nn.logsumexp(log_z) - jnp.log(num_chains)
             share = jnp.exp(log_z - total)
             se = jnp.std(share, ddof=1) / jnp.sqrt(num_chains) if num_chains > 1 else jnp.asarray(jnp.nan)
-            x = jnp.where(finished(state)[:, None, None], x, jnp.nan)
+            fine = finished(state) & (state.info.ess > 0)  # the others came to no end, or lost all particles
+            x = jnp.where(fine[:, None, None], x, jnp.nan)
             info = RunInfo(self.name, fields_of(self), cloud=True)
             draws = _constrained(target, x)
             return Posterior(draws, x, {"lp": log_p}, {}, bound, info, log_evidence=total, log_evidence_se=se)
@@ -311,7 +313,7 @@ def _points(key: Any, state: SMCState) -> tuple[Any, Any]:
     x = particles.position.reshape(chains, -1, d)
     log_p = (particles.base + particles.terms.sum(-1)).reshape(chains, -1)
     # what stands side by side after resampling is akin: diagnostics would take it for autocorrelation
-    keys = jax.random.split(jax.random.fold_in(key, 1), chains)
+    keys = jax.random.split(jax.random.fold_in(key, 5), chains)
     order = jax.vmap(lambda k: jax.random.permutation(k, x.shape[1]))(keys)
     return jnp.take_along_axis(x, order[:, :, None], 1), jnp.take_along_axis(log_p, order, 1)
 

@@ -26,6 +26,7 @@ from mcx.inference.smc.smc2_kernel import SMC2Kernel, inputs
 from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
 from mcx.ops.batches import vmap_in_batches
+from mcx.ops.checks import is_count
 from mcx.results.posterior import Posterior, RunInfo, fields_of
 from mcx.run.driver import Run, run
 from mcx.run.programs import chain_keys, run_steps, start_chains
@@ -36,6 +37,7 @@ __all__ = ["SMC2"]
 _PILOT_PARAMS = 128
 _FIRST_PARTICLES, _MOST_PARTICLES = 64, 2**14
 _PATH_BYTES = 256 * 2**20
+_SAME = 1e-2  # log evidences of a filter and of the same once more differ by rounding alone
 _OF_MOVES = ("moved", "acceptance", "num_moves", "correlation", "correlation_density", "unique_ancestors")
 
 
@@ -73,8 +75,11 @@ class SMC2:
     The posterior has statistics by time in ``smc_stats``, those of the moves where they took place, and the
     standard deviation of the log evidence at its mean in ``info.settings["log_evidence_sd"]``.
 
+    Moves learn from the cloud that they move, which biases the evidence by order 1 / num_params; the number
+    of inner particles makes no bias.
+
     Source: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, JRSS B 75(3). The number of inner particles is
-    found beforehand instead of along the way, so that the estimated evidence remains unbiased.
+    found beforehand instead of along the way, so that one program runs from the beginning to the end.
     """
 
     num_params: int = field(default=512, kw_only=False)
@@ -91,17 +96,20 @@ class SMC2:
 
     def __post_init__(self) -> None:
         as_resampling(self.resampling)
-        number: Any = self.num_particles
         for name, fine, expected in (
-            ("num_params", self.num_params >= 2, "an int >= 2"),
+            ("num_params", is_count(self.num_params, 2), "an int >= 2"),
             (
                 "num_particles",
-                number is None or (isinstance(number, int | np.integer) and number >= 1),
+                self.num_particles is None or is_count(self.num_particles),
                 "an int >= 1, or None to have it chosen",
             ),
             ("filter", isinstance(self.filter, ParticleFilter), "mcx.ParticleFilter(...)"),
             ("least_acceptance", 0 <= self.least_acceptance < 1, "a probability below 1"),
-            ("batch_size", self.batch_size is None or self.batch_size >= 1, "an int >= 1, or None"),
+            (
+                "batch_size",
+                self.batch_size is None or is_count(self.batch_size),
+                "an int >= 1, or None",
+            ),
             ("max_nonfinite", 0 <= self.max_nonfinite <= 1, "a fraction between 0 and 1"),
         ):
             if not fine:
@@ -164,6 +172,7 @@ class SMC2:
                 found="init=",
                 remedy="give a law to start from, start=, to the method",
             )
+        _check_key(key)
         plan = self.plan(bound)
         number = self.num_particles
         if number is None:
@@ -180,7 +189,8 @@ class SMC2:
             num_chains=num_chains,
             inputs=inputs(steps),
             title=self.name,
-            on_start=lambda state: first.append(_first(kernel, state)),
+            on_start=lambda state: first.append(jax.device_get(_first(kernel, state))),
+            capacity=steps,  # nothing but statistics is kept of a step
             # under vmap, moves would be paid for at every step
             batch_size=1 if batch_size is None else batch_size,
             **options,
@@ -198,14 +208,16 @@ class SMC2:
                 num_steps=data.num_steps,
                 num_chains=1,
                 inputs=inputs(data.num_steps),
+                capacity=data.num_steps,
                 progress=progress,
                 title=f"{self.name} pilot, {number} particles",
             )
-            if result.complete:
+            if _refused(result, self.least_acceptance) or _lost(result):
+                number *= 2
+            elif result.complete:
                 break
-            if not _refused(result, self.least_acceptance) and not _lost(result):
+            else:
                 raise KeyboardInterrupt(f"{self.name} was interrupted during its pilot run")
-            number *= 2
         return number
 
     def _posterior(
@@ -219,15 +231,15 @@ class SMC2:
         key: Any,
         coords: Mapping[str, Any],
     ) -> Posterior:
-        stats = _by_time(first, result.stats)
-        self._raise_faults(stats)
-        key_draws, complete = jax.random.fold_in(key, 4), result.complete
-        x, log_p, sites = (
-            _draws(nesting, plan.given, data, key_draws, result.state)
-            if complete
-            else _params_so_far(plan.marginal, key_draws, result.state)
-        )
-        log_z = stats["log_evidence"][:, -1]
+        later = result.stats or {k: np.zeros((len(x), 0), x.dtype) for k, x in first.items()}
+        self._raise_faults({k: np.concatenate([x[:, None], later[k]], 1) for k, x in first.items()})
+        key_draws, complete = jax.random.fold_in(key, 4), result.num_steps == data.num_steps
+        stats = _by_time(first, later, data.num_steps)
+        if complete:
+            x, log_p, sites, same = _draws(nesting, plan.given, data, key_draws, result.state)
+        else:
+            x, log_p, sites = _params_so_far(plan.marginal, key_draws, result.state)
+        log_z = stats["log_evidence"][:, min(result.num_steps, data.num_steps - 1)]
         total, se = log_mean_evidence(log_z)
         number = nesting.settings.num_particles
         settings: dict[str, Any] = {"num_particles": number}
@@ -236,6 +248,7 @@ class SMC2:
             kernel = plan.kernel(number)
             key_sd = jax.random.fold_in(key, 3)
             settings["log_evidence_sd"] = log_evidence_sd(kernel, plan.data, central, key_sd)
+            settings["paths_that_differ"] = 1 - float(np.mean(same))
         info = RunInfo.of(self, result, key=key, coords=coords, dtype=x.dtype, settings=settings)
         draws = jax.device_get(sites)
         return Posterior(
@@ -244,7 +257,7 @@ class SMC2:
             stats={"lp": np.asarray(log_p)},
             warmup_stats={},
             bound=bound,
-            info=replace(info, cloud=True),
+            info=replace(info, complete=complete, cloud=True),
             log_evidence=total,
             log_evidence_se=se,
             smc_stats=stats,
@@ -259,7 +272,7 @@ class SMC2:
                 stats["nonfinite"][chain],
                 stats["max_log_weight"][chain],
             )
-            check_faults(info, self.num_params, self.max_nonfinite)
+            check_faults(info, self.num_params, self.max_nonfinite, of="smc2")
 
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
@@ -275,13 +288,21 @@ class SMC2:
         steps = template.num_steps
 
         def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
+            _check_key(key)
             plan = self.plan(bound)
             _, data = self.nested(plan, number)
             start_keys, keys = chain_keys(key, num_chains)
             state = start_chains(kernel, data, start_keys, None, 1)
             us = jax.tree_util.tree_map(jnp.asarray, inputs(steps))
             state, _, _ = run_steps(kernel, data, keys, 0, steps, state, us, steps, batch_size=1)
-            x, log_p, sites = _draws(nesting, plan.given, data, jax.random.fold_in(key, 4), state)
+            x, log_p, sites, _ = _draws(nesting, plan.given, data, jax.random.fold_in(key, 4), state)
+            lost = jax.vmap(lambda s: s.collapsed)(state)
+
+            def known(x: Any) -> Any:
+                there = ~lost.reshape(-1, *(1,) * (x.ndim - 1))
+                return jnp.where(there, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+            x, log_p, sites = jax.tree_util.tree_map(known, (x, log_p, sites))
             log_z = jax.vmap(lambda s: s.log_evidence)(state)
             total = jax.nn.logsumexp(log_z) - jnp.log(num_chains)
             share = jnp.exp(log_z - total)
@@ -300,14 +321,33 @@ def _lost(result: Run) -> bool:
     return bool(np.any(result.stats["log_evidence_increment"] == -np.inf))
 
 
-def _by_time(first: Mapping[str, Any], later: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Statistics, chain x time. A step's moves belong to the time before; the last step is nothing else."""
-    start = jax.device_get(first)
+def _check_key(key: Any) -> None:
+    """Raise for keys whose draws depend on what else is drawn along with them."""
+    impl = str(jax.random.key_impl(key))
+    if not impl.startswith("threefry"):
+        raise MethodError(
+            "SMC2 runs filters once more from their keys, and draws by keys of this kind differ then",
+            expected="a key of JAX's default implementation",
+            found=impl,
+            remedy="key=jax.random.key(0, impl='threefry2x32')",
+        )
+
+
+def _by_time(
+    first: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray], num_steps: int
+) -> dict[str, np.ndarray]:
+    """Statistics, chain x time, NaN where a run did not come to.
+
+    A step's moves belong to the time before. Where the last step is there it is nothing else.
+    """
     stats = {}
-    for name, x in start.items():
-        steps = later.get(name, np.zeros((len(x), 0), x.dtype))
-        whole = np.concatenate([x[:, None], steps], 1)
-        stats[name] = whole[:, 1:] if name in _OF_MOVES else whole[:, :-1]
+    for name, x in first.items():
+        whole = np.concatenate([x[:, None], later[name]], 1)
+        whole = whole[:, 1:] if name in _OF_MOVES else whole[:, :num_steps]
+        missing = num_steps - whole.shape[1]
+        stats[name] = (
+            np.pad(whole.astype(float), ((0, 0), (0, missing)), constant_values=np.nan) if missing else whole
+        )
     return stats
 
 
@@ -319,23 +359,27 @@ def _first(kernel: SMC2Kernel, state: SMCState) -> Any:
 @partial(jax.jit, static_argnums=0)
 def _draws(
     nesting: Nesting, given: Target, data: NestedData, key: Any, state: SMCState
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Parameters of all replicates, (chain, draw, d), their log densities, and sites; in no order."""
+) -> tuple[Any, Any, dict[str, Any], Any]:
+    """Parameters of all replicates, (chain, draw, d), their log densities, and sites; in no order.
+
+    And whether the filters of a draw came out as they were, by their evidence.
+    """
     position, log_p, order = _points(key, state)
     chains, num, _ = position.shape
     # what a path is made of; the systems themselves are run once more
-    particles = state.particles._replace(systems={})
+    particles = (state.particles._replace(systems={}), state.particles.log_evidence)
     particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(particles, order)
 
-    def one(key: Any, particle: Nested) -> dict[str, Any]:
-        paths = nested_path(nesting, data, key, particle)
+    def one(key: Any, particle: Nested, log_z: Any) -> tuple[dict[str, Any], Any]:
+        paths, again = nested_path(nesting, data, key, particle)
         at = given.with_data((data.path.model[0], paths))
-        return {**at.constrain(at.unravel(particle.position)), **paths}
+        return {**at.constrain(at.unravel(particle.position)), **paths}, jnp.abs(again - log_z) < _SAME
 
     flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
-    keys = jax.random.split(jax.random.fold_in(key, 1), chains * num)
-    sites = vmap_in_batches(one, (0, 0), _paths_at_once(nesting, data, chains * num))(keys, flat)
-    return position, log_p, jax.tree_util.tree_map(lambda x: x.reshape(chains, num, *x.shape[1:]), sites)
+    keys = jax.random.split(jax.random.fold_in(key, 5), chains * num)
+    found = vmap_in_batches(one, (0, 0, 0), _paths_at_once(nesting, data, chains * num))(keys, *flat)
+    sites, same = jax.tree_util.tree_map(lambda x: x.reshape(chains, num, *x.shape[1:]), found)
+    return position, log_p, sites, same
 
 
 @jax.jit
@@ -365,5 +409,7 @@ def _paths_at_once(nesting: Nesting, data: NestedData, wanted: int) -> int | Non
     """Filters whose histories are kept at once; None is all."""
     states = data.path.model[1].values()  # placeholders of the paths
     entries = sum(math.prod(np.shape(x)[1:]) for x in states)
-    at_once = _PATH_BYTES // (4 * data.num_steps * nesting.settings.num_particles * (entries + 2))
+    at_once = _PATH_BYTES // (
+        jnp.zeros(()).dtype.itemsize * data.num_steps * nesting.settings.num_particles * (entries + 2)
+    )
     return None if at_once >= wanted else max(1, at_once)

@@ -81,11 +81,14 @@ class SMC2Kernel:
         """
         stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
         moved = stage.moved
+        # potentials of the filters, as if all of a parameter's particles went wrong together
+        inner = sum(jnp.sum(s.info.num_nonfinite) for s in state.particles.systems.values())
+        inner = jnp.ceil(inner / self.nesting.settings.num_particles).astype(jnp.int32)
         return {}, {
             "ess": state.info.ess,
             "log_evidence_increment": state.info.log_increment,
             "log_evidence": state.log_evidence,
-            "nonfinite": state.info.num_nonfinite,
+            "nonfinite": jnp.maximum(state.info.num_nonfinite, inner),
             "max_log_weight": state.info.max_log_weight,
             "moved": moved,
             "acceptance": jnp.where(moved, stage.acceptance, jnp.nan),

@@ -148,7 +148,7 @@ def code(how: Annealing, dtype: str) -> FeynmanKac:
         # of points: those of a particle share its weight
         log_v = jnp.repeat(log_w, p) - jnp.log(p)
         terms = particles.terms.reshape(-1, path.groups)
-        terms = jnp.where(jnp.isnan(terms), -jnp.inf, terms)  # as the engine counts them
+        terms = jnp.where(jnp.isnan(terms) | (terms == jnp.inf), -jnp.inf, terms)  # as the engine has them
         if how.levels is None:
             level, forced = _next_level(path, terms, log_v, before, how.target_ess, how.least_step)
         else:
@@ -168,8 +168,9 @@ def code(how: Annealing, dtype: str) -> FeynmanKac:
 
     def log_lookahead(ctx: _Context, particle: Annealed, u: Any) -> Any:
         values = increments(particle, ctx.level)
-        if p > 1:  # one point that is no number does not spoil a chain
-            values = jnp.where(jnp.isnan(values), -jnp.inf, values)
+        if p > 1:  # points that are no numbers do not spoil a chain, unless all are
+            bad = jnp.isnan(values)
+            values = jnp.where(bad & ~jnp.all(bad), -jnp.inf, values)
         return jax.nn.logsumexp(values) - jnp.log(p)
 
     def log_potential(ctx: _Context, before: Annealed | None, particle: Annealed, u: Any) -> Any:

@@ -86,7 +86,9 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
         statistics = {k: _plain(v) for k, v in posterior.smc_stats.items()}
         times = {s.shape[0]: s.dims[0] for s in target.sites if (s.markov or s.scanned) and s.shape}
         staged = "level" in statistics  # of a path of laws, not by time
-        dims: dict[Any, Any] = {k: ["stage" if staged else times[v.shape[1]]] for k, v in statistics.items()}
+        dims: dict[Any, Any] = {
+            k: ["stage" if staged else times.get(v.shape[1], "step")] for k, v in statistics.items()
+        }
         tree["smc_stats"] = DataTree(
             dict_to_dataset(statistics, dims=dims, coords=coords, sample_dims=["chain"], attrs=library)
         )

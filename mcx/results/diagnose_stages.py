@@ -15,6 +15,7 @@ __all__ = ["diagnose_stages"]
 
 _CORRELATION = 0.5
 _SURVIVORS = 0.05
+_OTHER_PATHS = 0.01
 
 
 def diagnose_stages(posterior: Posterior) -> list[Advice]:
@@ -32,19 +33,21 @@ def diagnose_stages(posterior: Posterior) -> list[Advice]:
                 "start and posterior. Raise max_stages, or go on from a checkpoint",
             )
         )
+    found += _of_smc2(posterior, stats)
     left = np.fmax(stats["correlation"], stats["correlation_density"])
     left = left[:, np.isfinite(left).any(0)]  # stages that moved
-    worst = np.nanmean(left, 0)
+    worst = np.nanmax(left, 0)
     slow = worst > _CORRELATION
+    move = ", or another move=" if "move" in posterior.info.settings else ""
     if slow.any():
         found.append(
             Advice(
                 "MCX-W011",
                 f"moves did not forget where particles were at {int(slow.sum())} of {len(slow)} stages "
                 f"(correlation up to {worst.max():.2f}): the evidence may be off by more than its "
-                "standard error, even if replicates agree. Take more particles, a larger max_moves or "
-                "another move=. With modes that are apart this is to be expected, and their shares rest on "
-                "the number of particles",
+                "standard error, even if replicates agree. Take more particles, or a larger max_moves"
+                f"{move}. With modes that are apart this is to be expected, and their shares rest on the "
+                "number of particles",
             )
         )
     forced = np.sum(stats["forced"] == 1, 1).max() if "forced" in stats else 0
@@ -63,6 +66,29 @@ def diagnose_stages(posterior: Posterior) -> list[Advice]:
                 "MCX-W013",
                 f"at one stage only {survivors:.1%} of the particles survived: much of the start has no "
                 "likelihood. Take more particles, or a start= that has more mass where the likelihood is",
+            )
+        )
+    return found
+
+
+def _of_smc2(posterior: Posterior, stats: dict[str, np.ndarray]) -> list[Advice]:
+    found = []
+    if not posterior.complete and "level" not in stats:
+        seen = int(np.isfinite(stats["log_evidence"]).all(0).sum())
+        found.append(
+            Advice(
+                "MCX-W010",
+                f"the run was stopped after {seen} of {stats['log_evidence'].shape[1]} observations: "
+                "parameters and evidence are those given these, and there are no paths",
+            )
+        )
+    share = float(posterior.info.settings.get("paths_that_differ", 0.0))
+    if share > _OTHER_PATHS:
+        found.append(
+            Advice(
+                "MCX-W014",
+                f"{share:.1%} of the filters came out otherwise when they were run once more for their "
+                "paths: those paths are of filters that were not weighted, off by order 1 / num_particles",
             )
         )
     return found

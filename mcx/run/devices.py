@@ -51,7 +51,7 @@ def as_mesh(devices: Devices, num_chains: int, size: int | None = None) -> Mesh 
             raise MethodError(
                 f"{size} particles cannot be shared evenly by {len(chosen)} devices",
                 expected=f"a multiple of {len(chosen)} particles",
-                remedy=f"num_particles={len(chosen) * max(1, round(size / len(chosen)))}",
+                remedy=f"num_particles={len(chosen) * max(1, round(size / len(chosen)))} (SMC2: num_params)",
             )
         return jax.make_mesh((len(chosen),), (_ENTRIES,), (jax.sharding.AxisType.Auto,), devices=chosen)
     if len(chosen) > num_chains or num_chains % len(chosen):

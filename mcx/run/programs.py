@@ -52,7 +52,11 @@ class Programs(NamedTuple):
 
 @partial(jax.jit, static_argnums=1)
 def chain_keys(key: Any, num_chains: int) -> tuple[Any, Any]:
-    """Keys of the chains' starts and of their steps: functions of the key and the chain's index alone."""
+    """Keys of the chains' starts and of their steps: functions of the key and the chain's index alone.
+
+    Both come from the key as ``fold_in(key, 0)`` and ``fold_in(key, 1)`` would: fold in other numbers for
+    other purposes.
+    """
     chains = jnp.arange(num_chains, dtype=jnp.uint32)
     each = jax.vmap(jax.random.fold_in, (None, 0))
     key_start, key_run = jax.random.split(key)

@@ -217,6 +217,7 @@ def test_one_function_under_many_laws(key):
     assert found.stats["num_evaluations"] == 4000 and not found.warnings
 
 
+@pytest.mark.slow
 def test_events_that_the_first_stages_miss(key):
     """P(x + y > 5 sqrt 2) is 2.9e-7: 500 draws see nothing of it. What is never seen is said."""
     law = dist.Normal(0.0, 1.0).expand([2]).to_event(1)

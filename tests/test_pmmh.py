@@ -150,6 +150,7 @@ def test_wrong_steps_are_found_out(mutant):
     assert after_one_step(mutant)[0] > 1e-3
 
 
+@pytest.mark.slow
 def test_keys_are_fresh():
     """Two steps in a row, given the random walk's noise; and the same with the first step's key once more."""
     plan, kernel = tiny_plan()

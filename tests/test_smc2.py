@@ -23,6 +23,7 @@ from gibbs_problems import (
     regimes,
     two_chains,
 )
+from problems import slow_unless
 
 import mcx
 import mcx.dist as dist
@@ -103,7 +104,7 @@ def composed(move):
     return nesting, data, model
 
 
-@pytest.mark.parametrize("move", [False, True])
+@pytest.mark.parametrize("move", slow_unless([True], [False, True]))
 def test_filters_are_had_once_more_from_their_keys(move):
     """After resampling and moves as well: every particle's evidence is that of the keys it carries."""
     nesting, data, model = composed(move)
@@ -200,6 +201,7 @@ def test_refusals():
         mcx.program(persistence(Y[0]), mcx.SMC2(8))
 
 
+@pytest.mark.slow
 def test_an_observation_that_nobody_explains():
     """At the last time, too: it is not taken for a run that was stopped."""
 
@@ -250,6 +252,7 @@ class _StopsAfter:
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_stopped_early(key):
     """Parameters given the observations so far, and their evidence; exported, and said."""
     y = np.tile(Y[0], 3)

@@ -61,6 +61,7 @@ class TestClosedForms:
         assert post.log_evidence_se < 0.02 and not diagnose(post)
         assert (np.diff(post.smc_stats["level"], axis=1) >= 0).all()
 
+    @pytest.mark.slow
     def test_observations_one_after_another(self, key):
         """The evidence of the first k observations is known for every k."""
         n = len(COUNTS)

@@ -174,7 +174,10 @@ class MCMCKernel(ChainKernel):
             adapted.step_size,
             adapted.inverse_mass_matrix,
         )
-        adapting = warmup.step(adapted, u, position, gradient, stats["acceptance_rate"], self.tuning)
+        stats = dict(stats)
+        outside = stats.pop("outside", jnp.asarray(False))
+        rate = stats["acceptance_rate"]
+        adapting = warmup.step(adapted, u, position, gradient, rate, self.tuning, outside)
         stats = {"lp": value, **stats, "step_size": adapted.step_size}
         return MCMCState(position, value, gradient, adapting, state.started), stats
 

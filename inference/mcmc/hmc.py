@@ -39,7 +39,8 @@ class _HMCTransition:
         def move(
             key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
         ) -> tuple[Any, dict[str, Any]]:
-            return hmc_move(key, state, log_density, step_size, inverse_mass_matrix, num_steps)[:2]
+            new, stats, info = hmc_move(key, state, log_density, step_size, inverse_mass_matrix, num_steps)
+            return new, {**stats, "outside": info.proposal.logdensity == -jnp.inf}
 
         return move
 

@@ -24,6 +24,7 @@ KEEP, STEP_SIZE, METRIC, METRIC_END, WINDOW_END, FINISH = range(6)
 _FIRST_WINDOW, _GROWTH = 10, 1.5
 _LONG_WINDOW = 50  # from here on the step size is searched for anew after a window
 _MAX_FINAL = 50
+_INSIDE_GAIN, _LEAST_INSIDE = 0.05, 0.2  # of the share of trajectories that end within the support
 
 
 class Tuning(NamedTuple):
@@ -46,12 +47,14 @@ class WarmupState(NamedTuple):
     inverse_mass_matrix: (d,) or (d, d), used by the next transition.
     averaging: dual averaging of the log step size.
     moments: of the window under way.
+    inside: share of trajectories that ended within the support, lately.
     """
 
     step_size: Any
     inverse_mass_matrix: Any
     averaging: Any
     moments: metric.Moments
+    inside: Any
 
 
 def schedule(num_warmup: int, num_samples: int, first_window: int = _FIRST_WINDOW) -> np.ndarray:
@@ -96,11 +99,18 @@ def init(gradient: Any, step_size: float, tuning: Tuning) -> WarmupState:
         jnp.diag(guess) if tuning.dense else guess,
         averaging(step_size),
         metric.init(dim, tuning.dense),
+        jnp.ones(()),
     )
 
 
 def step(
-    state: WarmupState, code: Any, position: Any, gradient: Any, acceptance_rate: Any, tuning: Tuning
+    state: WarmupState,
+    code: Any,
+    position: Any,
+    gradient: Any,
+    acceptance_rate: Any,
+    tuning: Tuning,
+    outside: Any = False,
 ) -> WarmupState:
     """Adapt after a transition.
 
@@ -111,6 +121,9 @@ def step(
         gradient: of the log density there.
         acceptance_rate: its mean acceptance probability; NaN counts as 0.
         tuning: aims.
+        outside: whether a trajectory of given length ended where the density is zero. A hard bound is
+            overstepped with any step size, and adapting to that would shrink it without end: it says nothing,
+            unless fewer than a fifth end inside.
     """
     averaging_init, averaging_update, averaging_final = dual_averaging_adaptation(tuning.target_accept)
     acceptance_rate = jnp.nan_to_num(acceptance_rate, nan=0.0)
@@ -119,8 +132,10 @@ def step(
         return s
 
     def tune_step_size(s: WarmupState) -> WarmupState:
-        averaging = averaging_update(s.averaging, acceptance_rate)
-        return s._replace(averaging=averaging, step_size=jnp.exp(averaging.log_step_size))
+        inside = s.inside + _INSIDE_GAIN * (1.0 - outside - s.inside)
+        neutral = tuning.target_accept * jnp.minimum(1.0, inside / _LEAST_INSIDE)
+        averaging = averaging_update(s.averaging, jnp.where(outside, neutral, acceptance_rate))
+        return s._replace(averaging=averaging, step_size=jnp.exp(averaging.log_step_size), inside=inside)
 
     def gather(s: WarmupState) -> WarmupState:
         return tune_step_size(s)._replace(moments=metric.update(s.moments, position, gradient))

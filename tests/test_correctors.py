@@ -89,7 +89,7 @@ def test_gaussians(case, key):
     name, gain = case
     composition, (mean, variance, log_z) = CASES[name]
     model = corrector(composition, jnp.zeros(1), RHO, noise_gain=gain, refresh=True)
-    m, second, found = moments(run(model, key))
+    m, second, found = moments(run(model, key, replicates=REPLICATES if gain > 1 else 3 * REPLICATES))
     log_z += STRENGTH.get(name, 0.0) * REWARD
     check_mean(m, [mean], delta=0.2 * math.sqrt(variance), independent=True)
     check_mean(second, [variance + mean**2], delta=0.3 * variance + 0.1, independent=True)

@@ -139,7 +139,8 @@ def test_composed(move, key):
 def test_a_point_for_a_prior(key):
     """Nothing but a bank of filters: the evidence is the mean of theirs, with their variance over the number.
 
-    Filters of 4 particles; 400 replicates give the variance within 10 % or so.
+    Filters of 4 particles, at the fourth time, before the evidence has heavy tails; 400 replicates give the
+    variance within 10 % or so.
     """
 
     @mcx.model
@@ -153,17 +154,17 @@ def test_a_point_for_a_prior(key):
             obs=y,
         )
 
-    exact = autoregression(Y[0], 0.6).log_evidence
+    exact = np.sum(autoregression(Y[0], 0.6).log_increments[:4])
     bank = mcx.filter(
         known(Y[0]), params={"phi": 0.600005}, num_particles=4, num_chains=4000, key=key, progress=False,
         history="none",
     )  # fmt: skip
-    each = np.exp(bank.stats["log_evidence"][:, -1] - exact)
+    each = np.exp(bank.stats["log_evidence"][:, 3] - exact)
     # resampled at the end only
-    post = run(known(Y[0]), mcx.SMC2(16, 4, threshold=1e-6), key, num_chains=400)
-    ratio = np.exp(post.smc_stats["log_evidence"][:, -1] - exact)
-    check_mean(ratio, 1.0, delta=0.3, independent=True)
-    assert np.var(ratio) == pytest.approx(np.var(each) / 16, rel=0.4)
+    post = run(known(Y[0]), mcx.SMC2(64, 4, threshold=1e-6), key, num_chains=400)
+    ratio = np.exp(post.smc_stats["log_evidence"][:, 3] - exact)
+    check_mean(ratio, 1.0, delta=0.1, independent=True)
+    assert np.var(ratio) == pytest.approx(np.var(each) / 64, rel=0.4)
     assert not post.smc_stats["moved"][:, :-1].any()
 
 

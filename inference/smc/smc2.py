@@ -88,7 +88,7 @@ class SMC2:
     threshold: float = 0.5
     forget: float = 0.2
     max_moves: int = 30
-    least_acceptance: float = 0.15
+    least_acceptance: float = 0.2
     resampling: str | Callable[..., Any] = "systematic"
     start: Any = None
     batch_size: int | None = None

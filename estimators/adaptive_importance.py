@@ -149,20 +149,19 @@ class AdaptiveImportance:
         )
         adapted = Adapted.nothing(problem, how)
         seen = Seen.empty(problem, adapted, size, self.num_stages)
-        predicted, stages, best = np.inf, 0, adapted
+        predicted, stages = np.inf, 0
         while stages < self.num_stages:
             key, key_stage = jax.random.split(key)
             x = adapted.proposal.sample(key_stage, size)
-            seen, following, variance, relative = digest(seen, adapted, x, problem.values(x), how=how)
+            seen, following, deviation, relative = digest(seen, adapted, x, problem.values(x), how=how)
             stages += 1
             left = self.budget - size * stages
-            variance, relative = float(variance) / left, float(relative) / np.sqrt(left)
+            variance, relative = float(deviation) ** 2 / left, float(relative) / np.sqrt(left)
             # Adapting lowers the variance of a draw, and leaves fewer draws for the result. The first stage
             # does not know its variance: the laws' own draws miss the tails that matter.
             if predicted <= variance < np.inf:
-                adapted = best
                 break
-            predicted, best = variance if stages > 1 else np.inf, adapted
+            predicted = variance if stages > 1 else np.inf
             if stages > 1 and self.relative_error is not None and relative < self.relative_error:
                 break
             adapted = following

@@ -163,9 +163,9 @@ def digest(seen: Seen, adapted: Adapted, x: Any, values: Any, *, how: Adapting) 
         how: to adapt.
 
     Returns:
-        What has been seen now, the next proposal, the variance of one draw from the present one, summed over
-        integrands, and the largest relative standard deviation of one: both infinite where an integrand was
-        zero at all of the points, which says nothing about it.
+        What has been seen now, the next proposal, the root of the variance of one draw from the present one,
+        summed over integrands, and the largest relative standard deviation of one: both infinite where an
+        integrand was zero at all of the points, which says nothing about it.
     """
     put, t = jax.lax.dynamic_update_slice_in_dim, seen.stage
     log_laws = log_densities(adapted.law, x)
@@ -183,8 +183,8 @@ def digest(seen: Seen, adapted: Adapted, x: Any, values: Any, *, how: Adapting) 
     )
     sums = balanced(seen.log_sums, now.x, x, t, adapted.proposal, now.of_past(adapted.law, x))
     now = replace(now, log_sums=jnp.where(now.there(), sums, 0.0))
-    variance, relative = _predicted(adapted, x, values, log_laws, t > 0, how)
-    return now, _next(now, adapted.law, how), variance, relative
+    deviation, relative = _predicted(adapted, x, values, log_laws, t > 0, how)
+    return now, _next(now, adapted.law, how), deviation, relative
 
 
 def _predicted(
@@ -192,10 +192,11 @@ def _predicted(
 ) -> tuple[Any, Any]:
     log_q = adapted.proposal.log_prob(x)[:, None]
     y = values * jnp.exp(log_laws - log_q)
-    # squares of small numbers are zero in float32; for absolute errors one unit serves all integrands
+    # squares of small numbers are zero in float32
     most = jnp.max(jnp.abs(y), 0)
     most = most if how.relative else jnp.full_like(most, jnp.max(most))
-    y = y / jnp.where((most > 0) & jnp.isfinite(most), most, 1.0)
+    most = jnp.where((most > 0) & jnp.isfinite(most), most, 1.0)
+    y = y / most
     rest = y
     if how.controls:
         ratio = jnp.where(fitted, jnp.exp(adapted.own_log_densities(x) - log_q), 0.0)
@@ -203,8 +204,9 @@ def _predicted(
     sd, mean = jnp.std(rest, 0), jnp.abs(jnp.mean(y, 0))
     unit = mean if how.relative else jnp.ones_like(mean)
     known = jnp.all(mean > 0)
+    back = 1.0 if how.relative else most[0]  # absolute errors of different stages are compared
     return (
-        jnp.where(known, jnp.sum((sd / unit) ** 2), jnp.inf),
+        jnp.where(known, jnp.sqrt(jnp.sum((sd / unit) ** 2)) * back, jnp.inf),
         jnp.where(known, jnp.max(sd / mean), jnp.inf),
     )
 

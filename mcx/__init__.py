@@ -38,7 +38,7 @@ from mcx.series import filter, forecast, maximize, smooth
 from mcx.target import FeynmanKac, Target
 
 if TYPE_CHECKING:
-    from mcx import testing
+    from mcx import diffusion, testing
     from mcx.cache import enable_compilation_cache
     from mcx.estimators.adaptive_importance import AdaptiveImportance
     from mcx.estimators.posterior_controls import SteinControls
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from mcx.estimators.sliced.target import SlicedTarget
     from mcx.estimators.sliced.two_sample import two_sample_test
     from mcx.estimators.sliced.variants import energy_sliced_wasserstein, max_sliced_wasserstein
-    from mcx.inference import diffusion
     from mcx.inference.mcmc.chees import ChEES
     from mcx.inference.mcmc.hmc import HMC
     from mcx.inference.mcmc.mala import MALA
@@ -98,13 +97,7 @@ _LAZY = {
     "smc": "mcx.inference.smc.smc",
     "two_sample_test": "mcx.estimators.sliced.two_sample",
 }
-_LAZY_MODULES = {
-    "diffusion": "mcx.inference.diffusion",
-    "estimators": "mcx.estimators",
-    "functionals": "mcx.functionals",
-    "inference": "mcx.inference",
-    "testing": "mcx.testing",
-}
+_LAZY_MODULES = ("diffusion", "estimators", "functionals", "inference", "testing")
 
 __all__ = [
     "FFBS",
@@ -174,7 +167,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
-        return importlib.import_module(_LAZY_MODULES[name])
+        return importlib.import_module(f"mcx.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'mcx' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

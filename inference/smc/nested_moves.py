@@ -23,7 +23,7 @@ __all__ = ["PMMHMoves", "code", "with_pmmh"]
 
 # Scales of the random walk in standard deviations of the cloud, times d^1/2: up to the best for a Gaussian,
 # which noise in the evidence hardly changes (Sherlock et al. 2015), and smaller ones for other laws.
-_SCALES = (0.6, 2.5)
+_SCALES = (0.25, 2.5)
 _DENSE_SHARE = 5  # particles a coordinate before a full covariance is fitted
 
 

@@ -87,7 +87,7 @@ class SMC2:
     filter: ParticleFilter = field(default_factory=ParticleFilter)
     threshold: float = 0.5
     forget: float = 0.2
-    max_moves: int = 30
+    max_moves: int = 100
     least_acceptance: float = 0.2
     resampling: str | Callable[..., Any] = "systematic"
     start: Any = None

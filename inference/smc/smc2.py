@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,29 +14,26 @@ import numpy as np
 from mcx.errors import CapabilityError, MethodError
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState
 from mcx.inference.smc.history import check_faults
-from mcx.inference.smc.nested import Nested, NestedData, Nesting, nested_path
+from mcx.inference.smc.nested import NestedData, Nesting
 from mcx.inference.smc.nested_moves import PMMHMoves
 from mcx.inference.smc.particle_filter import ParticleFilter
 from mcx.inference.smc.paths import tempered
 from mcx.inference.smc.pmmh import PMMH, Plan
 from mcx.inference.smc.pmmh_particles import log_evidence_sd, nearest_to_mean
-from mcx.inference.smc.resampling import as_resampling, systematic
+from mcx.inference.smc.resampling import as_resampling
+from mcx.inference.smc.smc2_draws import params_so_far, smc2_draws
 from mcx.inference.smc.smc2_kernel import SMC2Kernel, inputs
 from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
-from mcx.ops.batches import vmap_in_batches
 from mcx.ops.checks import is_count
 from mcx.results.posterior import Posterior, RunInfo, fields_of
 from mcx.run.driver import Run, run
 from mcx.run.programs import chain_keys, run_steps, start_chains
-from mcx.target import Target
 
 __all__ = ["SMC2"]
 
 _PILOT_PARAMS = 128
 _FIRST_PARTICLES, _MOST_PARTICLES = 64, 2**14
-_PATH_BYTES = 256 * 2**20
-_SAME = 1e-2  # log evidences of a filter and of the same once more differ by rounding alone
 _OF_MOVES = ("moved", "acceptance", "num_moves", "correlation", "correlation_density", "unique_ancestors")
 
 
@@ -236,9 +232,9 @@ class SMC2:
         key_draws, complete = jax.random.fold_in(key, 4), result.num_steps == data.num_steps
         stats = _by_time(first, later, data.num_steps)
         if complete:
-            x, log_p, sites, same = _draws(nesting, plan.given, data, key_draws, result.state)
+            x, log_p, sites, same = smc2_draws(nesting, plan.given, data, key_draws, result.state)
         else:
-            x, log_p, sites = _params_so_far(plan.marginal, key_draws, result.state)
+            x, log_p, sites = params_so_far(plan.marginal, key_draws, result.state)
         log_z = stats["log_evidence"][:, min(result.num_steps, data.num_steps - 1)]
         total, se = log_mean_evidence(log_z)
         number = nesting.settings.num_particles
@@ -295,7 +291,7 @@ class SMC2:
             state = start_chains(kernel, data, start_keys, None, 1)
             us = jax.tree_util.tree_map(jnp.asarray, inputs(steps))
             state, _, _ = run_steps(kernel, data, keys, 0, steps, state, us, steps, batch_size=1)
-            x, log_p, sites, _ = _draws(nesting, plan.given, data, jax.random.fold_in(key, 4), state)
+            x, log_p, sites, _ = smc2_draws(nesting, plan.given, data, jax.random.fold_in(key, 4), state)
             lost = jax.vmap(lambda s: s.collapsed)(state)
 
             def known(x: Any) -> Any:
@@ -354,62 +350,3 @@ def _by_time(
 @partial(jax.jit, static_argnums=0)
 def _first(kernel: SMC2Kernel, state: SMCState) -> Any:
     return jax.vmap(lambda s: kernel.collect(s, None)[1])(state)
-
-
-@partial(jax.jit, static_argnums=0)
-def _draws(
-    nesting: Nesting, given: Target, data: NestedData, key: Any, state: SMCState
-) -> tuple[Any, Any, dict[str, Any], Any]:
-    """Parameters of all replicates, (chain, draw, d), their log densities, and sites; in no order.
-
-    And whether the filters of a draw came out as they were, by their evidence.
-    """
-    position, log_p, order = _points(key, state)
-    chains, num, _ = position.shape
-    # what a path is made of; the systems themselves are run once more
-    particles = (state.particles._replace(systems={}), state.particles.log_evidence)
-    particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(particles, order)
-
-    def one(key: Any, particle: Nested, log_z: Any) -> tuple[dict[str, Any], Any]:
-        paths, again = nested_path(nesting, data, key, particle)
-        at = given.with_data((data.path.model[0], paths))
-        return {**at.constrain(at.unravel(particle.position)), **paths}, jnp.abs(again - log_z) < _SAME
-
-    flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
-    keys = jax.random.split(jax.random.fold_in(key, 5), chains * num)
-    found = vmap_in_batches(one, (0, 0, 0), _paths_at_once(nesting, data, chains * num))(keys, *flat)
-    sites, same = jax.tree_util.tree_map(lambda x: x.reshape(chains, num, *x.shape[1:]), found)
-    return position, log_p, sites, same
-
-
-@jax.jit
-def _params_so_far(marginal: Target, key: Any, state: SMCState) -> tuple[Any, Any, dict[str, Any]]:
-    """Of a run that was stopped: parameters given the observations so far, resampled; no paths."""
-    keys = jax.random.split(jax.random.fold_in(key, 2), len(state.log_w))
-    chosen = jax.vmap(lambda k, log_w: systematic(k, log_w, log_w.shape[0]))(keys, state.log_w)
-    particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(state.particles, chosen)
-    position, log_p, _ = _points(key, state._replace(particles=particles))
-    sites = jax.vmap(jax.vmap(lambda x: marginal.constrain(marginal.unravel(x))))(position)
-    return position, log_p, {name: sites[name] for name, _ in marginal.shapes}
-
-
-def _points(key: Any, state: SMCState) -> tuple[Any, Any, Any]:
-    """Positions and log densities in a random order, and that order, chain x draw.
-
-    What stands side by side after resampling is akin, and diagnostics would take it for autocorrelation.
-    """
-    position = state.particles.position
-    keys = jax.random.split(key, len(position))
-    order = jax.vmap(lambda k: jax.random.permutation(k, position.shape[1]))(keys)
-    log_p = jnp.take_along_axis(state.particles.log_target, order, 1)
-    return jnp.take_along_axis(position, order[:, :, None], 1), log_p, order
-
-
-def _paths_at_once(nesting: Nesting, data: NestedData, wanted: int) -> int | None:
-    """Filters whose histories are kept at once; None is all."""
-    states = data.path.model[1].values()  # placeholders of the paths
-    entries = sum(math.prod(np.shape(x)[1:]) for x in states)
-    at_once = _PATH_BYTES // (
-        jnp.zeros(()).dtype.itemsize * data.num_steps * nesting.settings.num_particles * (entries + 2)
-    )
-    return None if at_once >= wanted else max(1, at_once)

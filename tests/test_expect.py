@@ -54,6 +54,7 @@ def test_controls_of_a_gaussian_are_exact(key):
     np.testing.assert_allclose(found.value, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_draws(truth):
     """NUTS on a posterior that quadrature knows: right, and far more accurate than plain averages."""
     posterior = mcx.infer(normal(Y), mcx.NUTS(num_warmup=300, num_samples=500), key=1, progress=False)

@@ -58,6 +58,7 @@ def many():
     return run(persistence(Y[0]), mcx.SMC2(**SMALL), mcx.testing.key_for("smc2"), num_chains=64)
 
 
+@pytest.mark.slow
 def test_evidence_of_every_stretch(many):
     """Unbiased but for what moves learn from the cloud, of order 1 / 64; alpha 1e-6."""
     exact = log_evidences(Y[0])
@@ -67,6 +68,7 @@ def test_evidence_of_every_stretch(many):
     assert many.log_evidence == pytest.approx(exact[-1], abs=5 * many.log_evidence_se)
 
 
+@pytest.mark.slow
 def test_parameters_and_paths(many):
     """Weighted by the estimated evidence they are unbiased, too; finds 0.6 posterior sds."""
     weight = np.exp(many.smc_stats["log_evidence"][:, -1] - log_evidences(Y[0])[-1])
@@ -76,6 +78,7 @@ def test_parameters_and_paths(many):
         check_mean(weighted, 0.0, delta=0.6 * scale, independent=True, name=name)
 
 
+@pytest.mark.slow
 def test_results(many):
     assert list(many.draws) == ["phi", "x", "squared"] and many["x"].shape == (64, 64, T)
     np.testing.assert_allclose(many["squared"], many["phi"] ** 2, rtol=1e-5)

@@ -231,6 +231,7 @@ class TestRuns:
 
 
 class TestRefusals:
+    @pytest.mark.slow
     def test_an_improper_prior_needs_a_start(self, key):
         @mcx.model
         def flat(y):

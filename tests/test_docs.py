@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
 SLOW = {
+    "README.md",
     "docs/diffusion.md",
     "docs/expectations.md",
     "docs/inference.md",

@@ -139,6 +139,7 @@ def test_two_chains_with_a_common_parameter(both):
     check_two_chains(both)
 
 
+@pytest.mark.slow
 def test_the_density_that_is_kept_is_given_the_present_paths(both):
     """A proposal that is refused leaves the density of the last step: it has to be of the new path."""
     target = given_sites(compile_model(two_chains(Y)), ("a", "b"))
@@ -153,6 +154,7 @@ def test_the_density_that_is_kept_is_given_the_present_paths(both):
     np.testing.assert_allclose(both.stats["lp"][0, :200], exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_results(both):
     assert list(both.draws) == ["phi", "a", "b", "squared"]
     assert both["a"].shape == (1, 24_000, T) and both.unconstrained.shape == (1, 24_000, 1)
@@ -174,6 +176,7 @@ def test_results(both):
     assert float(total) == pytest.approx(float(two_chains(Y).log_density(values)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_path_that_does_not_move_is_told(both):
     stuck = both.smc_stats["a.update_rate"].copy()
     stuck[:, :3] = 0.02

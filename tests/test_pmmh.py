@@ -184,6 +184,7 @@ def few():
     return mcx.infer(persistence(Y[0]), method, key=mcx.testing.key_for("few particles"), **ONE)
 
 
+@pytest.mark.slow
 def test_few_particles(few):
     check_persistence(few.draws, Y[0], 0.3)
 
@@ -196,6 +197,7 @@ def test_many_particles(key):
     assert post.info.settings["log_evidence_sd"] < 0.15
 
 
+@pytest.mark.slow
 def test_results(few):
     assert list(few.draws) == ["phi", "x", "squared"]
     assert few["x"].shape == (1, 30_000, T) and few.unconstrained.shape == (1, 30_000, 1)
@@ -212,6 +214,7 @@ def test_results(few):
     assert np.std(predicted["x_obs"] - few["x"]) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_forecast(few, key):
     """Two times ahead, every draw with its own parameter; alpha 1e-6, finds a tenth of an sd."""
     ahead = mcx.forecast(few, 2, key=key)
@@ -234,6 +237,7 @@ def test_forecast(few, key):
         mcx.forecast(few, 0, key=key)
 
 
+@pytest.mark.slow
 def test_noise_in_the_evidence_is_told(few):
     info = few.info
     assert info.settings["num_particles"] == 20 and 0.3 < info.settings["log_evidence_sd"] < 1.2

@@ -342,6 +342,7 @@ class TestAverage:
         assert abs(float(found.value) - truth) < 6 * float(found.se) and found.se < 0.02 * truth
 
     @pytest.mark.slow
+    @pytest.mark.slow
     def test_batches_do_not_matter(self, key):
         x, y, a, b = samples(key, 3)
         theta = draw_directions(key, "iid", 10, 3).theta
@@ -374,6 +375,7 @@ class TestAverage:
 
 
 class TestTransformations:
+    @pytest.mark.slow
     def test_jit_and_vmap(self, key):
         x, y, _, _ = samples(key, 3)
         plain = sliced_wasserstein(x, y, key=key, **FEW)

@@ -32,6 +32,7 @@ def samples(key):
 
 class TestTarget:
     @pytest.mark.parametrize("controls", ["polynomial", pytest.param("gaussian", marks=pytest.mark.slow)])
+    @pytest.mark.slow
     def test_agrees_with_the_distance(self, key, controls):
         x, y, b = samples(key)
         options = {"control_variates": controls, "num_projections": 64, "key": key}
@@ -132,6 +133,7 @@ def p_values(key, shift, num):
 
 
 class TestTwoSamples:
+    @pytest.mark.slow
     @pytest.mark.slow
     def test_level_and_power(self, key):
         """Under one law p-values are uniform on 1/20, ..., 1: exactly, up to ties."""

@@ -64,6 +64,7 @@ def test_small_shapes(where, shape):
     np.testing.assert_array_equal(sort(x), x)
 
 
+@pytest.mark.slow
 def test_transformations(where, key):
     x = jax.random.normal(key, (4, 50))
     exact, ranks = np.sort(x), np.argsort(np.argsort(x))

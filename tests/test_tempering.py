@@ -181,6 +181,7 @@ class _StopsAtOnce:
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_a_run_goes_on_from_a_checkpoint_with_the_same_bits(self, key, tmp_path):
         """Stopped at the first look and gone on with, against one that was not; and read once more."""
         method = mcx.TemperedSMC(**SMALL, target_ess=0.99)

@@ -10,8 +10,7 @@ import pytest
 from problems import slow_unless
 
 import mcx
-from mcx.errors import CapabilityError, MethodError
-from mcx.inference.diffusion import (
+from mcx.diffusion import (
     Composition,
     GaussianMixture,
     Score,
@@ -25,6 +24,7 @@ from mcx.inference.diffusion import (
     vp,
     vp_cosine,
 )
+from mcx.errors import CapabilityError, MethodError
 from mcx.testing import check_mean
 
 FIRST = GaussianMixture.of([0.0], 1.0)

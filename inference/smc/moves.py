@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.checks import is_count
+from mcx.ops.checks import check_fields, is_count
 
 __all__ = ["Moved", "Moves", "cloud_covariance", "correlation", "until_forgotten"]
 
@@ -47,15 +46,12 @@ class Moves:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name, fine, expected in (
+        check_fields(
+            self,
             ("forget", 0 < self.forget < 1, "a correlation between 0 and 1"),
             ("max_moves", is_count(self.max_moves), "an int >= 1"),
             ("spread", self.spread >= 1, "a ratio >= 1"),
-        ):
-            if not fine:
-                raise MethodError(
-                    f"{name} is out of range", expected=expected, found=repr(getattr(self, name))
-                )
+        )
 
     def start(self, log_density: Callable[[Any], Any], x: Any) -> Any:
         """States of the transition at points (n, d)."""

@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc.moves import cloud_covariance, until_forgotten
 from mcx.inference.smc.nested import Context, Nested, Nesting, Stage, Times, nest, populate
 from mcx.inference.smc.nested import code as nested_code
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.checks import is_count
+from mcx.ops.checks import check_fields, is_count
 from mcx.ops.random import accept
 from mcx.target import FeynmanKac
 
@@ -45,15 +44,12 @@ class PMMHMoves:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name, fine, expected in (
+        check_fields(
+            self,
             ("threshold", 0 < self.threshold <= 1, "a fraction between 0 and 1"),
             ("forget", 0 < self.forget < 1, "a correlation between 0 and 1"),
             ("max_moves", is_count(self.max_moves), "an int >= 1"),
-        ):
-            if not fine:
-                raise MethodError(
-                    f"{name} is out of range", expected=expected, found=repr(getattr(self, name))
-                )
+        )
 
 
 def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:

@@ -25,7 +25,7 @@ from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.checks import is_count
+from mcx.ops.checks import check_fields, is_count
 from mcx.results.posterior import Posterior, RunInfo, fields_of
 from mcx.run.driver import Run, run
 from mcx.run.programs import chain_keys, start_chains
@@ -58,8 +58,8 @@ class _SMCSampler:
 
     def __post_init__(self) -> None:
         as_resampling(self.resampling)
-        name = type(self).__name__
-        for field, fine, expected in (
+        check_fields(
+            self,
             ("num_particles", is_count(self.num_particles, 2), "an int >= 2"),
             ("target_ess", 0 < self.target_ess < 1, "a fraction between 0 and 1"),
             ("max_stages", is_count(self.max_stages), "an int >= 1"),
@@ -80,13 +80,7 @@ class _SMCSampler:
                 self.move == "auto" or isinstance(self.move, MCMCMethod),
                 '"auto", or a Markov chain method such as mcx.HMC() or mcx.RandomWalk()',
             ),
-        ):
-            if not fine:
-                raise MethodError(
-                    f"{name}({field}=...) is out of range",
-                    expected=expected,
-                    found=repr(getattr(self, field)),
-                )
+        )
         self._moves()
 
     @property

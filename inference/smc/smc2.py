@@ -25,7 +25,7 @@ from mcx.inference.smc.smc2_draws import params_so_far, smc2_draws
 from mcx.inference.smc.smc2_kernel import SMC2Kernel, inputs
 from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
-from mcx.ops.checks import is_count
+from mcx.ops.checks import check_fields, is_count
 from mcx.results.posterior import Posterior, RunInfo, fields_of
 from mcx.run.driver import Run, run
 from mcx.run.programs import chain_keys, run_steps, start_chains
@@ -92,7 +92,8 @@ class SMC2:
 
     def __post_init__(self) -> None:
         as_resampling(self.resampling)
-        for name, fine, expected in (
+        check_fields(
+            self,
             ("num_params", is_count(self.num_params, 2), "an int >= 2"),
             (
                 "num_particles",
@@ -107,13 +108,7 @@ class SMC2:
                 "an int >= 1, or None",
             ),
             ("max_nonfinite", 0 <= self.max_nonfinite <= 1, "a fraction between 0 and 1"),
-        ):
-            if not fine:
-                raise MethodError(
-                    f"SMC2({name}=...) is out of range",
-                    expected=expected,
-                    found=repr(getattr(self, name)),
-                )
+        )
         self._moves()
 
     @property

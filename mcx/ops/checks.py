@@ -6,7 +6,25 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["is_count"]
+from mcx.errors import MethodError
+
+__all__ = ["check_fields", "is_count"]
+
+
+def check_fields(settings: Any, *rows: tuple[str, bool, str]) -> None:
+    """Raise for the first field of settings that is out of range.
+
+    Args:
+        settings: a dataclass.
+        rows: field, whether its value is fine, and what was expected.
+    """
+    for name, fine, expected in rows:
+        if not fine:
+            raise MethodError(
+                f"{type(settings).__name__}({name}=...) is out of range",
+                expected=expected,
+                found=repr(getattr(settings, name)),
+            )
 
 
 def is_count(value: Any, least: int = 1) -> bool:

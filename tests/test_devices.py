@@ -38,20 +38,28 @@ done = mcx.run(
 np.save(sys.argv[2] + "-" + sys.argv[4] + ".npy", done.draws["x"])
 """
 
-SMC_HOST = """
+INFER_HOST = """
 import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize("127.0.0.1:" + sys.argv[3], 2, int(sys.argv[4]), heartbeat_timeout_seconds=10)
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-from gibbs_problems import Y, persistence
-import mcx
-method = {"TemperedSMC": mcx.TemperedSMC(64), "SMC2": mcx.SMC2(32, 8)}[sys.argv[5]]
-options = {"devices": "all", "progress": False, "warnings": "ignore"}
-post = mcx.infer(persistence(Y[0]), method, key=3, num_chains=4, **options)
-np.savez(sys.argv[2] + "-" + sys.argv[4], z=post.log_evidence, **post.draws)
+from test_devices import replicates
+post = replicates(sys.argv[5], devices="all")
+np.savez(sys.argv[2] + "-" + sys.argv[4], z=post.log_evidence or 0.0, **post.draws)
 """
+
+
+def replicates(method, **options):
+    """A run that every process of the tests makes its part of."""
+    bound, settings, num_chains = {
+        "TemperedSMC": (persistence(Y[0]), mcx.TemperedSMC(64), 4),
+        "SMC2": (persistence(Y[0]), mcx.SMC2(32, 8), 4),
+        "ChEES": (normal(np.arange(3.0)), mcx.ChEES(num_warmup=200, num_samples=200), 64),
+    }[method]
+    options = {"key": 3, "num_chains": num_chains, "progress": False, "warnings": "ignore", **options}
+    return mcx.infer(bound, settings, **options)
 
 
 def walk(devices, num_steps=300, **options):
@@ -293,12 +301,21 @@ def test_two_processes_make_one_run(tmp_path, spread):
 @pytest.mark.parametrize("method", ["TemperedSMC", "SMC2"])
 def test_replicates_of_smc_over_two_processes(method, tmp_path):
     """Both end with all replicates, those of one process but for rounding."""
-    finish(start_hosts(tmp_path / "run", method, SMC_HOST))
+    finish(start_hosts(tmp_path / "run", method, INFER_HOST))
     one, two = (np.load(tmp_path / f"run-{i}.npz") for i in range(2))
-    bound = persistence(Y[0])
-    settings = mcx.SMC2(32, 8) if method == "SMC2" else mcx.TemperedSMC(64)
-    alone = mcx.infer(bound, settings, key=3, num_chains=4, progress=False, warnings="ignore")
+    alone = replicates(method)
     for name in one:
         np.testing.assert_array_equal(one[name], two[name])
     np.testing.assert_allclose(one["z"], alone.log_evidence, atol=1e-3)
     np.testing.assert_allclose(one["phi"], alone["phi"], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_chains_that_learn_from_each_other_over_two_processes(tmp_path):
+    """ChEES: both end with all chains, right ones; their step size was learned from all of them."""
+    finish(start_hosts(tmp_path / "run", "ChEES", INFER_HOST))
+    one, two = (np.load(tmp_path / f"run-{i}.npz")["mu"] for i in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert one.shape == (64, 200)
+    variance = 1 / (1 / 25 + 3)
+    check_mean(one.mean(1), 3 * variance, delta=0.1 * variance**0.5, independent=True)

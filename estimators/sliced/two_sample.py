@@ -89,7 +89,8 @@ def two_sample_test(
     if num_permutations < 1:
         raise MethodError("num_permutations is no count", expected="at least 1", found=repr(num_permutations))
     for side in (x, y):
-        if isinstance(side, Posterior) and side.weights is not None:
+        # of replicates that weigh differently, each is a sample by itself
+        if isinstance(side, Posterior) and side.weights is not None and np.ptp(side.weights, 1).any():
             raise MethodError(
                 "weighted draws cannot be exchanged",
                 expected="posteriors of equally weighted draws",

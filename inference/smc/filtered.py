@@ -16,7 +16,7 @@ from mcx._version import __version__
 from mcx.errors import MethodError
 from mcx.inference.smc.forecast import Forecast, forecast
 from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths, unique_ancestors
-from mcx.inference.smc.variance import log_mean_evidence
+from mcx.inference.smc.islands import log_mean_evidence
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key

@@ -14,14 +14,13 @@ from mcx.errors import MethodError
 from mcx.inference.mcmc.base import MCMCMethod
 from mcx.inference.mcmc.hmc import HMC
 from mcx.inference.mcmc.sample import checked_target
-from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState
-from mcx.inference.smc.history import check_faults
+from mcx.inference.smc.engine import SMCSettings, SMCState
+from mcx.inference.smc.islands import island_log_weights, log_mean_evidence, orders, raise_faults
 from mcx.inference.smc.moves import Moves
 from mcx.inference.smc.paths import Path, PathData, annealed_data, tempered
 from mcx.inference.smc.resampling import as_resampling
 from mcx.inference.smc.sampler_kernel import SamplerKernel, finished
 from mcx.inference.smc.tempering import Annealing, code
-from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.ops.batches import vmap_in_batches
@@ -164,7 +163,7 @@ class _SMCSampler:
                 f"{self.name} was interrupted before its first stage; there is nothing yet"
             )
         took_place = stats.pop("took_place")
-        self._raise_faults(stats)
+        raise_faults(stats, self.num_particles // self.chain_length, self.max_nonfinite, "sampler")
         x, log_p = _points(key, result.state)
         draws = jax.device_get(_constrained(target, x))
         log_z = np.asarray(jax.device_get(jax.vmap(lambda s: s.log_evidence)(result.state)))
@@ -179,24 +178,14 @@ class _SMCSampler:
             warmup_stats={},
             bound=bound,
             info=replace(info, complete=complete, cloud=True),
+            # of stages that differ, evidences are of different laws
+            weights=island_log_weights(log_z, x.shape[1]) if complete else None,
             log_evidence=total,
             log_evidence_se=se,
             smc_stats={
                 k: (v if k in _LASTING else _padded(v, took_place))[:, :count] for k, v in stats.items()
             },
         )
-
-    def _raise_faults(self, stats: Mapping[str, np.ndarray]) -> None:
-        for chain in range(len(stats["ess"])):
-            collapsed = stats["log_evidence_increment"][chain] == -np.inf
-            info = SMCInfo(
-                np.where(collapsed, 0.0, stats["ess"][chain]),
-                np.ones(len(collapsed), bool),
-                stats["log_evidence_increment"][chain],
-                stats["nonfinite"][chain],
-                stats["max_log_weight"][chain],
-            )
-            check_faults(info, self.num_particles // self.chain_length, self.max_nonfinite, of="sampler")
 
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
@@ -222,14 +211,12 @@ class _SMCSampler:
             _, state = jax.lax.while_loop(unfinished, stage, (jnp.uint32(0), state))
             x, log_p = _points(key, state)
             log_z = jax.vmap(lambda s: s.log_evidence)(state)
-            total = jax.nn.logsumexp(log_z) - jnp.log(num_chains)
-            share = jnp.exp(log_z - total)
-            se = jnp.std(share, ddof=1) / jnp.sqrt(num_chains) if num_chains > 1 else jnp.asarray(jnp.nan)
             fine = finished(state) & (state.info.ess > 0)  # the others came to no end, or lost all particles
             x = jnp.where(fine[:, None, None], x, jnp.nan)
             info = RunInfo(self.name, fields_of(self), cloud=True)
             draws = _constrained(target, x)
-            return Posterior(draws, x, {"lp": log_p}, {}, bound, info, log_evidence=total, log_evidence_se=se)
+            weights = island_log_weights(log_z, x.shape[1])
+            return Posterior(draws, x, {"lp": log_p}, {}, bound, info, weights, *log_mean_evidence(log_z))
 
         return run_program
 
@@ -306,9 +293,7 @@ def _points(key: Any, state: SMCState) -> tuple[Any, Any]:
     chains, d = len(particles.position), particles.position.shape[-1]
     x = particles.position.reshape(chains, -1, d)
     log_p = (particles.base + particles.terms.sum(-1)).reshape(chains, -1)
-    # what stands side by side after resampling is akin: diagnostics would take it for autocorrelation
-    keys = jax.random.split(jax.random.fold_in(key, 5), chains)
-    order = jax.vmap(lambda k: jax.random.permutation(k, x.shape[1]))(keys)
+    order = orders(jax.random.fold_in(key, 5), chains, x.shape[1])
     return jnp.take_along_axis(x, order[:, :, None], 1), jnp.take_along_axis(log_p, order, 1)
 
 

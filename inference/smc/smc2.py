@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import CapabilityError, MethodError
-from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState
-from mcx.inference.smc.history import check_faults
+from mcx.inference.smc.engine import SMCSettings, SMCState
+from mcx.inference.smc.islands import island_log_weights, log_mean_evidence, raise_faults
 from mcx.inference.smc.nested import NestedData, Nesting
 from mcx.inference.smc.nested_moves import PMMHMoves
 from mcx.inference.smc.particle_filter import ParticleFilter
@@ -23,7 +23,6 @@ from mcx.inference.smc.pmmh_particles import log_evidence_sd, nearest_to_mean
 from mcx.inference.smc.resampling import as_resampling
 from mcx.inference.smc.smc2_draws import params_so_far, smc2_draws
 from mcx.inference.smc.smc2_kernel import SMC2Kernel, inputs
-from mcx.inference.smc.variance import log_mean_evidence
 from mcx.model.bound import BoundModel
 from mcx.ops.checks import check_fields, is_count
 from mcx.results.posterior import Posterior, RunInfo, fields_of
@@ -223,7 +222,8 @@ class SMC2:
         coords: Mapping[str, Any],
     ) -> Posterior:
         later = result.stats or {k: np.zeros((len(x), 0), x.dtype) for k, x in first.items()}
-        self._raise_faults({k: np.concatenate([x[:, None], later[k]], 1) for k, x in first.items()})
+        whole = {k: np.concatenate([x[:, None], later[k]], 1) for k, x in first.items()}
+        raise_faults(whole, self.num_params, self.max_nonfinite, "smc2")
         key_draws, complete = jax.random.fold_in(key, 4), result.num_steps == data.num_steps
         stats = _by_time(first, later, data.num_steps)
         if complete:
@@ -249,21 +249,11 @@ class SMC2:
             warmup_stats={},
             bound=bound,
             info=replace(info, complete=complete, cloud=True),
+            weights=island_log_weights(log_z, x.shape[1]),
             log_evidence=total,
             log_evidence_se=se,
             smc_stats=stats,
         )
-
-    def _raise_faults(self, stats: Mapping[str, np.ndarray]) -> None:
-        for chain in range(len(stats["ess"])):
-            info = SMCInfo(
-                stats["ess"][chain],
-                np.ones(len(stats["ess"][chain]), bool),
-                stats["log_evidence_increment"][chain],
-                stats["nonfinite"][chain],
-                stats["max_log_weight"][chain],
-            )
-            check_faults(info, self.num_params, self.max_nonfinite, of="smc2")
 
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
@@ -295,11 +285,9 @@ class SMC2:
 
             x, log_p, sites = jax.tree_util.tree_map(known, (x, log_p, sites))
             log_z = jax.vmap(lambda s: s.log_evidence)(state)
-            total = jax.nn.logsumexp(log_z) - jnp.log(num_chains)
-            share = jnp.exp(log_z - total)
-            se = jnp.std(share, ddof=1) / jnp.sqrt(num_chains) if num_chains > 1 else jnp.asarray(jnp.nan)
             info = RunInfo(self.name, fields_of(self), cloud=True)
-            return Posterior(sites, x, {"lp": log_p}, {}, bound, info, log_evidence=total, log_evidence_se=se)
+            weights = island_log_weights(log_z, x.shape[1])
+            return Posterior(sites, x, {"lp": log_p}, {}, bound, info, weights, *log_mean_evidence(log_z))
 
         return run_program
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.smc.engine import SMCState
+from mcx.inference.smc.islands import orders
 from mcx.inference.smc.nested import Nested, NestedData, Nesting, nested_path
 from mcx.inference.smc.resampling import systematic
 from mcx.ops.batches import vmap_in_batches
@@ -60,13 +61,9 @@ def params_so_far(marginal: Target, key: Any, state: SMCState) -> tuple[Any, Any
 
 
 def _points(key: Any, state: SMCState) -> tuple[Any, Any, Any]:
-    """Positions and log densities in a random order, and that order, chain x draw.
-
-    What stands side by side after resampling is akin, and diagnostics would take it for autocorrelation.
-    """
+    """Positions and log densities in a random order, and that order, chain x draw."""
     position = state.particles.position
-    keys = jax.random.split(key, len(position))
-    order = jax.vmap(lambda k: jax.random.permutation(k, position.shape[1]))(keys)
+    order = orders(key, *position.shape[:2])
     log_p = jnp.take_along_axis(state.particles.log_target, order, 1)
     return jnp.take_along_axis(position, order[:, :, None], 1), log_p, order
 

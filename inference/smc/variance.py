@@ -11,14 +11,12 @@ successive origins telescope to the whole.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-__all__ = ["Origins", "default_lag", "log_evidence_variance", "log_mean_evidence", "move_on", "origins"]
+__all__ = ["Origins", "default_lag", "log_evidence_variance", "move_on", "origins"]
 
 
 class Origins(NamedTuple):
@@ -95,20 +93,3 @@ def _log_variances(state: Origins, log_w: Any) -> tuple[Any, Any]:
         for i in range(2)
     )
     return older, newer
-
-
-def log_mean_evidence(log_z: np.ndarray) -> tuple[float, float]:
-    """Log of the mean evidence over replicates, and its standard error by the jackknife (NaN of one)."""
-    log_z = np.asarray(log_z, np.float64)
-    runs = len(log_z)
-    total = _log_mean_exp(log_z)
-    if runs == 1:
-        return total, math.nan
-    left_out = np.asarray([_log_mean_exp(np.delete(log_z, i)) for i in range(runs)])
-    spread = (left_out - left_out.mean()) if np.isfinite(left_out).all() else np.full(runs, np.nan)
-    return total, float(math.sqrt((runs - 1) / runs * float((spread**2).sum())))
-
-
-def _log_mean_exp(x: np.ndarray) -> float:
-    top = x.max()
-    return float(top + np.log(np.mean(np.exp(x - top)))) if np.isfinite(top) else float(top)

@@ -44,7 +44,10 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
     observed = {k: _plain(v) for k, v in observed_values(posterior.bound).items()}
     content: dict[str, dict[str, Any]] = {
         "posterior": {k: _plain(v) for k, v in posterior.draws.items()},
-        "sample_stats": {k: _plain(v, keep_bool=True) for k, v in posterior.stats.items()},
+        "sample_stats": {
+            **{k: _plain(v, keep_bool=True) for k, v in posterior.stats.items()},
+            **({} if posterior.weights is None else {"log_weight": _plain(posterior.weights)}),
+        },
         "log_likelihood": terms["likelihood"],
         "log_prior": terms["prior"],
         "observed_data": observed,

@@ -128,7 +128,9 @@ class Posterior:
         warmup_stats: the same during warm-up, chain x step.
         bound: the model and its data.
         info: how the run went; static.
-        weights: log weights where draws are weighted, else None.
+        weights: log weights, chain x draw of sum 1, where draws are weighted, else None. Replicates of SMC
+            samplers weigh as much as their evidences; within one, draws are equal, and each is a sample of
+            the posterior by itself.
         log_evidence, log_evidence_se: log marginal likelihood and its standard error, where the method
             estimates it.
         smc_stats: of methods that draw paths, averages over draws by ``block.statistic``, chain x time; of

@@ -125,27 +125,57 @@ def summarize(posterior: Posterior, names: list[str] | None, prob: float) -> Sum
         raise PosteriorShapeError(
             "no such site among the draws", site=unknown[0], expected="one of " + ", ".join(posterior.draws)
         )
+    cloud = posterior.info.cloud
+    weights = _weights(posterior)
     tail = (1 - prob) / 2
     low, high = f"{100 * tail:g}%", f"{100 * (1 - tail):g}%"
     labels: list[str] = []
     rows: list[list[float]] = []
     for label, x in scalars(posterior, names):
         labels.append(label)
-        q_low, median, q_high = np.quantile(x, [tail, 0.5, 1 - tail])
+        quantiles = (
+            np.quantile(x, [tail, 0.5, 1 - tail], weights=weights, method="inverted_cdf")
+            if weights is not None
+            else np.quantile(x, [tail, 0.5, 1 - tail])
+        )
         constant = np.ptp(x) == 0
         diagnostics = [math.nan] * 4
         if not constant and np.isfinite(x).all() and x.shape[1] >= 4:
             diagnostics = [
                 *effective_sizes(x),
                 float(array_stats.rhat(x)) if x.shape[0] > 1 else math.nan,
-                float(array_stats.mcse(x, method="mean")),
+                _error_over_replicates(x, weights) if cloud else float(array_stats.mcse(x, method="mean")),
             ]
-        rows.append(
-            [x.mean(), x.std(ddof=1) if x.size > 1 else math.nan, q_low, median, q_high, *diagnostics]
-        )
+        rows.append([*_moments(x, weights), *quantiles, *diagnostics])
     columns = ["mean", "sd", low, "50%", high, "ess_bulk", "ess_tail", "r_hat", "mcse_mean"]
     table = np.asarray(rows, float).reshape(len(rows), len(columns))
     return Summary(labels, {c: table[:, i] for i, c in enumerate(columns)}, _head(posterior))
+
+
+def _weights(posterior: Posterior) -> np.ndarray | None:
+    """Of the draws, (chain, draw) of sum 1."""
+    if posterior.weights is None:
+        return None
+    log_w = np.asarray(posterior.weights, np.float64)
+    w = np.exp(log_w - log_w.max())
+    return np.asarray(w / w.sum())
+
+
+def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+    if weights is None:
+        return x.mean(), x.std(ddof=1) if x.size > 1 else math.nan
+    mean = np.average(x, weights=weights)
+    return mean, math.sqrt(np.average((x - mean) ** 2, weights=weights))
+
+
+def _error_over_replicates(x: np.ndarray, weights: np.ndarray | None) -> float:
+    """Standard error of the mean from replicates alone: particles of one depend on each other."""
+    chains = len(x)
+    if chains < 2:
+        return math.nan
+    w = np.full(x.shape, 1 / x.size) if weights is None else weights
+    share, mean = w.sum(1), np.average(x, 1, w)
+    return math.sqrt(chains / (chains - 1) * float(np.sum((share * (mean - share @ mean)) ** 2)))
 
 
 def _head(posterior: Posterior) -> str:

@@ -32,7 +32,9 @@ __all__ = ["Checkpoint", "Recorder", "identified", "recording"]
 _CODE = "compiled functions"
 
 
-_MOST_PENDING = 64 * 2**20  # bytes: fast runs with large draws are saved more often than asked for
+# bytes: fast runs with large draws are saved more often than asked for, so that little is left to write at
+# their end, once the last write is done; and wait for the disk where it is slower than they are
+_WORTH_WRITING, _MOST_PENDING = 16 * 2**20, 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -219,8 +221,9 @@ class Recorder:
         A disk that is full stops nothing: the run goes on in memory, and the next save tries again. A disk
         that is slow stops nothing either, until much is pending.
         """
-        much = sum(chunk.size for chunk in self._pending) >= _MOST_PENDING
-        due = now or much or time.monotonic() - self._saved >= self.interval
+        pending = sum(chunk.size for chunk in self._pending)
+        much = pending >= _MOST_PENDING
+        due = now or pending >= _WORTH_WRITING or time.monotonic() - self._saved >= self.interval
         if not self.store.hosts.any(due):
             return
         if self._writing is not None and not (now or much or self._writing.done()):

@@ -228,13 +228,14 @@ class Store:
         failure: OSError | None = None
         facts = np.zeros((len(parts), 40), np.uint8)  # SHA-256 and size
         for own, (name, records) in zip(facts, parts.items(), strict=True):
-            stream = io.BytesIO()
-            np.lib.format.write_array(stream, np.ascontiguousarray(records), (2, 0), allow_pickle=False)
-            raw = stream.getvalue()
-            own[:32] = np.frombuffer(hashlib.sha256(raw).digest(), np.uint8)
-            own[32:] = np.frombuffer(len(raw).to_bytes(8, "big"), np.uint8)
+            pieces = _npy(records)
+            digest = hashlib.sha256()
+            for piece in pieces:
+                digest.update(piece)
+            own[:32] = np.frombuffer(digest.digest(), np.uint8)
+            own[32:] = np.frombuffer(sum(map(len, pieces)).to_bytes(8, "big"), np.uint8)
             try:
-                self._write(self._name(name, self.hosts.index), raw)
+                self._write(self._name(name, self.hosts.index), *pieces)
             except OSError as error:
                 failure = error
                 break
@@ -256,12 +257,13 @@ class Store:
         if self.hosts.any(failure is not None):
             raise failure or OSError("another process could not write")
 
-    def _write(self, name: str, raw: bytes) -> None:
+    def _write(self, name: str, *pieces: bytes | memoryview) -> None:
         """Write a file so that it is there as a whole or not at all."""
         temporary = self.path / f"{name}.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(raw)
+                for piece in pieces:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path / name)
@@ -274,3 +276,11 @@ class Store:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def _npy(records: np.ndarray) -> tuple[bytes, memoryview]:
+    """The content of a ``.npy`` file: its header, and the records where they lie, not a copy of them."""
+    records = np.ascontiguousarray(records)
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_2_0(stream, np.lib.format.header_data_from_array_1_0(records))
+    return stream.getvalue(), memoryview(records.reshape(-1).view(np.uint8))

@@ -1,9 +1,10 @@
 """Chains over devices: run time on one device over that on several.
 
 On a processor, devices are threads of JAX's own (``jax_num_cpu_devices``), one a core; elsewhere they are
-what ``jax.devices()`` lists. NUTS and ChEES on a real posterior, particle Gibbs and PPG on the S&P 500's last
-100 days, 8 chains each (64 of ChEES); compiled before the clock starts, runs take turns, medians. A ratio
-equal to the number of devices is the best there can be.
+what ``jax.devices()`` lists. NUTS, ChEES and tempered SMC on real posteriors; particle Gibbs, PPG and SMC^2
+on the S&P 500's last 100 days: 8 chains or replicates each (64 of ChEES, 4 of SMC^2). And one filter whose
+100,000 particles are shared by the devices. Compiled before the clock starts, runs take turns, medians. A
+ratio equal to the number of devices is the best there can be.
 """
 
 from __future__ import annotations
@@ -54,12 +55,20 @@ def subjects(chains: int) -> dict[str, Callable[[Any, int], float]]:
         )
         return float(found.info.run_time)
 
+    def particles(devices: Any, key: int) -> float:
+        options = {"num_particles": 100_000, "progress": False, "warnings": "ignore"}
+        found = mcx.filter(series, params=params, key=key, devices=devices, **options)
+        return float(found.info.run_time)
+
     gibbs = mcx.ParticleGibbs(num_warmup=200, num_samples=1000)
     return {
         "NUTS": infer(posterior, mcx.NUTS(), chains),
         "ChEES": infer(posterior, mcx.ChEES(num_samples=2000), 8 * chains),
         "particle Gibbs": infer(series, gibbs, chains),
         "PPG": ppg,
+        "tempered SMC": infer(PROBLEMS["arK-arK"].bound(), mcx.TemperedSMC(), chains),
+        "SMC^2": infer(series, mcx.SMC2(256, 64), chains // 2),
+        "particles of one filter": particles,
     }
 
 
@@ -70,6 +79,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--chains", type=int, default=8)
+    parser.add_argument("--only", nargs="+", help="names of rows")
     given = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     several = jax.device_count()
@@ -77,6 +87,8 @@ def main() -> None:
     print(f"{time.strftime('%Y-%m-%d')}, {several} x {kind}, load average {load:.1f}\n")
     print(f"| | one device s | {several} devices s | ratio |\n|---|---|---|---|")
     for name, run in subjects(given.chains).items():
+        if given.only and name not in given.only:
+            continue
         times: dict[Any, list[float]] = {None: [], several: []}
         for repeat in range(given.repeats + 1):
             for devices, found in times.items():

@@ -148,7 +148,7 @@ def main() -> None:
     for name in args.posteriors:
         bound = PROBLEMS[name].bound()
         improper = name.startswith("hmm")
-        lines.append(row(name, "mcx", ours(bound, 3.0 if improper else None, args.replicates)))
+        lines.append(row(name, "mcx", ours(bound, 1.0 if improper else None, args.replicates)))
         print(lines[-1], flush=True)
         for kind in () if improper else ("walk", "hmc"):
             lines.append(row(name, f"BlackJAX, {kind}", blackjax_(bound, kind, args.replicates)))

@@ -4,8 +4,9 @@ The model is x' = phi x + N(0, 0.49), y = x + N(0, 0.25), phi uniform on (-1, 1)
 and posterior of phi are known from quadrature over the Kalman likelihood.
 
     SMC^2  the same numbers of parameters and particles; both choose when to move. smcx makes as many moves
-           each time as it is told, mcx as many as it takes to forget. rmse: of a replicate's log evidence;
-           compile: the first call less a later one; run: seconds of a replicate; work: rmse^2 x run
+           each time as it is told, mcx as many as it takes to forget. Its loop over time is not compiled, and
+           cannot be: it compiles steps in every call. rmse: of a replicate's log evidence; compile: the first
+           call less a later one; run: seconds of a replicate; work: rmse^2 x run
     PMMH   the same number of particles; ESS/s: bulk effective draws of phi by seconds of the whole run,
            warm-up included (mcx) or of its later three quarters (particles), nothing compiled;
            filters/s: filters run by seconds

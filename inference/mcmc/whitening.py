@@ -26,6 +26,12 @@ class Whitening:
         """``w -> x``."""
         return self._factor @ w if self._dense else self._factor * w
 
+    def inverse(self, x: Any) -> Any:
+        """``x -> w``."""
+        if self._dense:
+            return jax.scipy.linalg.solve_triangular(self._factor, x, lower=True)
+        return x / self._factor
+
     def pull_gradient(self, gradient: Any) -> Any:
         """Gradient in w from the gradient in x."""
         return self._factor.T @ gradient if self._dense else self._factor * gradient

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.checks import check_fields, is_count
 
-__all__ = ["Moved", "Moves", "cloud_covariance", "correlation", "until_forgotten"]
+__all__ = ["Moved", "Moves", "cloud_covariance", "cloud_moments", "correlation", "until_forgotten"]
 
 _GAIN = 1.0  # of the step size's logarithm, a unit of acceptance off its target
 _MOST_STEP = 1e3
@@ -224,7 +224,14 @@ class Moved(NamedTuple):
 
 
 def cloud_covariance(x: Any, log_w: Any, dense: bool) -> Any:
-    """Covariance (d, d) or variances (d,) of weighted points, a little towards the diagonal.
+    """Covariance of :func:`cloud_moments`."""
+    return cloud_moments(x, log_w, dense)[1]
+
+
+def cloud_moments(x: Any, log_w: Any, dense: bool) -> tuple[Any, Any]:
+    """Mean (d,), and covariance (d, d) or variances (d,), of weighted points.
+
+    The covariance is taken a little towards the diagonal.
 
     Args:
         x: (n, d).
@@ -237,13 +244,14 @@ def cloud_covariance(x: Any, log_w: Any, dense: bool) -> Any:
     w = jnp.where(fine, jnp.exp(log_w), 0.0)
     w = w / jnp.maximum(jnp.sum(w), jnp.finfo(x.dtype).tiny)
     product = partial(jnp.matmul, precision="highest")
-    centred = x - product(w, x)
+    mean = product(w, x)
+    centred = x - mean
     variance = jnp.maximum(product(w, centred**2), jnp.finfo(x.dtype).tiny * 1e6)
     if not dense:
-        return variance
+        return mean, variance
     # the diagonal counts as d + 2 points beside the effective number of those there are
     share = 1 / (1 + (x.shape[1] + 2) * jnp.sum(w**2))
-    return share * product((centred * w[:, None]).T, centred) + (1 - share) * jnp.diag(variance)
+    return mean, share * product((centred * w[:, None]).T, centred) + (1 - share) * jnp.diag(variance)
 
 
 def correlation(before: Any, after: Any, covariance: Any) -> Any:

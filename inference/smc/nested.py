@@ -125,6 +125,7 @@ class Context(NamedTuple):
 
     data: NestedData
     due: Any = None
+    centre: Any = None
     covariance: Any = None
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.inference.mcmc.whitening import Whitening
-from mcx.inference.smc.moves import cloud_covariance, until_forgotten
+from mcx.inference.smc.moves import cloud_moments, until_forgotten
 from mcx.inference.smc.nested import Context, Nested, Nesting, Stage, Times, nest, populate
 from mcx.inference.smc.nested import code as nested_code
 from mcx.ops.batches import vmap_in_batches
@@ -24,6 +24,7 @@ __all__ = ["PMMHMoves", "code", "with_pmmh"]
 # which noise in the evidence hardly changes (Sherlock et al. 2015), and smaller ones for other laws.
 _SCALES = (0.25, 2.5)
 _DENSE_SHARE = 5  # particles a coordinate before a full covariance is fitted
+_TAILS = 5.0  # degrees of freedom of proposals that do not look at where a particle is
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class PMMHMoves:
 def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:
     """SMC^2: a nested model whose parameters are moved by PMMH where few of them are left.
 
-    A move proposes by a random walk with the cloud's covariance, runs new particle systems up to the present
-    time, and accepts by their estimated evidence: it leaves the law of parameters and systems invariant.
+    A move proposes a point of a Student law fitted to the cloud, or, as often, one by a random walk with the
+    cloud's covariance; runs new particle systems up to the present time; and accepts by their estimated
+    evidence: it leaves the law of parameters and systems invariant. The first forgets at once where the
+    posterior is about Gaussian, the second does not mind what it is.
 
     Args:
         nesting: what is nested.
@@ -82,8 +85,9 @@ def code(nesting: Nesting, moves: PMMHMoves) -> FeynmanKac:
     def adapt(ctx: Context, particles: Nested, log_w: Any, u: Times) -> Context:
         num, dim = particles.position.shape
         size = jnp.clip(1.0 / jnp.sum(jnp.exp(log_w) ** 2), 1.0, num)  # as the engine has it
-        covariance = cloud_covariance(particles.position, log_w, num >= _DENSE_SHARE * dim)
-        return ctx._replace(due=(size < moves.threshold * num) | u.last, covariance=covariance)
+        centre, covariance = cloud_moments(particles.position, log_w, num >= _DENSE_SHARE * dim)
+        due = (size < moves.threshold * num) | u.last
+        return ctx._replace(due=due, centre=centre, covariance=covariance)
 
     def transition(key: Any, ctx: Context, particles: Nested, u: Times) -> Nested:
         key_move, key_step = jax.random.split(key)
@@ -107,10 +111,15 @@ def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles:
     to_scale = Whitening(ctx.covariance)
 
     def one(key: Any, particle: Nested, scale: Any) -> tuple[Nested, Any]:
-        key_propose, key_run, key_accept = jax.random.split(key, 3)
-        noise = jax.random.normal(key_propose, (dim,), particle.position.dtype)
-        proposal = populate(nesting, ctx.data, key_run, particle.position + to_scale(scale * noise), t)
-        log_ratio = proposal.log_target - particle.log_target
+        key_kind, key_afresh, key_walk, key_run, key_accept = jax.random.split(key, 5)
+        here = to_scale.inverse(particle.position - ctx.centre)
+        afresh = jax.random.bernoulli(key_kind) & jnp.all(jnp.isfinite(here))
+        there, log_turn = _student(key_afresh, here)
+        noise = jax.random.normal(key_walk, (dim,), particle.position.dtype)
+        walked = particle.position + to_scale(scale * noise)
+        position = jnp.where(afresh, ctx.centre + to_scale(there), walked)
+        proposal = populate(nesting, ctx.data, key_run, position, t)
+        log_ratio = proposal.log_target - particle.log_target + jnp.where(afresh, log_turn, 0.0)
         accepted = accept(key_accept, log_ratio)
         proposal = proposal._replace(stage=particle.stage)
         new: Nested = jax.tree_util.tree_map(lambda a, b: jnp.where(accepted, a, b), proposal, particle)
@@ -139,3 +148,12 @@ def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles:
         lambda x, old: jnp.broadcast_to(x, old.shape).astype(old.dtype), stage, particles.stage
     )
     return new._replace(stage=stage)
+
+
+def _student(key: Any, here: Any) -> tuple[Any, Any]:
+    """A point of the standard Student law, and the log ratio of its density here to that there."""
+    key_direction, key_scale = jax.random.split(key)
+    chi2 = 2 * jax.random.gamma(key_scale, _TAILS / 2, dtype=here.dtype)
+    there = jax.random.normal(key_direction, here.shape, here.dtype) * jnp.sqrt(_TAILS / chi2)
+    far = [jnp.log1p(jnp.sum(w**2) / _TAILS) for w in (there, here)]
+    return there, 0.5 * (_TAILS + here.size) * (far[0] - far[1])

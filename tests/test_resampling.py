@@ -14,7 +14,7 @@ from problems import slow_unless
 from scipy import special, stats
 
 from mcx.errors import MethodError
-from mcx.inference.smc.resampling import SCHEMES, adaptive, as_resampling, killing, multinomial, systematic
+from mcx.inference.smc.resampling import SCHEMES, adaptive, as_resampling, multinomial, systematic
 from mcx.inference.smc.schemes import _one_each_stratum
 from mcx.testing import StatisticalFailure, check_mean, check_resampling
 
@@ -51,9 +51,12 @@ def draw():
 # --- the shared test ---------------------------------------------------------------------------------
 
 
+ONE_BY_ONE = ("killing", "birth_death")
+
+
 @pytest.mark.parametrize("name", slow_unless(["multinomial", "systematic"], SCHEMES))
 def test_every_scheme_passes_the_shared_test(key, name):
-    check_resampling(SCHEMES[name], key, any_num=name != "killing")
+    check_resampling(SCHEMES[name], key, any_num=name not in ONE_BY_ONE)
 
 
 def biased(key, log_w, num):
@@ -208,6 +211,8 @@ JOINT = {
     # 3 W = .6, .9, 1.5: the third has one offspring for sure, the others are drawn from the fractions
     "residual": product([np.array([0.0, 0.0, 1.0]), *2 * [np.array([0.3, 0.45, 0.25])]]),
     "killing": product([(W[i] / 0.5) * np.eye(3)[i] + (1 - W[i] / 0.5) * W for i in range(3)]),
+    # 3 W again: the first is replaced with probability .4, the second with .1, by the one above 1
+    "birth_death": product([np.array([0.6, 0.0, 0.4]), np.array([0.0, 0.9, 0.1]), np.eye(3)[2]]),
     "ssp": None,
     "systematic": None,
 }
@@ -299,9 +304,10 @@ def test_schemes_by_name():
             as_resampling(wrong)
 
 
-def test_killing_keeps_the_number_of_particles(key):
-    with pytest.raises(MethodError, match="(?s)killing.*expected: num=3"):
-        killing(key, jnp.zeros(3), 4)
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_the_number_of_particles_is_kept(name, key):
+    with pytest.raises(MethodError, match=f"(?s){name}.*expected: num=3"):
+        SCHEMES[name](key, jnp.zeros(3), 4)
 
 
 # --- only when needed --------------------------------------------------------------------------------

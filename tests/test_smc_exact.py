@@ -102,6 +102,8 @@ EXACT = [
     ("guided", 1, 4, "multinomial", 1.0, SEEN),
     ("guided", 3, 3, "multinomial", 0.0, IMPOSSIBLE),
     ("guided", 2, 3, "killing", 1.0, SEEN),
+    ("guided", 2, 3, "birth_death", 1.0, SEEN),
+    ("bootstrap", 3, 3, "birth_death", 0.8, IMPOSSIBLE),
     ("guided", 2, 3, "ssp", 0.7, IMPOSSIBLE),
     ("guided", 3, 3, "residual", 0.8, IMPOSSIBLE),
     ("auxiliary", 2, 4, "multinomial", 0.7, IMPOSSIBLE),
@@ -124,7 +126,7 @@ def check_exact(case, rtol):
         np.testing.assert_allclose(square, z[-1] ** 2, rtol=rtol)
 
 
-FEW = [EXACT[i] for i in (7,)]
+FEW = [EXACT[i] for i in (9,)]
 
 
 def name_of(case):

@@ -42,9 +42,10 @@ class ParticleFilter:
         kind: "bootstrap" (draw from the transition), "guided" (from the block's ``proposal``), "auxiliary"
             (resample by its ``lookahead``, draw from the proposal if there is one), or "auto": whatever the
             block offers.
-        resampling: a scheme by name ("multinomial", "stratified", "systematic", "residual", "ssp", "killing")
-            or a function ``(key, log_w, num) -> ancestors``. Multinomial resampling is the one whose error
-            can be told from a single run; the others have less of it, which takes replicates to see.
+        resampling: a scheme by name ("multinomial", "stratified", "systematic", "residual", "ssp", "killing",
+            "birth_death") or a function ``(key, log_w, num) -> ancestors``. Multinomial resampling is the one
+            whose error can be told from a single run; the others have less of it, which takes replicates to
+            see.
         threshold: resample where the effective sample size falls below this fraction of the particles.
         max_nonfinite: largest tolerated share of a step's potentials that are NaN or +inf.
         batch_size: particles moved and weighted at once, where all of them would need too much memory for

@@ -13,6 +13,7 @@ systematic   ``num * W_i``, rounded        sorted                               
 residual     at least its integer part     certain ones sorted, others not      dependent
 ssp          ``num * W_i``, rounded        sorted                               dependent
 killing      itself and binomially more    survivors keep their places          independent
+birth_death  itself, if not too light      survivors keep their places          independent
 ===========  ============================  ===================================  ======================
 
 Degenerate weights mean the same to all of them. A parent of weight zero (-inf; NaN counts as that) has no
@@ -35,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import MethodError
-from mcx.inference.smc.schemes import killing, multinomial, residual, ssp, stratified, systematic
+from mcx.inference.smc.schemes import birth_death, killing, multinomial, residual, ssp, stratified, systematic
 from mcx.ops.logspace import as_float, effective_sample_size, normalize
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Resampling",
     "adaptive",
     "as_resampling",
+    "birth_death",
     "killing",
     "multinomial",
     "residual",
@@ -80,6 +82,7 @@ SCHEMES: dict[str, Resampling] = {
     "residual": residual,
     "ssp": ssp,
     "killing": killing,
+    "birth_death": birth_death,
 }
 """The schemes by name."""
 

@@ -12,7 +12,7 @@ from mcx.ops.logspace import as_float, relative_weights
 from mcx.ops.random import accept, choose
 from mcx.ops.search import ancestors_from_cumulative, monotone_cdf
 
-__all__ = ["killing", "multinomial", "residual", "ssp", "stratified", "systematic"]
+__all__ = ["birth_death", "killing", "multinomial", "residual", "ssp", "stratified", "systematic"]
 
 
 def multinomial(key: Any, log_w: Any, num: int) -> Any:
@@ -140,16 +140,52 @@ def killing(key: Any, log_w: Any, num: int) -> Any:
     """
     log_w = as_float(log_w)
     n = log_w.shape[-1]
+    _check_same("killing", n, num)
+    key_keep, key_draw = jax.random.split(key)
+    kept = accept(key_keep, jnp.log(relative_weights(log_w)))
+    return jnp.where(kept, jnp.arange(n, dtype=jnp.int32), choose(key_draw, log_w, (n,)))
+
+
+def birth_death(key: Any, log_w: Any, num: int) -> Any:
+    """Keep each particle with probability ``min(1, n W_i)``, else put one above the average in its place.
+
+    Those are drawn in proportion to ``(n W_i - 1)^+``, so that numbers of offspring are right on average and
+    as few particles as possible are replaced. In the limit of many small steps in time it is the jump process
+    that kills at the rate by which potentials are below average. Costs O(n log n).
+
+    Args:
+        key: a typed key.
+        log_w: log weights, (n,), unnormalised.
+        num: number of offspring; has to be n.
+
+    Returns:
+        int32 ancestors (num,); independent given the weights.
+
+    Raises:
+        MethodError: if ``num`` is not n.
+
+    Source: for the jump process, Rousset (2006); Skreta et al. (2025), Feynman-Kac correctors in diffusion.
+    """
+    log_w = as_float(log_w)
+    _check_same("birth_death", log_w.shape[-1], num)
+    w = relative_weights(log_w)
+    offspring = num * (w / jnp.sum(w))
+    key_keep, key_draw = jax.random.split(key)
+    kept = accept(key_keep, jnp.log(offspring))
+    surplus = jnp.maximum(offspring - 1, 0.0)
+    # of equal weights rounding may leave none above the average, and one below
+    log_surplus = jnp.log(jnp.where(jnp.any(surplus > 0), surplus, w))
+    return jnp.where(kept, jnp.arange(num, dtype=jnp.int32), choose(key_draw, log_surplus, (num,)))
+
+
+def _check_same(name: str, n: int, num: int) -> None:
     if num != n:
         raise MethodError(
-            "killing replaces particles one by one, so there are as many after it as before",
+            f"{name} replaces particles one by one, so there are as many after it as before",
             expected=f"num={n}",
             found=f"num={num}",
             remedy="use another scheme, such as 'systematic', to change their number",
         )
-    key_keep, key_draw = jax.random.split(key)
-    kept = accept(key_keep, jnp.log(relative_weights(log_w)))
-    return jnp.where(kept, jnp.arange(n, dtype=jnp.int32), choose(key_draw, log_w, (n,)))
 
 
 def _one_each_stratum(log_w: Any, u: Any, num: int) -> Any:

@@ -75,7 +75,7 @@ def main(folder: Path = Path("out")):
 
 def learn(returns):
     """Parameters, path and evidence of a short series, from the prior."""
-    post = mcx.infer(stochastic_volatility(returns), mcx.SMC2(num_params=256), key=2)
+    post = mcx.infer(stochastic_volatility(returns), mcx.SMC2(), key=2)
     print(f"The last {len(returns)} days\n{post}")
     low, high = mcx.forecast(post, 1, key=3).quantiles([0.05, 0.95])["h_obs"][:, 0]
     print(f"tomorrow's return, 90 % band: {100 * low:+.2f} % to {100 * high:+.2f} %")

@@ -145,10 +145,11 @@ def _convergence(posterior: Posterior) -> list[Advice]:
     found = []
     if apart:
         where = _elsewhere(posterior, max(apart, key=lambda k: apart[k]), dict(checked)) if many else ""
+        who, more = ("replicates", "Take more particles") if posterior.info.cloud else ("chains", "Run longer")
         found.append(
             Advice(
                 "MCX-W005",
-                f"chains disagree: r_hat > {_R_HAT} for {_worst(apart, max, '{:.3f}')}{where}. Run longer; "
+                f"{who} disagree: r_hat > {_R_HAT} for {_worst(apart, max, '{:.3f}')}{where}. {more}; "
                 "if it stays, look for several modes or a stuck chain in az.plot_rank",
             )
         )

@@ -145,7 +145,8 @@ def _convergence(posterior: Posterior) -> list[Advice]:
     found = []
     if apart:
         where = _elsewhere(posterior, max(apart, key=lambda k: apart[k]), dict(checked)) if many else ""
-        who, more = ("replicates", "Take more particles") if posterior.info.cloud else ("chains", "Run longer")
+        cloud = posterior.info.cloud
+        who, more = ("replicates", "Take more particles") if cloud else ("chains", "Run longer")
         found.append(
             Advice(
                 "MCX-W005",

@@ -1,23 +1,47 @@
-"""Diffusion models: noise schedules, scores, and weights that correct what a score alone gets wrong."""
+"""Diffusion models: schedules, scores, integrators, and weights that correct what scores get wrong."""
 
 from mcx.inference.diffusion.composition import Composition, anneal, geometric, product
 from mcx.inference.diffusion.correctors import Corrected, corrector
+from mcx.inference.diffusion.integrators.adaptive import RungeKutta45
+from mcx.inference.diffusion.integrators.base import Integrator, integrate
+from mcx.inference.diffusion.integrators.langevin import PredictorCorrector
+from mcx.inference.diffusion.integrators.linear import DDIM, DEIS, DPMSolver, EulerMaruyama, SDEDPMSolver
+from mcx.inference.diffusion.integrators.sampling import sample
+from mcx.inference.diffusion.integrators.stages import DPMSolver2S, Heun
+from mcx.inference.diffusion.integrators.unipc import UniPC
+from mcx.inference.diffusion.likelihood import log_likelihood
 from mcx.inference.diffusion.schedules import Schedule, edm, levels, rectified_flow, ve, vp, vp_cosine
 from mcx.inference.diffusion.scores import GaussianMixture, Score
+from mcx.inference.diffusion.teleport import Teleport
 
 __all__ = [
+    "DDIM",
+    "DEIS",
     "Composition",
     "Corrected",
+    "DPMSolver",
+    "DPMSolver2S",
+    "EulerMaruyama",
     "GaussianMixture",
+    "Heun",
+    "Integrator",
+    "PredictorCorrector",
+    "RungeKutta45",
+    "SDEDPMSolver",
     "Schedule",
     "Score",
+    "Teleport",
+    "UniPC",
     "anneal",
     "corrector",
     "edm",
     "geometric",
+    "integrate",
     "levels",
+    "log_likelihood",
     "product",
     "rectified_flow",
+    "sample",
     "ve",
     "vp",
     "vp_cosine",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffusion_problems import KINDS, MIXTURE, SCHEDULES, given
 from problems import slow_unless
 
 import mcx
@@ -19,10 +20,7 @@ from mcx.diffusion import (
     geometric,
     levels,
     product,
-    rectified_flow,
     ve,
-    vp,
-    vp_cosine,
 )
 from mcx.errors import CapabilityError, MethodError
 from mcx.testing import check_mean
@@ -139,29 +137,6 @@ def test_two_modes_keep_their_shares(key):
 
 # --- schedules and parametrisations ----------------------------------------------------------------
 
-MIXTURE = GaussianMixture.of([[-1.0, 0.5], [2.0, 1.0]], [[0.3, 1.0], [0.5, 0.2]], [0.4, 0.6])
-SCHEDULES = {s.name: s for s in (vp(), vp_cosine(), ve(), rectified_flow())}
-
-
-def given(kind, schedule):
-    """The mixture as a function of (x, t) of a kind."""
-
-    def fn(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        d = MIXTURE.denoise(x / alpha, sigma / alpha)
-        noise = (x - alpha * d) / sigma
-        slopes = [jax.grad(f)(jnp.asarray(t)) for f in (schedule.alpha, schedule.sigma)]
-        return {
-            "score": -noise / sigma,
-            "noise": noise,
-            "denoised": d,
-            "velocity": alpha * noise - sigma * d,
-            "flow": slopes[0] * d + slopes[1] * noise,
-            "energy": -MIXTURE.log_density(x / alpha, sigma / alpha) + x.size * jnp.log(alpha),
-        }[kind]
-
-    return Score(fn, schedule, kind)
-
 
 @pytest.mark.parametrize("name", slow_unless(["rectified_flow"], list(SCHEDULES)))
 def test_parametrisations(name):
@@ -170,7 +145,7 @@ def test_parametrisations(name):
     t = jnp.linspace(schedule.t_min, schedule.t_max, 7)[1:-1]
     np.testing.assert_allclose(jax.vmap(lambda t: schedule.time(schedule.rho(t)))(t), t, rtol=1e-3)
     y = jnp.array([0.3, -0.2])
-    for kind in ("score", "noise", "denoised", "velocity", "flow", "energy"):
+    for kind in KINDS:
         found = jax.vmap(lambda r, kind=kind: given(kind, schedule).denoise(y, r))(schedule.rho(t))
         exact = jax.vmap(lambda r: MIXTURE.denoise(y, r))(schedule.rho(t))
         np.testing.assert_allclose(found, exact, rtol=5e-3, atol=5e-3)

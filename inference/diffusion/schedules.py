@@ -123,7 +123,9 @@ def rectified_flow(t_min: float = 1e-3, t_max: float = 0.99) -> Schedule:
     )
 
 
-def levels(rho_max: float, rho_min: float, num_steps: int, power: float | None = None) -> np.ndarray:
+def levels(
+    rho_max: float, rho_min: float, num_steps: int, power: float | None = None, *, to_zero: bool = False
+) -> np.ndarray:
     """Noise levels from the largest to the smallest, float64.
 
     Args:
@@ -132,14 +134,18 @@ def levels(rho_max: float, rho_min: float, num_steps: int, power: float | None =
         num_steps: steps between them.
         power: None for geometric levels; otherwise ``rho^(1 / power)`` is equally spaced (EDM takes 7).
 
+        to_zero: whether the level 0 follows, one step more, which integrators may take.
+
     Returns:
-        (num_steps + 1,), strictly falling.
+        (num_steps + 1,), or (num_steps + 2,) with 0 at the end, strictly falling.
     """
     _check("num_steps", num_steps, num_steps >= 1, "an int >= 1")
     _check("rho_min", rho_min, 0 < rho_min < rho_max, "0 < rho_min < rho_max")
     if power is None:
-        return np.geomspace(rho_max, rho_min, num_steps + 1)
-    return np.asarray(np.linspace(rho_max ** (1 / power), rho_min ** (1 / power), num_steps + 1) ** power)
+        found = np.geomspace(rho_max, rho_min, num_steps + 1)
+    else:
+        found = np.linspace(rho_max ** (1 / power), rho_min ** (1 / power), num_steps + 1) ** power
+    return np.append(found, 0.0) if to_zero else found
 
 
 def _check(name: str, value: Any, fine: bool, expected: str) -> None:

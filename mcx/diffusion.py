@@ -2,6 +2,7 @@
 
 from mcx.inference.diffusion.composition import Composition, anneal, geometric, product
 from mcx.inference.diffusion.correctors import Corrected, corrector
+from mcx.inference.diffusion.denoising import Denoised, DenoisingMCMC
 from mcx.inference.diffusion.integrators.adaptive import RungeKutta45
 from mcx.inference.diffusion.integrators.base import Integrator, integrate
 from mcx.inference.diffusion.integrators.langevin import PredictorCorrector
@@ -9,6 +10,7 @@ from mcx.inference.diffusion.integrators.linear import DDIM, DEIS, DPMSolver, Eu
 from mcx.inference.diffusion.integrators.sampling import sample
 from mcx.inference.diffusion.integrators.stages import DPMSolver2S, Heun
 from mcx.inference.diffusion.integrators.unipc import UniPC
+from mcx.inference.diffusion.level_laws import LevelsFromClassifier, LevelsFromDensity, LevelsFromScore
 from mcx.inference.diffusion.likelihood import log_likelihood
 from mcx.inference.diffusion.schedules import Schedule, edm, levels, rectified_flow, ve, vp, vp_cosine
 from mcx.inference.diffusion.scores import GaussianMixture, Score
@@ -20,6 +22,11 @@ __all__ = [
     "Composition",
     "Corrected",
     "DPMSolver",
+    "Denoised",
+    "DenoisingMCMC",
+    "LevelsFromClassifier",
+    "LevelsFromDensity",
+    "LevelsFromScore",
     "DPMSolver2S",
     "EulerMaruyama",
     "GaussianMixture",

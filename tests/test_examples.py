@@ -46,6 +46,7 @@ def test_examples(example, tmp_path):
         ("compare_posteriors", "p-value"),
         ("uncertainty_quantification", "Sobol' indices"),
         ("tempering", "P(period < 2 days)"),
+        ("denoising_mcmc", "by chains"),
     ],
 )
 def test_examples_that_print_tables(example, said, tmp_path):

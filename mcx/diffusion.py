@@ -1,6 +1,7 @@
 """Diffusion models: schedules, scores, integrators, and weights that correct what scores get wrong."""
 
 from mcx.inference.diffusion.composition import Composition, anneal, geometric, product
+from mcx.inference.diffusion.corrections import Corrections, correct
 from mcx.inference.diffusion.correctors import Corrected, corrector
 from mcx.inference.diffusion.denoising import Denoised, DenoisingMCMC
 from mcx.inference.diffusion.integrators.adaptive import RungeKutta45
@@ -21,6 +22,7 @@ __all__ = [
     "DEIS",
     "Composition",
     "Corrected",
+    "Corrections",
     "DPMSolver",
     "Denoised",
     "DenoisingMCMC",
@@ -40,6 +42,7 @@ __all__ = [
     "Teleport",
     "UniPC",
     "anneal",
+    "correct",
     "corrector",
     "edm",
     "geometric",

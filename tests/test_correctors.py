@@ -16,13 +16,14 @@ from mcx.diffusion import (
     GaussianMixture,
     Score,
     anneal,
+    correct,
     corrector,
     geometric,
     levels,
     product,
     ve,
 )
-from mcx.errors import CapabilityError, MethodError
+from mcx.errors import CapabilityError, CheckpointMismatch, InferenceWarning, MethodError
 from mcx.testing import check_mean
 
 FIRST = GaussianMixture.of([0.0], 1.0)
@@ -75,10 +76,10 @@ def moments(result):
 
 
 CHECKED = [(name, gain) for name in CASES for gain in (1.0, 2.0, 4.0)]
-FAST = [("all", 2.0)]
 
 
-@pytest.mark.parametrize("case", slow_unless(FAST, CHECKED))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CHECKED)
 def test_gaussians(case, key):
     """Mean, variance and evidence; refreshed steps are exact but for Heun's error of order 1 / K^2.
 
@@ -92,6 +93,60 @@ def test_gaussians(case, key):
     check_mean(m, [mean], delta=0.2 * math.sqrt(variance), independent=True)
     check_mean(second, [variance + mean**2], delta=0.3 * variance + 0.1, independent=True)
     check_mean(np.exp(found - log_z), 1.0, delta=0.4, independent=True)
+
+
+def short(key, **options):
+    """Everything at once, in 64 replicates of 100 levels."""
+    options = {"num_particles": 400, "num_chains": 64, "noise_gain": 2.0, **options}
+    return correct(CASES["all"][0], (1,), levels(8.0, 0.01, 100), key=key, progress=False, **options)
+
+
+def test_correct(key):
+    """Draws and evidence of replicates, weighted by their evidences; finds a fifth of an sd."""
+    mean, variance, log_z = CASES["all"][1]
+    found = short(key, warnings="ignore")
+    share = len(found.x) * np.exp(found.weights).sum(1)
+    x = np.asarray(found.x, float)[..., 0]
+    check_mean(share * (x.mean(1) - mean), 0.0, delta=0.2 * math.sqrt(variance), independent=True)
+    check_mean(share * ((x**2).mean(1) - variance - mean**2), 0.0, delta=0.5 * variance, independent=True)
+    log_z += STRENGTH["all"] * REWARD
+    check_mean(np.exp(found.stats["log_evidence"][:, -1] - log_z), 1.0, delta=0.4, independent=True)
+    assert abs(found.log_evidence - log_z) < 6 * found.log_evidence_se < 0.5
+    assert found.complete and "64 replicates x 400" in repr(found)
+    assert (found.stats["acceptance"] > 0.5).all() and found.stats["increment_sd"].max() < 1
+    assert 0.05 < found.unique_starts.min() <= found.unique_starts.max() < 1
+    tree = found.to_datatree()
+    assert tree["posterior"]["x"].shape == (64, 400, 1) and tree["smc_stats"]["ess"].shape == (64, 100)
+
+
+def test_correct_says_what_cannot_be_relied_on():
+    """Without resampling and noise the weights of a power of 8 are a few particles'."""
+    with pytest.warns(InferenceWarning, match=r"effective sample size is 0\.[0-9]%") as said:
+        correct(
+            anneal(SECOND, 8.0), (1,), levels(8.0, 0.01, 100), key=0, num_particles=400, num_chains=64,
+            noise_gain=0.1, threshold=0.0, progress=False, refresh=True,
+        )  # fmt: skip
+    assert "larger noise_gain" in str(said[0].message)
+    for field, value in (("num_particles", 1), ("event_shape", (0,)), ("refresh", 3), ("warnings", "no")):
+        with pytest.raises(MethodError, match=field):
+            correct(anneal(SECOND, 2.0), **{"event_shape": (1,), "rho": RHO, "key": 0, field: value})
+
+
+@pytest.mark.slow
+def test_ways_to_correct(key, tmp_path):
+    """On devices, from a checkpoint, by the jump process, of a single replicate."""
+    options = {"num_chains": 4, "warnings": "ignore"}
+    plain = short(key, **options)
+    for other in (
+        short(key, devices=2, **options),
+        short(key, checkpoint=tmp_path, **options),
+        short(key, checkpoint=tmp_path, **options),
+    ):
+        np.testing.assert_allclose(other.x.mean(1), plain.x.mean(1), atol=0.05)
+    one = short(key, num_chains=1, warnings="ignore", resampling="birth_death", threshold=1.0, refresh=False)
+    assert one.weights is None and np.isnan(one.log_evidence_se) and one.x.shape == (1, 400, 1)
+    with pytest.raises(CheckpointMismatch, match="resampling"):
+        short(key, checkpoint=tmp_path, resampling="birth_death", **options)
 
 
 @pytest.mark.slow

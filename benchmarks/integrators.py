@@ -92,7 +92,7 @@ def carried(key: Any, start: Any, rho: np.ndarray, method: Any) -> Any:
 
 
 def distance(x: Any, y: Any) -> float:
-    found = mcx.sliced_wasserstein(x, y, p=2, num_projections=64, directions="fibonacci", key=0)
+    found = mcx.sliced_wasserstein(x, y, p=2, num_projections=64, key=0)
     return float(found.value)
 
 
@@ -124,17 +124,15 @@ def errors(seeds: int) -> tuple[list[dict[str, Any]], list[float]]:
     return found, floor
 
 
-def timed(fn: Callable[[Any], Any], start: Any, repeats: int = 30) -> tuple[float, float]:
-    """Median seconds, and seconds of the first call less that."""
-    begun = time.perf_counter()
-    jax.block_until_ready(fn(start))
-    cold = time.perf_counter() - begun
-    seconds = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        jax.block_until_ready(fn(start))
-        seconds.append(time.perf_counter() - begun)
-    return median(seconds), cold - median(seconds)
+def timed(fns: list[Callable[[Any], Any]], start: Any, repeats: int = 40) -> list[tuple[float, float]]:
+    """Median seconds, and seconds of the first call less that, of functions that take turns."""
+    seconds: list[list[float]] = [[] for _ in fns]
+    for _ in range(repeats + 1):
+        for fn, spent in zip(fns, seconds, strict=True):
+            begun = time.perf_counter()
+            jax.block_until_ready(fn(start))
+            spent.append(time.perf_counter() - begun)
+    return [(median(spent[1:]), spent[0] - median(spent[1:])) for spent in seconds]
 
 
 def times() -> list[dict[str, Any]]:
@@ -166,9 +164,7 @@ def times() -> list[dict[str, Any]]:
                 )(y)
 
             ours, theirs = jax.jit(with_mcx), jax.jit(with_diffrax)
-            here, compiled = timed(ours, start)
-            there, compiled_there = timed(theirs, start)
-            # chance decides between modes for few starts: the median
+            (here, compiled), (there, compiled_there) = timed([ours, theirs], start)
             apart = float(jnp.median(jnp.linalg.norm(ours(start) - theirs(start), axis=1)))
             rows.append(
                 {

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class State(NamedTuple):
-    """The point, and what the model said at the last levels, (p - 1, *event), the newest first."""
+    """The point, and a tuple of what the model said at the p - 1 levels before, the newest first."""
 
     y: Any
     history: Any
@@ -53,14 +53,14 @@ class Multistep(Tabled):
 
     def init(self, y: Any) -> State:
         """No history."""
-        return State(y, jnp.zeros((self.memory - 1, *y.shape), y.dtype))
+        return State(y, (jnp.zeros_like(y),) * (self.memory - 1))
 
     def step(self, model: Denoiser, state: State, row: Row, z: Any) -> State:
         """See :class:`Row`."""
         said = call(model, state.y, row.rho)
         if self.in_noise:
             said = (state.y - said) / row.rho
-        history = jnp.concatenate([said[None], state.history])
+        history = (said, *state.history)
         y = row.keep * state.y + sum(row.weights[j] * history[j] for j in range(self.memory))
         if self.num_draws:
             y = y + row.noise * z[0]

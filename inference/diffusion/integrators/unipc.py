@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class State(NamedTuple):
-    """Predicted point, corrected point at the level before, denoised values before, (p, *event)."""
+    """Predicted point, corrected point at the level before, and a tuple of p denoised values before."""
 
     y: Any
     before: Any
@@ -120,12 +120,12 @@ class UniPC(Tabled):
 
     def init(self, y: Any) -> State:
         """No history."""
-        return State(y, y, jnp.zeros((self.steps, *y.shape), y.dtype))
+        return State(y, y, (jnp.zeros_like(y),) * self.steps)
 
     def step(self, model: Denoiser, state: State, row: Row, z: Any) -> State:
         """See :class:`Row`."""
         said = call(model, state.y, row.rho)
-        history = jnp.concatenate([said[None], state.history])
+        history = (said, *state.history)
         y = row.back * state.before + sum(row.corrector[j] * history[j] for j in range(self.steps + 1))
         ahead = row.keep * y + sum(row.predictor[j] * history[j] for j in range(self.steps))
         return State(ahead, y, history[:-1])

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from mcx.estimators.sliced.target import SlicedTarget
     from mcx.estimators.sliced.two_sample import two_sample_test
     from mcx.estimators.sliced.variants import energy_sliced_wasserstein, max_sliced_wasserstein
+    from mcx.inference.diffusion.guided import GuidedDiffusion
+    from mcx.inference.diffusion.prior import ScorePrior
     from mcx.inference.mcmc.chees import ChEES
     from mcx.inference.mcmc.hmc import HMC
     from mcx.inference.mcmc.mala import MALA
@@ -70,6 +72,7 @@ _LAZY = {
     "ConditionalSMC": "mcx.inference.particle_gibbs.conditional_smc",
     "Estimate": "mcx.results.estimate",
     "FFBS": "mcx.inference.particle_gibbs.ffbs",
+    "GuidedDiffusion": "mcx.inference.diffusion.guided",
     "HMC": "mcx.inference.mcmc.hmc",
     "MALA": "mcx.inference.mcmc.mala",
     "NUTS": "mcx.inference.mcmc.nuts",
@@ -85,6 +88,7 @@ _LAZY = {
     "SMC2": "mcx.inference.smc.smc2",
     "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
     "ScoreClimbing": "mcx.inference.particle_gibbs.score_climbing",
+    "ScorePrior": "mcx.inference.diffusion.prior",
     "TemperedSMC": "mcx.inference.smc.samplers",
     "DataAnnealedSMC": "mcx.inference.smc.samplers",
     "SlicedTarget": "mcx.estimators.sliced.target",
@@ -116,6 +120,7 @@ __all__ = [
     "DataAnnealedSMC",
     "Estimate",
     "FeynmanKac",
+    "GuidedDiffusion",
     "Kernel",
     "Model",
     "OnlineFilter",
@@ -130,6 +135,7 @@ __all__ = [
     "Run",
     "ScoreAscent",
     "ScoreClimbing",
+    "ScorePrior",
     "SlicedTarget",
     "SteinControls",
     "Target",

@@ -15,6 +15,7 @@ from problems import slow_unless
         ("linear_gaussian_learning", "maximum likelihood"),
         ("chaotic_rnn", "maximum likelihood"),
         ("boarding_school_flu", "infected by the first"),
+        ("digits_inpainting", "of the hidden pixels"),
     ],
 )
 def test_examples_that_learn(example, said, tmp_path):

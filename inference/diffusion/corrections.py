@@ -18,9 +18,9 @@ from mcx.inference.diffusion.composition import Composition
 from mcx.inference.diffusion.correctors import Corrected, corrector
 from mcx.inference.smc.engine import Extras, SMCSettings, SMCState
 from mcx.inference.smc.history import HistorySettings
-from mcx.inference.smc.islands import island_log_weights, log_mean_evidence, orders, raise_faults
+from mcx.inference.smc.islands import equal_draws, island_log_weights, log_mean_evidence, raise_faults
 from mcx.inference.smc.particle_filter import FilterKernel, code_of
-from mcx.inference.smc.resampling import as_resampling, systematic
+from mcx.inference.smc.resampling import as_resampling
 from mcx.ops.checks import is_count
 from mcx.ops.keys import as_key
 from mcx.run.checkpoint import Checkpoint, identified
@@ -209,10 +209,7 @@ _STARTS = Extras(_start, _inherit)
 @partial(jax.jit)
 def _resampled(key: Any, state: SMCState) -> tuple[Any, Any]:
     """Equally weighted points of all replicates, in no order, and the starts of their lineages."""
-    chains, num = state.log_w.shape
-    key_draw, key_order = jax.random.split(key)
-    chosen = jax.vmap(lambda k, w: systematic(k, w, num))(jax.random.split(key_draw, chains), state.log_w)
-    chosen = jnp.take_along_axis(chosen, orders(key_order, chains, num), 1)
+    chosen = equal_draws(key, state.log_w)
     found: tuple[Any, Any] = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(
         (state.particles.position, state.extras), chosen
     )

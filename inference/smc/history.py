@@ -24,9 +24,12 @@ _COLLAPSE = {
     "sampler": "check the observations and their distributions' supports, take more particles, or start from "
     "a law nearer to the posterior (start=)",
     "corrector": "take more particles and more levels, or check the reward",
+    "guided": "check the observations and their distributions' supports, or take more particles",
     "smc2": "check that observation and the emission's support, take more parameters and particles, start "
     "from a law nearer to the posterior (start=), or propose with the observation in view (proposal=)",
 }
+
+_LOOK_AT = {"sampler": "likelihood", "guided": "likelihood", "corrector": "scores and in the reward"}
 
 KINDS = ("none", "moments", "ancestors", "full")
 
@@ -153,8 +156,8 @@ def check_faults(
         num_particles: N.
         max_nonfinite: largest tolerated share of potentials that are NaN or +inf.
         first: number of the first of these steps.
-        of: "filter", "sampler" (of an unconstrained vector a particle), "corrector" (of diffusion models) or
-            "smc2", for the advice.
+        of: "filter", "sampler" (of an unconstrained vector a particle), "corrector" (of diffusion models),
+            "guided" (of a diffusion prior) or "smc2", for the advice.
 
     Raises:
         NonFiniteError: if more potentials of a step than that are NaN or +inf.
@@ -171,7 +174,7 @@ def check_faults(
             f"{int(info.num_nonfinite[at])} of {num_particles} particles",
             expected=f"at most {max_nonfinite:.0%} of them",
             remedy="look for divisions by zero, logs and square roots of negative numbers in the "
-            + {"sampler": "likelihood", "corrector": "scores and in the reward"}.get(of, "emission")
+            + _LOOK_AT.get(of, "emission")
             + "; a potential of zero is -inf, which is fine",
         )
     before = f", {float(info.ess[at - 1]):.1f} at the step before" if at else ""

@@ -11,8 +11,9 @@ import numpy as np
 
 from mcx.inference.smc.engine import SMCInfo
 from mcx.inference.smc.history import check_faults
+from mcx.inference.smc.resampling import systematic
 
-__all__ = ["island_log_weights", "log_mean_evidence", "orders", "raise_faults"]
+__all__ = ["equal_draws", "island_log_weights", "log_mean_evidence", "orders", "raise_faults"]
 
 
 def log_mean_evidence(log_z: Any) -> tuple[Any, Any]:
@@ -57,6 +58,14 @@ def orders(key: Any, chains: int, num: int) -> Any:
     What stands side by side after resampling is akin, and diagnostics would take it for autocorrelation.
     """
     return jax.vmap(lambda k: jax.random.permutation(k, num))(jax.random.split(key, chains))
+
+
+def equal_draws(key: Any, log_w: Any) -> Any:
+    """Indices (chain, num) of equally weighted draws from every replicate's particles, in no order."""
+    chains, num = log_w.shape
+    key_draw, key_order = jax.random.split(key)
+    chosen = jax.vmap(lambda k, w: systematic(k, w, num))(jax.random.split(key_draw, chains), log_w)
+    return jnp.take_along_axis(chosen, orders(key_order, chains, num), 1)
 
 
 def raise_faults(stats: Mapping[str, np.ndarray], num: int, max_nonfinite: float, of: str) -> None:

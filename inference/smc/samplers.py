@@ -30,7 +30,7 @@ from mcx.run.driver import Run, run
 from mcx.run.programs import chain_keys, start_chains
 from mcx.target import Target
 
-__all__ = ["DataAnnealedSMC", "TemperedSMC"]
+__all__ = ["DataAnnealedSMC", "TemperedSMC", "constrained_draws"]
 
 _AUTO = HMC(target_accept=0.9, max_num_steps=16)  # longer ones only follow the contours of a single mode
 _AT_ONCE = 4096
@@ -165,7 +165,7 @@ class _SMCSampler:
         took_place = stats.pop("took_place")
         raise_faults(stats, self.num_particles // self.chain_length, self.max_nonfinite, "sampler")
         x, log_p = _points(key, result.state)
-        draws = jax.device_get(_constrained(target, x))
+        draws = jax.device_get(constrained_draws(target, x))
         log_z = np.asarray(jax.device_get(jax.vmap(lambda s: s.log_evidence)(result.state)))
         total, se = log_mean_evidence(log_z)
         complete = bool(np.all(np.asarray(finished(result.state))))
@@ -214,7 +214,7 @@ class _SMCSampler:
             fine = finished(state) & (state.info.ess > 0)  # the others came to no end, or lost all particles
             x = jnp.where(fine[:, None, None], x, jnp.nan)
             info = RunInfo(self.name, fields_of(self), cloud=True)
-            draws = _constrained(target, x)
+            draws = constrained_draws(target, x)
             weights = island_log_weights(log_z, x.shape[1])
             return Posterior(draws, x, {"lp": log_p}, {}, bound, info, weights, *log_mean_evidence(log_z))
 
@@ -298,7 +298,8 @@ def _points(key: Any, state: SMCState) -> tuple[Any, Any]:
 
 
 @jax.jit
-def _constrained(target: Target, x: Any) -> dict[str, Any]:
+def constrained_draws(target: Target, x: Any) -> dict[str, Any]:
+    """Sites, deterministic ones too, at unconstrained points (chain, draw, d)."""
     flat = x.reshape(-1, x.shape[-1])
     batch = _AT_ONCE if len(flat) > _AT_ONCE else None
     found = vmap_in_batches(lambda v: target.constrain(target.unravel(v)), (0,), batch)(flat)

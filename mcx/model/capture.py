@@ -23,6 +23,7 @@ from mcx.errors import ModelError
 
 __all__ = [
     "SiteTrace",
+    "StandIns",
     "SubmodelScope",
     "active_plates",
     "inside_model",
@@ -34,6 +35,7 @@ __all__ = [
     "replay",
     "scope_prefix",
     "unconstrained_prototype",
+    "unwrapped",
 ]
 
 SiteTrace = Mapping[str, dict[str, Any]]
@@ -61,17 +63,12 @@ def scope_prefix() -> str:
 
 def is_factor(site: Mapping[str, Any]) -> bool:
     """Whether a site is a ``factor`` statement (NumPyro writes it as an observed ``Unit``)."""
-    fn = site["fn"]
-    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return isinstance(fn, Unit)
+    return isinstance(unwrapped(site["fn"]), Unit)
 
 
 def is_improper(fn: Any) -> bool:
     """Whether a distribution is an ``ImproperUniform``, wrapped or not."""
-    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return isinstance(fn, dist.ImproperUniform)
+    return isinstance(unwrapped(fn), dist.ImproperUniform)
 
 
 def is_jacobian(site: Mapping[str, Any]) -> bool:
@@ -208,6 +205,41 @@ def _enter_bodies(msg: dict[str, Any], handler: Callable[[Any], Any]) -> None:
     for i in (0,) if is_scan(msg) else (1, 2):
         args[i] = handler(args[i])
     msg["args"] = tuple(args)
+
+
+class StandIns(primitives.Messenger):
+    """Give sites whose laws have no density a number that depends on what a density would depend on."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        """Put a stand-in in the place of such a law."""
+        if msg["type"] == "sample" and getattr(unwrapped(msg["fn"]), "no_density", ""):
+            msg["fn"] = _StandIn(msg["fn"])
+
+
+class _StandIn(dist.Distribution):
+    arg_constraints: dict[str, Any] = {}
+    pytree_data_fields = ("law",)
+
+    def __init__(self, law: Any) -> None:
+        self.law = law
+        super().__init__(law.batch_shape, law.event_shape)
+
+    @property
+    def support(self) -> Any:
+        return self.law.support
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        return self.law.sample(key, sample_shape)
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+        return jnp.broadcast_to(unwrapped(self.law).stand_in(value), self.batch_shape)
+
+
+def unwrapped(fn: Any) -> Any:
+    """A distribution without what expands, masks or declares axes of it."""
+    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn
 
 
 def is_scan(msg: Mapping[str, Any]) -> bool:

@@ -26,7 +26,15 @@ from mcx.model.pathlaw import Emission
 from mcx.model.sites import Site, SiteTable
 from mcx.target import Target
 
-__all__ = ["Report", "check", "refuse_data", "refuse_start", "refuse_unsupported", "static_problems"]
+__all__ = [
+    "Report",
+    "check",
+    "refuse_data",
+    "refuse_observations",
+    "refuse_start",
+    "refuse_unsupported",
+    "static_problems",
+]
 
 _TRIALS = 20
 _RESERVED = ("chain", "draw", "sample")
@@ -289,15 +297,26 @@ def refuse_unsupported(target: Target, positions: Any) -> None:
     """
     if all(s.support in ("real", "real_vector") for s in target.sites.of_kind("observed")):
         return
-    supported = jax.device_get(_supported(target, positions))
+    supported, _ = jax.device_get(_flags(target, positions))
     if any(not inside.any() for inside in supported.values()):
         for problem in _Trial.run(target, jax.random.key(0), positions).data_problems(target.sites):
             raise problem
 
 
+def refuse_observations(target: Target, positions: Any) -> None:
+    """Raise if observed values are missing, or outside of their support at all of these points.
+
+    Needs no density of the latent sites.
+    """
+    supported, missing = jax.device_get(_flags(target, positions))
+    trial = _Trial({}, {}, supported, {k: int(v[0]) for k, v in missing.items()}, np.zeros(0, bool))
+    for problem in trial.data_problems(target.sites):
+        raise problem
+
+
 @jax.jit
-def _supported(target: Target, positions: Any) -> dict[str, Any]:
-    return jax.vmap(lambda x: _observed_flags(target, target.unravel(x))[0])(positions)
+def _flags(target: Target, positions: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return jax.vmap(lambda x: _observed_flags(target, target.unravel(x)))(positions)
 
 
 def refuse_start(target: Target, positions: Any, key: Any) -> None:

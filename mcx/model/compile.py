@@ -20,7 +20,14 @@ import numpy as np
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
 from mcx.model.bound import BoundModel
-from mcx.model.density import sample_sites, site_log_prob, subsampling_error, target_functions, total
+from mcx.model.density import (
+    density_error,
+    sample_sites,
+    site_log_prob,
+    subsampling_error,
+    target_functions,
+    total,
+)
 from mcx.model.describe import describe
 from mcx.model.sites import SiteTable
 from mcx.ops.fingerprint import of_code
@@ -188,7 +195,13 @@ def refuse_improper(sites: SiteTable, verb: str) -> None:
 
 def _log_joint(run: Callable[[Any], Any], data: Any, values: Mapping[str, Any]) -> Any:
     recorder = capture.record(run(data), values=values)
-    return total([jnp.sum(site_log_prob(s)) for s in sample_sites(recorder.sites)])
+    return total([jnp.sum(_term(s)) for s in sample_sites(recorder.sites)])
+
+
+def _term(site: Mapping[str, Any]) -> Any:
+    """Log density of a site; where it has none, what tells its law from others."""
+    fn = capture.unwrapped(site["fn"])
+    return fn.stand_in(site["value"]) if getattr(fn, "no_density", "") else site_log_prob(site)
 
 
 def log_density(bound: BoundModel, values: Mapping[str, Any]) -> jax.Array:
@@ -197,6 +210,9 @@ def log_density(bound: BoundModel, values: Mapping[str, Any]) -> jax.Array:
     for site in compiled.sites.of_kind("plate"):
         if site.subsample_size is not None:
             raise subsampling_error(site)
+    unfit = density_error(compiled.sites)
+    if unfit is not None:
+        raise unfit
     latent = [s.name for s in compiled.sites.of_kind("latent", "discrete")]
     missing = [name for name in latent if name not in values]
     unknown = [name for name in values if name not in latent]

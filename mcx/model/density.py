@@ -16,8 +16,10 @@ from mcx.target import LogParts, TargetFunctions
 
 __all__ = [
     "capability_error",
+    "density_error",
     "sample_sites",
     "site_log_prob",
+    "space_error",
     "subsampling_error",
     "target_functions",
     "total",
@@ -32,12 +34,17 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         sites: the program's sites.
     """
     latent = tuple(s.name for s in sites.of_kind("latent"))
-    refuse = capability_error(sites)
+    refuse, no_density = space_error(sites), density_error(sites)
 
     def replayed(data: Any, z: Any) -> capture.SiteTrace:
         if refuse is not None:
             raise refuse
         return capture.replay(run(data), z)
+
+    def with_densities(data: Any, z: Any) -> capture.SiteTrace:
+        if refuse is None and no_density is not None:
+            raise no_density
+        return replayed(data, z)
 
     def in_prior(site: Mapping[str, Any]) -> bool:
         return (
@@ -49,7 +56,7 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
     def log_parts(data: Any, z: Any) -> LogParts:
         prior: list[Any] = []
         likelihood: list[Any] = []
-        for site in sample_sites(replayed(data, z)):
+        for site in sample_sites(with_densities(data, z)):
             (prior if in_prior(site) else likelihood).append(jnp.sum(site_log_prob(site)))
         return LogParts(total(prior), total(likelihood))
 
@@ -69,7 +76,8 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         return {s["name"]: site_log_prob(s) for s in sample_sites(replayed(data, z)) if not in_prior(s)}
 
     def prior_terms(data: Any, z: Any) -> dict[str, Any]:
-        terms = (s for s in sample_sites(replayed(data, z)) if in_prior(s) and not capture.is_jacobian(s))
+        trace = with_densities(data, z)
+        terms = (s for s in sample_sites(trace) if in_prior(s) and not capture.is_jacobian(s))
         return {s["name"]: site_log_prob(s) for s in terms}
 
     def sample_prior(data: Any, key: Any) -> dict[str, Any]:
@@ -115,6 +123,32 @@ def total(terms: list[Any]) -> Any:
 
 def capability_error(sites: SiteTable) -> CapabilityError | None:
     """What stops a density on continuous space, if anything does."""
+    return space_error(sites) or density_error(sites)
+
+
+def density_error(sites: SiteTable) -> CapabilityError | None:
+    """What stops the joint density: a site whose law has none."""
+    for site in sites:
+        if site.no_density and site.observed:
+            return CapabilityError(
+                f"an observed {site.distribution} has to have a density, and {site.no_density}",
+                site=site.name,
+                remedy="observe what depends on the site, with noise: mcx.sample('y', dist.Normal(x, 0.01), "
+                "obs=...)",
+            )
+        if site.no_density:
+            return CapabilityError(
+                f"a {site.distribution} without a density: {site.no_density}",
+                site=site.name,
+                expected="a method that needs none",
+                remedy="mcx.infer(..., mcx.GuidedDiffusion(), ...); gradient methods need a diffusion model "
+                "with a density, such as mcx.diffusion.GaussianMixture or Score(..., kind='energy')",
+            )
+    return None
+
+
+def space_error(sites: SiteTable) -> CapabilityError | None:
+    """What stops the map from continuous space to the sites' values, if anything does."""
     for site in sites:
         if site.kind == "discrete" and not site.discrete_support:
             return CapabilityError(

@@ -131,9 +131,11 @@ def _sample_site(msg: dict[str, Any]) -> Site:
         "weighted": weighted,
         "markov": isinstance(fn, PathComponent | Emission),
         "emitted": isinstance(fn, Emission),
+        "no_density": getattr(capture.unwrapped(fn), "no_density", ""),
+        "diffusion": getattr(capture.unwrapped(fn), "is_diffusion", False),
     }
     if msg["is_observed"]:
-        terms = _terms_shape(name, fn, value)
+        terms = batch if common["no_density"] else _terms_shape(name, fn, value)
         return Site(
             name, "observed", **common, num_terms=math.prod(terms), likelihood=True, terms_shape=terms
         )

@@ -74,7 +74,12 @@ def _given(target: Target, names: tuple[str, ...], hidden: tuple[str, ...], data
         return without_hidden if hidden else conditioned
 
     sites = SiteTable(
-        tuple(replace(s, kind="observed") if s.name in names else s for s in target.sites),
+        tuple(
+            replace(s, kind="observed", no_density="" if s.name in hidden else s.no_density)
+            if s.name in names
+            else s
+            for s in target.sites
+        ),
         target.sites.model,
     )
     shapes = tuple((name, shape) for name, shape in target.shapes if name not in names)

@@ -10,6 +10,7 @@ from numpyro.infer.inspect import get_dependencies
 
 from mcx.errors import MethodError
 from mcx.model.bound import BoundModel
+from mcx.model.capture import StandIns
 from mcx.model.compile import compile_model
 from mcx.model.sites import Site
 
@@ -23,7 +24,12 @@ def render(bound: BoundModel, format: str) -> str:
     shown = sites.of_kind("latent", "discrete", "observed")
     names = [s.name for s in shown]
     program = target.data if isinstance(target.data, BoundModel) else bound  # with JAX's arrays, if it can be
-    found = get_dependencies(lambda: program.run())["prior_dependencies"]
+
+    def run() -> None:
+        with StandIns():
+            program.run()
+
+    found = get_dependencies(run)["prior_dependencies"]
     edges = [(a, b) for b, parents in found.items() for a in parents if a != b and {a, b} <= set(names)]
     groups: dict[tuple[str, ...], list[Site]] = {}
     for site in shown:

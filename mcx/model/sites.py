@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from mcx.model.capture import unwrapped
+
 __all__ = ["Site", "SiteTable", "constraint_name", "distribution_name"]
 
 
@@ -41,6 +43,8 @@ class Site:
         markov: whether it is a path of an ``mcx.markov`` chain, or its observations: the first axis is time.
         emitted: whether it is the observations of an ``mcx.markov`` chain.
         scanned: whether it is in the body of a scan: the first axis is time.
+        no_density: why its law has no density; empty where it has one.
+        diffusion: whether its law is a diffusion model, ``mcx.ScorePrior``.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Site:
     markov: bool = False
     emitted: bool = False
     scanned: bool = False
+    no_density: str = ""
+    diffusion: bool = False
 
     @property
     def observed(self) -> bool:
@@ -128,7 +134,15 @@ def _row(site: Site) -> dict[str, str]:
     shape = site.size if site.kind == "plate" else _shape(site.shape)
     if site.subsample_size is not None:
         shape = f"{site.subsample_size} of {site.size}"
-    notes = [n for n, on in (("improper", site.improper), ("masked or scaled", site.weighted)) if on]
+    notes = [
+        n
+        for n, on in (
+            ("improper", site.improper),
+            ("masked or scaled", site.weighted),
+            ("no density", site.no_density),
+        )
+        if on
+    ]
     return {
         "site": site.name,
         "kind": site.kind,
@@ -151,10 +165,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def distribution_name(fn: Any) -> str:
     """Readable name of a distribution, wrappers peeled off."""
-    inner = fn
-    while isinstance(inner, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
-        inner = inner.base_dist
-    return type(inner).__name__
+    return type(unwrapped(fn)).__name__
 
 
 def constraint_name(constraint: Any) -> str:

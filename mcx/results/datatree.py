@@ -105,6 +105,8 @@ def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     terms: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
     for site in sample_sites(record(target.functions.run(target.data), values=values).sites):
+        if target.sites[site["name"]].no_density:
+            continue
         part = "likelihood" if target.sites[site["name"]].likelihood else "prior"
         terms[part][site["name"]] = site_log_prob(site)
     return terms

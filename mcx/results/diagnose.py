@@ -101,6 +101,9 @@ def _paths(posterior: Posterior) -> list[Advice]:
             continue
         states = posterior.info.settings["states"]
         method = states[block] if isinstance(states, Mapping) else states
+        if "guidance" in posterior.info.settings:
+            found.append(_slow_diffusion(block, rates, method.num_particles))
+            continue
         remedy = (
             "more particles" if method.sampling == "backward" else 'sampling="backward" or more particles'
         )
@@ -114,6 +117,15 @@ def _paths(posterior: Posterior) -> list[Advice]:
             )
         )
     return found
+
+
+def _slow_diffusion(site: str, rates: np.ndarray, number: int) -> Advice:
+    return Advice(
+        "MCX-W008",
+        f"'{site}' hardly moves at {int((rates < _UPDATE_RATE).sum())} of {len(rates)} levels of noise: its "
+        f"path is renewed in {rates.min():.1%} of the sweeps at one. Take more particles (now {number}), or "
+        "more steps",
+    )
 
 
 def _convergence(posterior: Posterior) -> list[Advice]:

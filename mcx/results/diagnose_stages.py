@@ -33,6 +33,8 @@ def diagnose_stages(posterior: Posterior) -> list[Advice]:
                 "start and posterior. Raise max_stages, or go on from a checkpoint",
             )
         )
+    if "lineages" in stats:
+        return found + _of_guided(posterior, stats)
     found += _of_smc2(posterior, stats)
     left = np.fmax(stats["correlation"], stats["correlation_density"])
     left = left[:, np.isfinite(left).any(0)]  # stages that moved
@@ -67,6 +69,34 @@ def diagnose_stages(posterior: Posterior) -> list[Advice]:
                 "MCX-W013",
                 f"at one stage only {survivors:.1%} of the particles survived: much of the start has no "
                 "likelihood. Take more particles, or a start= that has more mass where the likelihood is",
+            )
+        )
+    return found
+
+
+def _of_guided(posterior: Posterior, stats: dict[str, np.ndarray]) -> list[Advice]:
+    """Particles that were led down the levels of noise: where most of them were lost."""
+    found = []
+    survivors = stats["unique_ancestors"] / posterior.num_draws
+    worst = np.unravel_index(np.nanargmin(survivors), survivors.shape)
+    if survivors[worst] < _SURVIVORS:
+        found.append(
+            Advice(
+                "MCX-W013",
+                f"at noise level {stats['rho'][worst]:.3g} only {survivors[worst]:.1%} of the particles "
+                "survived: they are led to where the observations do not want them. Take more particles, "
+                "more steps, or another guidance=",
+            )
+        )
+    half = int(posterior.info.settings["half"])
+    lines = stats["lineages"][:, half]
+    if lines.min() < _SURVIVORS * posterior.num_draws:
+        found.append(
+            Advice(
+                "MCX-W015",
+                f"the {posterior.num_draws} draws of a replicate descend from {int(lines.min())} particles "
+                f"at noise level {stats['rho'][0, half]:.3g}, which decides on half of their variance: they "
+                "are much alike. Take more particles, more replicates (num_chains), or another guidance=",
             )
         )
     return found

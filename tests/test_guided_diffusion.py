@@ -1,0 +1,441 @@
+"""``mcx.GuidedDiffusion`` against exact posteriors, quadrature, and its own chain in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from guided_problems import LEVELS, Mixture, chain_law, check_within, linear, problem, score_alone
+from problems import slow_unless
+from scipy.stats import multivariate_normal, norm
+
+import mcx
+import mcx.dist as dist
+from mcx.diffusion import GaussianMixture, ve
+from mcx.errors import CapabilityError, DataError, DiagnosticWarning, MethodError, WeightCollapse
+from mcx.inference.diffusion import guided_steps
+from mcx.inference.diffusion.calibration import calibrate
+from mcx.inference.diffusion.guided_steps import guided
+from mcx.testing import StatisticalFailure, check_mean
+
+KINDS = {
+    "twisted": {"guidance": "twisted"},
+    "linear_gaussian": {"guidance": "linear_gaussian"},
+    "noised": {"guidance": "linear_gaussian", "lookahead": "noised"},
+    "soft_value": {"guidance": "soft_value", "num_children": 3},
+}
+
+
+def evidence(kind, key, threshold=0.5, num=8, replicates=4000):
+    """Estimated over exact evidence of the discretised chain, of independent particle systems of size N."""
+    mixture, matrix, scale, y = problem(3, 2, 1, scale=0.5)
+    bound = linear(mcx.ScorePrior(mixture.model, num_steps=8), matrix, scale, y)
+    plan = mcx.GuidedDiffusion(**KINDS[kind]).plan(bound)
+    data = calibrate(plan.how, plan.target.data, plan.chain, jax.random.key(0))
+    fk = guided(plan.how, data)
+
+    @jax.jit
+    def run(keys):
+        one = lambda k: mcx.smc(k, fk, num_particles=num, threshold=threshold, resampling="systematic")  # noqa: E731
+        return jax.vmap(one)(keys).log_evidence
+
+    log_z = np.asarray(run(jax.random.split(key, replicates)), float)
+    mean, cov = chain_law(mixture, data.levels.steps, plan.chain.start())
+    law = multivariate_normal(matrix @ mean, matrix @ cov @ matrix.T + scale**2 * np.eye(len(y)))
+    return np.exp(log_z - law.logpdf(y))
+
+
+UNBIASED = [(kind, threshold) for kind in KINDS for threshold in (0.0, 0.5, 1.0)]
+
+
+@pytest.mark.parametrize("case", slow_unless([], UNBIASED))
+def test_the_evidence_has_no_bias(case, key):
+    """Whatever N, guidance and resampling, of the chain with 8 steps; finds a fifth at alpha 1e-6."""
+    kind, threshold = case
+    many = 4000 if threshold > 0 else 16_000
+    check_mean(evidence(kind, key, threshold, replicates=many), 1.0, delta=0.2, independent=True)
+
+
+@pytest.mark.slow
+def test_mutants_are_caught(key, monkeypatch):
+    """Without the children's mean as a weight, and without the proposal's density, the evidence is biased."""
+
+    def caught(kind):
+        guided_steps.code.cache_clear()
+        with pytest.raises(StatisticalFailure, match="mean is off"):
+            check_mean(evidence(kind, key), 1.0, delta=0.2, independent=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guided_steps, "_log_mean", lambda log_w: jnp.max(log_w))
+        caught("soft_value")
+    with monkeypatch.context() as patch:
+        patch.setattr(guided_steps, "_conditional_ratio", lambda *args: jnp.zeros(()))
+        caught("linear_gaussian")
+    guided_steps.code.cache_clear()
+
+
+def check_posterior(post, exact, log_z, size, modes=True):
+    """Moments, mode shares and evidence of replicates; sizes are in standard deviations."""
+    x = np.asarray(post["x"], float)
+    sd = np.sqrt(np.diag(exact.covariance))
+    check_within(x.mean(1), exact.mean, size * sd)
+    check_within(((x - exact.mean) ** 2).mean(1), sd**2, 2 * size * sd**2)
+    if modes:
+        first = np.stack([nearest(exact, chain) for chain in x])
+        truth = nearest(exact, exact.draws(np.random.default_rng(0), 200_000))
+        check_within(first.mean(1), truth.mean(), size)
+    check_within(np.exp(post.smc_stats["log_evidence"][:, -1] - log_z), 1.0, 2 * size)
+
+
+def nearest(mixture, x):
+    """Whether points belong to the heaviest component."""
+    log_p = [
+        np.log(w) + multivariate_normal(m, c, allow_singular=True).logpdf(x)
+        for w, m, c in zip(mixture.weights, mixture.means, mixture.covariances, strict=True)
+    ]
+    return np.argmax(log_p, 0) == np.argmax(mixture.weights)
+
+
+CASES = [(kind, dim) for kind in KINDS for dim in (2, 8, 16)]
+
+
+@pytest.mark.parametrize("case", slow_unless([], CASES))
+def test_mixtures(case, key):
+    """The posterior of a mixture of three given half as many observations; alpha 1e-6 a check."""
+    kind, dim = case
+    mixture, matrix, scale, y = problem(dim, dim // 2, 3, seed=dim)
+    exact, log_z = mixture.given(matrix, scale, y)
+    prior = mcx.ScorePrior(mixture.model, num_steps=60 if dim == 2 else 150)
+    method = mcx.GuidedDiffusion(512 if dim == 2 else 1024, **KINDS[kind])
+    post = mcx.infer(linear(prior, matrix, scale, y), method, key=key, num_chains=64, warnings="ignore")
+    assert post.info.settings["guidance"] == KINDS[kind]["guidance"]
+    check_posterior(post, exact, log_z, 0.15 if dim == 2 else 0.3)
+
+
+def test_a_score_alone_in_the_model(key):
+    """A function that closes over an argument of the model; auto finds the linear observation. 1-D."""
+
+    @mcx.model
+    def seen(width, y):
+        schedule = ve(0.01, 20.0)
+        prior = mcx.ScorePrior(
+            lambda x, t: -x / (width + schedule.sigma(t) ** 2), schedule, (1,), num_steps=20
+        )
+        x = mcx.sample("x", prior)
+        mcx.deterministic("twice", 2 * x)
+        mcx.sample("y", dist.Normal(3 * x + 1, 0.5).to_event(1), obs=y)
+
+    post = mcx.infer(
+        seen(np.float32(2.0), np.array([2.5], np.float32)),
+        mcx.GuidedDiffusion(256),
+        key=key,
+        num_chains=32,
+        warnings="ignore",
+    )
+    assert post.info.settings["guidance"] == "linear_gaussian"
+    variance = 1 / (1 / 2 + 9 / 0.25)
+    mean = variance * 3 * 1.5 / 0.25
+    check_within(post["x"][..., 0].mean(1), mean, 0.2 * variance**0.5)
+    check_within(((post["x"][..., 0] - mean) ** 2).mean(1), variance, 0.3 * variance)
+    exact = norm(1.0, (18 + 0.25) ** 0.5).logpdf(2.5)
+    check_within(np.exp(post.smc_stats["log_evidence"][:, -1] - exact), 1.0, 0.2)
+    np.testing.assert_allclose(post["twice"], 2 * post["x"], rtol=1e-6)
+    again = mcx.infer(seen(np.float32(2.0), np.array([2.5], np.float32)), mcx.GuidedDiffusion(256), key=key,
+                      num_chains=32, warnings="ignore")  # fmt: skip
+    np.testing.assert_array_equal(post["x"], again["x"])
+    assert "lineages" in post.to_datatree()["smc_stats"]
+
+
+@mcx.model
+def above(prior, y):
+    """Whether x is above 0.5, told right nine times out of ten."""
+    x = mcx.sample("x", prior)
+    mcx.sample("y", dist.Bernoulli(jnp.where(x[0] > 0.5, 0.9, 0.1)), obs=y)
+
+
+@mcx.model
+def counts(prior, y):
+    x = mcx.sample("x", prior)
+    mcx.sample("y", dist.Poisson(jnp.exp(x)).to_event(1), obs=y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "y", "kind"),
+    [
+        (above, np.array(1), "soft_value"),
+        (counts, np.array([4]), "twisted"),
+        (counts, np.array([4]), "soft_value"),
+    ],
+)
+def test_discrete_observations(model, y, kind, key):
+    """Against quadrature in one dimension, a mixture of two; "auto" picks by whether there is a gradient."""
+    mixture = Mixture(np.array([0.7, 0.3]), np.array([[-1.0], [1.5]]), np.array([[[0.3]], [[0.5]]]))
+    grid = np.linspace(-6, 6, 20_001)
+    density = sum(
+        w * norm(m[0], c[0, 0] ** 0.5).pdf(grid)
+        for w, m, c in zip(mixture.weights, mixture.means, mixture.covariances, strict=True)
+    )
+    if model is above:
+        density = density * np.where(grid > 0.5, 0.9, 0.1)
+    else:
+        density = density * np.exp(4 * grid - np.exp(grid)) / 24
+    z = np.trapezoid(density, grid)
+    mean = np.trapezoid(grid * density, grid) / z
+    second = np.trapezoid(grid**2 * density, grid) / z
+    sd = (second - mean**2) ** 0.5
+    auto = "auto" if (model is above) == (kind == "soft_value") else kind
+    prior = mcx.ScorePrior(mixture.model, num_steps=150)
+    method = mcx.GuidedDiffusion(512, guidance=auto)
+    post = mcx.infer(model(prior, y), method, key=key, num_chains=128, warnings="ignore")
+    assert post.info.settings["guidance"] == kind
+    x = post["x"][..., 0]
+    check_within(x.mean(1), mean, 0.1 * sd)
+    check_within((x**2).mean(1), second, 0.2 * second)
+    check_within(np.exp(post.smc_stats["log_evidence"][:, -1] - np.log(z)), 1.0, 0.15)
+
+
+@pytest.mark.slow
+def test_a_power_of_a_prior(key):
+    """N(1, 1/2) squared, in steps of Euler's, seen with noise: moments, and the integral of all."""
+    prior = mcx.ScorePrior(GaussianMixture.of([1.0], 0.5), num_steps=1000) ** 2
+    bound = linear(prior, np.eye(1, dtype=np.float32), 0.5, np.array([2.0], np.float32))
+    post = mcx.infer(bound, mcx.GuidedDiffusion(512), key=key, num_chains=64, warnings="ignore")
+    variance = 1 / (4 + 4)
+    mean = variance * (4 * 1 + 4 * 2)
+    log_z = -0.5 * np.log(4 * np.pi * 0.5) + norm(1.0, (0.25 + 0.25) ** 0.5).logpdf(2.0)
+    check_within(post["x"][..., 0].mean(1), mean, 0.2 * variance**0.5)
+    check_within(((post["x"][..., 0] - mean) ** 2).mean(1), variance, 0.3 * variance)
+    check_within(np.exp(post.smc_stats["log_evidence"][:, -1] - log_z), 1.0, 0.3)
+
+
+@pytest.mark.slow
+def test_members_of_a_plate(key):
+    """Independent copies with a common sum: a Gaussian in closed form."""
+
+    @mcx.model
+    def together(prior, y):
+        with mcx.plate("member", 3):
+            x = mcx.sample("x", prior)
+        mcx.sample("y", dist.Normal(x.sum(), 0.5), obs=y)
+
+    prior = mcx.ScorePrior(GaussianMixture.of([1.0, 0.0], 0.5), num_steps=60)
+    for guidance in ("twisted", "linear_gaussian"):
+        method = mcx.GuidedDiffusion(512, guidance=guidance)
+        post = mcx.infer(together(prior, np.float32(5.0)), method, key=key, num_chains=32, warnings="ignore")
+        assert post["x"].shape == (32, 512, 3, 2)
+        mean = np.array([1.0, 0.0]) + 0.5 / (3.0 + 0.25) * (5.0 - 3.0)
+        check_within(post["x"].mean(1), np.tile(mean, (3, 1)), 0.15)
+        log_z = norm(3.0, 3.25**0.5).logpdf(5.0)
+        check_within(np.exp(post.smc_stats["log_evidence"][:, -1] - log_z), 1.0, 0.2)
+
+
+@pytest.mark.slow
+def test_new_data_and_parameters_trace_nothing():
+    traced = []
+    schedule = ve(0.01, 20.0)
+
+    def network(params, x, t):
+        traced.append(1)
+        return -x / (params + schedule.sigma(t) ** 2)
+
+    @mcx.model
+    def seen(params, y):
+        traced.append(1)
+        score = jax.tree_util.Partial(network, params)
+        x = mcx.sample("x", mcx.ScorePrior(score, schedule, (2,), num_steps=8))
+        mcx.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+    def run(params, y):
+        bound = seen(np.float32(params), np.full(2, y, np.float32))
+        method = mcx.GuidedDiffusion(32, guidance="twisted")
+        return mcx.infer(bound, method, key=0, num_chains=2, warnings="ignore", progress=False)
+
+    first, count = run(1.0, 0.5), len(traced)
+    second = run(2.0, 1.5)
+    assert len(traced) == count and not np.allclose(first["x"], second["x"])
+
+
+@pytest.mark.slow
+def test_program(key):
+    """The pure function: under jit, over keys and data sets, the same law."""
+    mixture, matrix, scale, y = problem(2, 1, 1)
+    bound = linear(mcx.ScorePrior(mixture.model, num_steps=30), matrix, scale, y)
+    pure = jax.jit(mcx.program(bound, mcx.GuidedDiffusion(256), num_chains=2))
+    exact, log_z = mixture.given(matrix, scale, y)
+    post = jax.vmap(pure)(jax.random.split(key, 64))
+    check_within(post["x"].mean((1, 2)), exact.mean, 0.1)
+    check_within(np.exp(np.asarray(post.log_evidence) - log_z), 1.0, 0.1)
+    other = linear(mcx.ScorePrior(mixture.model, num_steps=30), matrix, scale, y + 1)
+    moved = pure(jax.random.key(0), other)
+    assert abs(float(moved.log_evidence) - mixture.given(matrix, scale, y + 1)[1]) < 0.5
+
+
+def test_refusals():
+    y = np.zeros(2, np.float32)
+    gaussian = GaussianMixture.of([0.0, 0.0], 1.0)
+    prior = mcx.ScorePrior(gaussian, num_steps=8)
+
+    @mcx.model
+    def more(y):
+        scale = mcx.sample("scale", dist.HalfNormal(1.0))
+        x = mcx.sample("x", prior)
+        mcx.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
+
+    @mcx.model
+    def two():
+        mcx.sample("a", prior)
+        mcx.sample("b", prior)
+
+    @mcx.model
+    def none():
+        mcx.sample("mu", dist.Normal(0, 1))
+
+    @mcx.model
+    def scaled(y):
+        x = mcx.sample("x", prior)
+        mcx.sample("y", dist.Normal(0.0, jnp.exp(x)).to_event(1), obs=y)
+
+    method = mcx.GuidedDiffusion()
+    for bound, what in (
+        (more(y), "other latent sites"),
+        (two(), "several sites"),
+        (none(), "no diffusion prior"),
+    ):
+        with pytest.raises(CapabilityError, match=what):
+            mcx.infer(bound, method, key=0)
+    with pytest.raises(CapabilityError, match="linear Gaussian"):
+        mcx.infer(scaled(y), mcx.GuidedDiffusion(guidance="linear_gaussian"), key=0)
+    with pytest.raises(CapabilityError, match="gradient"):
+        mcx.infer(above(prior, np.array(1)), mcx.GuidedDiffusion(guidance="twisted"), key=0)
+    with pytest.raises(DataError, match="NaN"):
+        mcx.infer(linear(prior, np.eye(2), 1.0, np.array([0.0, np.nan])), method, key=0)
+    with pytest.raises(MethodError, match="starts from noise"):
+        mcx.infer(linear(prior, np.eye(2), 1.0, y), method, key=0, init="prior")
+    for wrong in (
+        {"num_particles": 1},
+        {"guidance": "dps"},
+        {"num_children": 0},
+        {"lookahead": "far"},
+        {"threshold": 2.0},
+        {"num_pilot": 1},
+    ):
+        with pytest.raises(MethodError, match=next(iter(wrong))):
+            mcx.GuidedDiffusion(**wrong)
+
+
+@pytest.mark.slow
+def test_collapses_are_told():
+    """Few particles on a sharp likelihood: a warning with a code; an impossible observation: an error."""
+    mixture, matrix, _, y = problem(16, 16, 3, seed=1)
+    bound = linear(mcx.ScorePrior(mixture.model, num_steps=40), matrix, 0.01, y)
+    method = mcx.GuidedDiffusion(200, guidance="soft_value", num_children=1)
+    with pytest.raises(DiagnosticWarning, match="MCX-W01[35]"):
+        mcx.infer(bound, method, key=0, warnings="raise")
+
+    @mcx.model
+    def impossible(prior, y):
+        x = mcx.sample("x", prior)
+        mcx.sample("y", dist.Uniform(0.0, jnp.where(x[0] > 1e6, 2.0, 1e-9)), obs=y)
+
+    prior = mcx.ScorePrior(GaussianMixture.of([0.0], 1.0), num_steps=8)
+    with pytest.raises((WeightCollapse, mcx.errors.SupportError)):
+        mcx.infer(impossible(prior, np.float32(1.0)), mcx.GuidedDiffusion(16), key=0)
+
+
+@pytest.mark.slow
+def test_checkpoint(tmp_path):
+    """The same call again finds the run done, with the same bits; another model is refused."""
+    mixture, matrix, scale, y = problem(2, 1, 1)
+    prior = mcx.ScorePrior(score_alone(mixture.model), event_shape=2, levels=LEVELS)
+    options = {"key": 0, "num_chains": 2, "checkpoint": tmp_path / "run", "warnings": "ignore"}
+    method = mcx.GuidedDiffusion(64)
+    first = mcx.infer(linear(prior, matrix, scale, y), method, **options)
+    again = mcx.infer(linear(prior, matrix, scale, y), method, **options)
+    np.testing.assert_array_equal(first["x"], again["x"])
+    assert first.log_evidence == again.log_evidence
+    with pytest.raises(mcx.errors.CheckpointMismatch):
+        mcx.infer(linear(prior, matrix, scale, y + 1), method, **options)
+
+
+@pytest.mark.slow
+def test_ranks(key):
+    """Simulation-based calibration: the truth's rank among draws is uniform; finds a shift of 0.2 sd."""
+    mixture = Mixture.random(np.random.default_rng(3), 2, 2)
+    matrix = np.array([[1.0, 0.5]], np.float32)
+    bound = linear(mcx.ScorePrior(mixture.model, num_steps=100), matrix, 0.5, np.zeros(1, np.float32))
+    pure = mcx.program(bound, mcx.GuidedDiffusion(256, num_pilot=64), num_chains=1)
+    num = 1000
+    truth = mixture.draws(np.random.default_rng(4), num).astype(np.float32)
+    noise = 0.5 * np.random.default_rng(5).normal(size=(num, 1)).astype(np.float32)
+    seen = truth @ matrix.T + noise
+
+    def one(args):
+        k, y = args
+        prior = mcx.ScorePrior(mixture.model, num_steps=100)
+        return pure(k, linear(prior, matrix, 0.5, y))["x"][0]
+
+    draws = np.asarray(
+        jax.lax.map(jax.jit(one), (jax.random.split(key, num), jnp.asarray(seen)), batch_size=50)
+    )
+    for direction in (np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([0.7, -0.7])):
+        rank = (draws @ direction < (truth @ direction)[:, None]).mean(1)
+        check_within(rank, 0.5, 0.06)
+        check_within((rank - 0.5) ** 2, 1 / 12, 0.02)
+
+
+# --- with other parameters -------------------------------------------------------------------------
+
+
+@mcx.model
+def shifted(prior, y):
+    """An unknown shift of all that is observed, of unknown size."""
+    shift = mcx.sample("shift", dist.Normal(0.0, 1.0))
+    x = mcx.sample("x", prior)
+    mcx.sample("y", dist.Normal(x + shift, 0.5).to_event(1), obs=y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", ["twisted", "soft_value"])
+def test_particle_gibbs(guidance, key):
+    """Shift and site of a Gaussian, in closed form; finds a seventh of an sd."""
+    y = np.array([2.0, -1.0], np.float32)
+    prior = mcx.ScorePrior(GaussianMixture.of([1.0, 0.0], 0.5), num_steps=40)
+    method = mcx.GuidedDiffusion(
+        20, guidance=guidance, params=mcx.NUTS(), num_warmup=200, num_samples=3000, num_children=2
+    )
+    post = mcx.infer(shifted(prior, y), method, key=key, num_chains=16, warnings="ignore")
+    seen = np.concatenate([np.eye(2), np.ones((2, 1))], 1)
+    before = np.diag([0.5, 0.5, 1.0])
+    gain = before @ seen.T @ np.linalg.inv(seen @ before @ seen.T + 0.25 * np.eye(2))
+    centre = np.array([1.0, 0.0, 0.0])
+    mean, cov = centre + gain @ (y - seen @ centre), before - gain @ seen @ before
+    draws = np.concatenate([post["x"], post["shift"][..., None]], -1)
+    sd = np.sqrt(np.diag(cov))
+    check_within(draws.mean(1), mean, 0.14 * sd)
+    check_within(((draws - mean) ** 2).mean(1), sd**2, 0.2 * sd**2)
+    check_within(((draws - mean)[..., 0] * (draws - mean)[..., 2]).mean(1), cov[0, 2], 0.2 * sd[0] * sd[2])
+    rates = post.smc_stats["x.update_rate"]
+    assert rates.shape == (16, 41) and (rates[:, -1] > 0.5).all()
+
+
+@pytest.mark.slow
+def test_particle_gibbs_refuses():
+    y = np.zeros(2, np.float32)
+    gaussian = GaussianMixture.of([0.0, 0.0], 1.0)
+    prior = mcx.ScorePrior(gaussian, num_steps=4)
+    method = mcx.GuidedDiffusion(params=mcx.NUTS())
+
+    @mcx.model
+    def within(y):
+        width = mcx.sample("width", dist.HalfNormal(1.0))
+        x = mcx.sample("x", mcx.ScorePrior(lambda x, t: -x / (width + t), ve(0.1, 10.0), (2,), num_steps=4))
+        mcx.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+    with pytest.raises(CapabilityError, match="depends on width"):
+        mcx.infer(within(y), method, key=0)
+    with pytest.raises(MethodError, match="other sites"):
+        mcx.infer(linear(prior, np.eye(2), 1.0, y), method, key=0)
+    with pytest.raises(MethodError, match="takes the observation apart"):
+        mcx.infer(
+            shifted(prior, y), mcx.GuidedDiffusion(params=mcx.NUTS(), guidance="linear_gaussian"), key=0
+        )

@@ -16,6 +16,8 @@ PEERS = {
     "particles": ("particles", "numpy<2"),
     "ot": ("POT",),
     "ott": ("ott-jax",),
+    "SALib": ("SALib",),
+    "openturns": ("openturns",),
 }
 
 

@@ -16,6 +16,7 @@ if not __name__.startswith("mcx."):
 
 if TYPE_CHECKING:
     from mcx.estimators.adaptive_importance import AdaptiveImportance, expectations
+    from mcx.estimators.given_controls import EstimatedMeans, KnownMeans
     from mcx.estimators.pareto import pareto_khat, psis
     from mcx.estimators.posterior_controls import SteinControls
     from mcx.estimators.proposals import Elliptical, Mixture, as_mixture
@@ -30,11 +31,14 @@ if TYPE_CHECKING:
     )
     from mcx.estimators.sobol import sobol_indices
     from mcx.estimators.stein import stein_controls
+    from mcx.estimators.training import train_proposal
 
 # name -> module that defines it, imported on first use
 _LAZY = {
     "AdaptiveImportance": "adaptive_importance",
     "Elliptical": "proposals",
+    "EstimatedMeans": "given_controls",
+    "KnownMeans": "given_controls",
     "Mixture": "proposals",
     "SlicedTarget": "sliced",
     "SteinControls": "posterior_controls",
@@ -48,6 +52,7 @@ _LAZY = {
     "sliced_wasserstein": "sliced",
     "sobol_indices": "sobol",
     "stein_controls": "stein",
+    "train_proposal": "training",
     "two_sample_test": "sliced",
     "wasserstein_1d": "sliced",
 }
@@ -55,6 +60,8 @@ _LAZY = {
 __all__ = [
     "AdaptiveImportance",
     "Elliptical",
+    "EstimatedMeans",
+    "KnownMeans",
     "Mixture",
     "SlicedTarget",
     "SteinControls",
@@ -68,6 +75,7 @@ __all__ = [
     "sliced_wasserstein",
     "sobol_indices",
     "stein_controls",
+    "train_proposal",
     "two_sample_test",
     "wasserstein_1d",
 ]

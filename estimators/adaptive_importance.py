@@ -10,28 +10,41 @@ import jax
 import numpy as np
 
 from mcx.errors import MethodError
+from mcx.estimators.given_controls import EstimatedMeans, KnownMeans
 from mcx.estimators.integrals import Integrals, estimate_from, integrals
+from mcx.estimators.proposals import as_part
 from mcx.estimators.regression import FITS
 from mcx.estimators.stages import Adapted, Adapting, Seen, digest, own_slopes, with_final
 from mcx.ops.keys import as_key
+from mcx.ops.tracing import refuse_tracing
 from mcx.results.estimate import Estimate
 
 __all__ = ["AdaptiveImportance", "expectations"]
 
 _SAMPLES = ("final", "all")
 _CONTROLS = ("own", "all", "none")
+_OF_CONTROLS = 0x6D65616E  # no number that stages have
 
 
 def expectations(
-    function: Callable[[Any], Any], law: Any, *, method: AdaptiveImportance | None = None, key: Any
+    function: Callable[[Any], Any],
+    law: Any,
+    *,
+    method: AdaptiveImportance | None = None,
+    controls: KnownMeans | EstimatedMeans | None = None,
+    key: Any,
 ) -> Estimate:
     """Estimate one function's expectations under many laws, or many functions' under one, from one sample.
 
     Args:
-        function: of a point (d,): a number, an array or a pytree; traced by JAX.
+        function: of a point (d,): a number, an array or a pytree; traced by JAX, once for each number of
+            points: a second call with the same function object compiles nothing.
         law: a NumPyro distribution of event shape (d,); with a batch (J,), J laws, under each of which the
             expectation of the function, then a number, is estimated.
         method: how; ``AdaptiveImportance()`` by default.
+        controls: control variates of your own, beside those of the method: functions whose expectations under
+            a single law are known, :class:`KnownMeans`, or are estimated from many draws of it,
+            :class:`EstimatedMeans`.
         key: a typed JAX key or an int.
 
     Returns:
@@ -39,7 +52,9 @@ def expectations(
         :func:`~mcx.estimators.integrals.estimate_from`, and ``num_stages``.
 
     Raises:
-        DataError: if the law has another shape, or both law and function are many.
+        DataError: if the law has another shape, or both law and function are many, or the function returns no
+            number.
+        MethodError: within functions that JAX traces.
         NonFiniteError: if the function is not finite where it was evaluated.
 
     Example:
@@ -48,8 +63,9 @@ def expectations(
         >>> law = dist.Normal(0.0, 1.0).expand([1]).to_event(1)
         >>> expectations(lambda x: {"fourth": x[0] ** 4, "tail": x[0] > 3.0}, law, key=0)  # doctest: +SKIP
     """
+    refuse_tracing("estimators.expectations", "call it outside of jit, vmap and grad", law, key)
     method = AdaptiveImportance() if method is None else method
-    return method.estimate(integrals(function, law), as_key(key))
+    return method.estimate(integrals(function, law), as_key(key), controls)
 
 
 @dataclass(frozen=True)
@@ -70,16 +86,25 @@ class AdaptiveImportance:
         df: their degrees of freedom; None for Gaussians, whose light tails make a fit to few points, too
             narrow, hard to find out.
         defensive: share of the mixture that the laws themselves keep; it bounds the weights.
-        controls: control variates: "all" that fit (polynomials where laws are Gaussian, ratios of the
-            mixture's components to it, and the laws' weights), "own", which is g_j / q for each integrand
-            with a coefficient from the exploration, or "none".
+        controls: control variates: "all" that fit, "own", or "none" at all. All are, of one law, polynomials
+            where it is Gaussian or has independent components with distribution functions, its weight, and
+            the ratios of the mixture's components to it; of many laws, polynomials if they are Gaussian, else
+            the ratios. "own" is g_j / q for each integrand, with the coefficient that all draws of the
+            exploration give.
         fit: of the coefficients; see :func:`~mcx.estimators.regression.regress`.
         samples: "final" estimates from the fresh sample: its errors are those of independent draws; "all"
             from the draws of all stages, weighted by the balance heuristic: less variance where the
-            exploration was good, but a small bias, as later proposals depend on earlier draws.
+            exploration was good, but a small bias, as later proposals depend on earlier draws, which the
+            standard errors do not know of. They take all draws as independent ones of the mixture of the
+            stages' proposals; with proposals that do not depend on draws that would be too much, as it is
+            known how many came from each.
         criterion: whose variances are summed to be minimised: of "relative" errors or "absolute" ones.
         relative_error: stop the exploration as soon as the largest relative standard error predicted of the
             result is below; None to go by the variance alone.
+        proposals: further parts of the mixture, which stay as they are, while their shares adapt: NumPyro
+            distributions on (d,), such as a ``TransformedDistribution`` with a trained flow, or objects with
+            ``sample(key, n)`` and ``log_prob(x)``; see :func:`~mcx.estimators.proposals.as_part` and
+            :func:`~mcx.estimators.training.train_proposal`.
 
     Sources: Demange-Chryst, Bachoc and Morio (2022), arXiv 2212.00568, which ``AdaptiveImportance.paper()``
     composes (positive integrands; here of both signs); Cornuet, Marin, Mira and Robert (2012) for all stages
@@ -98,6 +123,7 @@ class AdaptiveImportance:
     samples: str = "final"
     criterion: str = "relative"
     relative_error: float | None = None
+    proposals: tuple[Any, ...] = ()
 
     @classmethod
     def paper(cls, budget: int = 20_000, criterion: str = "relative") -> AdaptiveImportance:
@@ -137,9 +163,15 @@ class AdaptiveImportance:
     def _final(self) -> int:
         return self.budget - self.num_stages * self._stage
 
-    def estimate(self, problem: Integrals, key: Any) -> Estimate:
+    def estimate(
+        self, problem: Integrals, key: Any, controls: KnownMeans | EstimatedMeans | None = None
+    ) -> Estimate:
         """Run it; see :func:`expectations`."""
         size = self._stage
+        given = None
+        if controls is not None:
+            _check_controls(controls, self.budget)
+            given = controls.prepare(problem, jax.random.fold_in(key, _OF_CONTROLS))
         how = Adapting(
             self.num_components,
             self.df,
@@ -147,9 +179,9 @@ class AdaptiveImportance:
             self.criterion == "relative",
             self.controls != "none",
         )
-        adapted = Adapted.nothing(problem, how)
+        adapted = Adapted.nothing(problem, how, tuple(map(as_part, self.proposals)))
         seen = Seen.empty(problem, adapted, size, self.num_stages)
-        predicted, stages = np.inf, 0
+        predicted, stages, best = np.inf, 0, (np.inf, adapted)
         while stages < self.num_stages:
             key, key_stage = jax.random.split(key)
             x = adapted.proposal.sample(key_stage, size)
@@ -157,13 +189,17 @@ class AdaptiveImportance:
             stages += 1
             left = self.budget - size * stages
             variance, relative = float(deviation) ** 2 / left, float(relative) / np.sqrt(left)
-            # Adapting lowers the variance of a draw, and leaves fewer draws for the result. The first stage
-            # does not know its variance: the laws' own draws miss the tails that matter.
-            if predicted <= variance < np.inf:
+            # The first stage does not know its variance: the laws' own draws miss the tails that matter.
+            if stages > 1:
+                best = min(best, (variance * left, adapted), key=lambda pair: pair[0])
+            # Adapting lowers the variance of a draw, and leaves fewer draws for the result.
+            enough = stages > 1 and self.relative_error is not None and relative < self.relative_error
+            if enough or predicted <= variance < np.inf:
+                # All proposals would have as many draws left: the one whose draws varied least has them. That
+                # makes no bias, as they are new ones, which nothing was chosen by.
+                adapted = best[1]
                 break
-            predicted = variance if stages > 1 else np.inf
-            if stages > 1 and self.relative_error is not None and relative < self.relative_error:
-                break
+            predicted = min(predicted, variance) if stages > 1 else np.inf
             adapted = following
         key, key_final = jax.random.split(key)
         x = adapted.proposal.sample(key_final, self.budget - size * stages)
@@ -177,8 +213,26 @@ class AdaptiveImportance:
         elif self.controls == "all":
             choice = {"log_components": adapted.proposal.log_components(x)}
         else:
-            choice = {"polynomials": False}
+            choice = {"controls": False}
+        if given is not None:
+            choice["given"] = given.at(problem, x)
         estimate = estimate_from(
             problem, x, values, log_q, fit=self.fit, num_evaluations=self.budget, **choice
         )
         return replace(estimate, stats={**estimate.stats, "num_stages": stages})
+
+
+def _check_controls(controls: Any, budget: int) -> None:
+    if not isinstance(controls, KnownMeans | EstimatedMeans):
+        raise MethodError(
+            "controls= are control functions of your own",
+            expected="KnownMeans(functions, means) or EstimatedMeans(functions)",
+            found=repr(controls)[:100],
+            remedy="those of the method are chosen by AdaptiveImportance(controls=...)",
+        )
+    if isinstance(controls, EstimatedMeans) and controls.num_draws < budget:
+        raise MethodError(
+            "means of control functions from fewer draws than the budget cost more than they bring",
+            expected=f"num_draws of at least {budget}, better ten times as many",
+            found=repr(controls.num_draws),
+        )

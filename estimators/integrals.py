@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,17 @@ import numpy as np
 import numpyro.distributions as dist
 
 from mcx.errors import DataError, NonFiniteError
+from mcx.estimators.evaluation import at_points, refuse_nothing
 from mcx.estimators.hermite import Hermite, highest_degree
 from mcx.estimators.independent import Inputs, Products
 from mcx.estimators.pareto import pareto_khat
 from mcx.estimators.proposals import log_densities
 from mcx.estimators.regression import regress
+from mcx.ops.logspace import effective_sample_size
+from mcx.ops.tracing import refuse_tracing
 from mcx.results.estimate import Estimate
 
-__all__ = ["Integrals", "Values", "estimate_from", "gaussian_moments", "integrals"]
+__all__ = ["Given", "Integrals", "Values", "estimate_from", "gaussian_moments", "integrals"]
 
 _POINTS_PER_CONTROL = 40
 
@@ -31,47 +33,49 @@ class Values:
     """A function of points, evaluated at many of them, its values in one row.
 
     Attributes:
-        call: points (n, d) to values (n, J), and where one is not finite (n,), a NumPy array.
+        function: of one point.
+        program: the same of many; see :func:`~mcx.estimators.evaluation.at_points`.
         structure: of what the function returns, to give results its shape.
         size: J.
+        name: of the function, for errors.
     """
 
-    call: Callable[[Any], tuple[Any, Any]]
+    function: Callable[[Any], Any]
+    program: Callable[[Any], Any]
     structure: Any
     size: int
+    name: str
 
     @classmethod
-    def of(cls, function: Callable[[Any], Any], event: tuple[int, ...]) -> Values:
-        """Of a function of a point of shape ``event`` that returns a number, an array or a pytree."""
-        like = jax.eval_shape(function, jax.ShapeDtypeStruct(event, jnp.result_type(float)))
+    def of(cls, function: Callable[[Any], Any], event: tuple[int, ...], name: str = "the function") -> Values:
+        """Of a function of a point of shape ``event`` that returns a number, an array or a pytree.
+
+        Raises:
+            DataError: if it returns no number.
+        """
+        program = at_points(function)
+        like = jax.eval_shape(program, jax.ShapeDtypeStruct((1, *event), jnp.result_type(float)))
         leaves, tree = jax.tree_util.tree_flatten(like)
-        shapes = [leaf.shape for leaf in leaves]
-
-        @jax.jit
-        def call(x: Any) -> Any:
-            parts = jax.tree_util.tree_leaves(jax.vmap(function)(x))
-            found = jnp.concatenate([p.reshape(x.shape[0], -1) for p in parts], 1).astype(x.dtype)
-            return found, ~jnp.all(jnp.isfinite(found), 1)
-
-        def checked(x: Any) -> tuple[Any, Any]:
-            found, bad = call(x)
-            return found, np.asarray(bad)
-
-        return cls(checked, (tree, shapes), sum(int(np.prod(s)) for s in shapes))
+        refuse_nothing(leaves, name)
+        shapes = [leaf.shape[1:] for leaf in leaves]
+        return cls(function, program, (tree, shapes), sum(int(np.prod(s)) for s in shapes), name)
 
     def __call__(self, x: Any, counts: Any = True) -> Any:
         """The function at points, (n, J); 0 where they do not count, (n,).
 
         Raises:
             NonFiniteError: if a value that counts is NaN or infinite.
+            MethodError: if values depend on what JAX traces outside.
         """
-        found, bad = self.call(x)
+        found, bad = _rows(jax.tree_util.tree_leaves(self.program(x)), x)
+        refuse_tracing("estimators", "call it outside of jit, vmap and grad", found)
+        bad = np.asarray(bad)
         if counts is not True:
             found, bad = jnp.where(counts[:, None], found, 0.0), bad & np.asarray(counts)
         if count := int(bad.sum()):
             row = int(bad.argmax())
             raise NonFiniteError(
-                f"the function is not finite at {count} of {found.shape[0]} points",
+                f"{self.name} is not finite at {count} of {found.shape[0]} points",
                 found=f"{np.asarray(found[row])} at x = {np.asarray(x[row])}",
                 remedy="give it a value wherever the law has mass",
             )
@@ -85,6 +89,13 @@ class Values:
         parts = np.split(flat, sizes, axis=-1)
         leaves = [p.reshape((*flat.shape[:-1], *s)) for p, s in zip(parts, shapes, strict=True)]
         return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+@jax.jit
+def _rows(leaves: list[Any], x: Any) -> tuple[Any, Any]:
+    """Values in one row a point (n, J), and where one is not finite (n,)."""
+    found = jnp.concatenate([leaf.reshape(x.shape[0], -1) for leaf in leaves], 1).astype(x.dtype)
+    return found, ~jnp.all(jnp.isfinite(found), 1)
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,11 @@ class Integrals:
         Raises:
             NonFiniteError: if a value is NaN or infinite where there is.
         """
-        return self.function(x, True if self.moments is not None else _inside(self.law, x))
+        return self.function(x, self.counts(x))
+
+    def counts(self, x: Any) -> Any:
+        """Whether a law has mass at points (n,); True where all have everywhere."""
+        return True if self.moments is not None else _inside(self.law, x)
 
     def shaped(self, flat: Any) -> Any:
         """Numbers (J,) in the structure of the results."""
@@ -206,7 +221,20 @@ def gaussian_moments(law: Any) -> tuple[np.ndarray, np.ndarray] | None:
     return loc, np.broadcast_to(cov, (len(loc), *cov.shape[-2:]))
 
 
-@partial(jax.jit, static_argnames=("basis", "many_laws", "fit"))
+class Given(NamedTuple):
+    """Control variates from outside, functions whose means under the law are known or estimated.
+
+    values: (n, K), of the functions at the points.
+    means: (K,).
+    error: (K, K), a root of the covariance of estimated means, R'R; None of known ones.
+    """
+
+    values: Any
+    means: Any
+    error: Any = None
+
+
+@partial(jax.jit, static_argnames=("basis", "many_laws", "controls", "fit"))
 def _estimated(
     law: Any,
     values: Any,
@@ -216,23 +244,31 @@ def _estimated(
     reference: Any,
     means: Any,
     own: Any,
+    given: Any,
     *,
     basis: int | Products,
     many_laws: bool,
+    controls: bool,
     fit: str,
 ) -> dict[str, Any]:
     """Values and standard errors (J,), diagnostics, and which integrands are zero everywhere (J,)."""
     log_w = log_densities(law, x) - log_q[:, None]
     w = jnp.exp(log_w)
     y = w * values
+    added = jnp.zeros((len(x), 0), y.dtype) if given is None else w * (given.values - given.means)
+    columns = added.shape[1]
     if own is not None:
         log_own, coefficients = own
         ratio = jnp.exp(log_own - log_q[:, None])
-        found = regress(y - coefficients * (ratio - 1), ratio[:, :0])
+        found = regress(y - coefficients * (ratio - 1), added, fit=fit)
+        columns += 1
+    elif not controls:
+        found = regress(y, added, fit=fit)
     else:
         ratios = jnp.exp(log_components - log_q[:, None]) - 1
         polynomials = _polynomials(law, x, reference, basis)
         if many_laws and polynomials.shape[1]:
+            columns += polynomials.shape[1]
             # One surrogate for all laws, whose means under each are known; what it leaves is averaged. Points
             # count as under the laws taken together: a heavy tail of proposals is not to be fitted.
             surrogate = regress(values[:, 0], polynomials, jnp.mean(w, 1), fit="cross_fit")
@@ -244,14 +280,22 @@ def _estimated(
             se = jnp.hypot(found.se, jnp.finfo(y.dtype).eps * terms)
             found = found._replace(value=known + found.value, se=se)
         elif many_laws:
+            columns += ratios.shape[1]
             found = regress(y, ratios, fit=fit)
         else:
             # under the sampling density: w (p_k - E p_k), w - 1 and g_k / q - 1 have mean zero
-            found = regress(y, jnp.concatenate([w * (polynomials - means), w - 1, ratios], 1), fit=fit)
+            every = jnp.concatenate([added, w * (polynomials - means), w - 1, ratios], 1)
+            columns = every.shape[1]
+            found = regress(y, every, fit=fit)
+    if given is not None and given.error is not None:
+        slopes = found.coefficients[: added.shape[1]]
+        of_means = jnp.sqrt(jnp.sum((given.error @ slopes) ** 2, 0))
+        found = found._replace(se=jnp.hypot(found.se, of_means))
     return {
         "value": found.value,
         "se": found.se,
-        "ess": jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_w, 0), 0)).min(),
+        "num_controls": columns,
+        "ess": effective_sample_size(log_w, 0).min(),
         "khat": jnp.max(pareto_khat(log_w.T, log=True)),
         "khat_integrand": pareto_khat(jnp.log(jnp.abs(y)).T, log=True),
         "unseen": jnp.all(w * values == 0, 0),
@@ -279,7 +323,8 @@ def estimate_from(
     *,
     log_components: Any = None,
     own: tuple[Any, Any] | None = None,
-    polynomials: bool = True,
+    given: Given | None = None,
+    controls: bool = True,
     fit: str = "cross_fit",
     num_evaluations: int | None = None,
 ) -> Estimate:
@@ -294,20 +339,23 @@ def estimate_from(
             their ratios to the sampling density are control variates.
         own: log densities (n, J) of a normalised law for each integrand, whose ratio to the sampling density
             is its only control variate, and coefficients (J,) that are known beforehand.
-        polynomials: whether to use polynomials as control variates, where the laws are Gaussian or the
-            components of a single one are known to be independent.
+        given: further control variates of a single law.
+        controls: whether to use polynomials as control variates, where the laws are Gaussian or the
+            components of a single one are known to be independent, the weights of a single law, whose mean
+            is 1, and ``log_components``. Without, and without ``own`` and ``given``, estimates are plain
+            averages.
         fit: see :func:`~mcx.estimators.regression.regress`.
         num_evaluations: of the function, in all; n by default.
 
     Returns:
         Values and standard errors in the structure of the function's, or (J,) for J laws. ``stats``: ``ess``
         (the least over laws, of the weights), ``khat``, ``khat_integrand`` (J,), ``num_samples``,
-        ``num_controls``, ``num_evaluations``.
+        ``num_controls`` (columns of the regression), ``num_evaluations``.
     """
     n, d = x.shape
     many = problem.num_laws > 1
     most = n // _POINTS_PER_CONTROL
-    polynomials = polynomials and own is None
+    polynomials = controls and own is None
     degree = highest_degree(d, most) if polynomials and problem.moments is not None else 0
     basis: int | Products = degree
     if polynomials and problem.families:
@@ -315,8 +363,8 @@ def estimate_from(
     log_components = jnp.zeros((n, 0), x.dtype) if log_components is None else log_components[:, :most]
     reference, means = _reference(problem, degree, x.dtype)
     found = _estimated(
-        problem.law, values, log_components, log_q, x, reference, means, own,
-        basis=basis, many_laws=many, fit=fit,
+        problem.law, values, log_components, log_q, x, reference, means, own, given,
+        basis=basis, many_laws=many, controls=controls, fit=fit,
     )  # fmt: skip
     found = {name: np.asarray(a) for name, a in found.items()}
     if not (np.isfinite(found["value"]).all() and np.isfinite(found["se"]).all()):
@@ -326,15 +374,10 @@ def estimate_from(
             remedy="keep a share of the laws in the proposal, defensive=0.1; scale the function's values if "
             "they are near the largest numbers of their type",
         )
-    controls = len(basis.exponents) - 1 if isinstance(basis, Products) else math.comb(d + basis, d) - 1
-    if own is not None:
-        controls = 1
-    elif not (many and degree):
-        controls += log_components.shape[1] + (not many)
     stats = {
         **{name: found[name] for name in ("ess", "khat", "khat_integrand")},
         "num_samples": n,
-        "num_controls": controls,
+        "num_controls": int(found["num_controls"]),
         "num_evaluations": n if num_evaluations is None else num_evaluations,
     }
     notes = []

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import CapabilityError, MethodError
+from mcx.estimators.evaluation import leaves_at
 from mcx.estimators.hermite import highest_degree
 from mcx.estimators.stein import scores, stein_controls
 from mcx.model.compile import compile_model
 from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
 
-__all__ = ["SteinControls", "function_values"]
+__all__ = ["SteinControls"]
 
 _DRAWS_PER_CONTROL = 20
 _LEAST_BLOCKS = 4
@@ -51,6 +52,8 @@ class SteinControls:
 
         Raises:
             CapabilityError: where the draws hold no unconstrained point of every latent site.
+            DataError: if a function returns no number.
+            NonFiniteError: if a function is not finite at a draw.
         """
         target = compile_model(posterior.bound)
         z = np.asarray(posterior.unconstrained)
@@ -64,10 +67,16 @@ class SteinControls:
             )
         controls = _controls(target, z, degree) if degree else np.zeros((*z.shape[:2], 0))
         blocks = _blocks(z.shape[0], z.shape[1])
+        draws = {site: x.reshape(-1, *x.shape[2:]) for site, x in posterior.draws.items()}
         results = {}
         for name, function in functions.items():
-            leaves, tree = jax.tree_util.tree_flatten(function_values(function, posterior.draws))
-            found = [_average(np.asarray(leaf, np.float64), controls, blocks) for leaf in leaves]
+            leaves, tree = leaves_at(name, function, draws)
+            found = [
+                _average(
+                    np.asarray(leaf, np.float64).reshape(*z.shape[:2], *leaf.shape[1:]), controls, blocks
+                )
+                for leaf in leaves
+            ]
             value, se, explained = (
                 jax.tree_util.tree_unflatten(tree, list(part)) for part in zip(*found, strict=True)
             )
@@ -84,17 +93,6 @@ class SteinControls:
             return self.degree
         enough = posterior.num_chains * posterior.num_draws // _DRAWS_PER_CONTROL
         return highest_degree(d, enough, 2)
-
-
-def function_values(function: Callable[[Any], Any], draws: Mapping[str, Any]) -> Any:
-    """A function's values at draws: chain x draw x ..., a pytree."""
-    return jax.jit(jax.vmap(jax.vmap(lambda values: jax.tree_util.tree_map(_as_float, function(values)))))(
-        dict(draws)
-    )
-
-
-def _as_float(x: Any) -> Any:
-    return jnp.asarray(x, jnp.result_type(float))
 
 
 def _controls(target: Any, z: np.ndarray, degree: int) -> np.ndarray:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import CapabilityError, WeightCollapse
+from mcx.errors import CapabilityError, MethodError, WeightCollapse
 from mcx.estimators.adaptation import fit_populations
+from mcx.estimators.evaluation import leaves_at
 from mcx.estimators.hermite import highest_degree
 from mcx.estimators.pareto import khat_of, pareto_khat
 from mcx.estimators.proposals import Elliptical, Mixture
 from mcx.estimators.regression import regress
-from mcx.estimators.stages import balanced
+from mcx.estimators.stages import balanced, joined
 from mcx.estimators.stein import scores, stein_controls
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
+from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
 from mcx.target import Target
 
@@ -49,80 +52,149 @@ def expect_by_importance(
     Args:
         bound: a model and its data; every latent site continuous.
         functions: by name, of the sites' values.
-        method: budget, stages, components, tails, share of the wide first law, control variates.
+        method: budget, stages, components, tails, share of the wide first law, control variates ("all" or
+            "none"), fit, samples. ``relative_error`` ends the exploration where the largest relative standard
+            error that a stage's draws predict, without control variates, is below.
         key: of the run.
 
     Raises:
+        DataError: if a function returns no number.
+        MethodError: if the method has settings that mean nothing here.
+        NonFiniteError: if a function is not finite at a draw of positive weight; it is named.
         WeightCollapse: if no point has a positive density, or one point all the weight.
 
     Sources: Cornuet, Marin, Mira and Robert (2012); Koblents and Miguez (2015) for tempered weights; Leluc,
     Portier, Segers and Zhuman (2022) for the regression.
     """
+    _check(method)
     target = compile_model(bound)
     if target.dim == 0:
         raise CapabilityError("the model has no latent site to integrate over")
     size = int(method.budget * method.exploration) // method.num_stages
     key, key_first, key_final = jax.random.split(key, 3)
     wide = _wide(target, key_first, size)
-    proposal = _adapted(
-        target,
-        key,
-        wide,
-        size=size,
-        stages=method.num_stages,
-        components=method.num_components,
-        df=method.df,
-        share=max(method.defensive, _LEAST_SHARE),
-    )
-    x = proposal.sample(key_final, method.budget - size * method.num_stages)
-    log_w = _log_density(target, x) - proposal.log_prob(x)
+    cloud, proposal = _nothing(wide, method, size)
+    for t, key_stage in enumerate(jax.random.split(key, method.num_stages)):
+        cloud, following = _stage(
+            target, cloud, proposal, key_stage, t,
+            size=size, components=method.num_components, df=method.df, share=_share(method),
+        )  # fmt: skip
+        left = method.budget - size * (t + 1)
+        if t and method.relative_error is not None:
+            of_stage = slice(t * size, (t + 1) * size)
+            x, log_p = cloud.x[of_stage], cloud.log_p[of_stage]
+            predicted = _predicted(target, x, log_p - proposal.log_prob(x), functions)
+            if predicted * np.sqrt(size / left) < method.relative_error:
+                break
+        proposal = following
+    stages = t + 1
+    x = proposal.sample(key_final, left)
+    log_p = _log_density(target, x)
+    if method.samples == "all":
+        x, log_w = _with_final(cloud, proposal, x, log_p, count=size * stages)
+    else:
+        log_w = log_p - proposal.log_prob(x)
     if not bool(jnp.any(log_w > -jnp.inf)):
         raise WeightCollapse(
             "no importance sample has a positive density",
             remedy="raise budget=, or use mcx.infer with a Markov chain method first",
         )
-    return _estimates(target, x, log_w, proposal, functions, method)
+    found = _estimates(target, x, log_w, proposal, functions, method)
+    return {name: replace(e, stats={**e.stats, "num_stages": stages}) for name, e in found.items()}
 
 
-@partial(jax.jit, static_argnames=("size", "stages", "components", "df", "share"))
-def _adapted(
+def _check(method: AdaptiveImportance) -> None:
+    """Raise on what means nothing for a posterior: one target that all functions share."""
+    for name, meant in (("controls", ("all", "none")), ("criterion", ("relative",)), ("proposals", ((),))):
+        if getattr(method, name) not in meant:
+            raise MethodError(
+                f"{name} has no meaning for expectations under a posterior",
+                expected=f"{name}={' or '.join(map(repr, meant))}",
+                found=repr(getattr(method, name)),
+                remedy="leave it out: the mixture adapts to the posterior itself, not to each function",
+            )
+
+
+class _Cloud(NamedTuple):
+    """Points of all stages, with room for those to come, which have no density.
+
+    x: (room, d); log_p: (room,) log densities of the posterior, unnormalised; log_sums: (room,), as
+    :func:`~mcx.estimators.stages.balanced` has them; past: the stages' proposals.
+    """
+
+    x: Any
+    log_p: Any
+    log_sums: Any
+    past: Mixture
+
+
+def _share(method: AdaptiveImportance) -> float:
+    return max(method.defensive, _LEAST_SHARE)
+
+
+def _mixture(found: Elliptical, shares: Any, wide: Elliptical, share: float) -> Mixture:
+    return Mixture((found, wide), jnp.append(shares + jnp.log1p(-share), jnp.log(share)))
+
+
+def _nothing(wide: Elliptical, method: AdaptiveImportance, size: int) -> tuple[_Cloud, Mixture]:
+    """Until something is known all components are the wide one."""
+    components, room, d = method.num_components, size * method.num_stages, wide.loc.shape[1]
+    tails = Elliptical(
+        jnp.repeat(wide.loc, components, 0), jnp.repeat(wide.scale_tril, components, 0), method.df
+    )
+    first = _mixture(tails, jnp.full(components, -jnp.log(components)), wide, _share(method))
+    past = jax.tree_util.tree_map(lambda x: jnp.stack([x] * method.num_stages), first)
+    return _Cloud(jnp.zeros((room, d)), jnp.full(room, -jnp.inf), jnp.zeros(room), past), first
+
+
+@partial(jax.jit, static_argnames=("size", "components", "df", "share"))
+def _stage(
     target: Target,
+    cloud: _Cloud,
+    proposal: Mixture,
     key: Any,
-    wide: Elliptical,
+    t: Any,
     *,
     size: int,
-    stages: int,
     components: int,
     df: float | None,
     share: float,
-) -> Mixture:
-    """All stages as one program. There is room for all points; those to come have no density."""
-    d, room = target.dim, size * stages
+) -> tuple[_Cloud, Mixture]:
+    """Draw, weigh all points so far, and fit the next proposal to them. One program serves all stages."""
+    new = proposal.sample(key, size)
+    past = jax.tree_util.tree_map(lambda every, one: every.at[t].set(one), cloud.past, proposal)
+    put = jax.lax.dynamic_update_slice_in_dim
+    x = put(cloud.x, new, t * size, 0)
+    log_p = put(cloud.log_p, _log_density(target, new), t * size, 0)
+    of_past = jax.vmap(lambda m: m.log_prob(new))(past)
+    log_sums = balanced(cloud.log_sums, x, new, t, proposal, of_past)
+    log_w = _tempered(log_p - log_sums, max(_TEMPERED_ESS * size, 2.0 * target.dim))
+    found, shares = fit_populations(x, log_w[:, None], num_components=components, df=df)
+    following = _mixture(found, shares[0], proposal.parts[1], share)
+    return _Cloud(x, log_p, log_sums, past), following
 
-    def mixture(found: Elliptical, shares: Any) -> Mixture:
-        return Mixture((found, wide), jnp.append(shares + jnp.log1p(-share), jnp.log(share)))
 
-    # until something is known all components are the wide one
-    tails = Elliptical(jnp.repeat(wide.loc, components, 0), jnp.repeat(wide.scale_tril, components, 0), df)
-    first = mixture(tails, jnp.full(components, -jnp.log(components)))
-    none = jnp.full(room, -jnp.inf)
-    past = jax.tree_util.tree_map(lambda x: jnp.stack([x] * stages), first)
+@partial(jax.jit, static_argnames="count")
+def _with_final(cloud: _Cloud, proposal: Mixture, x: Any, log_p: Any, *, count: int) -> tuple[Any, Any]:
+    """Points of the stages and the final sample, and their log weights by the balance heuristic."""
+    stages = len(cloud.past.log_weights)
+    size = len(cloud.x) // stages
+    drawn = jnp.arange(stages)[:, None] < count // size
+    of_past = jnp.where(drawn, jax.vmap(lambda m: m.log_prob(x))(cloud.past), -jnp.inf)
+    before = cloud.x[:count]
+    log_q = joined(cloud.log_sums[:count], before, x, of_past, proposal, size)
+    return jnp.concatenate([before, x]), jnp.concatenate([cloud.log_p[:count], log_p]) - log_q
 
-    def stage(carry: Any, inputs: Any) -> tuple[Any, None]:
-        x, log_p, log_sums, proposal, past = carry
-        t, key = inputs
-        new = proposal.sample(key, size)
-        past = jax.tree_util.tree_map(lambda every, one: every.at[t].set(one), past, proposal)
-        put = jax.lax.dynamic_update_slice_in_dim
-        x, log_p = put(x, new, t * size, 0), put(log_p, _log_density(target, new), t * size, 0)
-        log_sums = balanced(log_sums, x, new, t, proposal, jax.vmap(lambda m: m.log_prob(new))(past))
-        log_w = _tempered(log_p - log_sums, max(_TEMPERED_ESS * size, 2.0 * d))
-        found, shares = fit_populations(x, log_w[:, None], num_components=components, df=df)
-        return (x, log_p, log_sums, mixture(found, shares[0]), past), None
 
-    begin = (jnp.zeros((room, d)), none, jnp.zeros(room), first, past)
-    keys = jax.random.split(key, stages)
-    return jax.lax.scan(stage, begin, (jnp.arange(stages), keys))[0][3]
+def _predicted(target: Target, x: Any, log_w: Any, functions: Mapping[str, Callable[[Any], Any]]) -> float:
+    """The largest relative standard error of a stage's weighted averages, without control variates."""
+    draws, w = _constrained(target, x), jnp.exp(log_w - jnp.max(log_w))
+    errors = []
+    for name, function in functions.items():
+        for leaf in leaves_at(name, function, draws, w > 0)[0]:
+            value, se, _ = _average(jnp.asarray(leaf, x.dtype), None, w, log_w, fit="least_squares")
+            errors.append(np.max(np.asarray(se) / np.maximum(np.abs(value), np.finfo(x.dtype).tiny)))
+    return float(np.max(errors))
 
 
 def _wide(target: Target, key: Any, size: int) -> Elliptical:
@@ -150,7 +222,7 @@ def _tempered(log_w: Any, least: Any) -> Any:
         return jnp.where(log_w > -jnp.inf, power * log_w, -jnp.inf)
 
     def enough(power: Any) -> Any:
-        return jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(scaled(power)))) >= least
+        return effective_sample_size(scaled(power)) >= least
 
     def halve(_: Any, bounds: Any) -> Any:
         middle = bounds.mean()
@@ -170,10 +242,10 @@ def _estimates(
 ) -> dict[str, Estimate]:
     n, d = x.shape
     every = method.controls == "all"
-    ess = float(jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_w))))
+    ess = float(effective_sample_size(log_w))
     degree = highest_degree(d, int(ess) // _DRAWS_PER_CONTROL, 2) if every else 0
     w, controls, khat, log_evidence, evidence_se = _weighed(
-        target, x, log_w, proposal, degree=degree, ratios=every
+        target, x, log_w, proposal, degree=degree, ratios=every, fit=method.fit
     )
     draws = _constrained(target, x)
     shared = {
@@ -187,8 +259,8 @@ def _estimates(
     }
     results = {}
     for name, function in functions.items():
-        leaves, tree = jax.tree_util.tree_flatten(jax.jit(jax.vmap(function))(draws))
-        parts = [_average(jnp.asarray(leaf, x.dtype), controls, w, log_w) for leaf in leaves]
+        leaves, tree = leaves_at(name, function, draws, w > 0)
+        parts = [_average(jnp.asarray(leaf, x.dtype), controls, w, log_w, fit=method.fit) for leaf in leaves]
         value, se = (
             jax.tree_util.tree_unflatten(tree, [np.asarray(part[i]) for part in parts]) for i in (0, 1)
         )
@@ -200,9 +272,9 @@ def _estimates(
     return results
 
 
-@partial(jax.jit, static_argnames=("degree", "ratios"))
+@partial(jax.jit, static_argnames=("degree", "ratios", "fit"))
 def _weighed(
-    target: Target, x: Any, log_w: Any, proposal: Mixture, *, degree: int, ratios: bool
+    target: Target, x: Any, log_w: Any, proposal: Mixture, *, degree: int, ratios: bool, fit: str
 ) -> tuple[Any, Any, Any, Any, Any]:
     """Weights, Stein control variates, k-hat of the weights, log evidence and its standard error."""
     shift = jnp.max(log_w)
@@ -216,16 +288,16 @@ def _weighed(
         slope = scores(target, jnp.where(inside, x, mean))
         controls = jnp.where(inside, stein_controls(x, slope, mean, tril, degree), 0.0)
     excess = jnp.exp(proposal.log_components(x) - proposal.log_prob(x)[:, None]) - 1
-    found = regress(w, excess if ratios else None, fit="cross_fit")
+    found = regress(w, excess if ratios else None, fit=fit)
     khat = pareto_khat(log_w, log=True)
     return w, controls, khat, shift + jnp.log(found.value), found.se / found.value
 
 
-@jax.jit
-def _average(values: Any, controls: Any, w: Any, log_w: Any) -> tuple[Any, Any, Any]:
+@partial(jax.jit, static_argnames="fit")
+def _average(values: Any, controls: Any, w: Any, log_w: Any, *, fit: str) -> tuple[Any, Any, Any]:
     """Weighted means, their standard errors, and the heaviest tail of what is averaged, w |h - mean|."""
     flat = jnp.where((w > 0)[:, None], values.reshape(len(w), -1), 0.0)
-    found = regress(flat, controls, w)
+    found = regress(flat, controls, w, fit=fit)
     shape = values.shape[1:]
     khat = jnp.max(khat_of(flat, log_w))
     return found.value.reshape(shape), found.se.reshape(shape), khat

@@ -15,8 +15,10 @@ from mcx.errors import MethodError
 from mcx.model.support import log_prob_in_support
 from mcx.ops.random import choose
 
-__all__ = ["Elliptical", "Mixture", "as_mixture", "fit_elliptical", "log_densities", "mixed"]
-
+__all__ = [
+    "Drawable", "Elliptical", "Mixture", "as_mixture", "as_part", "fit_elliptical", "log_densities",
+    "log_parts", "mixed", "num_components",
+]  # fmt: skip
 
 _MOST_NORMALS = 10
 
@@ -70,14 +72,54 @@ class Elliptical:
         return self.loc[component] + jnp.einsum("nij,nj->ni", self.scale_tril[component], z)
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class Drawable:
+    """Any object with ``sample(key, n)`` and ``log_prob(x)``, as one component; see :func:`as_part`.
+
+    Attributes:
+        of: the object. Programs are compiled for it: the same object has the same programs.
+    """
+
+    of: Any
+    count = 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Drawable) and self.of is other.of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+    def log_prob(self, x: Any) -> Any:
+        """Log densities (n, 1) at points (n, d)."""
+        found = jnp.asarray(self.of.log_prob(x), x.dtype)
+        if found.shape != x.shape[:1]:
+            raise MethodError(
+                "log_prob of a proposal has the wrong shape",
+                expected=f"{x.shape[:1]} of points {x.shape}",
+                found=repr(found.shape),
+            )
+        return jnp.where(jnp.isnan(found), -jnp.inf, found)[:, None]
+
+    def sample(self, key: Any, component: Any) -> Any:
+        """As many draws (n, d) as there are components (n,) asked for."""
+        n = component.shape[0]
+        found = jnp.asarray(self.of.sample(key, n), jnp.result_type(float))
+        if found.ndim != 2 or found.shape[0] != n:
+            raise MethodError(
+                "draws of a proposal have the wrong shape", expected=f"({n}, d)", found=repr(found.shape)
+            )
+        return found
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mixture:
     """A mixture of distributions on (d,).
 
     Attributes:
-        parts: :class:`Elliptical`, or NumPyro distributions of event shape (d,) and batch shape () or (C,),
-            which count as C components.
+        parts: :class:`Elliptical`, NumPyro distributions of event shape (d,) and batch shape () or (C,),
+            which count as C components, or :class:`Drawable`.
         log_weights: (components,), of all parts one after another; need not be normalised.
     """
 
@@ -87,7 +129,7 @@ class Mixture:
     @jax.jit
     def log_components(self, x: Any) -> Any:
         """Log densities of all components (n, components) at points (n, d)."""
-        return jnp.concatenate([log_densities(part, x) for part in self.parts], 1)
+        return log_parts(self.parts, x)
 
     @jax.jit
     def log_prob(self, x: Any) -> Any:
@@ -101,13 +143,18 @@ class Mixture:
         which = choose(key_which, self.log_weights, (n,))
         begin, found = 0, None
         for part, key_part in zip(self.parts, keys, strict=True):
-            count = _count(part)
+            count = num_components(part)
             own = jnp.clip(which - begin, 0, count - 1)
             drawn = _draw(part, key_part, own, n)
             here = (which >= begin) & (which < begin + count)
             found = drawn if found is None else jnp.where(here[:, None], drawn, found)
             begin += count
         return found
+
+
+def log_parts(parts: tuple[Any, ...], x: Any) -> Any:
+    """Log densities (n, components) of all parts one after another."""
+    return jnp.concatenate([x[:, :0], *(log_densities(part, x) for part in parts)], 1)
 
 
 def mixed(log_components: Any, log_weights: Any) -> Any:
@@ -118,22 +165,45 @@ def mixed(log_components: Any, log_weights: Any) -> Any:
 def as_mixture(*parts: Any) -> Mixture:
     """A mixture in equal proportions.
 
+    Args:
+        *parts: :class:`Elliptical`, NumPyro distributions, or whatever has ``sample`` and ``log_prob``; see
+            :func:`as_part`.
+
     Raises:
         MethodError: on what is no distribution of vectors.
     """
-    for part in parts:
-        if not isinstance(part, Elliptical) and len(getattr(part, "event_shape", ())) != 1:
-            raise MethodError(
-                "a proposal is a distribution of vectors",
-                expected="a NumPyro distribution with one event dimension",
-                found=f"{type(part).__name__} with event shape {getattr(part, 'event_shape', None)}",
-                remedy="make it one with .to_event(1), or expand it to shape (1,)",
-            )
-        if not isinstance(part, Elliptical) and len(part.batch_shape) > 1:
-            raise MethodError(
-                "a batch of proposals has one axis", expected="(C,)", found=repr(part.batch_shape)
-            )
-    return Mixture(parts, jnp.zeros(sum(map(_count, parts))))
+    parts = tuple(map(as_part, parts))
+    return Mixture(parts, jnp.zeros(sum(map(num_components, parts))))
+
+
+def as_part(part: Any) -> Any:
+    """Make a part of a :class:`Mixture` of what can be drawn from and has a density.
+
+    Args:
+        part: :class:`Elliptical`; a NumPyro distribution of event shape (d,) and batch shape () or (C,), such
+            as a ``TransformedDistribution`` with a trained flow; or another object with ``sample(key, n)``,
+            which returns n draws (n, d), and ``log_prob(x)``, of points (n, d), which returns (n,). Both are
+            traced by JAX, with what the object holds as constants. It has to be normalised.
+
+    Raises:
+        MethodError: on anything else.
+    """
+    if isinstance(part, Elliptical | Drawable):
+        return part
+    if not hasattr(part, "event_shape") and callable(getattr(part, "sample", None)):
+        if callable(getattr(part, "log_prob", None)):
+            return Drawable(part)
+    if len(getattr(part, "event_shape", ())) != 1:
+        raise MethodError(
+            "a proposal is a distribution of vectors",
+            expected="a NumPyro distribution with one event dimension, or an object with sample(key, n) and "
+            "log_prob(x)",
+            found=f"{type(part).__name__} with event shape {getattr(part, 'event_shape', None)}",
+            remedy="make it one with .to_event(1), or expand it to shape (1,)",
+        )
+    if len(part.batch_shape) > 1:
+        raise MethodError("a batch of proposals has one axis", expected="(C,)", found=repr(part.batch_shape))
+    return part
 
 
 def fit_elliptical(
@@ -174,17 +244,18 @@ def _chi_square(key: Any, df: float, n: int, dtype: Any) -> Any:
     return 2 * jax.random.gamma(key, 0.5 * df, (n,), dtype)
 
 
-def _count(part: Any) -> int:
-    if isinstance(part, Elliptical):
+def num_components(part: Any) -> int:
+    """How many components of a mixture a part counts as."""
+    if isinstance(part, Elliptical | Drawable):
         return part.count
     return int(part.batch_shape[0]) if part.batch_shape else 1
 
 
 def log_densities(part: Any, x: Any) -> Any:
-    """Log densities (n, C) of :class:`Elliptical` or NumPyro distributions; -inf outside of the support."""
+    """Log densities (n, C) of parts of a :class:`Mixture`; -inf outside of the support."""
     if isinstance(part, dist.MultivariateNormal):
         part = _elliptical(part)
-    if isinstance(part, Elliptical):
+    if isinstance(part, Elliptical | Drawable):
         return part.log_prob(x)
     value = log_prob_in_support(part, x[:, None] if part.batch_shape else x)
     return value if part.batch_shape else value[:, None]
@@ -198,7 +269,7 @@ def _elliptical(law: dist.MultivariateNormal) -> Elliptical:
 
 
 def _draw(part: Any, key: Any, component: Any, n: int) -> Any:
-    if isinstance(part, Elliptical):
+    if isinstance(part, Elliptical | Drawable):
         return part.sample(key, component)
     if not part.batch_shape:
         return part.sample(key, (n,))

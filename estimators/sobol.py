@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import DataError, MethodError
+from mcx.errors import MethodError
 from mcx.estimators.independent import Inputs, Products
 from mcx.estimators.integrals import Values
 from mcx.estimators.pareto import pareto_khat
 from mcx.estimators.regression import regress
 from mcx.ops.keys import as_key
+from mcx.ops.tracing import refuse_tracing
 from mcx.results.estimate import Estimate
 
 __all__ = ["sobol_indices"]
@@ -44,7 +45,7 @@ def sobol_indices(
     Polynomials g are fitted to f by least squares, of a degree that generalised cross-validation chooses.
     Their indices are sums of squares of coefficients; pick-freeze is left with r = f - g, and with products
     of r and parts of g, averaged over all points. Each fifth of the blocks takes the coefficients from the
-    others, so that variances remain unbiased, however well or badly g fits. The product r(A) r(B), and
+    others, so that a g that fits badly costs accuracy and makes no bias. The product r(A) r(B), and
     differences of terms of the same mean, are further control variates: they make of the estimator of
     Saltelli and others, with which it begins, that of Janon and others where that is better.
 
@@ -54,7 +55,7 @@ def sobol_indices(
             or a list of d distributions of numbers. Discrete ones, and those without a distribution function,
             are left out of the polynomials.
         budget: evaluations of the function, in all; at least 50 (d + 2).
-        controls: "polynomials", or "none" for pick-freeze alone.
+        controls: "polynomials", or "none" for pick-freeze without them.
         key: a typed JAX key or an int.
 
     Returns:
@@ -63,12 +64,15 @@ def sobol_indices(
         its indices are NaN, and a note says so. ``stats``: ``mean``, ``variance`` and their standard errors
         ``mean_se`` and ``variance_se``, ``r_squared`` (share of the variance that polynomials explain) and
         ``khat_integrand``, all (J,) for the function's J numbers; ``degree`` (the highest allowed),
-        ``num_controls``, ``num_samples`` (blocks), ``num_evaluations``.
+        ``num_controls`` (polynomials of that degree), ``num_samples`` (blocks), ``num_evaluations``.
 
     Raises:
         DataError: if the inputs are not known to be independent, or the function returns nothing.
-        MethodError: if the budget is too small, or controls are unknown.
+        MethodError: if the budget is too small, or controls are unknown; within functions that JAX traces.
         NonFiniteError: if the function is not finite where it was evaluated.
+
+    Indices are ratios of estimates, with a bias of the order of their variance: 1 / budget, against errors of
+    the order of its root.
 
     Costs ``budget`` evaluations, O(budget K^2) for K <= 500 polynomials, and memory for budget K / 5 numbers.
 
@@ -86,6 +90,7 @@ def sobol_indices(
         >>> law = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
         >>> sobol_indices(lambda x: x[0] + 2 * x[1], law, budget=2000, key=0)  # doctest: +SKIP
     """
+    refuse_tracing("estimators.sobol_indices", "call it outside of jit, vmap and grad", law, key)
     if controls not in _CONTROLS:
         raise MethodError("controls is unknown", expected=", ".join(_CONTROLS), found=repr(controls))
     inputs = Inputs.of(law)
@@ -99,8 +104,6 @@ def sobol_indices(
             remedy=f"raise budget= to {_LEAST * (d + 2)} or more",
         )
     values = Values.of(function, (d,))
-    if not values.size:
-        raise DataError("function returns no number", expected="numbers, arrays or a pytree of them")
     key_a, key_b = jax.random.split(as_key(key))
     a, b = (inputs.sample(k, n * _FOLDS) for k in (key_a, key_b))
     y = values(_blocks(a, b).reshape(-1, d))

@@ -12,11 +12,20 @@ import numpy as np
 
 from mcx.estimators.adaptation import fit_populations, mixture_weights
 from mcx.estimators.integrals import Integrals
-from mcx.estimators.proposals import Elliptical, Mixture, fit_elliptical, log_densities
+from mcx.estimators.proposals import (
+    Elliptical,
+    Mixture,
+    fit_elliptical,
+    log_densities,
+    log_parts,
+    mixed,
+    num_components,
+)
+from mcx.ops.logspace import effective_sample_size
 
-__all__ = ["Adapted", "Adapting", "Seen", "balanced", "digest", "own_slopes", "with_final"]
+__all__ = ["Adapted", "Adapting", "Seen", "balanced", "digest", "joined", "own_slopes", "with_final"]
 
-_FURTHER = 2.0  # how much wider than its law an integrand is looked for that has been zero everywhere
+_FURTHER = 2.0  # how much wider an integrand is looked for in each stage, as long as it was zero everywhere
 
 
 class Adapting(NamedTuple):
@@ -66,35 +75,39 @@ def balanced(log_sums: Any, points: Any, new: Any, t: Any, proposal: Any, of_pas
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Adapted:
-    """A proposal: components that were fitted to each integrand, and the laws.
+    """A proposal: components that were fitted to each integrand, the laws, and what else is given.
 
     Attributes:
         found: J k components, those of an integrand one after another.
         shares: (J, k) their log weights within an integrand's fit.
         law: that of the integrals.
-        log_weights: of the mixture, of the components found and the laws.
+        fixed: further parts of the mixture, that stay as they are.
+        log_weights: of the mixture, of the components found, the laws and the fixed parts.
     """
 
     found: Elliptical
     shares: Any
     law: Any
+    fixed: tuple[Any, ...]
     log_weights: Any
 
     @classmethod
-    def nothing(cls, problem: Integrals, how: Adapting) -> Adapted:
-        """The laws alone. All proposals have the same structure, so that one program serves all stages."""
+    def nothing(cls, problem: Integrals, how: Adapting, fixed: tuple[Any, ...] = ()) -> Adapted:
+        """The laws, and as much of fixed parts: all proposals have the same structure and share programs."""
         d, count = problem.law.event_shape[0], problem.count * how.num_components
         dtype = jnp.result_type(float)
         tril = np.broadcast_to(np.eye(d), (count, d, d))
         found = Elliptical(jnp.zeros((count, d)), jnp.asarray(tril, dtype), how.df)
-        weights = np.repeat([-np.inf, 0.0], [count, problem.num_laws])
+        others = sum(map(num_components, fixed))
+        share = np.log(problem.num_laws / max(others, 1))
+        weights = np.repeat([-np.inf, 0.0, share], [count, problem.num_laws, others])
         shares = jnp.zeros((problem.count, how.num_components))
-        return cls(found, shares, problem.law, jnp.asarray(weights, dtype))
+        return cls(found, shares, problem.law, fixed, jnp.asarray(weights, dtype))
 
     @property
     def proposal(self) -> Mixture:
         """What is drawn from."""
-        return Mixture((self.found, self.law), self.log_weights)
+        return Mixture((self.found, self.law, *self.fixed), self.log_weights)
 
     @jax.jit
     def own_log_densities(self, x: Any) -> Any:
@@ -146,9 +159,10 @@ class Seen:
         """Log of the density that the points come from taken together: the balance heuristic."""
         return self.log_sums - jnp.log(jnp.maximum(self.stage, 1))
 
-    def of_past(self, law: Any, x: Any) -> Any:
-        """Log densities (stages, n) of points under the proposals."""
-        return jax.vmap(lambda p: Mixture((p[0], law), p[1]).log_prob(x))(self.proposals)
+    def of_past(self, adapted: Adapted, x: Any) -> Any:
+        """Log densities (stages, n) of points under the proposals, which share what is fixed of one."""
+        same = jnp.concatenate([log_densities(adapted.law, x), log_parts(adapted.fixed, x)], 1)
+        return jax.vmap(lambda p: mixed(jnp.concatenate([p[0].log_prob(x), same], 1), p[1]))(self.proposals)
 
 
 @partial(jax.jit, static_argnames="how")
@@ -181,10 +195,10 @@ def digest(seen: Seen, adapted: Adapted, x: Any, values: Any, *, how: Adapting) 
         proposals=proposals,
         stage=t + 1,
     )
-    sums = balanced(seen.log_sums, now.x, x, t, adapted.proposal, now.of_past(adapted.law, x))
+    sums = balanced(seen.log_sums, now.x, x, t, adapted.proposal, now.of_past(adapted, x))
     now = replace(now, log_sums=jnp.where(now.there(), sums, 0.0))
     deviation, relative = _predicted(adapted, x, values, log_laws, t > 0, how)
-    return now, _next(now, adapted.law, how), deviation, relative
+    return now, _next(now, adapted, how), deviation, relative
 
 
 def _predicted(
@@ -211,8 +225,12 @@ def _predicted(
     )
 
 
-def _next(seen: Seen, law: Any, how: Adapting) -> Adapted:
-    """Fit components to all integrands, and mix them."""
+def _next(seen: Seen, adapted: Adapted, how: Adapting) -> Adapted:
+    """Fit components to all integrands, and mix them.
+
+    An integrand that was zero at all points is looked for in a law twice as wide after the first stage, four
+    times after the second, and so on.
+    """
     x, there, log_h = seen.x, seen.there(), seen.log_sampling()
     log_w = seen.log_laws - log_h[:, None]  # -inf where there is no point
     log_y = jnp.log(jnp.abs(seen.values)) + log_w
@@ -225,7 +243,7 @@ def _next(seen: Seen, law: Any, how: Adapting) -> Adapted:
         df=how.df,
         lean=jnp.broadcast_to(laws_tril @ laws_tril.mT, (log_y.shape[1], *laws_tril.shape[1:])),
     )
-    further = jnp.repeat(jnp.where(unseen, _FURTHER, 1.0), how.num_components)
+    further = jnp.repeat(jnp.where(unseen, _FURTHER**seen.stage, 1.0), how.num_components)
     found = replace(found, scale_tril=further[:, None, None] * found.scale_tril)
 
     log_g = found.log_prob(x)
@@ -240,18 +258,40 @@ def _next(seen: Seen, law: Any, how: Adapting) -> Adapted:
     log_weights = (jnp.log(size / unit)[:, None] + shares).reshape(-1)
     laws = log_w.shape[1]
     # the few points of an integrand that was hardly seen ask for no share of the mixture: it is kept for them
-    effective = jnp.exp(-jax.nn.logsumexp(2 * jax.nn.log_softmax(log_y, 0), 0))
-    enough = effective >= how.num_components * (x.shape[1] + 1)  # not where it is NaN, of no point
+    enough = effective_sample_size(log_y, 0) >= how.num_components * (x.shape[1] + 1)
     hardly = jnp.repeat(~enough, how.num_components)
-    fixed = jnp.where(hardly, (1 - how.defensive) / len(hardly), jnp.nan)
+    log_fixed = log_parts(adapted.fixed, x)
+    others = log_fixed.shape[1]
+    fixed = jnp.where(hardly, (1 - how.defensive) / (len(hardly) + others), jnp.nan)
+    # where there is no point the laws' densities were not looked at; nothing counts there
+    outside = jnp.where(there[:, None], jnp.concatenate([seen.log_laws, log_fixed], 1), -1e3)
     log_weights = mixture_weights(
-        # where there is no point the laws' densities were not looked at; nothing counts there
-        jnp.concatenate([log_g, jnp.where(there[:, None], seen.log_laws, -1e3)], 1) - log_h[:, None],
+        jnp.concatenate([log_g, outside], 1) - log_h[:, None],
         jnp.sum((rest / unit) ** 2, 1),
-        jnp.concatenate([log_weights, jnp.zeros(laws)]),
-        jnp.concatenate([fixed, jnp.full(laws, how.defensive / laws)]),
+        jnp.concatenate([log_weights, jnp.zeros(laws + others)]),
+        jnp.concatenate([fixed, jnp.full(laws, how.defensive / laws), jnp.full(others, jnp.nan)]),
     )
-    return Adapted(found, shares, law, log_weights)
+    return replace(adapted, found=found, shares=shares, log_weights=log_weights)
+
+
+def joined(log_sums: Any, before: Any, x: Any, of_past: Any, proposal: Any, size: int) -> Any:
+    """Log densities that the points of all stages and of a final sample come from, taken together.
+
+    Args:
+        log_sums: (count,) of the stages' points, as :func:`balanced` has them.
+        before: (count, d) those points.
+        x: (n, d) the final sample.
+        of_past: (stages, n) log densities of ``x`` under the stages' proposals; -inf of those not drawn from.
+        proposal: what ``x`` was drawn from; has ``log_prob``.
+        size: points of a stage.
+
+    Returns:
+        (count + n,).
+    """
+    log_n, log_size = jnp.log(len(x)), jnp.log(size)
+    new = jnp.logaddexp(proposal.log_prob(x) + log_n, jax.nn.logsumexp(of_past, 0) + log_size)
+    old = jnp.logaddexp(log_sums + log_size, proposal.log_prob(before) + log_n)
+    return jnp.concatenate([old, new]) - jnp.log(len(before) + len(x))
 
 
 @partial(jax.jit, static_argnames="count")
@@ -260,12 +300,9 @@ def with_final(seen: Seen, adapted: Adapted, x: Any, values: Any, *, count: int)
     stages = len(seen.proposals[1])
     size = len(seen.x) // stages
     drawn = jnp.arange(stages)[:, None] < seen.stage
-    of_past = jnp.where(drawn, seen.of_past(adapted.law, x), -jnp.inf)
-    log_n, log_size = jnp.log(len(x)), jnp.log(size)
-    new = jnp.logaddexp(adapted.proposal.log_prob(x) + log_n, jax.nn.logsumexp(of_past, 0) + log_size)
+    of_past = jnp.where(drawn, seen.of_past(adapted, x), -jnp.inf)
     before = seen.x[:count]
-    old = jnp.logaddexp(seen.log_sums[:count] + log_size, adapted.proposal.log_prob(before) + log_n)
-    log_q = jnp.concatenate([old, new]) - jnp.log(count + len(x))
+    log_q = joined(seen.log_sums[:count], before, x, of_past, adapted.proposal, size)
     return jnp.concatenate([before, x]), jnp.concatenate([seen.values[:count], values]), log_q
 
 

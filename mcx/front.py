@@ -10,21 +10,11 @@ from mcx.errors import MethodError, ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
 from mcx.model.compile import fingerprint_model, model_sites
-from mcx.ops.tracing import is_traced
+from mcx.ops.tracing import refuse_tracing
 from mcx.results.datatree import check_coords
 from mcx.run.checkpoint import Checkpoint, identified
 
 __all__ = ["check_bound", "check_counts", "check_state_space", "refuse_tracing", "saved_to"]
-
-
-def refuse_tracing(verb: str, remedy: str, *given: Any) -> None:
-    """Raise within ``jit``, ``vmap`` or ``grad``: runs compile programs of their own, and look at results."""
-    if is_traced(given):
-        raise MethodError(
-            f"mcx.{verb} was called within a function that JAX traces (jit, vmap, grad)",
-            expected="concrete arrays and keys",
-            remedy=remedy,
-        )
 
 
 def saved_to(

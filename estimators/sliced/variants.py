@@ -14,6 +14,7 @@ from mcx.estimators.sliced.fit import fit_controls
 from mcx.estimators.sliced.inputs import as_clouds, check_power
 from mcx.estimators.sliced.sliced import centred, sliced_powers, to_estimate
 from mcx.ops.keys import as_key
+from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
 
 __all__ = ["MaxSliced", "energy_sliced_wasserstein", "max_sliced_wasserstein"]
@@ -191,5 +192,5 @@ def _weighted(key: Any, x: Any, y: Any, x_weights: Any, y_weights: Any, settings
     fit = fit_controls(jax.lax.stop_gradient(influence), num_groups=chosen.num_groups)
     fit = fit._replace(value=power, se=fit.se * chosen.widen)
     found = to_estimate(fit, p, chosen.theta.shape[0])
-    ess = jax.lax.stop_gradient(1 / jnp.sum(share**2))
+    ess = jax.lax.stop_gradient(effective_sample_size(jnp.log(share)))
     return Estimate(found.value, found.se, stats={**found.stats, "ess": ess})

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mcx.inference.smc.moves import Moves, cloud_covariance
 from mcx.inference.smc.paths import Path, PathData
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.logspace import largest, normalize
+from mcx.ops.logspace import effective_sample_size, largest, normalize
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
 
@@ -162,7 +162,7 @@ def code(how: Annealing, dtype: str) -> FeynmanKac:
             level=level,
             covariance=cloud_covariance(x, log_u, dense),
             resting=(before >= 1) & how.rest,
-            ess=jnp.exp(-jax.nn.logsumexp(2 * log_u)),
+            ess=effective_sample_size(log_u),
             forced=forced,
         )
 

@@ -6,8 +6,33 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-__all__ = ["vmap_in_batches"]
+__all__ = ["map_in_batches", "vmap_in_batches"]
+
+
+def map_in_batches(fn: Callable[[Any], Any], points: Any, most: int) -> Any:
+    """``jax.vmap(fn)(points)``, with at most ``most`` entries at once, in batches of equal size.
+
+    The last batch is filled up with copies of the first entry, so that ``fn`` is traced once.
+
+    Args:
+        fn: a function of one entry, traced.
+        points: a pytree of arrays with the same leading axis.
+        most: entries at once, at least 1; static.
+    """
+    n = jax.tree_util.tree_leaves(points)[0].shape[0]
+    parts = -(-n // most)
+    if parts <= 1:
+        return jax.vmap(fn)(points)
+    size = -(-n // parts)
+
+    def split(x: Any) -> Any:
+        filling = jnp.broadcast_to(x[:1], (parts * size - n, *x.shape[1:]))
+        return jnp.concatenate([x, filling]).reshape(parts, size, *x.shape[1:])
+
+    found = jax.lax.map(jax.vmap(fn), jax.tree_util.tree_map(split, points))
+    return jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:])[:n], found)
 
 
 def vmap_in_batches(

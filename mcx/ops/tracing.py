@@ -6,10 +6,22 @@ from typing import Any
 
 import jax
 
-__all__ = ["is_traced"]
+from mcx.errors import MethodError
+
+__all__ = ["is_traced", "refuse_tracing"]
 
 
 def is_traced(*trees: Any) -> bool:
     """Whether any array is a tracer, or operations on concrete arrays give tracers, as under ``jit``."""
     leaves = [*jax.tree_util.tree_leaves(trees), jax.lax.full((), 0.0)]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def refuse_tracing(verb: str, remedy: str, *given: Any) -> None:
+    """Raise within ``jit``, ``vmap`` or ``grad``: runs compile programs of their own, and look at results."""
+    if is_traced(given):
+        raise MethodError(
+            f"mcx.{verb} was called within a function that JAX traces (jit, vmap, grad)",
+            expected="concrete arrays and keys",
+            remedy=remedy,
+        )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mcx.errors import DataError, MethodError
 
-__all__ = ["FITS", "Fitted", "regress"]
+__all__ = ["FITS", "Decomposed", "Fitted", "Solved", "decompose", "regress", "solve"]
 
 FITS = ("least_squares", "jackknife", "ridge", "cross_fit")
 
@@ -108,7 +108,7 @@ def regress(values: Any, controls: Any, weights: Any = None, *, fit: str = "leas
     return found
 
 
-class _Decomposed(NamedTuple):
+class Decomposed(NamedTuple):
     """sqrt(w) (h - mean) / scale = u s v': what a regression needs of the controls; zero where s is small."""
 
     mean: Any
@@ -125,47 +125,71 @@ def _mean(w: Any, y: Any) -> Any:
     return first + w @ (y - first)
 
 
-def _decompose(h: Any, w: Any) -> _Decomposed:
+def decompose(h: Any, w: Any) -> Decomposed:
+    """Decompose controls (n, K), weighted by w (n,) of sum 1. Costs O(n K^2)."""
     mean = _mean(w, h)
     centred = h - mean
     scale = jnp.sqrt(w @ centred**2)
-    scale = jnp.where(scale > 0, scale, 1.0)
+    varies = scale > 4 * jnp.finfo(h.dtype).eps * jnp.max(jnp.abs(h), 0)  # rounding varies, too
+    centred, scale = jnp.where(varies, centred, 0.0), jnp.where(varies, scale, 1.0)
     # the factor of a QR decomposition has the same singular values, and is small
     q, r = jnp.linalg.qr(jnp.sqrt(w)[:, None] * (centred / scale))
     left, s, v = jnp.linalg.svd(r, full_matrices=False)
     tolerance = max(1e-6, 10 * float(jnp.finfo(h.dtype).eps) * max(r.shape) ** 0.5)
     kept = s > tolerance * jnp.max(s)
     u = (q @ left) * kept
-    return _Decomposed(mean, scale, u, jnp.where(kept, s, 1.0), v.T * kept, kept)
+    return Decomposed(mean, scale, u, jnp.where(kept, s, 1.0), v.T * kept, kept)
 
 
-def _in_sample(y: Any, h: Any, w: Any, fit: str) -> Fitted:
-    d = _decompose(h, w)
+class Solved(NamedTuple):
+    """A least-squares fit to values (n, J) with an intercept.
+
+    value: (J,) the intercept; part: (n, J) each sample's part in it; residual: (n, J); coefficients: (K, J);
+    factors: (K, J) what is kept of each singular direction; explained: (J,) share of the variance.
+    """
+
+    value: Any
+    part: Any
+    residual: Any
+    coefficients: Any
+    factors: Any
+    explained: Any
+
+
+def solve(y: Any, d: Decomposed, w: Any, *, ridge: bool = False) -> Solved:
+    """Fit values (n, J) to controls decomposed with the same weights. Costs O(n K J)."""
     root = jnp.sqrt(w)[:, None]
     mean = _mean(w, y)
     centred = root * (y - mean)
     c = d.u.T @ centred  # (K, J)
     total = jnp.sum(centred**2, 0)
     factors = jnp.ones_like(c) * d.kept[:, None]
-    if fit == "ridge":
+    if ridge:
         factors = _ridge_factors(c, total, d, y.shape[0])
     project = d.v.T @ (d.mean / d.scale)  # (K,)
     solved = factors * c / d.s[:, None]
-    value = mean - project @ solved
-    # one sample's part in the estimate, and in its own fitted value
     part = w[:, None] - root * (d.u @ (factors * (project / d.s)[:, None]))
-    leverage = w[:, None] + d.u**2 @ factors
     residual = (y - mean) - (d.u @ (factors * c)) / jnp.where(root > 0, root, 1.0)
-    left_out = residual / jnp.maximum(1 - leverage, 1e-3)
-    coefficients = (d.v @ solved) / d.scale[:, None]
-    se = jnp.hypot(jnp.sqrt(jnp.sum((part * left_out) ** 2, 0)), _rounding(h, coefficients, w))
-    if fit == "jackknife":
-        value = value + jnp.sum(part * left_out, 0)
     explained = 1 - jnp.sum(w[:, None] * residual**2, 0) / jnp.where(total > 0, total, 1.0)
-    return Fitted(value, se, left_out, coefficients, jnp.sum(d.kept), explained, jnp.max(leverage))
+    coefficients = (d.v @ solved) / d.scale[:, None]
+    return Solved(mean - project @ solved, part, residual, coefficients, factors, explained)
 
 
-def _ridge_factors(c: Any, total: Any, d: _Decomposed, n: int) -> Any:
+def _in_sample(y: Any, h: Any, w: Any, fit: str) -> Fitted:
+    d = decompose(h, w)
+    found = solve(y, d, w, ridge=fit == "ridge")
+    leverage = w[:, None] + d.u**2 @ found.factors  # a sample's part in its own fitted value
+    left_out = found.residual / jnp.maximum(1 - leverage, 1e-3)
+    noise = _rounding(h, found.coefficients, w)
+    se = jnp.hypot(jnp.sqrt(jnp.sum((found.part * left_out) ** 2, 0)), noise)
+    value = found.value
+    if fit == "jackknife":
+        value = value + jnp.sum(found.part * left_out, 0)
+    rank = jnp.sum(d.kept)
+    return Fitted(value, se, left_out, found.coefficients, rank, found.explained, jnp.max(leverage))
+
+
+def _ridge_factors(c: Any, total: Any, d: Decomposed, n: int) -> Any:
     """What ridge keeps of each singular direction, (K, J), at the penalty of least cross-validated error."""
     largest = jnp.max(d.s * d.kept)
     penalties = (largest * jnp.logspace(-6.0, 3.0, _PENALTIES, dtype=c.dtype)) ** 2
@@ -186,7 +210,7 @@ def _cross_fit(y: Any, h: Any, w: Any) -> Fitted:
     def others(k: Any) -> Any:
         rest = jnp.where(fold == k, 0.0, w)
         rest = rest / jnp.sum(rest)
-        d = _decompose(h, rest)
+        d = decompose(h, rest)
         centred = jnp.sqrt(rest)[:, None] * (y - _mean(rest, y))
         return (d.v @ ((d.u.T @ centred) / d.s[:, None])) / d.scale[:, None], jnp.sum(d.kept)
 

@@ -96,7 +96,7 @@ def train_proposal(
     @jax.jit
     def trained(params: Any, keys: Any) -> Any:
         def body(carry: Any, key: Any) -> Any:
-            params, state, value = step(*carry, key)
+            params, state, value = step(carry[0], carry[1], key)
             return (params, state), value
 
         (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), keys)

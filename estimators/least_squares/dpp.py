@@ -4,7 +4,7 @@ The points repel each other: where two features are alike they rarely occur toge
 other they are simple: the first has density k_m / m, and given some of them the next one's is the squared
 distance of phi(x) to the span of theirs, over the number still to come. That is Gram-Schmidt at random.
 
-Source: Hough, Krishnapur, Peres & Virag (2006), Determinantal processes and independence, Algorithm 18.
+Source: Hough, Krishnapur, Peres & Virag (2006), Determinantal processes and independence.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def fit(design: Design, values: Any) -> LeastSquaresFit:
         The fit. Coefficients are unbiased, that is their means are the inner products of the function with
         the basis, where :attr:`Design.unbiased` says so; and so is the integral. Costs O(n m^2).
 
-    Source: Cohen & Migliorati (2017), Optimal weighted least-squares methods, section 2.
+    Source: Cohen & Migliorati (2017), Optimal weighted least-squares methods.
     """
     values = as_float(values)
     n = design.weights.shape[0]

@@ -52,7 +52,7 @@ def integrate(
         NonFiniteError: if the function or a fit is not finite.
 
     Source: Gautier, Bardenet & Valko (2019), On two ways to use determinantal point processes for Monte Carlo
-    integration, Theorem 2, for n = m.
+    integration, for n = m.
     """
     if replicates < 2:
         raise MethodError("a standard error needs replicates", expected="at least 2", found=str(replicates))

@@ -105,7 +105,7 @@ def draw_directions(
 def random_rotation(key: Any, d: int, dtype: Any = jnp.float32) -> Any:
     """A uniformly random orthogonal matrix (d, d); O(d^3).
 
-    Source: Mezzadri (2007), How to generate random matrices from the classical compact groups, section 5.
+    Source: Mezzadri (2007), How to generate random matrices from the classical compact groups.
     """
     q, r = jnp.linalg.qr(jax.random.normal(key, (d, d), dtype))
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0).astype(dtype)

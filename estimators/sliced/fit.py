@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from scipy import special
 
+from mcx.estimators.regression import decompose, solve
+
 __all__ = ["ControlFit", "fit_controls"]
 
 
@@ -49,28 +51,27 @@ def fit_controls(values: Any, controls: Any = None, *, num_groups: int | None = 
     It is multiplied by the ratio of Student's to the normal 97.5 % quantile, with one degree of freedom less
     than there are groups.
 
-    Source: Leluc, Portier and Segers (2021), Control variate selection for Monte Carlo integration, section
-    2, for the estimator; MacKinnon, Nielsen and Webb (2023), Fast and reliable jackknife and bootstrap
-    methods for cluster-robust inference, section 2, for the jackknife.
+    Source: Leluc, Portier and Segers (2021), Control variate selection for Monte Carlo integration, for the
+    estimator; MacKinnon, Nielsen and Webb (2023), Fast and reliable jackknife and bootstrap methods for
+    cluster-robust inference, for the jackknife.
     """
     n = values.shape[0]
     groups = n if num_groups is None else num_groups
     if controls is None or controls.shape[1] == 0:
         controls = jnp.zeros((n, 0), values.dtype)
     y, z = jax.lax.stop_gradient((values, controls))
-    size = jnp.sqrt(jnp.mean(z * z, 0))
-    scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1.0), 0.0)
-    design = jnp.concatenate([jnp.ones((n, 1), y.dtype), z * scale], 1)
-    u, s, vt = jnp.linalg.svd(design, full_matrices=False)
-    keep = s > max(1e-6, 100 * float(jnp.finfo(y.dtype).eps)) * s[0]
-    inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1.0), 0.0)
-    u = u * keep
-    weights = u @ (inverse * vt[:, 0])
-    centred = y - jnp.mean(y)  # of the constant the weights keep all; so rounding has less to spoil
-    coefficients = (vt.T @ (inverse * (u.T @ centred)))[1:] * scale
-    residuals = centred - u @ (u.T @ centred)
+    equal = jnp.full(n, 1 / n, y.dtype)
+    if controls.shape[1]:
+        d = decompose(z, equal)
+        found = solve(y[:, None], d, equal)
+        weights, residuals, coefficients = found.part[:, 0], found.residual[:, 0], found.coefficients[:, 0]
+        slope = -(d.v @ (d.v.T @ (d.mean / d.scale) / d.s**2)) / d.scale / n
+        u, rank, r_squared = d.u, jnp.sum(d.kept, dtype=jnp.int32), found.explained[0]
+    else:
+        weights, residuals, coefficients, slope, u = equal, y - jnp.mean(y), z[0], z[0], z
+        rank, r_squared = jnp.zeros((), jnp.int32), jnp.zeros((), y.dtype)
+    u = jnp.concatenate([jnp.full((n, 1), n**-0.5, y.dtype), u], 1)
     # least squares differentiated by hand: derivatives of a singular value decomposition are not safe
-    slope = (vt.T @ (inverse**2 * vt[:, 0]))[1:] * scale
     moved = controls - z
     value = (
         jnp.mean(y) + weights @ (values - jnp.mean(y) - moved @ coefficients) + slope @ (moved.T @ residuals)
@@ -79,9 +80,6 @@ def fit_controls(values: Any, controls: Any = None, *, num_groups: int | None = 
     left_out = _left_out(u, weights, residuals, groups)
     spread = jnp.sqrt((groups - 1) / groups * jnp.sum(left_out**2)) if groups > 1 else jnp.nan
     student = special.stdtrit(max(groups - 1, 1), 0.975) / special.ndtri(0.975)
-    total = jnp.sum(centred**2)
-    r_squared = jnp.where(total > 0, 1 - jnp.sum(residuals**2) / jnp.where(total > 0, total, 1.0), 0.0)
-    rank = jnp.sum(keep, dtype=jnp.int32) - 1
     return ControlFit(value, spread * student, coefficients, weights, r_squared, rank)
 
 

@@ -51,7 +51,7 @@ def bounds(theta: Any, x: Moments, y: Moments, which: str) -> Any:
         (L, 1) or (L, 2). The lower bound is the squared difference of the means; the upper one adds both
         variances.
 
-    Source: Nguyen and Ho (2024), Sliced Wasserstein estimation with control variates, section 3.
+    Source: Nguyen and Ho (2024), Sliced Wasserstein estimation with control variates.
     """
     gap, d = x.mean - y.mean, theta.shape[1]
     lower = _dot(theta, gap) ** 2 - jnp.sum(gap * gap) / d

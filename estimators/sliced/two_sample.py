@@ -83,7 +83,7 @@ def two_sample_test(
         DataError: on impossible samples.
         MethodError: on weighted posteriors: weighted points cannot be exchanged.
 
-    Source: Lehmann and Romano (2005), Testing statistical hypotheses, section 15.2, for permutation tests;
+    Source: Lehmann and Romano (2005), Testing statistical hypotheses, for permutation tests;
     Ramdas, Garcia Trillos and Cuturi (2017), On Wasserstein two-sample testing, for the statistic.
     """
     if num_permutations < 1:

@@ -66,7 +66,7 @@ def max_sliced_wasserstein(
         DataError: as :func:`~mcx.estimators.sliced.sliced_wasserstein`.
         MethodError: on settings that make no sense.
 
-    Source: Deshpande et al. (2019), Max-sliced Wasserstein distance and its use for GANs, section 3.
+    Source: Deshpande et al. (2019), Max-sliced Wasserstein distance and its use for GANs.
     """
     x, y, x_weights, y_weights = as_clouds(x, y, x_weights, y_weights)
     for name, value in (("num_starts", num_starts), ("num_steps", num_steps)):
@@ -162,7 +162,7 @@ def energy_sliced_wasserstein(
         DataError: on impossible samples.
         MethodError: on settings that make no sense.
 
-    Source: Nguyen and Ho (2023), Energy-based sliced Wasserstein distance, definition 1 and section 3.2.
+    Source: Nguyen and Ho (2023), Energy-based sliced Wasserstein distance.
     """
     x, y, x_weights, y_weights = as_clouds(x, y, x_weights, y_weights)
     if energy not in ("exp", "identity"):

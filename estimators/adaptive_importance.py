@@ -11,10 +11,11 @@ import numpy as np
 
 from mcx.errors import MethodError
 from mcx.estimators.given_controls import EstimatedMeans, KnownMeans
-from mcx.estimators.integrals import Integrals, estimate_from, integrals
+from mcx.estimators.integrals import Integrals, integrals
 from mcx.estimators.proposals import as_part
 from mcx.estimators.regression import FITS
 from mcx.estimators.stages import Adapted, Adapting, Seen, digest, own_slopes, with_final
+from mcx.estimators.weighted_average import estimate_from
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
 from mcx.results.estimate import Estimate
@@ -49,7 +50,7 @@ def expectations(
 
     Returns:
         Values and standard errors, in the structure of the function's values or (J,). ``stats``: see
-        :func:`~mcx.estimators.integrals.estimate_from`, and ``num_stages``.
+        :func:`~mcx.estimators.weighted_average.estimate_from`, and ``num_stages``.
 
     Raises:
         DataError: if the law has another shape, or both law and function are many, or the function returns no

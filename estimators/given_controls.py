@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import DataError, MethodError
-from mcx.estimators.integrals import Given, Integrals, Values
+from mcx.estimators.integrals import Integrals, Values
+from mcx.estimators.weighted_average import Given
 
 __all__ = ["EstimatedMeans", "KnownMeans", "Prepared"]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +13,11 @@ import numpyro.distributions as dist
 
 from mcx.errors import DataError, NonFiniteError
 from mcx.estimators.evaluation import at_points, refuse_nothing
-from mcx.estimators.hermite import Hermite, highest_degree
-from mcx.estimators.independent import Inputs, Products
-from mcx.estimators.pareto import pareto_khat
+from mcx.estimators.independent import Inputs
 from mcx.estimators.proposals import log_densities
-from mcx.estimators.regression import regress
-from mcx.ops.logspace import effective_sample_size
 from mcx.ops.tracing import refuse_tracing
-from mcx.results.estimate import Estimate
 
-__all__ = ["Given", "Integrals", "Values", "estimate_from", "gaussian_moments", "integrals"]
-
-_POINTS_PER_CONTROL = 40
+__all__ = ["Integrals", "Values", "gaussian_moments", "integrals"]
 
 
 @dataclass(frozen=True)
@@ -219,185 +211,3 @@ def gaussian_moments(law: Any) -> tuple[np.ndarray, np.ndarray] | None:
         return loc, variance[:, :, None] * np.eye(loc.shape[1])
     cov = np.asarray(law.covariance_matrix, np.float64)
     return loc, np.broadcast_to(cov, (len(loc), *cov.shape[-2:]))
-
-
-class Given(NamedTuple):
-    """Control variates from outside, functions whose means under the law are known or estimated.
-
-    values: (n, K), of the functions at the points.
-    means: (K,).
-    error: (K, K), a root of the covariance of estimated means, R'R; None of known ones.
-    """
-
-    values: Any
-    means: Any
-    error: Any = None
-
-
-@partial(jax.jit, static_argnames=("basis", "many_laws", "controls", "fit"))
-def _estimated(
-    law: Any,
-    values: Any,
-    log_components: Any,
-    log_q: Any,
-    x: Any,
-    reference: Any,
-    means: Any,
-    own: Any,
-    given: Any,
-    *,
-    basis: int | Products,
-    many_laws: bool,
-    controls: bool,
-    fit: str,
-) -> dict[str, Any]:
-    """Values and standard errors (J,), diagnostics, and which integrands are zero everywhere (J,)."""
-    log_w = log_densities(law, x) - log_q[:, None]
-    w = jnp.exp(log_w)
-    y = w * values
-    added = jnp.zeros((len(x), 0), y.dtype) if given is None else w * (given.values - given.means)
-    columns = added.shape[1]
-    if own is not None:
-        log_own, coefficients = own
-        ratio = jnp.exp(log_own - log_q[:, None])
-        found = regress(y - coefficients * (ratio - 1), added, fit=fit)
-        columns += 1
-    elif not controls:
-        found = regress(y, added, fit=fit)
-    else:
-        ratios = jnp.exp(log_components - log_q[:, None]) - 1
-        polynomials = _polynomials(law, x, reference, basis)
-        if many_laws and polynomials.shape[1]:
-            columns += polynomials.shape[1]
-            # One surrogate for all laws, whose means under each are known; what it leaves is averaged. Points
-            # count as under the laws taken together: a heavy tail of proposals is not to be fitted.
-            surrogate = regress(values[:, 0], polynomials, jnp.mean(w, 1), fit="cross_fit")
-            known = surrogate.value + means @ surrogate.coefficients
-            y = w * (surrogate.residuals - surrogate.value)[:, None]
-            found = regress(y, w[:, :0], fit="least_squares")
-            # what rounding leaves of sums of large terms, where nothing else is left
-            terms = jnp.abs(surrogate.value) + jnp.abs(means) @ jnp.abs(surrogate.coefficients)
-            se = jnp.hypot(found.se, jnp.finfo(y.dtype).eps * terms)
-            found = found._replace(value=known + found.value, se=se)
-        elif many_laws:
-            columns += ratios.shape[1]
-            found = regress(y, ratios, fit=fit)
-        else:
-            # under the sampling density: w (p_k - E p_k), w - 1 and g_k / q - 1 have mean zero
-            every = jnp.concatenate([added, w * (polynomials - means), w - 1, ratios], 1)
-            columns = every.shape[1]
-            found = regress(y, every, fit=fit)
-    if given is not None and given.error is not None:
-        slopes = found.coefficients[: added.shape[1]]
-        of_means = jnp.sqrt(jnp.sum((given.error @ slopes) ** 2, 0))
-        found = found._replace(se=jnp.hypot(found.se, of_means))
-    return {
-        "value": found.value,
-        "se": found.se,
-        "num_controls": columns,
-        "ess": effective_sample_size(log_w, 0).min(),
-        "khat": jnp.max(pareto_khat(log_w.T, log=True)),
-        "khat_integrand": pareto_khat(jnp.log(jnp.abs(y)).T, log=True),
-        "unseen": jnp.all(w * values == 0, 0),
-    }
-
-
-def _polynomials(law: Any, x: Any, reference: Any, basis: int | Products) -> Any:
-    """Polynomials (n, K): of a degree in the reference's coordinates, or products in independent ones."""
-    if isinstance(basis, Products):
-        found = basis.values(Inputs.of(law).standard(x))[:, 1:]
-        # beyond the support they count for nothing, but may be NaN
-        return jnp.where(jnp.isfinite(found), found, 0.0)
-    if not basis:
-        return x[:, :0]
-    found = Hermite(reference[0], reference[1], basis).values(x)
-    # far out, where heavy-tailed proposals go and no law has mass, powers overflow
-    return jnp.where(jnp.isfinite(found), found, 0.0)
-
-
-def estimate_from(
-    problem: Integrals,
-    x: Any,
-    values: Any,
-    log_q: Any,
-    *,
-    log_components: Any = None,
-    own: tuple[Any, Any] | None = None,
-    given: Given | None = None,
-    controls: bool = True,
-    fit: str = "cross_fit",
-    num_evaluations: int | None = None,
-) -> Estimate:
-    """Estimate expectations from points of a known density, with all control variates that fit.
-
-    Args:
-        problem: what to estimate.
-        x: (n, d) independent draws.
-        values: the function there, as ``Integrals.values`` gives it.
-        log_q: (n,) log density they were drawn from.
-        log_components: (n, C) log densities of other normalised laws, such as the components of a mixture;
-            their ratios to the sampling density are control variates.
-        own: log densities (n, J) of a normalised law for each integrand, whose ratio to the sampling density
-            is its only control variate, and coefficients (J,) that are known beforehand.
-        given: further control variates of a single law.
-        controls: whether to use polynomials as control variates, where the laws are Gaussian or the
-            components of a single one are known to be independent, the weights of a single law, whose mean
-            is 1, and ``log_components``. Without, and without ``own`` and ``given``, estimates are plain
-            averages.
-        fit: see :func:`~mcx.estimators.regression.regress`.
-        num_evaluations: of the function, in all; n by default.
-
-    Returns:
-        Values and standard errors in the structure of the function's, or (J,) for J laws. ``stats``: ``ess``
-        (the least over laws, of the weights), ``khat``, ``khat_integrand`` (J,), ``num_samples``,
-        ``num_controls`` (columns of the regression), ``num_evaluations``.
-    """
-    n, d = x.shape
-    many = problem.num_laws > 1
-    most = n // _POINTS_PER_CONTROL
-    polynomials = controls and own is None
-    degree = highest_degree(d, most) if polynomials and problem.moments is not None else 0
-    basis: int | Products = degree
-    if polynomials and problem.families:
-        basis = Products.at_most(problem.families, most)
-    log_components = jnp.zeros((n, 0), x.dtype) if log_components is None else log_components[:, :most]
-    reference, means = _reference(problem, degree, x.dtype)
-    found = _estimated(
-        problem.law, values, log_components, log_q, x, reference, means, own, given,
-        basis=basis, many_laws=many, controls=controls, fit=fit,
-    )  # fmt: skip
-    found = {name: np.asarray(a) for name, a in found.items()}
-    if not (np.isfinite(found["value"]).all() and np.isfinite(found["se"]).all()):
-        raise NonFiniteError(
-            "an estimate came out as no number, though the function is finite where it was evaluated",
-            found=f"values {found['value'][:4]}, standard errors {found['se'][:4]}",
-            remedy="keep a share of the laws in the proposal, defensive=0.1; scale the function's values if "
-            "they are near the largest numbers of their type",
-        )
-    stats = {
-        **{name: found[name] for name in ("ess", "khat", "khat_integrand")},
-        "num_samples": n,
-        "num_controls": int(found["num_controls"]),
-        "num_evaluations": n if num_evaluations is None else num_evaluations,
-    }
-    notes = []
-    if unseen := found["unseen"].sum():
-        notes.append(
-            f"{unseen} of {problem.count} integrands are zero at all samples: their errors of 0 mean nothing"
-        )
-    return Estimate(
-        problem.shaped(found["value"]), problem.shaped(found["se"]), stats=stats, notes=tuple(notes)
-    )
-
-
-def _reference(problem: Integrals, degree: int, dtype: Any) -> tuple[Any, Any]:
-    """A Gaussian that covers all laws, and the means (laws, K) of its polynomials under each."""
-    if not degree:
-        return None, jnp.zeros((problem.num_laws, 1), dtype)
-    assert problem.moments is not None
-    loc, cov = problem.moments
-    middle = loc.mean(0)
-    within = cov.mean(0) + (loc - middle).T @ (loc - middle) / len(loc)
-    tril = np.linalg.cholesky(within)
-    means = Hermite(middle, tril, degree).means(loc, cov)
-    return (jnp.asarray(middle, dtype), jnp.asarray(tril, dtype)), jnp.asarray(means, dtype)

@@ -14,9 +14,10 @@ import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import adaptive_importance, expectations, sobol_indices
 from mcx.estimators.evaluation import at_points, leaves_at
-from mcx.estimators.integrals import estimate_from, integrals
+from mcx.estimators.integrals import integrals
 from mcx.estimators.posterior_importance import expect_by_importance
 from mcx.estimators.stages import Adapted
+from mcx.estimators.weighted_average import estimate_from
 from mcx.ops.batches import map_in_batches
 
 PLANE = dist.Normal(0.0, 1.0).expand([2]).to_event(1)

@@ -12,6 +12,7 @@ the same law, and settings that the paper leaves open were inferred, so their fi
     TV         total variation of histograms of all on 200 x 200 cells
     missing    modes with less than a fifth of their mass, of those with a thousandth or more
     exact      another set of exact draws: what no sampler can go below
+    log Z      of the third power's integral
     seconds    of a run, nothing compiled; "compile" the first call less that
 
 Exact draws come by importance resampling of 4 million from a mixture with a third of the variances.
@@ -61,8 +62,8 @@ def problem(seed: int) -> GaussianMixture:
     return GaussianMixture.of(means, np.full(40, np.log1p(np.e) ** 2))
 
 
-def exact(model: GaussianMixture, key: Any, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws of the third power, and the masses of its modes."""
+def exact(model: GaussianMixture, key: Any, num: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Draws of the third power, the masses of its modes, and the log of its integral."""
     narrow = GaussianMixture.of(model.means, np.asarray(model.variances) / POWER)
     key_draw, key_pick = jax.random.split(key)
     x = narrow.sample(key_draw, 4_000_000)
@@ -72,10 +73,12 @@ def exact(model: GaussianMixture, key: Any, num: int) -> tuple[np.ndarray, np.nd
         density = jax.vmap(lambda v: POWER * model.log_density(v, 0.0) - narrow.log_density(v, 0.0))
         return jax.lax.map(density, x.reshape(400, -1, 2)).reshape(-1)
 
-    w = jax.nn.softmax(log_w(x))
+    log_ratio = log_w(x)
+    log_z = float(jax.nn.logsumexp(log_ratio) - jnp.log(len(x)))
+    w = jax.nn.softmax(log_ratio)
     picked = np.asarray(mcx.inference.smc.resampling.systematic(key_pick, jnp.log(w), num))
     draws = np.asarray(x)[np.random.default_rng(0).permutation(picked)]
-    return draws, masses(model, draws)
+    return draws, masses(model, draws), log_z
 
 
 def masses(model: GaussianMixture, x: np.ndarray) -> np.ndarray:
@@ -100,6 +103,28 @@ def quality(model: GaussianMixture, x: np.ndarray, truth: np.ndarray, shares: np
     }
 
 
+def table(found: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        "| gain | resampled | refreshed | W1 | W2 | TV | missing | log Z | compile s | seconds |",
+        "|---" * 10 + "|",
+    ]
+    for case in dict.fromkeys(f["case"] for f in found):
+        ours = [f for f in found if f["case"] == case]
+
+        def cell(name: str, digits: int = 2, ours: Any = ours) -> str:
+            values = [f[name] for f in ours]
+            return f"{np.mean(values):.{digits}f} +- {np.std(values, ddof=1):.{digits}f}"
+
+        times = f"{ours[0]['compile']:.1f} | {cell('seconds')}" if "seconds" in ours[0] else " | "
+        label = "exact | | " if case == "exact" else case
+        weighed = "no weights" not in case
+        rows.append(
+            f"| {label} | {cell('W1')} | {cell('W2')} | {cell('TV', 3)} | {cell('missing', 1)} | "
+            f"{cell('log_z') if weighed else ''} | {times} |"
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,11 +135,13 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     model = problem(0)
-    truth, shares = exact(model, jax.random.key(0), 50_000)
+    truth, shares, log_z_exact = exact(model, jax.random.key(0), 50_000)
     found: list[dict[str, Any]] = []
     for seed in range(args.seeds):
-        x, _ = exact(model, jax.random.key(100 + seed), PARTICLES)
-        found.append({"case": "exact", "seed": seed, **quality(model, x, truth, shares)})
+        x, _, _ = exact(model, jax.random.key(100 + seed), PARTICLES)
+        found.append(
+            {"case": "exact", "seed": seed, "log_z": log_z_exact, **quality(model, x, truth, shares)}
+        )
     for gain, threshold, scheme, refresh in CASES:
         fk = corrector(
             anneal(model, float(POWER)),
@@ -157,22 +184,7 @@ def main() -> None:
                 }
             )
             print(found[-1], flush=True)
-    rows = [
-        "| gain | resampled | refreshed | W1 | W2 | TV | missing | compile s | seconds |",
-        "|---" * 9 + "|",
-    ]
-    for case in dict.fromkeys(f["case"] for f in found):
-        ours = [f for f in found if f["case"] == case]
-
-        def cell(name: str, digits: int = 2, ours: Any = ours) -> str:
-            values = [f[name] for f in ours]
-            return f"{np.mean(values):.{digits}f} +- {np.std(values, ddof=1):.{digits}f}"
-
-        times = f"{ours[0]['compile']:.1f} | {cell('seconds')}" if "seconds" in ours[0] else " | "
-        label = "exact | | " if case == "exact" else case
-        rows.append(
-            f"| {label} | {cell('W1')} | {cell('W2')} | {cell('TV', 3)} | {cell('missing', 1)} | {times} |"
-        )
+    rows = table(found)
     how = (
         f"`python benchmarks/gmm40.py`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; Python "
         f"{platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; {args.seeds} seeds. "

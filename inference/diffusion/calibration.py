@@ -52,13 +52,18 @@ class Levels(NamedTuple):
 
     steps: of the reverse chain.
     last: whether it is the smallest, where a point is the site's value.
-    power: exponent of the likelihood of the denoised point.
-    error: mean square error of the denoised point along the directions of a linear observation, or None.
-    share: how much of a change of the point the denoised one follows along them, or None.
+    offset, gain: what the data are like on average where the denoised point is D: ``offset + gain D``, by
+        coordinate, or along the directions of a linear observation. 0 and 1 of a denoiser that is right; a
+        network's noise, which it has at large noise above all, makes for a smaller gain.
+    power: exponent of the likelihood of that point.
+    error: mean square error of that point along the directions of a linear observation, or None.
+    share: how much of a change of y it follows along them, or None.
     """
 
     steps: Steps
     last: Any
+    offset: Any
+    gain: Any
     power: Any
     error: Any
     share: Any
@@ -116,14 +121,20 @@ def calibrate(
 
     bends = how.curved and how.kind != "linear_gaussian" and how.fade is None
 
-    def at(rho: Any) -> tuple[Any, Any, Any]:
-        error = x - jax.vmap(lambda v: chain.denoise(v, rho))(x + rho * noise)
-        along = None
-        if linear is not None:
-            along = jnp.mean((error.reshape(len(x), -1) @ linear.directions.T) ** 2, 0)
-        return jnp.mean(error**2), along, _mean(error * curvature(error)) if bends else jnp.zeros(())
+    def coordinates(v: Any) -> Any:
+        return v if linear is None else v.reshape(len(v), -1) @ linear.directions.T
 
-    error, along, bend = jax.lax.map(at, chain.rho)
+    def at(rho: Any) -> tuple[Any, Any, Any, Any, Any]:
+        denoised = jax.vmap(lambda v: chain.denoise(v, rho))(x + rho * noise)
+        offset, gain = _regression(coordinates(denoised), coordinates(x))
+        error = coordinates(x) - offset - gain * coordinates(denoised)
+        along = None if linear is None else jnp.mean(error**2, 0)
+        bend = _mean(error * curvature(error)) if bends else jnp.zeros(())
+        return jnp.mean((x - denoised) ** 2), offset, gain, along, bend
+
+    error, offset, gain, along, bend = jax.lax.map(at, chain.rho)
+    if how.noised:
+        offset, gain = jnp.zeros_like(offset), jnp.ones_like(gain)
     last = jnp.arange(chain.num_steps + 1) == chain.num_steps
     power = jnp.ones_like(chain.rho)
     if how.fade is not None:
@@ -147,8 +158,17 @@ def calibrate(
     worst = jnp.min(jnp.where(jnp.isfinite(values), values, jnp.inf))
     floor = jnp.where(jnp.isfinite(worst), worst, 0.0)
     half = jnp.argmax(error <= 0.5 * jnp.var(x, 0).mean())
-    levels = Levels(known.steps(), last, power, along, share)
+    levels = Levels(known.steps(), last, offset, gain, power, along, share)
     return GuidedData(model, known, levels, linear, floor, half, given)
+
+
+def _regression(x: Any, y: Any) -> tuple[Any, Any]:
+    """Offset and gain of y given x, by coordinate, from points (n, ...)."""
+    centre_x, centre_y = jnp.mean(x, 0), jnp.mean(y, 0)
+    variance = jnp.mean((x - centre_x) ** 2, 0)
+    slope = jnp.mean((x - centre_x) * (y - centre_y), 0) / jnp.where(variance > 0, variance, 1.0)
+    gain = jnp.clip(slope, 0.0, 2.0)
+    return centre_y - gain * centre_x, gain
 
 
 def _mean(x: Any) -> Any:

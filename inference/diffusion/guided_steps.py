@@ -46,6 +46,7 @@ class Guided(NamedTuple):
     position: y, at the noise level of the step.
     seen: what the model shows there.
     log_guess: log h.
+    place: of "linear_gaussian", where the data are thought to be, along the directions; else None.
     slope: its gradient, of "twisted"; else None.
     bonus: log weight that is no function of the position and the one before: that of the start's law, and
         with "soft_value" the log of the mean over children.
@@ -54,6 +55,7 @@ class Guided(NamedTuple):
     position: Any
     seen: Seen
     log_guess: Any
+    place: Any
     slope: Any
     bonus: Any
 
@@ -80,7 +82,7 @@ def code(how: Guiding) -> FeynmanKac:
         """The chain's step, and how the proposal differs: a shift, or its moments along directions."""
         move = ctx.chain.move(x.position, x.seen, u.steps)
         if linear:
-            return move, _conditional(ctx, move, x.seen.denoised, u, how.noised)
+            return move, _conditional(ctx, move, x.place, u, how.noised)
         if soft:
             return move, None
         shift = move.variance * x.slope
@@ -100,7 +102,7 @@ def code(how: Guiding) -> FeynmanKac:
         noise = jax.random.normal(key, shape, dtype)
         if linear and how.noised:  # the guess is sharp from the start
             move = Move(start.mean, start.variance, jnp.zeros((), dtype))
-            lead = _conditional(ctx, move, start.mean, u, True)
+            lead = _conditional(ctx, move, None, u, True)
             y = start.mean + _stretched(ctx, move, lead, noise)
             bonus = log_ratio(ctx, move, lead, y)
         else:
@@ -177,22 +179,24 @@ def path_of(how: Guiding, ctx: GuidedData, key: Any, positions: Any) -> Guided:
 def _look(how: Guiding, ctx: GuidedData, y: Any, u: Levels, bonus: Any) -> Guided:
     """The particle at a position: what the model shows there, and the guess."""
 
-    def guess(y: Any) -> tuple[Any, Seen]:
+    def guess(y: Any) -> tuple[Any, tuple[Seen, Any]]:
         seen = ctx.chain.see(y, u.steps.rho)
-        place = jnp.where(u.last, y, seen.denoised)
-        value = log_likelihood(how.functions, how.name, ctx.model, place, ctx.given)
         if how.kind == "linear_gaussian":
-            other = _linear_guess(ctx, y if how.noised else seen.denoised, u)
-            value = jnp.where(u.last, value, other)
+            place = u.offset + u.gain * _along(ctx, y if how.noised else seen.denoised)
+            value = log_likelihood(how.functions, how.name, ctx.model, y, ctx.given)
+            value = jnp.where(u.last, value, _linear_guess(ctx, place, u))
+        else:
+            place, point = None, jnp.where(u.last, y, u.offset + u.gain * seen.denoised)
+            value = log_likelihood(how.functions, how.name, ctx.model, point, ctx.given)
         # a point without likelihood on the way may have one in the end
         lost = ~(jnp.isfinite(value) | u.last)
-        return jnp.where(lost, u.power * ctx.floor, u.power * value), seen
+        return jnp.where(lost, u.power * ctx.floor, u.power * value), (seen, place)
 
     if how.kind == "twisted":
-        (value, seen), slope = jax.value_and_grad(guess, has_aux=True)(y)
-        return Guided(y, seen, value, jnp.where(jnp.isfinite(slope), slope, 0.0), bonus)
-    value, seen = guess(y)
-    return Guided(y, seen, value, None, bonus)
+        (value, (seen, place)), slope = jax.value_and_grad(guess, has_aux=True)(y)
+        return Guided(y, seen, value, place, jnp.where(jnp.isfinite(slope), slope, 0.0), bonus)
+    value, (seen, place) = guess(y)
+    return Guided(y, seen, value, place, None, bonus)
 
 
 # --- linear Gaussian observations ------------------------------------------------------------------
@@ -204,25 +208,28 @@ def _along(ctx: GuidedData, x: Any) -> Any:
 
 
 def _linear_guess(ctx: GuidedData, place: Any, u: Levels) -> Any:
-    """Log density of the observation around a place, the error of that added to the noise."""
+    """Log density of the observation around a place along the directions, its error added to the noise."""
     linear = ctx.linear
     assert linear is not None
     variance = 1 + linear.scale**2 * u.error
-    residual = linear.value - linear.scale * _along(ctx, place)
+    residual = linear.value - linear.scale * place
     return linear.constant - 0.5 * jnp.sum(residual**2 / variance + jnp.log(2 * jnp.pi * variance))
 
 
-def _conditional(ctx: GuidedData, move: Move, denoised: Any, u: Levels, noised: bool) -> tuple[Any, Any]:
+def _conditional(ctx: GuidedData, move: Move, place: Any, u: Levels, noised: bool) -> tuple[Any, Any]:
     """Mean, from the step's, and variance of the next point along the directions, given the observation.
 
-    On average the next denoised point is the present one, and follows the next point by ``u.share``.
+    On average the data will be thought to be where they are now, and that follows the next point by
+    ``u.share``.
     """
     linear = ctx.linear
     assert linear is not None
-    centre = move.mean if noised else jnp.where(u.last, move.mean, denoised)
+    centre = _along(ctx, move.mean)
+    if not noised:
+        centre = jnp.where(u.last, centre, place)
     slope, noise = linear.scale * u.share, 1 + linear.scale**2 * u.error
     variance = 1 / (1 / move.variance + slope**2 / noise)
-    residual = linear.value - linear.scale * _along(ctx, centre)
+    residual = linear.value - linear.scale * centre
     return variance * slope * residual / noise, variance
 
 

@@ -106,7 +106,8 @@ def test_mixtures(case, key):
     exact, log_z = mixture.given(matrix, scale, y)
     prior = mcx.ScorePrior(mixture.model, num_steps=60 if dim == 2 else 150)
     method = mcx.GuidedDiffusion(512 if dim == 2 else 1024, **KINDS[kind])
-    post = mcx.infer(linear(prior, matrix, scale, y), method, key=key, num_chains=64, warnings="ignore")
+    chains = 128 if kind == "noised" and dim == 8 else 64  # its weights vary most
+    post = mcx.infer(linear(prior, matrix, scale, y), method, key=key, num_chains=chains, warnings="ignore")
     assert post.info.settings["guidance"] == KINDS[kind]["guidance"]
     check_posterior(post, exact, log_z, 0.15 if dim == 2 else 0.3)
 

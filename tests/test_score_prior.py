@@ -55,7 +55,7 @@ def test_density():
 
 
 def test_a_site_without_a_density():
-    """Tables, checks, pictures, simulations and predictions take it; what needs a density says why not."""
+    """Tables, checks and pictures take it; what needs a density says why not."""
     y = np.array([1.0, -1.0], np.float32)
     bound = noisy(mcx.ScorePrior(ALONE, event_shape=2, num_steps=12), y)
     site = bound.sites()["x"]
@@ -64,9 +64,6 @@ def test_a_site_without_a_density():
     report = bound.check()
     assert report.ok and "GuidedDiffusion" in str(report)
     assert "x ~ ScorePrior" in bound.render()
-    assert bound.simulate(0)["y"].shape == (2,)
-    drawn = mcx.predict(None, bound, key=0, num_draws=10)
-    assert drawn["x"].shape == (1, 10, 2) and np.ptp(drawn["x"]) > 0
     for method in (mcx.NUTS(), mcx.TemperedSMC()):
         with pytest.raises(CapabilityError, match="score alone") as error:
             mcx.infer(bound, method, key=0)
@@ -76,6 +73,23 @@ def test_a_site_without_a_density():
     with pytest.raises(CapabilityError, match="observed ScorePrior"):
         mcx.infer(linear(mcx.ScorePrior(ALONE, event_shape=2), np.eye(2), 1.0, y).condition({"x": y}),
                   mcx.NUTS(), key=0)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_simulations():
+    """Simulations, prior and posterior predictions, and results in ArviZ's form."""
+    y = np.array([1.0, -1.0], np.float32)
+    bound = noisy(mcx.ScorePrior(ALONE, event_shape=2, num_steps=12), y)
+    assert bound.simulate(0)["y"].shape == (2,)
+    drawn = mcx.predict(None, bound, key=0, num_draws=10)
+    assert drawn["x"].shape == (1, 10, 2) and np.ptp(drawn["x"]) > 0
+    post = mcx.infer(bound, mcx.GuidedDiffusion(64), key=0, num_chains=2, warnings="ignore")
+    again = mcx.predict(post, bound, key=1)
+    assert again["y"].shape == (2, 64, 2) and "x" not in again
+    tree = post.to_datatree(posterior_predictive=again)
+    assert "y" in tree["log_likelihood"] and "x" not in tree["log_prior"]
+    assert tree["smc_stats"]["ess"].shape == (2, 13)
+    assert "log evidence" in repr(post)
 
 
 def test_a_pytree_of_parameters():

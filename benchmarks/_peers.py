@@ -17,7 +17,7 @@ PEERS = {
     "ot": ("POT",),
     "ott": ("ott-jax",),
     "SALib": ("SALib",),
-    "openturns": ("openturns",),
+    "openturns": ("openturns", "numpy"),
 }
 
 

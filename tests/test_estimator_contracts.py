@@ -270,6 +270,24 @@ class TestPosteriorSettings:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("controls", "runs"), [("all", 50), ("none", 400)])
+def test_errors_of_all_samples_together_hold(key, controls, runs):
+    """Draws of all stages depend on each other through the proposals: 95 % intervals hold none the less."""
+    import scipy.stats
+
+    method = dataclasses.replace(FEW, samples="all", controls=controls, num_stages=3)
+    functions = lambda x: jnp.stack([jnp.abs(x[0]), (x[0] + x[1] > 2.5).astype(float)])  # noqa: E731
+    truth = np.array([(2 / np.pi) ** 0.5, scipy.stats.norm.sf(2.5 / 2**0.5)])
+    found = [expectations(functions, PLANE, method=method, key=k) for k in jax.random.split(key, runs)]
+    inside = np.array([np.abs(f.value - truth) < 1.96 * f.se for f in found]).mean(0)
+    bias = np.array([(f.value - truth) / f.se for f in found]).mean(0)
+    # of two values each: true coverage of 93 % and no bias fail once in 10,000
+    for part in inside:
+        assert scipy.stats.binomtest(round(part * runs), runs, 0.93, "less").pvalue > 2.5e-5, inside
+    assert (np.abs(bias) * runs**0.5 < 4.2).all(), bias
+
+
+@pytest.mark.slow
 def test_events_far_out_are_found_by_looking_further(key):
     """A half-plane at 10 sds: Gaussian components twice as wide as the law would never get there."""
     import scipy.stats

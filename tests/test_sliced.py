@@ -314,6 +314,24 @@ class TestAverage:
             assert stats.binomtest(covered, 4000, 0.93, "less").pvalue > 1e-6, covered / 4000
             assert stats.binomtest(covered, 4000, 0.995, "greater").pvalue > 1e-6, covered / 4000
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("d", [5, 10])
+    def test_coverage_of_frames(self, key, d):
+        """Independent frames, 13 of them, and 6, too few to compare: errors are then widened.
+
+        The truth is the mean over 2 million independent directions, whose error is a hundredth of these.
+        """
+        x, y, _, _ = samples(key, d)
+        y = y[:N]
+        directions = draw_directions(jax.random.fold_in(key, 1), "iid", 1 << 21, d).theta
+        truth = float(np.mean(np.asarray(jax.jit(sliced_powers)(directions, x, y), np.float64)))
+        options = {"directions": "orthogonal", "control_variates": None}
+        power, power_se, _, _ = estimates(key, x, y, 2000, **options)
+        check_mean(power, truth, delta=0.2 * power.std(), independent=True)
+        covered = int((np.abs(power - truth) < 1.96 * power_se).sum())
+        assert stats.binomtest(covered, 2000, 0.93, "less").pvalue > 1e-6, covered / 2000
+        assert stats.binomtest(covered, 2000, 0.995, "greater").pvalue > 1e-6, covered / 2000
+
     def test_gaussians_in_closed_form(self, key):
         """Samples that differ by a shift: W^2 is (theta . shift)^2, a polynomial of degree 2."""
         x, _, _, _ = samples(key, 3)

@@ -280,11 +280,12 @@ def test_errors_of_all_samples_together_hold(key, controls, runs):
     truth = np.array([(2 / np.pi) ** 0.5, scipy.stats.norm.sf(2.5 / 2**0.5)])
     found = [expectations(functions, PLANE, method=method, key=k) for k in jax.random.split(key, runs)]
     inside = np.array([np.abs(f.value - truth) < 1.96 * f.se for f in found]).mean(0)
-    bias = np.array([(f.value - truth) / f.se for f in found]).mean(0)
-    # of two values each: true coverage of 93 % and no bias fail once in 10,000
+    # of two values each: true coverage of 93 % fails once in 10,000
     for part in inside:
         assert scipy.stats.binomtest(round(part * runs), runs, 0.93, "less").pvalue > 2.5e-5, inside
-    assert (np.abs(bias) * runs**0.5 < 4.2).all(), bias
+    value = np.array([f.value for f in found])
+    # the bias that is told of is small beside the error; half an error would be found
+    assert (np.abs(value.mean(0) - truth) < (0.25 + 3 / runs**0.5) * value.std(0)).all()
 
 
 @pytest.mark.slow

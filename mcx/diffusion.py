@@ -13,7 +13,16 @@ from mcx.inference.diffusion.integrators.stages import DPMSolver2S, Heun
 from mcx.inference.diffusion.integrators.unipc import UniPC
 from mcx.inference.diffusion.level_laws import LevelsFromClassifier, LevelsFromDensity, LevelsFromScore
 from mcx.inference.diffusion.likelihood import log_likelihood
-from mcx.inference.diffusion.schedules import Schedule, edm, levels, rectified_flow, ve, vp, vp_cosine
+from mcx.inference.diffusion.schedules import (
+    Schedule,
+    discrete,
+    edm,
+    levels,
+    rectified_flow,
+    ve,
+    vp,
+    vp_cosine,
+)
 from mcx.inference.diffusion.scores import GaussianMixture, Score
 from mcx.inference.diffusion.teleport import Teleport
 
@@ -44,6 +53,7 @@ __all__ = [
     "anneal",
     "correct",
     "corrector",
+    "discrete",
     "edm",
     "geometric",
     "integrate",

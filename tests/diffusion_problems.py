@@ -20,6 +20,7 @@ from mcx.diffusion import (
     Score,
     SDEDPMSolver,
     UniPC,
+    discrete,
     integrate,
     levels,
     rectified_flow,
@@ -68,7 +69,8 @@ RANDOM = {
 }
 
 MIXTURE = GaussianMixture.of([[-1.0, 0.5], [2.0, 1.0]], [[0.3, 1.0], [0.5, 0.2]], [0.4, 0.6])
-SCHEDULES = {s.name: s for s in (vp(), vp_cosine(), ve(), rectified_flow())}
+STEPS = discrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))  # of DDPM
+SCHEDULES = {s.name: s for s in (vp(), vp_cosine(), ve(), rectified_flow(), STEPS)}
 KINDS = ("score", "noise", "denoised", "velocity", "flow", "energy")
 
 

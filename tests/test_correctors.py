@@ -18,10 +18,12 @@ from mcx.diffusion import (
     anneal,
     correct,
     corrector,
+    discrete,
     geometric,
     levels,
     product,
     ve,
+    vp,
 )
 from mcx.errors import CapabilityError, CheckpointMismatch, InferenceWarning, MethodError
 from mcx.testing import check_mean
@@ -204,6 +206,30 @@ def test_parametrisations(name):
         found = jax.vmap(lambda r, kind=kind: given(kind, schedule).denoise(y, r))(schedule.rho(t))
         exact = jax.vmap(lambda r: MIXTURE.denoise(y, r))(schedule.rho(t))
         np.testing.assert_allclose(found, exact, rtol=5e-3, atol=5e-3)
+
+
+def test_discrete():
+    """At the steps it is the continuous schedule that the numbers are from, and nearly so between them."""
+    smooth, num = vp(), 1000
+    k = np.arange(num)
+    alpha2 = np.exp(-0.1 * (k + 1) / num - 9.95 * ((k + 1) / num) ** 2)  # of vp() at (k + 1) / num
+    schedule = discrete(alpha2)
+    t = jnp.concatenate([k[::111], k[20:-1:111] + 0.37])
+    for name in ("alpha", "sigma"):  # interpolation: log rho is nearly log(k) / 2, so 1 / (16 k^2) at most
+        expected = getattr(smooth, name)((t + 1) / num)
+        np.testing.assert_allclose(getattr(schedule, name)(t), expected, rtol=2e-4)
+    np.testing.assert_allclose(schedule.alpha(k), np.sqrt(alpha2), rtol=2e-5)
+    np.testing.assert_allclose(schedule.sigma(k), np.sqrt(1 - alpha2), rtol=2e-5)
+    beyond = jnp.array([-0.8, num + 3.0])  # and further
+    for times in (t, beyond):
+        np.testing.assert_allclose(schedule.time(schedule.rho(times)), times, atol=2e-3)
+        np.testing.assert_allclose(schedule.alpha(times) ** 2 + schedule.sigma(times) ** 2, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(schedule.rho_range, [smooth.rho(0.001), smooth.rho(1.0)], rtol=1e-4)
+    assert hash(schedule) == hash(discrete(list(alpha2))) and schedule == discrete(list(alpha2))
+    assert schedule != discrete(alpha2[:-1])
+    for bad in ([0.9], [0.9, 0.0], [1.0, 0.5], [0.5, 0.9], [0.9, 0.9], [[0.9, 0.5]], [np.nan, 0.5], []):
+        with pytest.raises(MethodError, match="alphas_cumprod"):
+            discrete(bad)
 
 
 def test_mixture():

@@ -7,17 +7,19 @@ there; schedules only translate.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import MethodError
 
-__all__ = ["Schedule", "edm", "levels", "rectified_flow", "ve", "vp", "vp_cosine"]
+__all__ = ["Schedule", "discrete", "edm", "levels", "rectified_flow", "ve", "vp", "vp_cosine"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,57 @@ def rectified_flow(t_min: float = 1e-3, t_max: float = 0.99) -> Schedule:
     _check("t_max", t_max, 0 < t_min < t_max < 1, "0 < t_min < t_max < 1")
     return Schedule(
         lambda t: 1.0 - t, lambda t: t, lambda rho: rho / (1.0 + rho), t_min, t_max, "rectified_flow"
+    )
+
+
+def discrete(alphas_cumprod: Any) -> Schedule:
+    """The schedule of a model trained at T discrete steps, as those of DDPM are.
+
+    ``alpha^2`` is ``alphas_cumprod[k]`` and ``sigma^2 = 1 - alpha^2`` at time k. Time is that index, from 0
+    to T - 1, with fractions: log signal to noise is linear between indices, and goes on as at the ends beyond
+    them. Networks that take whole steps alone have to round their times themselves.
+
+    Args:
+        alphas_cumprod: (T,), T >= 2, between 0 and 1, strictly falling, in float64 if possible: float32 has
+            ``1 - alpha^2`` to three digits where that is 1e-4.
+
+    Returns:
+        A schedule, the same object for the same numbers, so that nothing is compiled anew.
+
+    Raises:
+        MethodError: if the numbers are none of a schedule. A last 0 (noise alone) has no rho; leave it out.
+
+    Source: Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, has the models.
+    """
+    found = np.asarray(alphas_cumprod, float)
+    fine = found.ndim == 1 and len(found) >= 2 and (np.diff(found) < 0).all() and 0 < found[-1]
+    if not fine or not found[0] < 1:
+        raise MethodError(
+            "discrete(alphas_cumprod) is no schedule",
+            expected="a vector of two or more numbers between 0 and 1, strictly falling",
+            found=f"shape {found.shape}"
+            + (f", from {found[0]} to {found[-1]}" if found.ndim * found.size else ""),
+            remedy="give the cumulative products of 1 - beta, without steps that are noise alone or none",
+        )
+    return _discrete(found.tobytes())
+
+
+@functools.lru_cache(maxsize=64)
+def _discrete(numbers: bytes) -> Schedule:
+    alpha2 = np.frombuffer(numbers)
+    index = np.arange(len(alpha2), dtype=float)
+    log_rho = 0.5 * (np.log1p(-alpha2) - np.log(alpha2))
+
+    def at(t: Any) -> Any:
+        return jnp.interp(t, index, log_rho, left="extrapolate", right="extrapolate")
+
+    return Schedule(
+        lambda t: jnp.exp(0.5 * jax.nn.log_sigmoid(-2 * at(t))),
+        lambda t: jnp.exp(0.5 * jax.nn.log_sigmoid(2 * at(t))),
+        lambda rho: jnp.interp(jnp.log(rho), log_rho, index, left="extrapolate", right="extrapolate"),
+        0.0,
+        len(alpha2) - 1.0,
+        f"discrete({len(alpha2)} steps)",
     )
 
 

@@ -48,6 +48,7 @@ def test_examples(example, tmp_path):
         ("uncertainty_quantification", "Sobol' indices"),
         ("tempering", "P(period < 2 days)"),
         ("denoising_mcmc", "by chains"),
+        ("feynman_kac_correctors", "log evidence"),
     ],
 )
 def test_examples_that_print_tables(example, said, tmp_path):

@@ -21,8 +21,9 @@ import textwrap
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -55,33 +56,82 @@ METHODS = {
 }
 
 
-def from_noise(method: Any, calls: int) -> Callable[[int], tuple[Any, float]] | None:
+class Problem(NamedTuple):
+    """A model and its points' shape; first and last of Karras' levels; chains' levels, number and draws."""
+
+    model: Any
+    shape: tuple[int, ...]
+    ends: tuple[float, float]
+    grid: np.ndarray
+    chains: int
+    draws: int
+
+
+RINGS = Problem(RING, (2,), (FIRST, LAST), GRID, CHAINS, DRAWS)
+Run = Callable[[int], tuple[Any, float]]
+
+
+def from_noise(problem: Problem, method: Any, calls: int) -> Run | None:
+    num, shape = problem.chains * problem.draws, problem.shape
     for steps in (calls, (calls + 1) // 2):
-        down = levels(FIRST, LAST, steps - 1, POWER, to_zero=True) if steps > 1 else np.array([FIRST, 0.0])
+        ends = problem.ends
+        down = levels(*ends, steps - 1, POWER, to_zero=True) if steps > 1 else np.array([ends[0], 0.0])
         if method.nfe(down) == calls:
-            return lambda seed: (sample(seed, RING, CHAINS * DRAWS, (2,), down, method=method), 0.0)
+            return lambda seed: (sample(seed, problem.model, num, shape, down, method=method), 0.0)
     return None
 
 
-def by_chains(method: Any, calls: int, metropolis: bool) -> Callable[[int], tuple[Any, float]] | None:
-    moves = 2 if metropolis else 1
+def by_chains(problem: Problem, method: Any, calls: int, **options: Any) -> Run | None:
+    moves = 2 if options.get("metropolis", True) else 1
     for steps in range(1, calls):
         how = DenoisingMCMC(
-            num_samples=DRAWS,
+            num_samples=problem.draws,
             num_warmup=WARMUP,
-            metropolis=metropolis,
-            step_size=None if metropolis else 0.05,
             integrator=method,
             num_denoise=steps,
+            **options,
         )
 
         def run(seed: int, how: DenoisingMCMC = how) -> tuple[Any, float]:
-            found = how.run(RING, (2,), GRID, key=seed, num_chains=CHAINS, progress=False)
-            return found.x.reshape(-1, 2), found.nfe_start / DRAWS
+            chains = {"num_chains": problem.chains, "progress": False}
+            found = how.run(problem.model, problem.shape, problem.grid, key=seed, **chains)
+            return found.x.reshape(-1, *problem.shape), found.nfe_start / problem.draws
 
         if method.nfe(np.linspace(1.0, 0.0, steps + 1)) + moves == calls:
             return run
     return None
+
+
+def table(
+    starts: dict[str, Callable[[Any, int], Run | None]],
+    methods: dict[str, Any],
+    distance: Callable[[Any], Any],
+    seeds: range,
+    calls: tuple[int, ...] = CALLS,
+) -> list[str]:
+    """Distances by start, method and calls, mean and standard deviation over seeds."""
+    lines = [
+        "| start | integrator | " + " | ".join(f"{c} calls" for c in calls) + " | to start |",
+        "|---" * (len(calls) + 3) + "|",
+    ]
+    for start, prepare in starts.items():
+        for name, method in methods.items():
+            cells, before = [], 0.0
+            for num in calls:
+                run = prepare(method, num)
+                if run is None:
+                    cells.append("")
+                    continue
+                found = [run(seed) for seed in seeds]
+                cells.append(cell([float(distance(x)) for x, _ in found]))
+                before = found[0][1]
+            lines.append(f"| {start} | {name} | " + " | ".join(cells) + f" | {before:.1f} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def cell(values: list[float]) -> str:
+    return f"{np.mean(values):.3f} +- {np.std(values, ddof=1):.3f}"
 
 
 def crossings(seed: int, rho: np.ndarray, metropolis: bool) -> float:
@@ -107,33 +157,14 @@ def main() -> None:
     def distance(x: Any) -> Any:
         return mcx.sliced_wasserstein(x, exact, num_projections=128, key=jax.random.key(1)).value
 
-    def cell(values: list[float]) -> str:
-        return f"{np.mean(values):.3f} +- {np.std(values, ddof=1):.3f}"
-
     seeds = range(args.seeds)
     floor = [float(distance(RING.sample(jax.random.key(50 + s), CHAINS * DRAWS))) for s in seeds]
-    lines = [
-        "| start | integrator | " + " | ".join(f"{c} calls" for c in CALLS) + " | to start |",
-        "|---" * (len(CALLS) + 3) + "|",
-    ]
-    starts: dict[str, Callable[[Any, int], Any]] = {
-        "noise": from_noise,
-        "chains": lambda method, calls: by_chains(method, calls, False),
-        "chains, Metropolis": lambda method, calls: by_chains(method, calls, True),
+    starts: dict[str, Callable[[Any, int], Run | None]] = {
+        "noise": partial(from_noise, RINGS),
+        "chains": partial(by_chains, RINGS, metropolis=False, step_size=0.05),
+        "chains, Metropolis": partial(by_chains, RINGS),
     }
-    for start, prepare in starts.items():
-        for name, method in METHODS.items():
-            cells, before = [], 0.0
-            for calls in CALLS:
-                run = prepare(method, calls)
-                if run is None:
-                    cells.append("")
-                    continue
-                found = [run(seed) for seed in seeds]
-                cells.append(cell([float(distance(x)) for x, _ in found]))
-                before = found[0][1]
-            lines.append(f"| {start} | {name} | " + " | ".join(cells) + f" | {before:.1f} |")
-            print(lines[-1], flush=True)
+    lines = table(starts, METHODS, distance, seeds)
     lines += [f"| exact | | {cell(floor)} |" + " |" * len(CALLS), "", "Crossings:", ""]
     for metropolis in (False, True):
         many, one = (crossings(0, rho, metropolis) for rho in (GRID, np.array([LAST, 1.01 * LAST])))

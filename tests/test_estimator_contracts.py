@@ -175,8 +175,8 @@ class TestControls:
 
     @pytest.mark.slow
     def test_counts_are_those_of_the_regression(self, key):
-        """Of 950 final draws: 5 polynomials of degree 2 .. the weight, and two components."""
-        functions, gamma = (lambda x: x[0] ** 2), dist.Gamma(3.0).expand([2])
+        """Polynomials of the highest degree, which the function takes; the weight; and two components."""
+        functions, gamma = (lambda x: x[0] ** 5), dist.Gamma(3.0).expand([2])
         laws = dist.Normal(jnp.zeros((3, 2)), 1.0).to_event(1)
         polynomials = 20  # of degree up to 5 in two variables, the most with 40 draws for each of 1000
         for controls, law, expected in (

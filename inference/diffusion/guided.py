@@ -15,14 +15,15 @@ from mcx.inference.diffusion.calibration import GuidedData
 from mcx.inference.diffusion.guided_gibbs import GuidedGibbsKernel, GuidedGibbsState
 from mcx.inference.diffusion.guided_kernel import GuidedKernel, first_stats
 from mcx.inference.diffusion.guided_plan import KINDS, Plan, make_plan
+from mcx.inference.diffusion.guided_results import last_draws, lineages, path_stats
 from mcx.inference.diffusion.guided_steps import code
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.base import MCMCMethod
 from mcx.inference.mcmc.sample import posterior_of, run_purely
 from mcx.inference.mcmc.start import starting_points
 from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC
-from mcx.inference.smc.engine import SMCSettings, SMCState
-from mcx.inference.smc.islands import equal_draws, island_log_weights, log_mean_evidence, raise_faults
+from mcx.inference.smc.engine import SMCSettings
+from mcx.inference.smc.islands import island_log_weights, log_mean_evidence, raise_faults
 from mcx.inference.smc.resampling import as_resampling
 from mcx.inference.smc.samplers import constrained_draws
 from mcx.model.bound import BoundModel
@@ -34,7 +35,7 @@ from mcx.run.programs import chain_keys, run_steps, start_chains
 
 __all__ = ["GuidedDiffusion"]
 
-_LAST, _START = 3, 4  # what is folded into the key; 0 and 1 are the run's, 2 the pilot's
+_START = 4  # folded into the key; 0 and 1 are the run's, 2 the pilot's, 3 that of the last draws
 _ALONE, _WITH_PARAMS = 512, 32  # particles
 
 
@@ -196,9 +197,9 @@ class GuidedDiffusion:
                 f"{self.name} was interrupted at noise level {stats['rho'][0, -1]:.3g}; particles are no "
                 "draws yet. checkpoint= goes on from there"
             )
-        x, log_p, index = jax.device_get(_last_draws(key, result.state))
+        x, log_p, index = jax.device_get(last_draws(key, result.state))
         draws = jax.device_get(constrained_draws(plan.target, x))
-        stats["lineages"] = _lineages(np.asarray(result.draws), index)
+        stats["lineages"] = lineages(np.asarray(result.draws), index)
         log_z = stats["log_evidence"][:, -1]
         total, se = log_mean_evidence(log_z)
         settings = {"guidance": plan.how.kind, "half": int(data.half)}
@@ -232,7 +233,7 @@ class GuidedDiffusion:
             state = start_chains(kernel, data, start_keys, None)
             numbers = jnp.arange(1, steps + 1, dtype=jnp.int32)
             state, _, _ = run_steps(kernel, data, keys, 0, steps, state, numbers, steps)
-            x, log_p, _ = _last_draws(key, state)
+            x, log_p, _ = last_draws(key, state)
             log_z = jax.vmap(lambda s: s.log_evidence)(state)
             lost = jax.vmap(lambda s: s.collapsed)(state)
             x = jnp.where(lost[:, None, None], jnp.nan, x)
@@ -312,7 +313,7 @@ class GuidedDiffusion:
             key=key,
             coords=coords,
             settings=settings,
-            smc_stats=_path_stats(name, jax.device_get(result.state)),
+            smc_stats=path_stats(name, jax.device_get(result.state)),
         )
 
     def _params_program(self, template: Plan, num_chains: int) -> Callable[..., Posterior]:
@@ -326,36 +327,6 @@ class GuidedDiffusion:
             start = starting_points(rest, None, num_chains, key)
             last, (sites, x), stats = run_purely(kernel, data, key, start, inputs, self, num_chains)
             info = RunInfo(self.name, fields_of(self), num_warmup=self.num_warmup)
-            return Posterior(sites, x, stats, {}, bound, info, smc_stats=_path_stats(template.how.name, last))
+            return Posterior(sites, x, stats, {}, bound, info, smc_stats=path_stats(template.how.name, last))
 
         return run_program
-
-
-def _path_stats(name: str, state: GuidedGibbsState) -> dict[str, Any]:
-    return {f"{name}.{statistic}": value for statistic, value in state.averages._asdict().items()}
-
-
-@jax.jit
-def _last_draws(key: Any, state: SMCState) -> tuple[Any, Any, Any]:
-    """Particles of equal weight, (chain, draw, d), their log likelihoods and indices, in no order."""
-    chains, num = state.log_w.shape
-    index = equal_draws(jax.random.fold_in(key, _LAST), state.log_w)
-    x = state.particles.position.reshape(chains, num, -1)
-    return (
-        jnp.take_along_axis(x, index[:, :, None], 1),
-        jnp.take_along_axis(state.particles.log_guess, index, 1),
-        index,
-    )
-
-
-def _lineages(ancestors: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Number of different particles at each level that the draws descend from, chain x level."""
-    chains, steps, _ = ancestors.shape
-    found = np.zeros((chains, steps + 1), np.int32)
-    for chain in range(chains):
-        line = np.unique(index[chain])
-        found[chain, steps] = len(line)
-        for t in range(steps - 1, -1, -1):
-            line = np.unique(ancestors[chain, t][line])
-            found[chain, t] = len(line)
-    return found

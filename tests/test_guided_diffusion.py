@@ -214,15 +214,15 @@ def test_a_network_that_is_wrong_at_large_noise(key):
     """What a network makes up where there is nothing to see does not weigh particles: a pilot finds it."""
     schedule = ve(0.01, 40.0)
 
-    def fn(x, t):
+    def fn(x, t):  # of N(0, 0.0025), but for waves where there is much noise
         rho = schedule.sigma(t)
-        return x / (1 + rho**2) + 0.5 * jnp.sin(40 * x / rho) * rho**2 / (10 + rho**2)
+        return 0.0025 * x / (0.0025 + rho**2) + 0.5 * jnp.sin(40 * x / rho) * rho**2 / (10 + rho**2)
 
-    prior = mcx.ScorePrior(Score(fn, schedule, "denoised"), event_shape=8, num_steps=40)
-    bound = linear(prior, np.eye(8, dtype=np.float32), 0.1, np.full(8, 0.5, np.float32))
+    prior = mcx.ScorePrior(Score(fn, schedule, "denoised"), event_shape=32, num_steps=40)
+    bound = linear(prior, np.eye(32, dtype=np.float32), 0.1, np.full(32, 0.1, np.float32))
     post = mcx.infer(bound, mcx.GuidedDiffusion(256), key=key, num_chains=4, warnings="ignore")
-    assert (post.smc_stats["ess"][:, :5] > 100).all()  # 3 to 30 without
-    check_within(post["x"].mean((0, 1)), 0.5 / 1.01, 0.03)
+    assert (post.smc_stats["ess"][:, :5] > 100).all()  # or a few, where the denoiser is believed
+    np.testing.assert_allclose(post["x"].mean((0, 1)), 0.02, atol=0.02)
 
 
 @pytest.mark.slow

@@ -125,10 +125,11 @@ def main() -> None:
     lines = table(starts, METHODS, distance, range(args.seeds), CALLS)
     lines.append(f"| exact | | {float(distance(shown)):.3f} |" + " |" * len(CALLS))
     how = (
-        f"`python benchmarks/denoising_digits.py`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; "
-        f"Python {platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; {args.seeds} "
-        f"seeds, trained in {trained:.0f} s (loss {loss:.3f}), all in {time.perf_counter() - begun:.0f} s. "
-        f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
+        f"`python benchmarks/denoising_digits.py`. {os.cpu_count()} shared {platform.machine()} cores, "
+        f"no GPU; Python {platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; "
+        f"{args.seeds} seeds, trained in {trained:.0f} s (loss {loss:.3f}), all in "
+        f"{time.perf_counter() - begun:.0f} s. Load average before: {load:.1f}; "
+        f"after: {os.getloadavg()[0]:.1f}."
     )
     title = f"## {date.today().isoformat()}: denoising MCMC on digits"
     text = "\n".join([title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), "", *lines]) + "\n"

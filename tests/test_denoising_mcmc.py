@@ -14,6 +14,7 @@ from mcx.diffusion import (
     DenoisingMCMC,
     EulerMaruyama,
     GaussianMixture,
+    Heun,
     LevelsFromClassifier,
     LevelsFromDensity,
     LevelsFromScore,
@@ -144,6 +145,26 @@ def test_scores_alone_and_stochastic_integrators(key):
     check_mean(x.mean(1), mean, delta=0.35, independent=True)
     check_mean((x**2).mean(1), second, delta=0.6, independent=True)
     assert len(np.unique(found.x.reshape(-1, 2), axis=0)) == 1024 * 20
+
+
+@pytest.mark.slow
+def test_conditions_of_integrators_stay_conditions(key):
+    """Heun's last step has one call; as selections of vmap conditions would copy a network for every draw."""
+    calls = []
+
+    def fn(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return MODEL.denoise(x, t)
+
+    alone = Score(fn, ve(0.05, 5.0), "denoised")
+    method = DenoisingMCMC(
+        num_samples=3, num_warmup=0, step_size=0.02, num_denoise=2, integrator=Heun(),
+        level_law=LevelsFromClassifier(lambda y: jnp.zeros(32)),
+    )  # fmt: skip
+    found = method.run(alone, (2,), RHO, key=key, start=jnp.zeros((4, 2)), num_chains=4, progress=False)
+    jax.effects_barrier()
+    assert found.nfe == 1 + 3
+    assert len(calls) == 3 + 3  # of all chains at once in three steps, of all draws at once in the end
 
 
 @pytest.mark.slow

@@ -182,7 +182,8 @@ class DenoisingMCMC:
         """
         shape = tuple(event_shape)
         grid = _as_grid(rho)
-        kernel, law = self._kernel(model)
+        tables, by_level = self._tables(grid)
+        kernel, law = self._kernel(model, by_level)
         key_start, key_noise, key_chain, key_denoise = jax.random.split(as_key(key), 4)
         dtype = jnp.zeros(()).dtype
         prior = np.zeros(len(grid)) if log_prior is None else np.asarray(log_prior, float)
@@ -199,7 +200,7 @@ class DenoisingMCMC:
             law,
             jnp.asarray(grid, dtype),
             jnp.asarray(prior, dtype),
-            cast(self._tables(kernel.integrator, grid), dtype),
+            cast(tables, dtype),
             jax.random.key_data(key_denoise),
         )
         nfe_start = 0
@@ -233,12 +234,17 @@ class DenoisingMCMC:
         leg = kernel.integrator.nfe(_down(grid[-1], self.num_denoise, self.denoise_power)) or 0
         return _denoised(result, grid, step_nfe + leg, nfe_start + self.num_warmup * step_nfe)
 
-    def _tables(self, integrator: Integrator, grid: np.ndarray) -> Any:
-        """Of the integrator, for each level to start from."""
+    def _tables(self, grid: np.ndarray) -> tuple[Any, tuple[bool, ...]]:
+        """Of the integrator, for each level to start from, and which leaves depend on that."""
+        integrator = default_method(self.integrator)
         each = [integrator.prepare(_down(r, self.num_denoise, self.denoise_power)) for r in grid]
-        return jax.tree_util.tree_map(lambda *x: np.stack(x), *each)
+        first, tree = jax.tree_util.tree_flatten(each[0])
+        stacked = [np.stack(x) for x in zip(*map(jax.tree_util.tree_leaves, each), strict=True)]
+        by_level = tuple(bool((x != x[:1]).any()) for x in stacked)
+        leaves = [x if varies else one for x, one, varies in zip(stacked, first, by_level, strict=True)]
+        return jax.tree_util.tree_unflatten(tree, leaves), by_level
 
-    def _kernel(self, model: Denoiser) -> tuple[DenoisingKernel, LevelLaw]:
+    def _kernel(self, model: Denoiser, by_level: tuple[bool, ...]) -> tuple[DenoisingKernel, LevelLaw]:
         metropolis = model.has_density if self.metropolis == "auto" else bool(self.metropolis)
         law = self.level_law
         if law == "auto":
@@ -257,8 +263,9 @@ class DenoisingMCMC:
             )
         integrator = default_method(self.integrator)
         kernel = DenoisingKernel(
-            integrator, self.num_skip, metropolis, self.step_size, self.num_warmup, self.select == "smallest"
-        )
+            integrator, self.num_skip, metropolis, self.step_size, self.num_warmup, self.select == "smallest",
+            by_level,
+        )  # fmt: skip
         return kernel, law
 
 

@@ -30,7 +30,7 @@ class ProductSpace(NamedTuple):
     level_law: of a level given a point.
     rho: levels, (K,) rising.
     log_prior: of the levels, (K,).
-    tables: of the integrator that denoises, one for each level to start from, (K, ...).
+    tables: of the integrator that denoises: leaves that depend on the level to start from have a leading K.
     key: data of the key that denoising draws from.
     """
 
@@ -76,6 +76,7 @@ class DenoisingKernel:
         metropolis: whether moves of the point are accepted or refused.
         step_size: of the moves; None where it is learned while the chains warm up.
         num_warmup: steps that learn.
+        by_level: which leaves of the integrator's table depend on the level.
         smallest: whether the point of the smallest level of a step's moves is kept, not the last.
     """
 
@@ -85,6 +86,7 @@ class DenoisingKernel:
     step_size: float | None
     num_warmup: int
     smallest: bool
+    by_level: tuple[bool, ...]
 
     @property
     def pooled(self) -> bool:
@@ -171,7 +173,10 @@ class DenoisingKernel:
             key = jax.random.wrap_key_data(data.key)
             for part in draw["seed"]:
                 key = jax.random.fold_in(key, part)
-        table = jax.tree_util.tree_map(lambda x: x[level], data.tables)
+        # what is the same at all levels stays one value under vmap, so that a condition on it stays one
+        leaves, tree = jax.tree_util.tree_flatten(data.tables)
+        leaves = [x[level] if varies else x for x, varies in zip(leaves, self.by_level, strict=True)]
+        table = jax.tree_util.tree_unflatten(tree, leaves)
         x = self.integrator.run(key, data.model, y, table, None, False)
         return {"x": x, "noisy": y, "level": level}
 

@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dims", type=int, nargs="+", default=[8, 32, 128, 256])
+    parser.add_argument("--dims", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--particles", type=int, default=512)
     parser.add_argument("--steps", type=int, default=150)

@@ -117,8 +117,7 @@ def main() -> None:
     problem = Problem(model, (8, 8), (10.0, 0.02), GRID, 200, 10)
     starts = {
         "noise": partial(from_noise, problem),
-        # Heun's second call is a condition, which copies the network for every draw: far too much memory
-        "chains": lambda method, calls: None if isinstance(method, Heun) else by_chains(
+        "chains": lambda method, calls: by_chains(
             problem, method, calls, level_law=law, metropolis=False, step_size=STEP
         ),
     }  # fmt: skip

@@ -103,6 +103,7 @@ def share_of_first():
     return p[np.linalg.norm(points - [-1.0, 0.5], axis=-1) < 1.6].sum()
 
 
+@pytest.mark.slow
 def test_levels_from_scores_are_those_from_densities(key):
     """The trapezoidal rule's error falls with the square of the levels' distance."""
     y = jnp.array([0.7, -0.4])

@@ -57,7 +57,7 @@ def test_many_small_islands_have_the_posterior(post):
     assert abs(mean.mean() - MEAN) > 0.1
 
 
-def test_summary_and_data_tree_have_the_weights(post):
+def test_summaries_have_the_weights(post):
     w, x = np.exp(post.weights), np.asarray(post["mu"], float)
     row = post.summary()["mu"]
     mean = np.sum(w * x)
@@ -68,8 +68,12 @@ def test_summary_and_data_tree_have_the_weights(post):
     # the error of the mean is that which the islands tell
     share = w.sum(1) * 4000
     assert row["mcse_mean"] == pytest.approx(np.std(share * (x.mean(1) - mean)) / 4000**0.5, rel=0.01)
-    small = mcx.infer(normal(Y), mcx.TemperedSMC(16), key=0, num_chains=2, progress=False, warnings="ignore")
+
+
+@pytest.mark.slow
+def test_data_trees_have_the_weights():
+    options = {"key": 0, "progress": False, "warnings": "ignore"}
+    small, alone = (mcx.infer(normal(Y), mcx.TemperedSMC(16), num_chains=n, **options) for n in (2, 1))
     tree = small.to_datatree()
     np.testing.assert_allclose(tree["sample_stats"]["log_weight"], small.weights)
-    alone = mcx.infer(normal(Y), mcx.TemperedSMC(16), key=0, num_chains=1, progress=False, warnings="ignore")
     assert alone.weights is None and np.isnan(alone.summary()["mu"]["mcse_mean"])

@@ -66,7 +66,7 @@ def subjects(chains: int) -> dict[str, Callable[[Any, int], float]]:
         "ChEES": infer(posterior, mcx.ChEES(num_samples=2000), 8 * chains),
         "particle Gibbs": infer(series, gibbs, chains),
         "PPG": ppg,
-        "tempered SMC": infer(PROBLEMS["arK-arK"].bound(), mcx.TemperedSMC(), chains),
+        "tempered SMC": infer(PROBLEMS["arK-arK"].bound(), mcx.TemperedSMC(256), chains),
         "SMC^2": infer(series, mcx.SMC2(256, 64), chains // 2),
         "particles of one filter": particles,
     }

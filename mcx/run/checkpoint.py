@@ -34,7 +34,7 @@ _CODE = "compiled functions"
 
 # bytes: fast runs with large draws are saved more often than asked for, so that little is left to write at
 # their end, once the last write is done; and wait for the disk where it is slower than they are
-_WORTH_WRITING, _MOST_PENDING = 16 * 2**20, 64 * 2**20
+_WORTH_WRITING, _MOST_PENDING = 4 * 2**20, 64 * 2**20
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def subjects(chains: int) -> dict[str, Callable[[Any, int], float]]:
         return float(found.info.run_time)
 
     def particles(devices: Any, key: int) -> float:
-        options = {"num_particles": 100_000, "progress": False, "warnings": "ignore"}
+        options = {"num_particles": 100_000, "progress": False}
         found = mcx.filter(series, params=params, key=key, devices=devices, **options)
         return float(found.info.run_time)
 

@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import textwrap
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from _report import machine, report
 
 import mcx
 from mcx.diffusion import (
@@ -171,17 +169,11 @@ def main() -> None:
         who = "with Metropolis" if metropolis else "without Metropolis"
         lines.append(f"- {who}: {many:.3f}; at the least noise {one:.3f}")
     how = (
-        f"`python benchmarks/denoising.py`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; "
-        f"Python {platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; {args.seeds} "
+        f"`python benchmarks/denoising.py`. {machine()}; {args.seeds} "
         f"seeds, {time.perf_counter() - begun:.0f} s. Load average before: {load:.1f}; after: "
         f"{os.getloadavg()[0]:.1f}."
     )
-    title = f"## {date.today().isoformat()}: denoising MCMC on a ring"
-    text = "\n".join([title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), "", *lines]) + "\n"
-    print("\n" + text)
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
+    report("denoising MCMC on a ring", how, lines, record=args.record)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
-import textwrap
 import time
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _report import machine, report
 
 import mcx
 from mcx.diffusion import (
@@ -124,18 +122,12 @@ def main() -> None:
     lines = table(starts, METHODS, distance, range(args.seeds), CALLS)
     lines.append(f"| exact | | {float(distance(shown)):.3f} |" + " |" * len(CALLS))
     how = (
-        f"`python benchmarks/denoising_digits.py`. {os.cpu_count()} shared {platform.machine()} cores, "
-        f"no GPU; Python {platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; "
+        f"`python benchmarks/denoising_digits.py`. {machine()}; "
         f"{args.seeds} seeds, trained in {trained:.0f} s (loss {loss:.3f}), all in "
         f"{time.perf_counter() - begun:.0f} s. Load average before: {load:.1f}; "
         f"after: {os.getloadavg()[0]:.1f}."
     )
-    title = f"## {date.today().isoformat()}: denoising MCMC on digits"
-    text = "\n".join([title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), "", *lines]) + "\n"
-    print("\n" + text)
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
+    report("denoising MCMC on digits", how, lines, record=args.record)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import textwrap
 import time
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _report import machine, report
 from scipy.stats import wasserstein_distance
 
 import mcx
@@ -260,18 +258,12 @@ def main() -> None:
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     virials = ", ".join(found.virial for found in (hot, *truths.values()))
     how = (
-        f"`python benchmarks/dw4.py`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; Python "
-        f"{platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; {args.seeds} seeds of "
+        f"`python benchmarks/dw4.py`. {machine()}; {args.seeds} seeds of "
         f"{REPLICATES} x {PARTICLES} particles, {len(RHO) - 1} steps. References in {sampled:.0f} s, virial "
         f"over 6 T: {virials}; network trained in {trained:.0f} s. Load average before: {load:.1f}; after: "
         f"{os.getloadavg()[0]:.1f}."
     )
-    title = f"## {date.today().isoformat()}: four particles at another temperature"
-    text = "\n".join([title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), "", *lines]) + "\n"
-    print("\n" + text)
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
+    report("four particles at another temperature", how, lines, record=args.record)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
-import textwrap
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _report import machine, report
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -155,21 +153,13 @@ def main() -> None:
             print(lines[-1], flush=True)
     import blackjax
 
-    import mcx
-
     command = " ".join(["python benchmarks/evidence.py", *(a for a in sys.argv[1:] if a != "--record")])
     how = (
-        f"`{command}`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; Python "
-        f"{platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}, blackjax "
+        f"`{command}`. {machine()}, blackjax "
         f"{blackjax.__version__}; {args.replicates} replicates of {PARTICLES} particles. "
         f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
     )
-    title = f"## {date.today().isoformat()}: log evidences by tempered SMC"
-    text = "\n".join([title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), "", *lines]) + "\n"
-    print("\n" + text)
-    if args.record:
-        with (ROOT / "benchmarks" / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
+    report("log evidences by tempered SMC", how, lines, record=args.record)
 
 
 if __name__ == "__main__":

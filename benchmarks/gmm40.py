@@ -23,16 +23,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import textwrap
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _report import machine, report
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -186,19 +184,12 @@ def main() -> None:
             print(found[-1], flush=True)
     rows = table(found)
     how = (
-        f"`python benchmarks/gmm40.py`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; Python "
-        f"{platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; {args.seeds} seeds. "
+        f"`python benchmarks/gmm40.py`. {machine()}; {args.seeds} seeds. "
         f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
     )
-    title = f"## {date.today().isoformat()}: annealing 40 Gaussians"
-    head = textwrap.wrap(how, 118, break_on_hyphens=False)
-    text = "\n".join([title, "", *head, "", *rows]) + "\n"
-    print("\n" + text)
+    report("annealing 40 Gaussians", how, rows, record=args.record)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
 
 
 if __name__ == "__main__":

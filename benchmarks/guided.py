@@ -17,16 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
-import textwrap
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from _report import machine, report
 
 import mcx
 
@@ -119,19 +116,13 @@ def main() -> None:
         cells = [cell("SW", 3), cell("mean", 3), cell("log_z"), cell("sd"), cell("lineages", 0)]
         rows.append(f"| {dim} | {case} | {' | '.join(cells)} | {cell('compile', 1)} | {cell('seconds')} |")
     how = (
-        f"`python benchmarks/guided.py`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; Python "
-        f"{platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; means of {args.seeds} "
+        f"`python benchmarks/guided.py`. {machine()}; means of {args.seeds} "
         f"seeds; {args.replicates} replicates of {args.particles} particles, {args.steps} steps. "
         f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
     )
-    title = f"## {date.today().isoformat()}: guided diffusion"
-    text = "\n".join([title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), "", *rows]) + "\n"
-    print("\n" + text)
+    report("guided diffusion", how, rows, record=args.record)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
 
 
 if __name__ == "__main__":

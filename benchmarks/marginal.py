@@ -19,18 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import tempfile
-import textwrap
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from _peers import environment, install, last_line
+from _report import machine, report
 
 import mcx
 import mcx.dist as dist
@@ -176,19 +173,12 @@ def main() -> None:
     log_z, mean = exact(y)
     tables = [smc2(y, log_z), pmmh(y, mean)]
     how = (
-        f"`python benchmarks/marginal.py`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; "
-        f"Python {platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; "
+        f"`python benchmarks/marginal.py`. {machine()}; "
         f"{NUM_PARAMS} parameters with {NUM_PARTICLES} particles, {REPLICATES} replicates; PMMH with "
         f"{PMMH_PARTICLES} particles. "
         f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
     )
-    title = f"## {date.today().isoformat()}: SMC^2 and PMMH"
-    head = textwrap.wrap(how, 118, break_on_hyphens=False)
-    text = "\n".join([title, "", *head, *(line for table in tables for line in ("", *table))]) + "\n"
-    print("\n" + text)
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
+    report("SMC^2 and PMMH", how, [line for table in tables for line in ("", *table)][1:], record=args.record)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,14 @@ from jax.sharding import Mesh
 from mcx.inference.diffusion.calibration import GuidedData
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import unique_ancestors
-from mcx.run.devices import spread
+from mcx.inference.smc.particle_kernel import ParticleKernel, step_stats
 from mcx.target import FeynmanKac
 
 __all__ = ["GuidedKernel", "first_stats"]
 
 
 @dataclass(frozen=True)
-class GuidedKernel:
+class GuidedKernel(ParticleKernel):
     """Steps of a guided particle system for the driver; the input of a step is its number, from 1.
 
     Attributes:
@@ -35,27 +34,15 @@ class GuidedKernel:
     settings: SMCSettings
     mesh: Mesh | None = None
 
-    @property
-    def size(self) -> int:
-        """Particles, which several devices may share."""
-        return self.settings.num_particles
-
-    def over_mesh(self, mesh: Mesh) -> GuidedKernel:
-        """The same, its particles spread over a mesh."""
-        return dataclasses.replace(self, mesh=mesh)
-
     def init(self, data: GuidedData, key: Any, start: Any) -> SMCState:
         """Draws at the noisiest level."""
-        state: SMCState = spread(
-            initialize(key, self.fk, data, _row(data, 0), self.settings), self.mesh, self.size
-        )
-        return state
+        return self._spread(initialize(key, self.fk, data, _row(data, 0), self.settings))
 
     def step(self, data: GuidedData, key: Any, state: SMCState, u: Any) -> tuple[SMCState, Any]:
         """One level down."""
         row = _row(data, u)
         new = move(key, self.fk, data, state, row, self.settings)
-        return spread(new, self.mesh, self.size), row.steps.rho
+        return self._spread(new), row.steps.rho
 
     def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
         """Ancestors of the particles, and statistics of the step."""
@@ -90,12 +77,4 @@ def _row(data: GuidedData, t: Any) -> Any:
 
 
 def _stats(state: SMCState) -> dict[str, Any]:
-    return {
-        "ess": state.info.ess,
-        "resampled": state.info.resampled,
-        "unique_ancestors": unique_ancestors(state.ancestors[None])[0],
-        "log_evidence_increment": state.info.log_increment,
-        "log_evidence": state.log_evidence,
-        "nonfinite": state.info.num_nonfinite,
-        "max_log_weight": state.info.max_log_weight,
-    }
+    return {**step_stats(state), "unique_ancestors": unique_ancestors(state.ancestors[None])[0]}

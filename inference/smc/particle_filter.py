@@ -17,13 +17,13 @@ from mcx.errors import CapabilityError, MethodError, WeightCollapse
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, end_block, initialize, move
 from mcx.inference.smc.filtered import Filtered
 from mcx.inference.smc.history import HistorySettings, Record, check_faults, record
+from mcx.inference.smc.particle_kernel import ParticleKernel, step_stats
 from mcx.inference.smc.resampling import as_resampling, multinomial
 from mcx.inference.smc.variance import default_lag, log_evidence_variance
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
 from mcx.model.statespace import check_params, state_space
 from mcx.results.posterior import RunInfo
-from mcx.run.devices import spread
 from mcx.run.driver import Run, run
 from mcx.target import FeynmanKac, StateSpace
 
@@ -211,7 +211,7 @@ class ParticleFilter:
 
 
 @dataclass(frozen=True)
-class FilterKernel:
+class FilterKernel(ParticleKernel):
     """A particle system for the driver; its data are the context and the input of t = 0."""
 
     fk: FeynmanKac
@@ -219,15 +219,6 @@ class FilterKernel:
     keep: HistorySettings
     max_nonfinite: float
     mesh: Mesh | None = None
-
-    @property
-    def size(self) -> int:
-        """Particles, which several devices may share."""
-        return self.settings.num_particles
-
-    def over_mesh(self, mesh: Mesh) -> FilterKernel:
-        """The same, its particles spread over a mesh; resampling gathers what it needs from all devices."""
-        return dataclasses.replace(self, mesh=mesh)
 
     @property
     def block_size(self) -> int | None:
@@ -243,10 +234,6 @@ class FilterKernel:
         """One step of the engine."""
         return self._spread(move(key, self.fk, data[0], state, u, self.settings)), None
 
-    def _spread(self, state: SMCState) -> SMCState:
-        spread_state: SMCState = spread(state, self.mesh, self.size)
-        return spread_state
-
     def end_block(self, state: SMCState) -> SMCState:
         """Account for the error of the evidence."""
         return end_block(state)
@@ -254,16 +241,8 @@ class FilterKernel:
     def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
         """What the history keeps, and the step's statistics."""
         kept = record(state, self.keep)
-        step = state.info
-        stats = {
-            "ess": step.ess,
-            "resampled": step.resampled,
-            "log_evidence_increment": step.log_increment,
-            "log_evidence": kept.log_evidence,
-            "nonfinite": step.num_nonfinite,
-            "max_log_weight": step.max_log_weight,
-        }
-        return {k: v for k, v in kept._asdict().items() if k not in ("info", "log_evidence")}, stats
+        draw = {k: v for k, v in kept._asdict().items() if k not in ("info", "log_evidence")}
+        return draw, step_stats(state)
 
     def emit(self, data: Any, draw: Any) -> Any:
         """As it is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,9 +13,9 @@ from jax.sharding import Mesh
 
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import unique_ancestors
+from mcx.inference.smc.particle_kernel import ParticleKernel
 from mcx.inference.smc.paths import PathData
 from mcx.inference.smc.tempering import context
-from mcx.run.devices import spread
 from mcx.target import FeynmanKac
 
 __all__ = ["SamplerKernel", "finished"]
@@ -28,7 +27,7 @@ def finished(state: SMCState) -> Any:
 
 
 @dataclass(frozen=True)
-class SamplerKernel:
+class SamplerKernel(ParticleKernel):
     """Stages of a path of laws for the driver, until its end; its data are the path's.
 
     Attributes:
@@ -42,29 +41,16 @@ class SamplerKernel:
     mesh: Mesh | None = None
     open_ended: ClassVar[bool] = True
 
-    @property
-    def size(self) -> int:
-        """Particles, which several devices may share."""
-        return self.settings.num_particles
-
-    def over_mesh(self, mesh: Mesh) -> SamplerKernel:
-        """The same, its particles spread over a mesh."""
-        return dataclasses.replace(self, mesh=mesh)
-
     def init(self, data: PathData, key: Any, start: Any) -> SMCState:
         """Draws from the start of the path."""
-        state: SMCState = spread(
-            initialize(key, self.fk, context(data), None, self.settings), self.mesh, self.size
-        )
-        return state
+        return self._spread(initialize(key, self.fk, context(data), None, self.settings))
 
     def step(self, data: PathData, key: Any, state: SMCState, u: Any) -> tuple[SMCState, Any]:
         """One stage; nothing once the path is finished, so that results do not depend on when one looks."""
         over = finished(state)
         new = move(key, self.fk, context(data), state, None, self.settings)
         new = jax.tree_util.tree_map(lambda a, b: jnp.where(over, b, a), new, state)
-        new = spread(new, self.mesh, self.size)
-        return new, ~over
+        return self._spread(new), ~over
 
     def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
         """Statistics of the stage; particles stay on the device."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.nested import Context, NestedData, Nesting, Times
 from mcx.inference.smc.nested import code as nested_code
 from mcx.inference.smc.nested_moves import PMMHMoves
-from mcx.run.devices import spread
+from mcx.inference.smc.particle_kernel import ParticleKernel
 
 __all__ = ["SMC2Kernel", "inputs"]
 
@@ -30,7 +29,7 @@ def inputs(num_steps: int) -> Times:
 
 
 @dataclass(frozen=True)
-class SMC2Kernel:
+class SMC2Kernel(ParticleKernel):
     """Times of SMC^2 for the driver; its data are those of the nested model.
 
     Attributes:
@@ -47,15 +46,6 @@ class SMC2Kernel:
     least_acceptance: float = 0.0
     mesh: Mesh | None = None
 
-    @property
-    def size(self) -> int:
-        """Outer particles, which several devices may share."""
-        return self.settings.num_particles
-
-    def over_mesh(self, mesh: Mesh) -> SMC2Kernel:
-        """The same, its outer particles spread over a mesh."""
-        return dataclasses.replace(self, mesh=mesh)
-
     def init(self, data: NestedData, key: Any, start: Any) -> SMCState:
         """The system at time 0."""
         now = Times(jnp.int32(0), jnp.asarray(False))
@@ -69,10 +59,6 @@ class SMC2Kernel:
         state = state._replace(info=info._replace(ess=seen))
         fk = nested_moves.code(self.nesting, self.moves)
         return self._spread(move(key, fk, Context(data), state, u, self.settings)), None
-
-    def _spread(self, state: SMCState) -> SMCState:
-        spread_state: SMCState = spread(state, self.mesh, self.size)
-        return spread_state
 
     def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
         """Statistics of the step; particles stay on the device.

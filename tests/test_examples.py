@@ -8,6 +8,13 @@ import pytest
 from problems import slow_unless
 
 
+def run(example, folder):
+    script = Path(__file__).parent.parent / "examples" / f"{example}.py"
+    return subprocess.run(
+        [sys.executable, str(script)], cwd=folder, capture_output=True, text=True, check=True
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "said"),
@@ -19,10 +26,7 @@ from problems import slow_unless
     ],
 )
 def test_examples_that_learn(example, said, tmp_path):
-    script = Path(__file__).parent.parent / "examples" / f"{example}.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = run(example, tmp_path)
     assert said in done.stdout and "nan" not in done.stdout
     assert "MCX-W" not in done.stderr  # nothing to warn of
     assert (tmp_path / "out" / f"{example}.png").stat().st_size > 10_000
@@ -30,10 +34,7 @@ def test_examples_that_learn(example, said, tmp_path):
 
 @pytest.mark.parametrize("example", slow_unless([], ["nile", "stochastic_volatility"]))
 def test_examples(example, tmp_path):
-    script = Path(__file__).parent.parent / "examples" / f"{example}.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = run(example, tmp_path)
     assert "log evidence" in done.stdout and "Warning" not in done.stderr
     for suffix in ("nc", "png"):
         assert (tmp_path / "out" / f"{example}.{suffix}").stat().st_size > 10_000
@@ -52,8 +53,5 @@ def test_examples(example, tmp_path):
     ],
 )
 def test_examples_that_print_tables(example, said, tmp_path):
-    script = Path(__file__).parent.parent / "examples" / f"{example}.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = run(example, tmp_path)
     assert said in done.stdout and "nan" not in done.stdout

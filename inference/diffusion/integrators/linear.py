@@ -71,6 +71,23 @@ class Multistep(Tabled):
         return len(levels) - 1 + self.num_extra
 
 
+class OfOrder(Multistep):
+    """A multistep method whose order can be chosen, and whose start can take short steps of lower order."""
+
+    order: int
+    careful_start: bool
+
+    @property
+    def memory(self) -> int:
+        """The order."""
+        return self.order
+
+    @property
+    def num_extra(self) -> int:
+        """Calls that a careful start costs."""
+        return max(self.order - 2, 0) if self.careful_start else 0
+
+
 def ratios(rho: np.ndarray) -> np.ndarray:
     """``rho_t / rho_s`` of the steps, which is ``exp(-h)``."""
     return rho[1:] / rho[:-1]
@@ -158,7 +175,7 @@ class DDIM(Multistep):
 
 
 @dataclass(frozen=True)
-class DPMSolver(Multistep):
+class DPMSolver(OfOrder):
     """DPM-Solver++, multistep: the denoiser is extrapolated along a step by a polynomial in lambda.
 
     Attributes:
@@ -178,16 +195,6 @@ class DPMSolver(Multistep):
 
     def __post_init__(self) -> None:
         check_fields(self, ("order", is_count(self.order) and self.order <= 3, "1, 2 or 3"))
-
-    @property
-    def memory(self) -> int:
-        """The order."""
-        return self.order
-
-    @property
-    def num_extra(self) -> int:
-        """Calls that a careful start costs."""
-        return max(self.order - 2, 0) if self.careful_start else 0
 
     def table(self, rho: np.ndarray) -> Row:
         """See :class:`Row`."""
@@ -243,7 +250,7 @@ class SDEDPMSolver(Multistep):
 
 
 @dataclass(frozen=True)
-class DEIS(Multistep):
+class DEIS(OfOrder):
     """DEIS "tAB": the noise (y - D) / rho is extrapolated by a polynomial in time, or in rho.
 
     Attributes:
@@ -269,16 +276,6 @@ class DEIS(Multistep):
     def in_noise(self) -> bool:
         """True."""
         return True
-
-    @property
-    def memory(self) -> int:
-        """The order."""
-        return self.order
-
-    @property
-    def num_extra(self) -> int:
-        """Calls that a careful start costs."""
-        return max(self.order - 2, 0) if self.careful_start else 0
 
     def table(self, rho: np.ndarray) -> Row:
         """See :class:`Row`."""

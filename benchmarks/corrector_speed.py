@@ -180,14 +180,14 @@ def main() -> None:
     if args.worker:
         print(json.dumps(worker(args.worker, *size)))
         return
-    from _report import machine, report
+    from _report import command, machine, report
 
     load, found = os.getloadavg()[0], []
     for program in PROGRAMS:
         found.append(run(program, *size))
         print(found[-1], flush=True)
     how = (
-        f"`python benchmarks/corrector_speed.py`. {machine()}, NumPy {np.__version__}; {args.seeds} seeds, "
+        f"`{command()}`. {machine()}, NumPy {np.__version__}; {args.seeds} seeds, "
         f"{args.num:,} particles, {args.steps:,} steps. Load average before: {load:.1f}; after: "
         f"{os.getloadavg()[0]:.1f}."
     )

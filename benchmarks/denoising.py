@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from _report import machine, report
+from _report import command, machine, report
 
 import mcx
 from mcx.diffusion import (
@@ -169,7 +169,7 @@ def main() -> None:
         who = "with Metropolis" if metropolis else "without Metropolis"
         lines.append(f"- {who}: {many:.3f}; at the least noise {one:.3f}")
     how = (
-        f"`python benchmarks/denoising.py`. {machine()}; {args.seeds} "
+        f"`{command()}`. {machine()}; {args.seeds} "
         f"seeds, {time.perf_counter() - begun:.0f} s. Load average before: {load:.1f}; after: "
         f"{os.getloadavg()[0]:.1f}."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import textwrap
 from datetime import date
 from pathlib import Path
@@ -20,6 +21,13 @@ def machine() -> str:
     return (
         f"{os.cpu_count()} shared {platform.machine()} cores, no GPU; Python {platform.python_version()}, "
         f"mcx {mcx.__version__}, jax {jax.__version__}"
+    )
+
+
+def command() -> str:
+    """What was typed to run this."""
+    return " ".join(
+        ["python benchmarks/" + Path(sys.argv[0]).name, *(a for a in sys.argv[1:] if a != "--record")]
     )
 
 

@@ -17,14 +17,14 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from _report import machine, report
+from _report import command, machine, report
 
 import mcx
 from mcx.diffusion import (
@@ -105,7 +105,7 @@ def table(
     methods: dict[str, Any],
     distance: Callable[[Any], Any],
     seeds: range,
-    calls: tuple[int, ...] = CALLS,
+    calls: Sequence[int],
 ) -> list[str]:
     """Distances by start, method and calls, mean and standard deviation over seeds."""
     lines = [
@@ -146,6 +146,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--calls", type=int, nargs="+", default=CALLS, help="of the model a draw")
     parser.add_argument("--record", action="store_true", help="append the report to RESULTS.md")
     args = parser.parse_args()
     load, begun = os.getloadavg()[0], time.perf_counter()
@@ -162,14 +163,14 @@ def main() -> None:
         "chains": partial(by_chains, RINGS, metropolis=False, step_size=0.05),
         "chains, Metropolis": partial(by_chains, RINGS),
     }
-    lines = table(starts, METHODS, distance, seeds)
-    lines += [f"| exact | | {cell(floor)} |" + " |" * len(CALLS), "", "Crossings:", ""]
+    lines = table(starts, METHODS, distance, seeds, args.calls)
+    lines += [f"| exact | | {cell(floor)} |" + " |" * len(args.calls), "", "Crossings:", ""]
     for metropolis in (False, True):
         many, one = (crossings(0, rho, metropolis) for rho in (GRID, np.array([LAST, 1.01 * LAST])))
         who = "with Metropolis" if metropolis else "without Metropolis"
         lines.append(f"- {who}: {many:.3f}; at the least noise {one:.3f}")
     how = (
-        f"`python benchmarks/denoising.py`. {machine()}; {args.seeds} "
+        f"`{command()}`. {machine()}; {args.seeds} "
         f"seeds, {time.perf_counter() - begun:.0f} s. Load average before: {load:.1f}; after: "
         f"{os.getloadavg()[0]:.1f}."
     )

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _report import machine, report
+from _report import command, machine, report
 
 import mcx
 from mcx.diffusion import (
@@ -122,7 +122,7 @@ def main() -> None:
     lines = table(starts, METHODS, distance, range(args.seeds), CALLS)
     lines.append(f"| exact | | {float(distance(shown)):.3f} |" + " |" * len(CALLS))
     how = (
-        f"`python benchmarks/denoising_digits.py`. {machine()}; "
+        f"`{command()}`. {machine()}; "
         f"{args.seeds} seeds, trained in {trained:.0f} s (loss {loss:.3f}), all in "
         f"{time.perf_counter() - begun:.0f} s. Load average before: {load:.1f}; "
         f"after: {os.getloadavg()[0]:.1f}."

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _report import machine, report
+from _report import command, machine, report
 from scipy.stats import wasserstein_distance
 
 import mcx
@@ -258,7 +258,7 @@ def main() -> None:
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     virials = ", ".join(found.virial for found in (hot, *truths.values()))
     how = (
-        f"`python benchmarks/dw4.py`. {machine()}; {args.seeds} seeds of "
+        f"`{command()}`. {machine()}; {args.seeds} seeds of "
         f"{REPLICATES} x {PARTICLES} particles, {len(RHO) - 1} steps. References in {sampled:.0f} s, virial "
         f"over 6 T: {virials}; network trained in {trained:.0f} s. Load average before: {load:.1f}; after: "
         f"{os.getloadavg()[0]:.1f}."

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _report import machine, report
+from _report import command, machine, report
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -153,9 +153,8 @@ def main() -> None:
             print(lines[-1], flush=True)
     import blackjax
 
-    command = " ".join(["python benchmarks/evidence.py", *(a for a in sys.argv[1:] if a != "--record")])
     how = (
-        f"`{command}`. {machine()}, blackjax "
+        f"`{command()}`. {machine()}, blackjax "
         f"{blackjax.__version__}; {args.replicates} replicates of {PARTICLES} particles. "
         f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
     )

@@ -28,8 +28,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -204,30 +202,30 @@ def goals(rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def heading(found: dict[str, Any], command: str) -> list[str]:
+def circumstances(found: dict[str, Any]) -> str:
+    from _report import command, machine
+
     loads = [r["load"] for r in found["rows"] + found["gradient"]]
-    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    how = (
-        f"`{command}`: medians of {found['repeats']} calls ({found['peer_repeats']} of peers). "
-        f"{os.cpu_count()} shared {platform.machine()} cores, no GPU; {versions}. "
+    versions = ", ".join(f"{k} {found['versions'][k]}" for k in ("numpyro", "numpy"))
+    return (
+        f"`{command()}`: medians of {found['repeats']} calls ({found['peer_repeats']} of peers). "
+        f"{machine()}, {versions}. "
         f"Load average before: {found['load']:.1f}; during, the benchmark's own work included: "
         f"{min(loads):.1f} to {max(loads):.1f}."
     )
-    title = f"## {date.today().isoformat()}: particle filters of a linear Gaussian model"
-    lines = [title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), ""]
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    lines = []
     for peer, own in found["peer_versions"].items():
         lines.append(f"- {peer} ran with " + ", ".join(f"{k} {v}" for k, v in own.items()))
     lines += [f"- {peer}: {why}" for peer, why in found["failures"].items()]
-    return [*lines, ""] if lines[-1] else lines
-
-
-def report(found: dict[str, Any], command: str) -> str:
-    lines = heading(found, command)
+    lines += [""] if lines else []
     for case in CASES:
         if any(r["case"] == list(case) for r in found["rows"]):
             lines += timing_table(found["rows"], case)
     lines += gradient_table(found["gradient"]) + memory_table(found["memory"]) + goals(found["rows"])
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join(lines).rstrip().splitlines()
 
 
 def measure(peers: list[str], repeats: int, peer_repeats: int) -> dict[str, Any]:
@@ -302,14 +300,12 @@ def main() -> None:
     repeats = args.repeats or (3 if args.quick else 11)
     peers = [] if args.peers is None else list(args.peers or PEERS)
     found = measure(peers, repeats, min(repeats, 7))
-    command = " ".join(["python benchmarks/filters.py", *(a for a in sys.argv[1:] if a != "--record")])
-    text = report(found, command)
-    print(text)
+    from _report import report
+
+    title = "particle filters of a linear Gaussian model"
+    report(title, circumstances(found), tables(found), record=args.record)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _report import machine, report
+from _report import command, machine, report
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
@@ -184,7 +184,7 @@ def main() -> None:
             print(found[-1], flush=True)
     rows = table(found)
     how = (
-        f"`python benchmarks/gmm40.py`. {machine()}; {args.seeds} seeds. "
+        f"`{command()}`. {machine()}; {args.seeds} seeds. "
         f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
     )
     report("annealing 40 Gaussians", how, rows, record=args.record)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import machine, report
+from _report import command, machine, report
 
 import mcx
 
@@ -116,7 +116,7 @@ def main() -> None:
         cells = [cell("SW", 3), cell("mean", 3), cell("log_z"), cell("sd"), cell("lineages", 0)]
         rows.append(f"| {dim} | {case} | {' | '.join(cells)} | {cell('compile', 1)} | {cell('seconds')} |")
     how = (
-        f"`python benchmarks/guided.py`. {machine()}; means of {args.seeds} "
+        f"`{command()}`. {machine()}; means of {args.seeds} "
         f"seeds; {args.replicates} replicates of {args.particles} particles, {args.steps} steps. "
         f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
     )

@@ -20,11 +20,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import textwrap
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _report import command, machine, report
 
 import mcx
 from mcx.diffusion import (
@@ -49,7 +47,6 @@ from mcx.diffusion import (
     levels,
 )
 
-HERE = Path(__file__).resolve().parent
 DRAWS, TIMED = 20_000, 4000
 FIRST, LAST, POWER = 20.0, 0.002, 7.0
 CALLS = (5, 7, 11, 17, 33, 65)
@@ -211,14 +208,11 @@ def main() -> None:
         speed = []
         print("no diffrax here: no times")
     how = (
-        f"`python benchmarks/integrators.py`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; "
-        f"Python {platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}; "
-        f"{args.seeds} seeds. Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}. "
+        f"`{command()}`. {machine()}; {args.seeds} seeds. "
+        f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}. "
         "Sliced Wasserstein distances of draws to exact ones, by calls of the model a draw:"
     )
-    title = f"## {date.today().isoformat()}: integrators on a ring of 8 Gaussians"
-    head = textwrap.wrap(how, 118, break_on_hyphens=False)
-    lines = [title, "", *head, "", *table(found, "SW2", float(np.mean(floor[::2])))]
+    lines = table(found, "SW2", float(np.mean(floor[::2])))
     lines += ["", "Median distance to where the exact flow of a draw's start ends:", ""]
     lines += table(found, "flow", None)
     if speed:
@@ -232,13 +226,9 @@ def main() -> None:
             f"{r['diffrax'] / r['mcx']:.1f} | {r['compile'][0]:.2f} | {r['compile'][1]:.2f} |"
             for r in speed
         ]
-    text = "\n".join(lines) + "\n"
-    print("\n" + text)
+    report("integrators on a ring of 8 Gaussians", how, lines, record=args.record)
     if args.json:
         args.json.write_text(json.dumps({"errors": found, "floor": floor, "times": speed}, indent=1) + "\n")
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
 
 
 if __name__ == "__main__":

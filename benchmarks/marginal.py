@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from _peers import environment, install, last_line
-from _report import machine, report
+from _report import command, machine, report
 
 import mcx
 import mcx.dist as dist
@@ -173,7 +173,7 @@ def main() -> None:
     log_z, mean = exact(y)
     tables = [smc2(y, log_z), pmmh(y, mean)]
     how = (
-        f"`python benchmarks/marginal.py`. {machine()}; "
+        f"`{command()}`. {machine()}; "
         f"{NUM_PARAMS} parameters with {NUM_PARTICLES} particles, {REPLICATES} replicates; PMMH with "
         f"{PMMH_PARTICLES} particles. "
         f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."

@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _peers import ROOT, environment, install, last_line
+from _peers import ROOT, environment, install, last_line, peak_memory
 
 D = 10
 CASES = {  # name -> n, m, directions, weighted
@@ -108,14 +108,6 @@ def first(found: Any) -> float:
     return float(found[0] if isinstance(found, tuple) else found)
 
 
-def memory(field: str) -> float:
-    """VmRSS or VmHWM of this process, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    return float("nan")
-
-
 def worker(program: str, case: str, gradient: bool) -> None:
     if program == "pot":
         call = with_pot(case)
@@ -123,13 +115,7 @@ def worker(program: str, case: str, gradient: bool) -> None:
         call = with_ott(case, gradient)
     else:
         call = with_mcx(case, gradient, program.endswith("default"))
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    except OSError:
-        pass
-    before = memory("VmRSS")
-    call(0)
-    peak = memory("VmHWM") - before
+    peak = peak_memory(lambda: call(0))
     times, values = [], []
     for seed in range(1, REPEATS + 1):
         start = time.perf_counter()

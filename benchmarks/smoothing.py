@@ -17,14 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
-import sys
 import tempfile
-import textwrap
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _peers import environment, install, last_line
+from _report import command, machine, report
 
 import mcx
 import mcx.dist as dist
@@ -252,19 +249,9 @@ def main() -> None:
         peer, goals = against_peer(python, why)
         tables = peer + equal_budget(64 if args.quick else 512)
         tables += [] if args.quick else backward_draws() + costs()
-    command = " ".join(["python benchmarks/smoothing.py", *(a for a in sys.argv[1:] if a != "--record")])
-    how = (
-        f"`{command}`. {os.cpu_count()} shared {platform.machine()} cores, no GPU; Python "
-        f"{platform.python_version()}, mcx {mcx.__version__}, jax {jax.__version__}. "
-        f"Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
-    )
-    title = f"## {date.today().isoformat()}: smoothing of a linear Gaussian model"
-    text = "\n".join([title, "", *textwrap.wrap(how, 118, break_on_hyphens=False), "", *tables, *goals])
-    text = text.rstrip() + "\n"
-    print(text)
-    if args.record:
-        with (HERE / "RESULTS.md").open("a") as results:
-            results.write("\n" + text)
+    how = f"`{command()}`. {machine()}. Load average before: {load:.1f}; after: {os.getloadavg()[0]:.1f}."
+    lines = "\n".join([*tables, *goals]).rstrip().splitlines()
+    report("smoothing of a linear Gaussian model", how, lines, record=args.record)
 
 
 if __name__ == "__main__":

@@ -38,38 +38,41 @@ def main(folder: Path = Path("out")):
     def distance(x):
         return mcx.sliced_wasserstein(x, exact, num_projections=128, key=1)
 
-    shown = {"exact": np.asarray(exact[: CHAINS * DRAWS])}
+    shown, near = {"exact": np.asarray(exact[: CHAINS * DRAWS])}, {}
     for calls in (4, 5, 8):
         x, found = from_noise(calls, jax.random.key(2)), by_chains(calls, jax.random.key(3), calls - 2)
         shown[f"from noise, {calls} calls"], shown[f"chains, {calls} calls"] = np.asarray(x), found.x
-        a, b = distance(x), distance(found.x.reshape(-1, 2))
-        print(f"{calls} calls a draw: distance {a.value:.3f} from noise, {b.value:.3f} by chains")
-    floor = distance(RING.sample(jax.random.key(4), CHAINS * DRAWS))
-    print(f"another set of exact draws: {floor.value:.3f} (sliced Wasserstein distances)\n\n{found}")
+        a, b = float(distance(x).value), float(distance(found.x.reshape(-1, 2)).value)
+        near |= {f"from noise, {calls} calls": a, f"chains, {calls} calls": b}
+        print(f"{calls} calls a draw: distance {a:.3f} from noise, {b:.3f} by chains")
+    near["exact"] = float(distance(RING.sample(jax.random.key(4), CHAINS * DRAWS)).value)
+    print(f"another set of exact draws: {near['exact']:.3f} (sliced Wasserstein distances)\n\n{found}")
     folder.mkdir(parents=True, exist_ok=True)
     found.to_datatree().to_netcdf(folder / "denoising_mcmc.nc")
-    plot(shown, found, folder / "denoising_mcmc.png")
+    plot(shown, near, found, folder / "denoising_mcmc.png")
     print(f"Saved the run (DataTree):  {folder / 'denoising_mcmc.nc'}")
     print(f"Saved the picture:         {folder / 'denoising_mcmc.png'}")
 
 
-def plot(shown, found, path: Path) -> None:
+def plot(shown, near, found, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")  # no display needed
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(10, 6.5))
-    for axis, name in zip(axes.flat, ["from noise, 4 calls", "from noise, 8 calls", "exact"], strict=False):
-        axis.plot(*shown[name].reshape(-1, 2).T, ",")
-        axis.set_title(name)
-    for axis, name in zip(axes[1], ["chains, 4 calls", "chains, 8 calls"], strict=False):
-        axis.plot(*shown[name].reshape(-1, 2).T, ",")
-        axis.set_title(name)
-    for axis in axes.flat[:5]:
-        axis.set(xlim=(-6, 6), ylim=(-6, 6), aspect="equal")
-    axes[1, 2].hist(np.log10(found.rho.ravel()), bins=40)
-    axes[1, 2].set(title="noise levels of the chains", xlabel="log10 of the level")
+    names = [f"{start}, {calls} calls" for start in ("from noise", "chains") for calls in (4, 8)]
+    names.insert(2, "exact")
+    for axis, name in zip(axes.flat, names, strict=False):
+        axis.plot(*shown[name].reshape(-1, 2).T, ".", ms=1.5, alpha=0.5, mew=0)
+        axis.text(0.97, 0.03, f"{near[name]:.2f}", ha="right", transform=axis.transAxes)
+        axis.set(title=name, xlim=(-6, 6), ylim=(-6, 6), aspect="equal", xticks=[], yticks=[])
+    bins = np.geomspace(found.rho.min(), found.rho.max(), 31)
+    axes[1, 2].hist(found.rho.ravel(), bins=bins)
+    axes[1, 2].axhline(found.rho.size / 30, color="k", lw=1, ls="--", label="their law")
+    axes[1, 2].set(title="noise levels of the chains, 8 calls", xlabel="level", xscale="log", ylabel="draws")
+    axes[1, 2].legend(loc="lower right")
+    figure.supxlabel("in the corner: sliced Wasserstein distance to exact draws", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

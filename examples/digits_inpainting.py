@@ -134,7 +134,8 @@ def plot(seen, truth, posts, path: Path, num_draws: int = 6) -> None:
     import matplotlib.pyplot as plt
 
     titles = ["observed", *["posterior draws"] * num_draws, "mean", "sd", "truth"]
-    figure, axes = plt.subplots(len(seen), len(titles), figsize=(len(titles), len(seen) * 1.1))
+    figure, axes = plt.subplots(len(seen), len(titles), figsize=(len(titles), len(seen) + 0.7), squeeze=False)
+    shades = plt.get_cmap("gray_r").with_extremes(bad="lightsteelblue")
     for row, (y, x, post) in enumerate(zip(seen, truth, posts, strict=True)):
         draws = post["x"].reshape(-1, 8, 8)
         blank = np.full((8, 8), np.nan)
@@ -142,12 +143,16 @@ def plot(seen, truth, posts, path: Path, num_draws: int = 6) -> None:
         picks = draws[np.linspace(0, len(draws) - 1, num_draws).astype(int)]
         for column, image in enumerate([blank, *picks, draws.mean(0), draws.std(0), x]):
             ends = (0, 1) if titles[column] == "sd" else (-1, 1)
-            axes[row, column].imshow(image, cmap="gray_r", vmin=ends[0], vmax=ends[1])
+            axes[row, column].imshow(image, cmap=shades, vmin=ends[0], vmax=ends[1])
             axes[row, column].set(xticks=[], yticks=[])
-    for column in (0, 1 + num_draws // 2, *range(1 + num_draws, len(titles))):
+    for column in (0, *range(1 + num_draws, len(titles))):
         axes[0, column].set_title(titles[column], fontsize=8)
+    axes[0, 1].set_title(titles[1], fontsize=8, loc="left")
+    note = "blue: hidden. White is -1 and black 1; of the sd white is 0 and black 1"
+    figure.supxlabel(note, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ lowest)
     if [ -z "${PYTHON:-}" ] && works .venv/bin/python; then PYTHON=$root/.venv/bin/python; fi
     make_venv $venv
     say "installing the lowest versions that mcx supports"
-    if ! pip_install $venv -e '.[plots,storage,testing]' pytest pytest-xdist -c $lowest; then
+    if ! pip_install $venv -e '.[diffusion,plots,storage,testing]' pytest pytest-xdist -c $lowest; then
         show_log
         fail "the pins of $lowest do not install here ($(version_in $venv)). The whole log: $log"
     fi

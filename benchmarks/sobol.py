@@ -30,6 +30,7 @@ A = np.array([0.0, 1.0, 4.5, 9.0, 99.0, 99.0])
 BOUNDS = {"ishigami": [(-np.pi, np.pi)] * 3, "g": [(0.0, 1.0)] * 6}
 PROGRAMS = {  # name -> peer
     "mcx": None,
+    "mcx, random points": None,
     "mcx, no polynomials": None,
     "SALib": "SALib",
     "OpenTURNS, Saltelli": "openturns",
@@ -44,7 +45,7 @@ def evaluated(name: str, x: np.ndarray) -> np.ndarray:
     return np.prod((np.abs(4 * x - 2) + A) / (1 + A), 1)
 
 
-def with_mcx(name: str, controls: str) -> Any:
+def with_mcx(name: str, controls: str, points: str) -> Any:
     sys.path.insert(0, str(ROOT / "tests"))
     import uq_problems
 
@@ -57,7 +58,7 @@ def with_mcx(name: str, controls: str) -> Any:
     function = uq_problems.ishigami if name == "ishigami" else uq_problems.g_function
 
     def run(seed: int) -> tuple[Any, ...]:
-        found = sobol_indices(function, law, budget=N * (d + 2), controls=controls, key=seed)
+        found = sobol_indices(function, law, budget=N * (d + 2), controls=controls, points=points, key=seed)
         half = {k: 1.96 * found.se[k] for k in found.se}
         return found.value["first"], found.value["total"], half["first"], half["total"]
 
@@ -113,7 +114,8 @@ def with_openturns(name: str, algorithm: str) -> Any:
 
 def program(label: str, name: str) -> Any:
     if label.startswith("mcx"):
-        return with_mcx(name, "none" if "no" in label else "polynomials")
+        controls = "none" if "no polynomials" in label else "polynomials"
+        return with_mcx(name, controls, "random" if "random" in label else "sobol")
     return with_salib(name) if label == "SALib" else with_openturns(name, label.split(", ")[1])
 
 

@@ -137,6 +137,31 @@ class Inputs:
         drawn = [p.sample(k, (n,)).reshape(n, -1) for p, k in zip(self.parts, keys, strict=True)]
         return jnp.concatenate([x.astype(jnp.result_type(float)) for x in drawn], 1)
 
+    def quantiles(self, u: Any) -> Any:
+        """Points (n, d) of u in (0, 1); of inputs without quantile function, see :meth:`invertible`, NaN."""
+        columns = jnp.split(u, np.cumsum(self.sizes)[:-1], 1)
+        found = [_quantile(part, column) for part, column in zip(self.parts, columns, strict=True)]
+        return jnp.concatenate(found, 1)
+
+    def invertible(self) -> np.ndarray:
+        """Whether each input has a quantile function (d,), and it gives what draws look like.
+
+        Compared with draws by the distance of Kolmogorov and Smirnov, against 2.5 / sqrt(draws), which chance
+        exceeds once in 10^5.
+        """
+        grid = (np.arange(_DRAWS) + 0.5) / _DRAWS
+        dtype = jnp.result_type(float)
+        x = np.asarray(
+            self.quantiles(jnp.broadcast_to(jnp.asarray(grid, dtype)[:, None], (_DRAWS, self.dim)))
+        )
+        drawn = np.sort(np.asarray(self.sample(jax.random.key(0), _DRAWS)), 0)
+        fine = []
+        for column, seen in zip(np.sort(x, 0).T, drawn.T, strict=True):
+            below = np.searchsorted(seen, column, side="right") / _DRAWS
+            gap = np.abs(below - np.searchsorted(column, column, side="right") / _DRAWS).max()
+            fine.append(bool(np.isfinite(column).all() and gap < 2.5 / _DRAWS**0.5))
+        return np.array(fine)
+
     def standard(self, x: Any) -> Any:
         """Points (n, d) as functions of each variable, N(0, 1) or uniform on [-1, 1] by its family."""
         columns = jnp.split(x, np.cumsum(self.sizes)[:-1], 1)
@@ -193,3 +218,18 @@ def _standard(law: Any, x: Any) -> Any:
     margin = jnp.finfo(x.dtype).eps / 2
     u = jnp.clip(root.cdf(z), margin, 1 - margin)
     return 2 * u - 1 if family == "legendre" else jax.scipy.special.ndtri(u)
+
+
+def _quantile(law: Any, u: Any) -> Any:
+    """Points of a law of numbers from uniform ones; not increasing in them where it transforms another."""
+    if isinstance(law, dist.ExpandedDistribution):
+        return _quantile(law.base_dist, u)
+    if isinstance(law, dist.TransformedDistribution):
+        x = _quantile(law.base_dist, u)
+        for transform in law.transforms:
+            x = transform(x)
+        return x
+    try:
+        return jnp.broadcast_to(law.icdf(u), u.shape).astype(u.dtype)
+    except (NotImplementedError, ImportError):
+        return jnp.full_like(u, jnp.nan)

@@ -16,7 +16,7 @@ from mcx.estimators.adaptation import fit_populations
 from mcx.estimators.evaluation import leaves_at
 from mcx.estimators.hermite import highest_degree
 from mcx.estimators.pareto import khat_of, pareto_khat
-from mcx.estimators.proposals import Elliptical, Mixture
+from mcx.estimators.proposals import Elliptical, Mixture, as_part, log_parts, num_components
 from mcx.estimators.regression import regress
 from mcx.estimators.stages import balanced, joined
 from mcx.estimators.stein import scores, stein_controls
@@ -34,6 +34,7 @@ __all__ = ["expect_by_importance"]
 _DRAWS_PER_CONTROL = 20
 _AT_ONCE = 1024
 _LEAST_SHARE = 1e-3  # of the wide first law
+_EM_STEPS = 50
 _TEMPERED_ESS = 0.1  # of a stage's points: fewer say too little about a covariance
 
 
@@ -43,7 +44,7 @@ def expect_by_importance(
     method: AdaptiveImportance,
     key: Any,
 ) -> dict[str, Estimate]:
-    """Adapt a mixture of Student t's to the posterior, on unconstrained space; average a fresh sample.
+    """Adapt a mixture of Student t's and given proposals to the posterior; average a fresh sample.
 
     Stages fit the mixture to all points so far, weighted by the balance heuristic. Weights that a few points
     would dominate are tempered, so that the first stages find their way. The estimates are a weighted
@@ -53,8 +54,10 @@ def expect_by_importance(
         bound: a model and its data; every latent site continuous.
         functions: by name, of the sites' values.
         method: budget, stages, components, tails, share of the wide first law, control variates ("all" or
-            "none"), fit, samples. ``relative_error`` ends the exploration where the largest relative standard
-            error that a stage's draws predict, without control variates, is below.
+            "none"), fit, samples; ``proposals`` are laws of points (d,) on unconstrained space, sites in
+            program order, each flattened, and their shares adapt. ``relative_error`` ends the exploration
+            where the largest relative standard error that a stage's draws predict, without control variates,
+            is below.
         key: of the run.
 
     Raises:
@@ -70,10 +73,11 @@ def expect_by_importance(
     target = compile_model(bound)
     if target.dim == 0:
         raise CapabilityError("the model has no latent site to integrate over")
+    given = _given(method, target.dim)
     size = int(method.budget * method.exploration) // method.num_stages
     key, key_first, key_final = jax.random.split(key, 3)
     wide = _wide(target, key_first, size)
-    cloud, proposal = _nothing(wide, method, size)
+    cloud, proposal = _nothing(wide, given, method, size)
     for t, key_stage in enumerate(jax.random.split(key, method.num_stages)):
         cloud, following = _stage(
             target, cloud, proposal, key_stage, t,
@@ -105,7 +109,7 @@ def expect_by_importance(
 
 def _check(method: AdaptiveImportance) -> None:
     """Raise on what means nothing for a posterior: one target that all functions share."""
-    for name, meant in (("controls", ("all", "none")), ("criterion", ("relative",)), ("proposals", ((),))):
+    for name, meant in (("controls", ("all", "none")), ("criterion", ("relative",))):
         if getattr(method, name) not in meant:
             raise MethodError(
                 f"{name} has no meaning for expectations under a posterior",
@@ -132,17 +136,56 @@ def _share(method: AdaptiveImportance) -> float:
     return max(method.defensive, _LEAST_SHARE)
 
 
-def _mixture(found: Elliptical, shares: Any, wide: Elliptical, share: float) -> Mixture:
-    return Mixture((found, wide), jnp.append(shares + jnp.log1p(-share), jnp.log(share)))
+def _given(method: AdaptiveImportance, d: int) -> tuple[Any, ...]:
+    """The user's proposals; their dimension is known where they are NumPyro distributions."""
+    parts = tuple(map(as_part, method.proposals))
+    for part in parts:
+        if getattr(part, "event_shape", (d,)) != (d,):
+            raise MethodError(
+                "a proposal is not on the posterior's unconstrained space",
+                expected=f"event shape {(d,)}, sites in program order, each flattened",
+                found=repr(part.event_shape),
+            )
+    return parts
 
 
-def _nothing(wide: Elliptical, method: AdaptiveImportance, size: int) -> tuple[_Cloud, Mixture]:
-    """Until something is known all components are the wide one."""
+def _mixture(parts: tuple[Any, ...], shares: Any, wide: Elliptical, share: float) -> Mixture:
+    return Mixture((*parts, wide), jnp.append(shares + jnp.log1p(-share), jnp.log(share)))
+
+
+def _shares(x: Any, log_w: Any, parts: tuple[Any, ...], wide: Elliptical, share: float, own: Any) -> Any:
+    """Log shares of fitted components, (C,) ``own`` among themselves, and of the user's: by likelihood.
+
+    They start as if the fitted ones together were one more of the user's, and each step of EM raises the
+    weighted likelihood of the mixture that the wide law is part of.
+    """
+    others = sum(map(num_components, parts[1:]))
+    if not others:
+        return own
+    start = jnp.append(own, jnp.zeros(others)) - jnp.log1p(others)
+    w = jax.nn.softmax(log_w)
+    log_g = jnp.where((w > 0)[:, None], log_parts((*parts, wide), x), 0.0)
+
+    def improve(_: Any, log_a: Any) -> Any:
+        log_h = log_g + jnp.append(log_a + jnp.log1p(-share), jnp.log(share))
+        part = w @ jax.nn.softmax(log_h, 1)[:, :-1]
+        return jnp.log(jnp.maximum(part / jnp.sum(part), _LEAST_SHARE))
+
+    return jax.nn.log_softmax(jax.lax.fori_loop(0, _EM_STEPS, improve, start))
+
+
+def _nothing(
+    wide: Elliptical, given: tuple[Any, ...], method: AdaptiveImportance, size: int
+) -> tuple[_Cloud, Mixture]:
+    """Until something is known all components but the user's are the wide one."""
     components, room, d = method.num_components, size * method.num_stages, wide.loc.shape[1]
     tails = Elliptical(
         jnp.repeat(wide.loc, components, 0), jnp.repeat(wide.scale_tril, components, 0), method.df
     )
-    first = _mixture(tails, jnp.full(components, -jnp.log(components)), wide, _share(method))
+    others = sum(map(num_components, given))
+    shares = jnp.append(jnp.full(components, -jnp.log(components)), jnp.zeros(others)) - jnp.log1p(others)
+    first = _mixture((tails, *given), shares, wide, _share(method))
+    first = jax.tree_util.tree_map(jnp.asarray, first)
     past = jax.tree_util.tree_map(lambda x: jnp.stack([x] * method.num_stages), first)
     return _Cloud(jnp.zeros((room, d)), jnp.full(room, -jnp.inf), jnp.zeros(room), past), first
 
@@ -170,7 +213,9 @@ def _stage(
     log_sums = balanced(cloud.log_sums, x, new, t, proposal, of_past)
     log_w = _tempered(log_p - log_sums, max(_TEMPERED_ESS * size, 2.0 * target.dim))
     found, shares = fit_populations(x, log_w[:, None], num_components=components, df=df)
-    following = _mixture(found, shares[0], proposal.parts[1], share)
+    *given, wide = proposal.parts[1:]
+    parts = (found, *given)
+    following = _mixture(parts, _shares(x, log_w, parts, wide, share, shares[0]), wide, share)
     return _Cloud(x, log_p, log_sums, past), following
 
 

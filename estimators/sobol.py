@@ -14,6 +14,7 @@ from mcx.errors import MethodError
 from mcx.estimators.independent import Inputs, Products
 from mcx.estimators.integrals import Values
 from mcx.estimators.pareto import pareto_khat
+from mcx.estimators.points import draw_pairs
 from mcx.estimators.regression import regress
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
@@ -34,6 +35,7 @@ def sobol_indices(
     *,
     budget: int = 20_000,
     controls: str = "polynomials",
+    points: str = "sobol",
     key: Any,
 ) -> Estimate:
     """Estimate which share of a function's variance each input explains, alone and with the others.
@@ -44,10 +46,11 @@ def sobol_indices(
 
     Polynomials g are fitted to f by least squares, of a degree that generalised cross-validation chooses.
     Their indices are sums of squares of coefficients; pick-freeze is left with r = f - g, and with products
-    of r and parts of g, averaged over all points. Each fifth of the blocks takes the coefficients from the
-    others, so that a g that fits badly costs accuracy and makes no bias. The product r(A) r(B), and
-    differences of terms of the same mean, are further control variates: they make of the estimator of
-    Saltelli and others, with which it begins, that of Janon and others where that is better.
+    of r and parts of g, averaged over all points. Each sequence of Sobol' points, or fifth of the random
+    blocks, takes the coefficients from the others, so that a g that fits badly costs accuracy and makes no
+    bias. The product r(A) r(B), and differences of terms of the same mean, are further control variates: they
+    make of the estimator of Saltelli and others, with which it begins, that of Janon and others where that is
+    better.
 
     Args:
         function: of a point (d,); returns a number, an array or a pytree; traced by JAX.
@@ -56,6 +59,9 @@ def sobol_indices(
             are left out of the polynomials.
         budget: evaluations of the function, in all; at least 50 (d + 2).
         controls: "polynomials", or "none" for pick-freeze without them.
+        points: "sobol" for 8 to 15 independently scrambled Sobol' sequences in 2 d dimensions, of a power of
+            two of blocks each, so that up to a ninth of the budget may be left; or "random". Inputs without a
+            quantile function are drawn at random, and a note says so.
         key: a typed JAX key or an int.
 
     Returns:
@@ -68,7 +74,8 @@ def sobol_indices(
 
     Raises:
         DataError: if the inputs are not known to be independent, or the function returns nothing.
-        MethodError: if the budget is too small, or controls are unknown; within functions that JAX traces.
+        MethodError: if the budget is too small, or controls or points are unknown; within functions that JAX
+            traces.
         NonFiniteError: if the function is not finite where it was evaluated.
 
     Indices are ratios of estimates, with a bias of the order of their variance: 1 / budget, against errors of
@@ -76,13 +83,14 @@ def sobol_indices(
 
     Costs ``budget`` evaluations, O(budget K^2) for K <= 500 polynomials, and memory for budget K / 5 numbers.
 
-    Standard errors are those of a ratio of means (delta method), from blocks. They need fourth moments; where
-    what polynomials leave of the function has heavy tails, runs that do not see them have errors that are too
-    small. ``khat_integrand`` tells: see ``warnings`` of the result.
+    Standard errors are those of a ratio of means (delta method), from random blocks, or from the means of the
+    sequences, then with Student's quantile for so few: 1.96 of them make a 95 % interval. They need fourth
+    moments; where what polynomials leave of the function has heavy tails, runs that do not see them have
+    errors that are too small. ``khat_integrand`` tells: see ``warnings`` of the result.
 
-    Sources: Sobol' (1993); Saltelli and others (2010) for the blocks and first-order indices; Jansen (1999)
-    for total ones; Janon, Klein, Lagnoux, Nodet and Prieur (2014) for efficient products; Sudret (2008) for
-    indices of polynomials.
+    Sources: Sobol' (1993); Saltelli and others (2010) for the blocks and first-order indices; Owen (1997) for
+    errors from independent scramblings; Jansen (1999) for total ones; Janon, Klein, Lagnoux, Nodet and Prieur
+    (2014) for efficient products; Sudret (2008) for indices of polynomials.
 
     Example:
         >>> import mcx.dist as dist
@@ -95,8 +103,8 @@ def sobol_indices(
         raise MethodError("controls is unknown", expected=", ".join(_CONTROLS), found=repr(controls))
     inputs = Inputs.of(law)
     d = inputs.dim
-    n = budget // (d + 2) // _FOLDS
-    if n * _FOLDS < _LEAST:
+    blocks = budget // (d + 2)
+    if blocks < _LEAST:
         raise MethodError(
             "budget is too small for the number of inputs",
             expected=f"at least {_LEAST} (d + 2) = {_LEAST * (d + 2)} evaluations",
@@ -104,20 +112,22 @@ def sobol_indices(
             remedy=f"raise budget= to {_LEAST * (d + 2)} or more",
         )
     values = Values.of(function, (d,))
-    key_a, key_b = jax.random.split(as_key(key))
-    a, b = (inputs.sample(k, n * _FOLDS) for k in (key_a, key_b))
+    a, b, groups, notes = draw_pairs(as_key(key), inputs, blocks, points)
+    folds = _FOLDS if groups is None else groups
+    n = len(a) // folds
+    a, b = a[: n * folds], b[: n * folds]
     y = values(_blocks(a, b).reshape(-1, d))
-    t = _blocks(inputs.standard(a), inputs.standard(b)).reshape(_FOLDS, n, d + 2, d)
+    t = _blocks(inputs.standard(a), inputs.standard(b)).reshape(folds, n, d + 2, d)
 
     y = np.asarray(y, np.float64)
     middle, scale = y.mean(0), y.std(0)
     # rounding varies, too
     varies = scale > 8 * np.finfo(a.dtype).eps * np.abs(y).max(0)
     scale = np.where(varies, scale, 1.0)
-    y = jnp.asarray((y - middle) / scale, a.dtype).reshape(_FOLDS, n, d + 2, -1)
+    y = jnp.asarray((y - middle) / scale, a.dtype).reshape(folds, n, d + 2, -1)
     families = inputs.sound_families() if controls == "polynomials" else (None,) * d
-    polynomials = Products.at_most(families, min(_MOST, n * (_FOLDS - 1) // _BLOCKS_PER_CONTROL))
-    found = _analysed(t, y, polynomials=polynomials)
+    polynomials = Products.at_most(families, min(_MOST, n * (folds - 1) // _BLOCKS_PER_CONTROL))
+    found = _analysed(t, y, polynomials=polynomials, groups=groups)
     found = {name: np.asarray(x, np.float64) for name, x in found._asdict().items()}
 
     def pair(first: str, total: str) -> dict[str, Any]:
@@ -133,12 +143,12 @@ def sobol_indices(
         "khat_integrand": np.where(varies, found["khat"], -np.inf),
         "degree": polynomials.degree,
         "num_controls": len(polynomials.exponents) - 1,
-        "num_samples": n * _FOLDS,
-        "num_evaluations": n * _FOLDS * (d + 2),
+        "num_samples": n * folds,
+        "num_evaluations": n * folds * (d + 2),
     }
-    notes: tuple[str, ...] = ()
     if constant := int((~varies).sum()):
-        notes = (f"{constant} of {values.size} values of the function do not vary: no input explains them",)
+        text = f"{constant} of {values.size} values of the function do not vary: no input explains them"
+        notes = (*notes, text)
     return Estimate(pair("first", "total"), pair("first_se", "total_se"), stats=stats, notes=notes)
 
 
@@ -163,12 +173,12 @@ class _Found(NamedTuple):
     khat: Any
 
 
-@partial(jax.jit, static_argnames="polynomials")
-def _analysed(t: Any, y: Any, *, polynomials: Products) -> _Found:
+@partial(jax.jit, static_argnames=("polynomials", "groups"))
+def _analysed(t: Any, y: Any, *, polynomials: Products, groups: int | None) -> _Found:
     """From points in standard form (F, n, d + 2, d) and values (F, n, d + 2, J)."""
     coefficients = _cross_fitted(t, y, polynomials)  # (F, K, J)
     return jax.lax.map(
-        lambda one: _indices(t, one[0], one[1], polynomials),
+        lambda one: _indices(t, one[0], one[1], polynomials, groups),
         (jnp.moveaxis(y, 3, 0), jnp.moveaxis(coefficients, 2, 0)),
     )
 
@@ -213,7 +223,7 @@ def _cross_fitted(t: Any, y: Any, polynomials: Products) -> Any:
     return jnp.take_along_axis(fits, best[:, None, None], 1)[:, 0]
 
 
-def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products) -> _Found:
+def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products, groups: int | None) -> _Found:
     """Of one output: values (F, n, d + 2) and coefficients (F, K)."""
     folds, n, points, d = t.shape
     exponents = polynomials.exponents
@@ -244,7 +254,8 @@ def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products) -> _Found
         "first": known_first + r_b * (r_mixed - r_a),
         "total": known_total + (r_a - r_mixed) ** 2 / 2,
     }
-    variance = regress(variances, jnp.concatenate([both, _contrasts(square)], 1), fit="cross_fit")
+    means = partial(regress, fit="cross_fit", num_groups=groups)
+    variance = means(variances, jnp.concatenate([both, _contrasts(square)], 1))
 
     def index(name: str) -> tuple[Any, Any, Any]:
         sums = pick_freeze[name] + jnp.mean(terms[name], 1)  # (n, d)
@@ -255,7 +266,7 @@ def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products) -> _Found
             controls = jnp.concatenate(
                 [both, _contrasts(square)[:, mine], _contrasts(terms[name][:, :, i])[:, mine]], 1
             )
-            found = regress(sums[:, i] - start[i] * variances, controls, fit="cross_fit")
+            found = means(sums[:, i] - start[i] * variances, controls)
             tail = pareto_khat(jnp.abs(found.residuals - found.value))
             return start[i] + found.value / variance.value, found.se / variance.value, tail
 
@@ -264,7 +275,7 @@ def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products) -> _Found
 
     first, first_se, first_tail = index("first")
     total, total_se, total_tail = index("total")
-    mean = regress(constant + jnp.mean(r, 1), None)
+    mean = means(constant + jnp.mean(r, 1), None)
     explained = 1 - jnp.mean(r**2) / jnp.mean(y**2)
     return _Found(
         first, first_se, total, total_se, mean.value, mean.se, variance.value, variance.se, explained,

@@ -28,7 +28,7 @@ def expect(
     """Estimate expectations under a posterior, with standard errors, by the help of control variates.
 
     Args:
-        of: draws that exist (a :class:`~mcx.Posterior` of a Markov chain method), or a model and its data.
+        of: draws that exist (a :class:`~mcx.Posterior`, weighted or not), or a model and its data.
         functions: by name; each takes the values of latent and deterministic sites, a dictionary, and returns
             a number, an array or a pytree. They are traced by JAX.
         method: of draws, :class:`mcx.SteinControls` (the default). Of a model,

@@ -21,6 +21,8 @@ import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import sobol_indices
 from mcx.estimators.independent import Inputs, Products
+from mcx.estimators.points import draw_pairs
+from mcx.ops.sobol import scrambled, sobol_bits, uniforms
 from mcx.testing import check_mean
 
 UNIT = dist.Uniform(0.0, 1.0).expand([6]).to_event(1)
@@ -86,10 +88,45 @@ class TestInputs:
             sobol_indices(lambda x: x[0], UNIFORM, budget=200, key=0)
         with pytest.raises(MethodError, match="controls is unknown"):
             sobol_indices(lambda x: x[0], UNIFORM, controls="all", key=0)
+        with pytest.raises(MethodError, match="points is unknown"):
+            sobol_indices(lambda x: x[0], UNIFORM, points="halton", key=0)
         with pytest.raises(DataError, match="returns no number"):
             sobol_indices(lambda x: {}, UNIFORM, key=0)
         with pytest.raises(NonFiniteError, match="not finite at"):
             sobol_indices(lambda x: jnp.log(x[0]), UNIFORM, key=0)
+
+
+class TestPoints:
+    def test_scrambled_ones_are_uniform_and_even(self, key):
+        """One point in each of 64 intervals of every axis; each point, and each pair of digits, uniform."""
+        bits = jnp.asarray(sobol_bits(64, 4))
+        u = np.asarray(
+            jax.vmap(lambda k: uniforms(scrambled(k, bits), jnp.float32))(jax.random.split(key, 2000))
+        )
+        assert (np.sort((u * 64).astype(int), 1) == np.arange(64)[:, None]).all()
+        assert 0 < u.min() and u.max() < 1
+        some = u[:, [0, 1, 37]]
+        check_mean(some, np.full((3, 4), 0.5), delta=0.06, independent=True)
+        digits = np.sign((some * 4) % 1 - 0.5) * np.sign(
+            (some * 2) % 1 - 0.5
+        )  # of a point, the second and third
+        check_mean(digits, np.zeros((3, 4)), delta=0.2, independent=True)
+
+    def test_quantiles_have_the_law(self, key):
+        """Where there is no quantile function points are drawn, and a note says which inputs'."""
+        laws = [dist.LogNormal(0.5, 0.4), dist.Bernoulli(0.3), dist.HalfNormal(2.0)]
+        inputs = Inputs.of(laws)
+        assert inputs.invertible().tolist() == [True, False, True]
+        found = draw_pairs(key, inputs, 2100, "sobol")
+        assert found.a.shape == (8 * 256, 3) and found.num_groups == 8
+        assert found.notes == ("inputs without quantile function are drawn at random: 1",)
+        for x in (found.a, found.b):
+            means = np.asarray(x, float).reshape(8, -1, 3).mean(1)
+            truth = [math.exp(0.5 + 0.08), 0.3, 2 * math.sqrt(2 / math.pi)]
+            np.testing.assert_allclose(means[:, [0, 2]].mean(0), np.take(truth, [0, 2]), rtol=2e-3)
+            assert abs(means[:, 1].mean() - 0.3) < 0.06 and 0.01 < means[:, 1].std() < 0.1
+        only = draw_pairs(key, Inputs.of([dist.Bernoulli(0.3)]), 100, "sobol")
+        assert only.num_groups is None and "points are random" in only.notes[0]
 
 
 def test_several_outputs(key):
@@ -115,7 +152,7 @@ def test_several_outputs(key):
     assert abs(variance[0] - 13.844588) < 5 * found.stats["variance_se"][0] < 0.5
     np.testing.assert_allclose(mean[1:], [100, 7], rtol=1e-6)
     np.testing.assert_allclose(variance[1:], [14 * math.pi**2 / 3, 0], rtol=1e-5)
-    assert found.stats["num_evaluations"] == 4000
+    assert found.stats["num_evaluations"] == 12 * 64 * 5
 
 
 @pytest.mark.slow
@@ -134,17 +171,37 @@ def test_several_outputs(key):
     ids=["ishigami", "g", "quadratic"],
 )
 @pytest.mark.parametrize("controls", ["polynomials", "none"])
-def test_errors_hold(function, law, truth, controls, key):
+@pytest.mark.parametrize("points", ["sobol", "random"])
+def test_errors_hold(function, law, truth, controls, points, key):
     """No bias above 0.6 standard errors, and 95 % intervals that hold: 300 runs of few blocks.
 
     Indices of a run are correlated: the fraction of all of them that is covered has at most the error of 300
     coins, 0.013; below 0.93 with probability 0.06 were it 0.95 and were they all the same.
     """
-    error, se = repeated(function, law, truth, jax.random.split(key, 300), budget=3000, controls=controls)
+    options = {"budget": 3000, "controls": controls, "points": points}
+    error, se = repeated(function, law, truth, jax.random.split(key, 300), **options)
     typical = np.sqrt((se**2).mean(0))
     scaled = (error / typical)[:, error.any(0)]  # an input that does nothing has a total index of exactly 0
     check_mean(scaled, np.zeros(scaled.shape[1]), delta=0.6, independent=True)
     assert (np.abs(error) < 1.96 * se).mean() > 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "law", "truth", "budget", "most"),
+    [(ishigami, UNIFORM, ishigami_truth(), 5120, 1 / 25), (g_function, UNIT, g_truth(), 8192, 1 / 2)],
+    ids=["ishigami", "g"],
+)
+def test_sobol_points_beat_random_ones(function, law, truth, budget, most, key):
+    """Root mean square errors of a fifth, and of 0.7 where functions have kinks; 0.11 and 0.53 were measured.
+
+    A mean square over 40 runs and all indices has a relative error of about 0.2.
+    """
+    mean_square = []
+    for points, k in zip(("sobol", "random"), jax.random.split(key), strict=True):
+        error, _ = repeated(function, law, truth, jax.random.split(k, 40), budget=budget, points=points)
+        mean_square.append((error**2).mean())
+    assert mean_square[0] < most * mean_square[1]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import MethodError
+from mcx.ops.sobol import shifted, sobol_bits, uniforms
 
 __all__ = ["KINDS", "Directions", "direction_kind", "draw_directions", "random_rotation"]
 
@@ -146,16 +147,5 @@ def _equispaced(key: Any, points: Any, dtype: Any) -> Any:
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
 
 
-def sobol_bits(num: int, d: int) -> np.ndarray:
-    """The first Sobol' points as 30-bit integers; (num, d) uint32. Costs the host O(num d)."""
-    from scipy.stats import qmc
-
-    rounded_up = 1 << max(0, (num - 1).bit_length())
-    points = qmc.Sobol(d, scramble=False, bits=30).random(rounded_up)[:num]
-    return (points * 2.0**30).astype(np.uint32)
-
-
 def _sobol(key: Any, bits: Any, dtype: Any) -> Any:
-    shift = jax.random.bits(key, (bits.shape[1],), jnp.uint32) >> 2
-    u = ((bits ^ shift) >> 7).astype(dtype) + 0.5  # 23 bits: float32 holds them and the half exactly
-    return _normalised(jax.scipy.special.ndtri(u / 2.0**23))
+    return _normalised(jax.scipy.special.ndtri(uniforms(shifted(key, bits), dtype)))

@@ -12,6 +12,7 @@ from mcx.errors import DataError, MethodError, PosteriorShapeError
 from mcx.model.compile import model_sites
 from mcx.ops.tracing import is_traced
 from mcx.results.posterior import Posterior
+from mcx.results.weights import draw_weights
 
 __all__ = ["as_clouds", "as_points", "as_weights", "check_power", "draws_matrix", "draws_of_both", "whiten"]
 
@@ -164,10 +165,8 @@ def draws_of_both(x: Posterior, y: Posterior) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _own_weights(posterior: Posterior) -> Any:
-    if posterior.weights is None:
-        return None
-    log_w = np.asarray(posterior.weights, np.float64).ravel()
-    return np.exp(log_w - log_w.max())
+    w = draw_weights(posterior)
+    return None if w is None else w.ravel()
 
 
 def whiten(x: Any, y: Any, x_weights: Any = None, y_weights: Any = None) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mcx.errors import PosteriorShapeError
 from mcx.model.compile import model_sites
+from mcx.results.weights import draw_weights, error_over_replicates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +127,7 @@ def summarize(posterior: Posterior, names: list[str] | None, prob: float) -> Sum
             "no such site among the draws", site=unknown[0], expected="one of " + ", ".join(posterior.draws)
         )
     cloud = posterior.info.cloud
-    weights = _weights(posterior)
+    weights = draw_weights(posterior)
     tail = (1 - prob) / 2
     low, high = f"{100 * tail:g}%", f"{100 * (1 - tail):g}%"
     labels: list[str] = []
@@ -144,7 +145,7 @@ def summarize(posterior: Posterior, names: list[str] | None, prob: float) -> Sum
             diagnostics = [
                 *effective_sizes(x),
                 float(array_stats.rhat(x)) if x.shape[0] > 1 else math.nan,
-                _error_over_replicates(x, weights) if cloud else float(array_stats.mcse(x, method="mean")),
+                float(error_over_replicates(x, weights) if cloud else array_stats.mcse(x, method="mean")),
             ]
         rows.append([*_moments(x, weights), *quantiles, *diagnostics])
     columns = ["mean", "sd", low, "50%", high, "ess_bulk", "ess_tail", "r_hat", "mcse_mean"]
@@ -152,30 +153,11 @@ def summarize(posterior: Posterior, names: list[str] | None, prob: float) -> Sum
     return Summary(labels, {c: table[:, i] for i, c in enumerate(columns)}, _head(posterior))
 
 
-def _weights(posterior: Posterior) -> np.ndarray | None:
-    """Of the draws, (chain, draw) of sum 1."""
-    if posterior.weights is None:
-        return None
-    log_w = np.asarray(posterior.weights, np.float64)
-    w = np.exp(log_w - log_w.max())
-    return np.asarray(w / w.sum())
-
-
 def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
     if weights is None:
         return x.mean(), x.std(ddof=1) if x.size > 1 else math.nan
     mean = np.average(x, weights=weights)
     return mean, math.sqrt(np.average((x - mean) ** 2, weights=weights))
-
-
-def _error_over_replicates(x: np.ndarray, weights: np.ndarray | None) -> float:
-    """Standard error of the mean from replicates alone: particles of one depend on each other."""
-    chains = len(x)
-    if chains < 2:
-        return math.nan
-    w = np.full(x.shape, 1 / x.size) if weights is None else weights
-    share, mean = w.sum(1), np.average(x, 1, w)
-    return math.sqrt(chains / (chains - 1) * float(np.sum((share * (mean - share @ mean)) ** 2)))
 
 
 def _head(posterior: Posterior) -> str:

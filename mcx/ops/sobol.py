@@ -1,0 +1,71 @@
+"""Sobol' points, and what makes random points of them: each uniform, together evenly spread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import MethodError
+
+__all__ = ["BITS", "MOST_DIMENSIONS", "scrambled", "shifted", "sobol_bits", "uniforms"]
+
+BITS = 30
+MOST_DIMENSIONS = 21201  # for which SciPy has direction numbers
+_FLOAT32_BITS = 23
+
+
+def sobol_bits(num: int, d: int) -> np.ndarray:
+    """The first Sobol' points as 30-bit integers; (num, d) uint32. Costs the host O(num d).
+
+    Raises:
+        MethodError: beyond 21,201 dimensions.
+    """
+    from scipy.stats import qmc
+
+    if d > MOST_DIMENSIONS:
+        raise MethodError(
+            "there are no Sobol' points of so many dimensions",
+            expected=f"at most {MOST_DIMENSIONS}",
+            found=str(d),
+            remedy="use random points",
+        )
+    rounded_up = 1 << max(0, (num - 1).bit_length())
+    points = qmc.Sobol(d, scramble=False, bits=BITS).random(rounded_up)[:num]
+    return np.asarray((points * 2.0**BITS).astype(np.uint32))
+
+
+def shifted(key: Any, bits: Any) -> Any:
+    """Points (n, d) moved by a random digital shift: each is uniform."""
+    return bits ^ (jax.random.bits(key, (bits.shape[1],), jnp.uint32) >> (32 - BITS))
+
+
+def scrambled(key: Any, bits: Any) -> Any:
+    """Points (n, d) whose digits random triangular matrices mix, and then a random shift.
+
+    Each point is uniform; the first 2^m of a Sobol' sequence are as evenly spread as they were. Costs
+    O(30 n d).
+
+    Source: Matousek (1998), On the L2-discrepancy for anchored boxes.
+    """
+    key_rows, key_shift = jax.random.split(key)
+    # row i has a one for digit i, and random ones for those before it, which count more
+    place = jnp.uint32(1) << jnp.arange(BITS - 1, -1, -1, dtype=jnp.uint32)
+    above = jnp.uint32(2**BITS) - 2 * place
+    random = jax.random.bits(key_rows, (BITS, bits.shape[1]), jnp.uint32)
+    rows = (random & above[:, None]) | place[:, None]
+
+    def mix(found: Any, row: Any) -> tuple[Any, None]:
+        mask, at = row
+        return found | (jax.lax.population_count(bits & mask) & 1) * at, None
+
+    mixed, _ = jax.lax.scan(mix, jnp.zeros_like(bits), (rows, place))
+    return shifted(key_shift, mixed)
+
+
+def uniforms(bits: Any, dtype: Any) -> Any:
+    """Numbers in (0, 1), neither 0 nor 1, of 30-bit integers: of their first 23 digits in float32."""
+    kept = BITS if dtype == jnp.float64 else _FLOAT32_BITS
+    return ((bits >> (BITS - kept)).astype(dtype) + 0.5) / 2.0**kept  # the half, too, is held exactly

@@ -112,6 +112,7 @@ class TestPoints:
         )  # of a point, the second and third
         check_mean(digits, np.zeros((3, 4)), delta=0.2, independent=True)
 
+    @pytest.mark.slow
     def test_quantiles_have_the_law(self, key):
         """Where there is no quantile function points are drawn, and a note says which inputs'."""
         laws = [dist.LogNormal(0.5, 0.4), dist.Bernoulli(0.3), dist.HalfNormal(2.0)]

@@ -14,6 +14,7 @@ import mcx
 import mcx.dist as dist
 from mcx.errors import CapabilityError, MethodError, ModelError, PosteriorShapeError, WeightCollapse
 from mcx.estimators.stein import stein_controls
+from mcx.inference.particle_gibbs.families import Family
 from mcx.results.posterior import Posterior, RunInfo
 from mcx.testing import check_mean, quadrature
 
@@ -301,3 +302,19 @@ def test_proposals_of_another_dimension():
     method = mcx.AdaptiveImportance(proposals=(dist.Normal(jnp.zeros(3), 1.0).to_event(1),))
     with pytest.raises(MethodError, match="unconstrained space"):
         mcx.expect(pair(), CURVED, method=method, key=0)
+
+
+@pytest.mark.slow
+def test_a_flow_trained_on_the_posterior(key):
+    """Score climbing finds how the banana bends; its law is a proposal for importance sampling."""
+    model = banana(jnp.float32(1.0))
+    family = Family(
+        lambda dim: {"log_scale": jnp.zeros(dim), "strength": jnp.zeros(())},
+        lambda p: bent(jnp.exp(p["log_scale"]), p["strength"]),
+    )
+    fitted = mcx.maximize(model, method=mcx.ScoreClimbing(family=family), key=key, progress=False)
+    assert abs(fitted.params["strength"] - 1.0) < 0.1
+    method = mcx.AdaptiveImportance(budget=5000, proposals=(fitted.distribution,))
+    found = mcx.expect(model, {"b": lambda v: v["b"]}, method=method, key=jax.random.fold_in(key, 1))["b"]
+    truth = quadrature(model, num_points=513)
+    assert abs(found.value - truth.mean["b"]) < 5 * found.se and found.stats["khat"] < 0.7

@@ -185,9 +185,11 @@ def _nothing(
     others = sum(map(num_components, given))
     shares = jnp.append(jnp.full(components, -jnp.log(components)), jnp.zeros(others)) - jnp.log1p(others)
     first = _mixture((tails, *given), shares, wide, _share(method))
-    first = jax.tree_util.tree_map(jnp.asarray, first)
     past = jax.tree_util.tree_map(lambda x: jnp.stack([x] * method.num_stages), first)
-    return _Cloud(jnp.zeros((room, d)), jnp.full(room, -jnp.inf), jnp.zeros(room), past), first
+    cloud = _Cloud(jnp.zeros((room, d)), jnp.full(room, -jnp.inf), jnp.zeros(room), past)
+    # of the types that a stage returns: with weak ones it would be compiled twice
+    cloud, first = jax.tree_util.tree_map(lambda x: jnp.asarray(x, jnp.result_type(x)), (cloud, first))
+    return cloud, first
 
 
 @partial(jax.jit, static_argnames=("size", "components", "df", "share"))

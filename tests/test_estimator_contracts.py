@@ -15,7 +15,7 @@ from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import adaptive_importance, expectations, sobol_indices
 from mcx.estimators.evaluation import at_points, leaves_at
 from mcx.estimators.integrals import integrals
-from mcx.estimators.posterior_importance import expect_by_importance
+from mcx.estimators.posterior_importance import _stage, expect_by_importance
 from mcx.estimators.stages import Adapted
 from mcx.estimators.weighted_average import estimate_from
 from mcx.ops.batches import map_in_batches
@@ -85,6 +85,13 @@ class TestFunctions:
             before = len(traces)
             call(0)
             assert len(traces) == before > 0
+
+    @pytest.mark.slow
+    def test_stages_share_a_program(self):
+        """The first stage starts from what a stage returns, down to the types."""
+        before = _stage._cache_size()
+        mcx.expect(normal(Y), {"mu": lambda v: v["mu"]}, method=mcx.AdaptiveImportance(budget=1300), key=0)
+        assert _stage._cache_size() == before + 1
 
     def test_functions_without_a_hash(self):
         """They may change between calls, so that they are traced each time."""

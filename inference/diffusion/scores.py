@@ -158,22 +158,26 @@ class GaussianMixture:
         """It has."""
         return True
 
+    # Components come last, one beside the other: of many points at once, sums over coordinates, which may be
+    # few, are then sums of long rows.
     def _terms(self, y: Any, rho: Any) -> tuple[Any, Any, Any]:
-        """Log of weight times density by component; principal coordinates, and their variances."""
-        z = y - self.means
+        """Log of weight times density by component (k,); principal coordinates, their variances: (d, k)."""
+        z = y[:, None] - self.means.T
         if self.rotations is not None:
-            z = jnp.einsum("kji,kj->ki", self.rotations, z)
-        variance = self.variances + rho**2
-        log_p = -0.5 * jnp.sum(z**2 / variance + jnp.log(2 * jnp.pi * variance), -1)
+            z = jnp.einsum("kji,jk->ik", self.rotations, z)
+        variance = self.variances.T + rho**2
+        log_p = -0.5 * (jnp.sum(z**2 * (1 / variance), 0) + jnp.sum(jnp.log(2 * jnp.pi * variance), 0))
         return jnp.log(self.weights) + log_p, z, variance
 
     def denoise(self, y: Any, rho: Any) -> Any:
         """``E[x_0 | y]``."""
         log_p, z, variance = self._terms(y, rho)
-        back = z * self.variances / variance
-        if self.rotations is not None:
-            back = jnp.einsum("kij,kj->ki", self.rotations, back)
-        return jax.nn.softmax(log_p) @ (self.means + back)
+        of = jax.nn.softmax(log_p)
+        gain, rest = self.variances.T / variance, rho**2 / variance
+        if self.rotations is None:  # products with tables that all points share
+            return (rest * self.means.T) @ of + y * (gain @ of)
+        back = jnp.einsum("kij,jk->ik", self.rotations, z * gain)
+        return jnp.sum((self.means.T + back) * of, -1)
 
     def log_density(self, y: Any, rho: Any) -> Any:
         """``log q_rho(y)``, normalised."""

@@ -229,6 +229,7 @@ class TestRunning:
 
 
 class TestDisagreement:
+    @pytest.mark.slow
     def test_two_modes_are_reported(self, key):
         with pytest.warns(InferenceWarning, match="MCX-W005.*of 64 chains .* sit elsewhere"):
             post = infer(two_modes(jnp.zeros(2)), mcx.ChEES(), key, warnings="warn")

@@ -140,6 +140,7 @@ def test_evidence_of_a_linear_model(key):
     check_evidence(key, space, PARAMS, linear_exactly().log_evidence)
 
 
+@pytest.mark.slow
 def test_the_filter_agrees_with_kalman(key):
     found = mcx.filter(bound(linear, Y), params=PARAMS, num_particles=2000, num_chains=30, key=key, **QUIET)
     truth = linear_exactly()

@@ -66,6 +66,9 @@ def test_nothing_to_open(tmp_path):
         mcx.load(tmp_path)
     with pytest.raises(CheckpointError, match="no directory"):
         mcx.load(tmp_path / "elsewhere")
+    interrupted(tmp_path / "part-1", 1)
+    with pytest.raises(CheckpointError, match="parts of a run(.|\n)*open one of them: .*part-1"):
+        mcx.load(tmp_path)
 
 
 def test_damage_is_told(tmp_path, capsys):

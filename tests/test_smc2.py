@@ -1,7 +1,5 @@
 """SMC^2 against quadrature over Kalman likelihoods, and its inner filters against their own keys."""
 
-import signal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +21,7 @@ from gibbs_problems import (
     regimes,
     two_chains,
 )
+from nested_problems import StopsAfter, log_evidences, run
 from problems import slow_unless
 
 import mcx
@@ -36,17 +35,6 @@ from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
 
 SMALL = {"num_params": 64, "num_particles": 8}
-
-
-def run(bound, method, key, **options):
-    return mcx.infer(bound, method, key=key, progress=False, warnings="ignore", **options)
-
-
-def log_evidences(y):
-    """Of y_0, ..., y_t for all t, over the uniform prior of phi."""
-    each = np.array([np.cumsum(autoregression(y, phi).log_increments) for phi in GRID])
-    top = each.max(0)
-    return top + np.log(np.mean(np.exp(each - top), 0))
 
 
 # --- against quadrature ----------------------------------------------------------------------------
@@ -201,7 +189,7 @@ def test_refusals():
         run(persistence(Y[0]), method, 0, init=0.1)
     with pytest.raises(MethodError, match="keys of this kind(.|\n)*threefry"):
         run(persistence(Y[0]), method, jax.random.key(0, impl="rbg"))
-    with pytest.raises(MethodError, match="no pilot run"):
+    with pytest.raises(MethodError, match="cannot grow"):
         mcx.program(persistence(Y[0]), mcx.SMC2(8))
 
 
@@ -244,24 +232,12 @@ def test_filters_that_are_no_numbers():
         run(broken(np.zeros(3, np.float32)), mcx.SMC2(8, 16), 0)
 
 
-class _StopsAfter:
-    """A display that ends the run at its first report, as Ctrl-C does."""
-
-    def compiling(self):
-        pass
-
-    started = close = lambda self, *args: None
-
-    def update(self, *args):
-        signal.raise_signal(signal.SIGINT)
-
-
 @pytest.mark.slow
 def test_stopped_early(key):
     """Parameters given the observations so far, and their evidence; exported, and said."""
     y = np.tile(Y[0], 3)
     post = mcx.infer(
-        persistence(y), mcx.SMC2(256, 8), key=key, progress=_StopsAfter(), num_chains=8, warnings="ignore"
+        persistence(y), mcx.SMC2(256, 8), key=key, progress=StopsAfter(), num_chains=8, warnings="ignore"
     )
     assert not post.complete and list(post.draws) == ["phi"] and post["phi"].shape == (8, 256)
     known = np.isfinite(post.smc_stats["log_evidence"]).all(0)
@@ -299,7 +275,7 @@ def test_discrete_states_and_an_improper_prior(key):
 
 @pytest.mark.slow
 def test_number_of_particles(key):
-    """Doubled until moves are accepted; the series is long and its observations are precise."""
+    """Grown until moves are accepted; the series is long and its observations are precise."""
     y = np.tile(Y[0], 24) + 0.2 * np.random.default_rng(0).normal(size=24 * T).astype(np.float32)
     post = run(persistence(y), mcx.SMC2(128), key, num_chains=2)
     few = mcx.filter(
@@ -338,7 +314,7 @@ def test_ways_to_run(tmp_path):
 
 @pytest.mark.slow
 def test_sp500(key):
-    """Ten replicates; the number of inner particles is chosen."""
+    """Ten replicates; the number of inner particles grows."""
     bound = sp500.stochastic_volatility(sp500.last_100()[0])
     post = run(bound, mcx.SMC2(500), key, num_chains=10)
     assert post.info.settings["log_evidence_sd"] < 1.8 and post.log_evidence_se < 0.15

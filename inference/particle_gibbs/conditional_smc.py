@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from mcx.errors import CapabilityError, MethodError
 from mcx.inference.particle_gibbs.backward import backward_path
+from mcx.inference.smc.conditional import conditional, pinned
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import trace_paths, unique_ancestors
-from mcx.ops.lanes import Lane
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac, StateSpace
 
-__all__ = ["ConditionalSMC", "SweepInfo", "conditional", "pinned", "refuse_sampling", "sweep"]
+__all__ = ["ConditionalSMC", "SweepInfo", "refuse_sampling", "sweep"]
 
 _SAMPLING = ("backward", "ancestor", "none")
 
@@ -70,47 +70,6 @@ class SweepInfo(NamedTuple):
     ess: Any
     updated: Any
     unique_ancestors: Any
-
-
-def conditional(fk: FeynmanKac, path: Any) -> FeynmanKac:
-    """The Feynman-Kac model whose particle 0 is nailed to a path.
-
-    Args:
-        fk: the model.
-        path: pytree of states with a leading axis of T.
-
-    Returns:
-        A model with inputs ``(u, x)``. With ancestors that keep slot 0 to itself (or to an ancestor drawn for
-        it) its particle system is conditional SMC.
-    """
-
-    def nailed(lane: Lane, drawn: Any, ref: Any) -> Any:
-        first = lane.index == 0
-        return jax.tree_util.tree_map(lambda x, r: jnp.where(first, r, x), drawn, ref)
-
-    def randomness(lane: Lane) -> Any:
-        return lane if fk.laned else jax.random.fold_in(lane.key, lane.index)
-
-    def initial(lane: Lane, ctx: Any, u: Any) -> Any:
-        return nailed(lane, fk.initial(randomness(lane), ctx, u[0]), u[1])
-
-    def transition(lane: Lane, ctx: Any, x_prev: Any, u: Any) -> Any:
-        return nailed(lane, fk.transition(randomness(lane), ctx, x_prev, u[0]), u[1])
-
-    def log_potential(ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
-        return fk.log_potential(ctx, x_prev, x, u[0])
-
-    density, look = fk.log_transition, fk.log_lookahead
-    return replace(
-        fk,
-        initial=initial,
-        transition=transition,
-        log_potential=log_potential,
-        inputs=(fk.inputs, path),
-        log_transition=None if density is None else lambda ctx, a, x, u: density(ctx, a, x, u[0]),
-        log_lookahead=None if look is None else lambda ctx, x, u: look(ctx, x, u[0]),
-        laned=True,
-    )
 
 
 def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC) -> tuple[Any, SweepInfo]:
@@ -192,24 +151,3 @@ def refuse_sampling(method: ConditionalSMC, space: StateSpace) -> None:
             remedy="ConditionalSMC(sampling='none', num_particles=...), with many particles; or write the "
             "model so that the state, with all that it remembers, is drawn by its sites",
         )
-
-
-def pinned(nailed: FeynmanKac, ctx: Any, state: SMCState, u: Any, draw_ancestor: bool) -> Any:
-    """Independent ancestors, but for slot 0: itself, or drawn by how well it leads to the given path."""
-
-    def scheme(key: Any, log_w: Any, num: int) -> Any:
-        key_all, key_first = jax.random.split(key)
-        ancestors = choose(key_all, log_w, (num,))
-        if not draw_ancestor:
-            return ancestors.at[0].set(0)
-        density = nailed.log_transition
-        assert density is not None
-
-        def leads_to(x_prev: Any) -> Any:
-            return density(ctx, x_prev, u[1], u) + nailed.log_potential(ctx, x_prev, u[1], u)
-
-        # the filter's own weights, also where a look-ahead has others resample by more than these
-        weights = state.log_w + jax.vmap(leads_to)(state.particles)
-        return ancestors.at[0].set(choose(key_first, weights))
-
-    return scheme

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from mcx.errors import MethodError
 from mcx.inference.particle_gibbs.backward import check_kind
-from mcx.inference.particle_gibbs.conditional_smc import conditional, pinned
 from mcx.inference.particle_gibbs.paris import Recursion, Smoothing, check_numbers, forward, value
+from mcx.inference.smc.conditional import conditional, pinned
 from mcx.inference.smc.engine import SMCInfo, SMCSettings
 from mcx.inference.smc.genealogy import trace_paths
 from mcx.ops.random import choose

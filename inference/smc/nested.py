@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
-from mcx.inference.smc.genealogy import draw_path
-from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.paths import Path, PathData
-from mcx.inference.smc.smc import loop_with
 from mcx.target import FeynmanKac, StateSpace
 
 __all__ = [
     "Context",
+    "Held",
     "Nested",
     "NestedData",
     "Nesting",
@@ -25,9 +23,10 @@ __all__ = [
     "Times",
     "code",
     "nest",
-    "nested_path",
     "populate",
+    "prepared",
     "times",
+    "values_at",
 ]
 
 
@@ -77,6 +76,17 @@ class Stage(NamedTuple):
     densities: Any
 
 
+class Held(NamedTuple):
+    """Paths that the systems were given when they grew; see :mod:`mcx.inference.smc.nested_paths`.
+
+    paths: of the systems by name, with a leading axis of the times up to then.
+    on: whether the systems are still those.
+    """
+
+    paths: dict[str, Any]
+    on: Any
+
+
 class Nested(NamedTuple):
     """A particle: parameters, and particle systems that run given them.
 
@@ -86,6 +96,7 @@ class Nested(NamedTuple):
     keys: (T,) data of the keys of the systems' steps, from which they can be had once more.
     systems: by name.
     stage: see :class:`Stage`.
+    held: what the systems depend on besides their keys; None where no systems ever grew.
     """
 
     position: Any
@@ -94,6 +105,7 @@ class Nested(NamedTuple):
     keys: Any
     systems: dict[str, SMCState]
     stage: Stage
+    held: Held | None = None
 
     @property
     def log_target(self) -> Any:
@@ -169,10 +181,10 @@ def code(nesting: Nesting) -> FeynmanKac:
         return populate(nesting, ctx.data, key_run, position, 0)
 
     def transition(key: Any, ctx: Context, particle: Nested, u: Times) -> Nested:
-        values = _values(nesting.path, ctx.data, particle.position)
+        values = values_at(nesting.path, ctx.data, particle.position)
         systems = {}
         for i, (name, space) in enumerate(sorted(ctx.data.spaces.items())):
-            fk, own, key_own = space.feynman_kac, _prepared(space, values), jax.random.fold_in(key, i)
+            fk, own, key_own = space.feynman_kac, prepared(space, values), jax.random.fold_in(key, i)
             y = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[u.t], fk.inputs)
             systems[name] = move(key_own, fk, own, particle.systems[name], y, nesting.settings)
         keys = particle.keys.at[u.t].set(jax.random.key_data(key))
@@ -196,12 +208,12 @@ def populate(nesting: Nesting, data: NestedData, key: Any, position: Any, t: Any
         t: last time; may be traced. Costs O(t N), memory O(N).
     """
     base, terms = nesting.path.parts(data.path, position)
-    values = _values(nesting.path, data, position)
+    values = values_at(nesting.path, data, position)
     times = jnp.arange(data.num_steps, dtype=jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, times)
     systems = {}
     for i, (name, space) in enumerate(sorted(data.spaces.items())):
-        fk, own = space.feynman_kac, _prepared(space, values)
+        fk, own = space.feynman_kac, prepared(space, values)
         inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
 
         def step(s: Any, state: SMCState, i: int = i, fk: Any = fk, own: Any = own, us: Any = inputs) -> Any:
@@ -216,39 +228,16 @@ def populate(nesting: Nesting, data: NestedData, key: Any, position: Any, t: Any
     return Nested(position, base, terms[0], jax.random.key_data(keys), systems, stage)
 
 
-def nested_path(nesting: Nesting, data: NestedData, key: Any, particle: Nested) -> tuple[dict[str, Any], Any]:
-    """A path out of a particle's systems, which are run once more with their keys, and kept.
-
-    Returns:
-        Values by site; and the log evidence of the systems, by which to tell whether they came out as they
-        were: in another program sums are rounded otherwise, which may change an ancestor. Costs O(T N),
-        memory O(T N).
-
-    Source: Chopin, Jacob and Papaspiliopoulos (2013), section 3.3: given the parameters, the path of a final
-    particle, drawn by its weight, follows the smoothing law when parameters are weighted as they are.
-    """
-    values = _values(nesting.path, data, particle.position)
-    keys = jax.random.wrap_key_data(particle.keys, impl=jax.random.key_impl(key))
-    paths: dict[str, Any] = {}
-    log_evidence = jnp.zeros_like(particle.base)
-    for i, (_, space) in enumerate(sorted(data.spaces.items())):
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        ctx = _prepared(space, values)
-        again = loop_with(own[0], own[1:], space.feynman_kac, ctx, nesting.settings, HistorySettings("full"))
-        past, key_path = again.history, jax.random.fold_in(key, i)
-        paths |= space.path_values(draw_path(key_path, past.ancestors, past.particles, past.log_w[-1]))
-        log_evidence += again.log_evidence
-    return paths, log_evidence
-
-
 # Values and contexts are had anew at every time: kept, the contexts of all parameters may take more memory
 # than their particles, and the model's own code is small beside N particles.
-def _values(path: Path, data: NestedData, position: Any) -> dict[str, Any]:
+def values_at(path: Path, data: NestedData, position: Any) -> dict[str, Any]:
+    """Parameters by site at an unconstrained point (d,)."""
     target = path.target(data.path)
     return target.constrain(target.unravel(position))
 
 
-def _prepared(space: StateSpace, values: dict[str, Any]) -> Any:
+def prepared(space: StateSpace, values: dict[str, Any]) -> Any:
+    """The context of a state-space model at these parameters."""
     return space.feynman_kac.prepare({k: values[k] for k in space.params})
 
 

@@ -121,7 +121,8 @@ def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles:
         proposal = populate(nesting, ctx.data, key_run, position, t)
         log_ratio = proposal.log_target - particle.log_target + jnp.where(afresh, log_turn, 0.0)
         accepted = accept(key_accept, log_ratio)
-        proposal = proposal._replace(stage=particle.stage)
+        held = None if particle.held is None else particle.held._replace(on=jnp.asarray(False))
+        proposal = proposal._replace(stage=particle.stage, held=held)
         new: Nested = jax.tree_util.tree_map(lambda a, b: jnp.where(accepted, a, b), proposal, particle)
         return new, jnp.nan_to_num(jnp.exp(jnp.minimum(log_ratio, 0.0)))
 

@@ -18,15 +18,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcx.inference.smc.engine import SMCSettings
 from mcx.inference.smc.pmmh_kernel import PMMHKernel
 from mcx.model.statespace import ChainData
 from mcx.ops.batches import vmap_in_batches
 
-__all__ = ["PILOT_PARTICLES", "enough_particles", "log_evidence_sd", "nearest_to_mean"]
+__all__ = [
+    "BEST_SD",
+    "PILOT_PARTICLES",
+    "enough_particles",
+    "log_evidence_sd",
+    "nearest_to_mean",
+    "replicates",
+    "sd_of",
+]
 
 PILOT_PARTICLES = 100
+BEST_SD = 1.2
 
-_SD = 1.2
 _LEAST, _MOST = 50, 2**17  # a filter's step costs the same for fewer than that
 _ROUNDS, _MAX_FACTOR = 4, 16.0
 _REPLICATES = 64  # give the standard deviation within 9 %
@@ -49,24 +58,33 @@ def enough_particles(kernel: Callable[[int], PMMHKernel], data: ChainData, posit
     for i in range(_ROUNDS):
         sd = log_evidence_sd(kernel(number), data, position, jax.random.fold_in(key, i))
         # the variance falls as 1 / N once it is moderate
-        factor = min((sd / _SD) ** 2, _MAX_FACTOR)
+        factor = min((sd / BEST_SD) ** 2, _MAX_FACTOR)
         number = int(np.clip(math.ceil(number * factor), _LEAST, _MOST))
-        if sd < 1.5 * _SD:
+        if sd < 1.5 * BEST_SD:
             break
     return number
 
 
 def log_evidence_sd(kernel: PMMHKernel, data: ChainData, position: Any, key: Any) -> float:
     """Standard deviation of the log evidence over 64 replicates of the filters; inf where one collapses."""
-    found = np.asarray(_replicates(kernel, data, jnp.asarray(position), key), np.float64)
-    return float(found.std(ddof=1)) if np.isfinite(found).all() else math.inf
+    return sd_of(_replicates(kernel, data, jnp.asarray(position), key))
 
 
 @partial(jax.jit, static_argnums=0)
 def _replicates(kernel: PMMHKernel, data: ChainData, position: Any, key: Any) -> Any:
-    at_once = max(1, min(_REPLICATES, _PARTICLES_AT_ONCE // kernel.settings.num_particles))
-    each = vmap_in_batches(lambda key: kernel.log_evidence(data, key, position), (0,), at_once)
-    return each(jax.random.split(key, _REPLICATES))
+    return replicates(lambda key: kernel.log_evidence(data, key, position), key, kernel.settings)
+
+
+def replicates(log_evidence: Callable[[Any], Any], key: Any, settings: SMCSettings) -> Any:
+    """64 draws of an estimate by filters with these settings, as many at once as there is room for."""
+    at_once = max(1, min(_REPLICATES, _PARTICLES_AT_ONCE // settings.num_particles))
+    return vmap_in_batches(log_evidence, (0,), at_once)(jax.random.split(key, _REPLICATES))
+
+
+def sd_of(log_evidences: Any) -> float:
+    """Standard deviation of replicates; inf where one is not finite."""
+    found = np.asarray(log_evidences, np.float64)
+    return float(found.std(ddof=1)) if np.isfinite(found).all() else math.inf
 
 
 def nearest_to_mean(draws: Any) -> Any:

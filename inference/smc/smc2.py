@@ -20,8 +20,9 @@ from mcx.inference.smc.particle_filter import ParticleFilter
 from mcx.inference.smc.paths import tempered
 from mcx.inference.smc.pmmh import PMMH, Plan
 from mcx.inference.smc.pmmh_particles import log_evidence_sd, nearest_to_mean
-from mcx.inference.smc.resampling import as_resampling
+from mcx.inference.smc.resampling import as_resampling, multinomial
 from mcx.inference.smc.smc2_draws import params_so_far, smc2_draws
+from mcx.inference.smc.smc2_growth import run_growing
 from mcx.inference.smc.smc2_kernel import SMC2Kernel, inputs
 from mcx.model.bound import BoundModel
 from mcx.ops.checks import check_fields, is_count
@@ -31,8 +32,7 @@ from mcx.run.programs import chain_keys, run_steps, start_chains
 
 __all__ = ["SMC2"]
 
-_PILOT_PARAMS = 128
-_FIRST_PARTICLES, _MOST_PARTICLES = 64, 2**14
+_FIRST_PARTICLES = 64
 _OF_MOVES = ("moved", "acceptance", "num_moves", "correlation", "correlation_density", "unique_ancestors")
 
 
@@ -49,14 +49,17 @@ class SMC2:
 
     Attributes:
         num_params: parameters of a replicate.
-        num_particles: N of a filter. None finds a number by a pilot run with few parameters, in which they
-            are doubled whenever moves are accepted less often than ``least_acceptance``.
-        filter: any particle filter, with its resampling. Potentials that are NaN count as zero.
+        num_particles: N of a filter, in the beginning if it grows; 64 if None.
+        grow: whether filters get more particles, of all replicates at the same time, where moves are accepted
+            less often than ``least_acceptance`` and the log evidence has a standard deviation above 1.2. By
+            default where ``num_particles`` is None.
+        filter: any particle filter, with its resampling. Filters that grow resample by independent draws
+            ("multinomial", the default). Potentials that are NaN count as zero.
         threshold: parameters are resampled and moved where their effective number falls below this fraction.
         forget: they are moved until neither coordinates nor estimated log densities have a larger
             correlation than this with what they were.
         max_moves: at one time, at most.
-        least_acceptance: of the moves, see ``num_particles``.
+        least_acceptance: of the moves, see ``grow``.
         resampling: of parameters; a scheme by name, or a function ``(key, log_w, num) -> ancestors``.
         start: a law on unconstrained space to draw parameters from in the prior's place, of event shape (d,),
             or the standard deviation of a Gaussian: needed where the prior is improper.
@@ -64,7 +67,8 @@ class SMC2:
         max_nonfinite: largest tolerated share of parameters whose estimated evidence is NaN or +inf.
 
     Costs O(num_params N) a time, and O(num_params N t) for a move at time t, all of which number about log T;
-    memory O(num_params (N + T)) a replicate. Replicates run one after another (``infer(batch_size=)`` says
+    memory O(num_params (N + T)) a replicate. Growing costs about as much as three moves, and a compilation;
+    systems that grew remember a path. Replicates run one after another (``infer(batch_size=)`` says
     how many side by side, each then pays for the moves of all), or on several devices.
 
     The posterior has statistics by time in ``smc_stats``, those of the moves where they took place, and the
@@ -73,12 +77,14 @@ class SMC2:
     Moves learn from the cloud that they move, which biases the evidence by order 1 / num_params; the number
     of inner particles makes no bias.
 
-    Source: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, JRSS B 75(3). The number of inner particles is
-    found beforehand instead of along the way, so that one program runs from the beginning to the end.
+    Sources: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, JRSS B 75(3); Chopin, Ridgway, Gerber and
+    Papaspiliopoulos (2015), Towards automatic calibration of the number of state particles within the SMC^2
+    algorithm, for filters that grow by conditional SMC, which leaves weights as they are.
     """
 
     num_params: int = field(default=512, kw_only=False)
     num_particles: int | None = field(default=None, kw_only=False)
+    grow: bool | None = None
     filter: ParticleFilter = field(default_factory=ParticleFilter)
     threshold: float = 0.5
     forget: float = 0.2
@@ -97,7 +103,7 @@ class SMC2:
             (
                 "num_particles",
                 self.num_particles is None or is_count(self.num_particles),
-                "an int >= 1, or None to have it chosen",
+                "an int >= 1, or None to have it grow from 64",
             ),
             ("filter", isinstance(self.filter, ParticleFilter), "mcx.ParticleFilter(...)"),
             ("least_acceptance", 0 <= self.least_acceptance < 1, "a probability below 1"),
@@ -109,11 +115,22 @@ class SMC2:
             ("max_nonfinite", 0 <= self.max_nonfinite <= 1, "a fraction between 0 and 1"),
         )
         self._moves()
+        if self._grows and as_resampling(self.filter.resampling) is not multinomial:
+            raise MethodError(
+                "filters grow given one of their paths, which takes independent draws of ancestors",
+                expected="ParticleFilter(resampling='multinomial')",
+                found=repr(self.filter.resampling),
+                remedy="or give SMC2 the number of particles: num_particles=",
+            )
 
     @property
     def name(self) -> str:
         """Name of the method."""
         return type(self).__name__
+
+    @property
+    def _grows(self) -> bool:
+        return self.num_particles is None if self.grow is None else self.grow
 
     def _moves(self) -> PMMHMoves:
         return PMMHMoves(self.threshold, self.forget, self.max_moves, self.batch_size)
@@ -137,12 +154,13 @@ class SMC2:
             )
         return plan
 
-    def kernel(self, nesting: Nesting, num_params: int, least_acceptance: float = 0.0) -> SMC2Kernel:
+    def kernel(self, nesting: Nesting) -> SMC2Kernel:
         """The kernel for the driver."""
         settings = SMCSettings(
-            num_params, self.threshold, as_resampling(self.resampling), batch_size=self.batch_size
+            self.num_params, self.threshold, as_resampling(self.resampling), batch_size=self.batch_size
         )
-        return SMC2Kernel(nesting, self._moves(), settings, least_acceptance)
+        least = self.least_acceptance if self._grows else 0.0
+        return SMC2Kernel(nesting, self._moves(), settings, least)
 
     def infer(
         self,
@@ -164,51 +182,23 @@ class SMC2:
             )
         _check_key(key)
         plan = self.plan(bound)
-        number = self.num_particles
-        if number is None:
-            number = self._enough_particles(plan, jax.random.fold_in(key, 2), options.get("progress", False))
-        nesting, data = self.nested(plan, number)
-        kernel = self.kernel(nesting, self.num_params)
-        steps = data.num_steps
+        nesting, data = self.nested(plan, self.num_particles or _FIRST_PARTICLES)
+        kernel = self.kernel(nesting)
         first: list[Mapping[str, Any]] = []
-        result = run(
-            kernel,
-            data,
-            key=key,
-            num_steps=steps,
-            num_chains=num_chains,
-            inputs=inputs(steps),
-            title=self.name,
-            on_start=lambda state: first.append(jax.device_get(_first(kernel, state))),
-            capacity=steps,  # nothing but statistics is kept of a step
+        options |= {
+            "key": key,
+            "num_chains": num_chains,
+            "title": self.name,
+            "on_start": lambda state: first.append(jax.device_get(_first(kernel, state))),
             # under vmap, moves would be paid for at every step
-            batch_size=1 if batch_size is None else batch_size,
-            **options,
-        )
+            "batch_size": 1 if batch_size is None else batch_size,
+        }
+        if self._grows:
+            nesting, result = run_growing(kernel, data, **options)
+        else:
+            steps = data.num_steps  # nothing but statistics is kept of a step
+            result = run(kernel, data, num_steps=steps, inputs=inputs(steps), capacity=steps, **options)
         return self._posterior(bound, plan, nesting, data, result, first[0], key, coords)
-
-    def _enough_particles(self, plan: Plan, key: Any, progress: Any) -> int:
-        number = _FIRST_PARTICLES
-        while number < _MOST_PARTICLES:
-            nesting, data = self.nested(plan, number)
-            result = run(
-                self.kernel(nesting, _PILOT_PARAMS, self.least_acceptance),
-                data,
-                key=jax.random.fold_in(key, number),
-                num_steps=data.num_steps,
-                num_chains=1,
-                inputs=inputs(data.num_steps),
-                capacity=data.num_steps,
-                progress=progress,
-                title=f"{self.name} pilot, {number} particles",
-            )
-            if _refused(result, self.least_acceptance) or _lost(result):
-                number *= 2
-            elif result.complete:
-                break
-            else:
-                raise KeyboardInterrupt(f"{self.name} was interrupted during its pilot run")
-        return number
 
     def _posterior(
         self,
@@ -258,14 +248,14 @@ class SMC2:
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
         number = self.num_particles
-        if number is None:
+        if number is None or self._grows:
             raise MethodError(
-                "mcx.program has no pilot run that could choose the number of particles",
+                "filters cannot grow within a pure function",
                 expected="SMC2(num_params, num_particles)",
-                remedy="mcx.infer chooses one: posterior.info.settings['num_particles']",
+                remedy="mcx.infer finds how many are enough: posterior.info.settings['num_particles']",
             )
         nesting, template = self.nested(self.plan(bound), number)
-        kernel = self.kernel(nesting, self.num_params)
+        kernel = self.kernel(nesting)
         steps = template.num_steps
 
         def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
@@ -290,14 +280,6 @@ class SMC2:
             return Posterior(sites, x, {"lp": log_p}, {}, bound, info, weights, *log_mean_evidence(log_z))
 
         return run_program
-
-
-def _refused(result: Run, least: float) -> bool:
-    return bool(np.any(result.stats["acceptance"] < least))
-
-
-def _lost(result: Run) -> bool:
-    return bool(np.any(result.stats["log_evidence_increment"] == -np.inf))
 
 
 def _check_key(key: Any) -> None:

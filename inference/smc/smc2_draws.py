@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.islands import orders
-from mcx.inference.smc.nested import Nested, NestedData, Nesting, nested_path
+from mcx.inference.smc.nested import Nested, NestedData, Nesting
+from mcx.inference.smc.nested_paths import nested_path, paths_at_once
 from mcx.inference.smc.resampling import systematic
 from mcx.ops.batches import vmap_in_batches
 from mcx.target import Target
 
 __all__ = ["params_so_far", "smc2_draws"]
 
-_PATH_BYTES = 256 * 2**20
 _SAME = 1e-2  # log evidences of a filter and of the same once more differ by rounding alone
 
 
@@ -44,7 +42,8 @@ def smc2_draws(
 
     flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
     keys = jax.random.split(jax.random.fold_in(key, 5), chains * num)
-    found = vmap_in_batches(one, (0, 0, 0), _paths_at_once(nesting, data, chains * num))(keys, *flat)
+    at_once = paths_at_once(nesting, data, data.num_steps, chains * num)
+    found = vmap_in_batches(one, (0, 0, 0), at_once)(keys, *flat)
     sites, same = jax.tree_util.tree_map(lambda x: x.reshape(chains, num, *x.shape[1:]), found)
     return position, log_p, sites, same
 
@@ -66,13 +65,3 @@ def _points(key: Any, state: SMCState) -> tuple[Any, Any, Any]:
     order = orders(key, *position.shape[:2])
     log_p = jnp.take_along_axis(state.particles.log_target, order, 1)
     return jnp.take_along_axis(position, order[:, :, None], 1), log_p, order
-
-
-def _paths_at_once(nesting: Nesting, data: NestedData, wanted: int) -> int | None:
-    """Filters whose histories are kept at once; None is all."""
-    states = data.path.model[1].values()  # placeholders of the paths
-    entries = sum(math.prod(np.shape(x)[1:]) for x in states)
-    at_once = _PATH_BYTES // (
-        jnp.zeros(()).dtype.itemsize * data.num_steps * nesting.settings.num_particles * (entries + 2)
-    )
-    return None if at_once >= wanted else max(1, at_once)

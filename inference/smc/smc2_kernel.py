@@ -19,7 +19,7 @@ from mcx.inference.smc.nested import code as nested_code
 from mcx.inference.smc.nested_moves import PMMHMoves
 from mcx.inference.smc.particle_kernel import ParticleKernel
 
-__all__ = ["SMC2Kernel", "inputs"]
+__all__ = ["SMC2Kernel", "inputs", "lost"]
 
 
 def inputs(num_steps: int) -> Times:
@@ -47,7 +47,9 @@ class SMC2Kernel(ParticleKernel):
     mesh: Mesh | None = None
 
     def init(self, data: NestedData, key: Any, start: Any) -> SMCState:
-        """The system at time 0."""
+        """The system at time 0, or the one given."""
+        if start is not None:
+            return self._spread(start)
         now = Times(jnp.int32(0), jnp.asarray(False))
         return self._spread(initialize(key, nested_code(self.nesting), Context(data), now, self.settings))
 
@@ -70,8 +72,10 @@ class SMC2Kernel(ParticleKernel):
         # potentials of the filters, as if all of a parameter's particles went wrong together
         inner = sum(jnp.sum(s.info.num_nonfinite) for s in state.particles.systems.values())
         inner = jnp.ceil(inner / self.nesting.settings.num_particles).astype(jnp.int32)
+        number = jnp.int32(self.nesting.settings.num_particles)
         return {}, {
             "ess": state.info.ess,
+            "num_particles": number,
             "log_evidence_increment": state.info.log_increment,
             "log_evidence": state.log_evidence,
             "nonfinite": jnp.maximum(state.info.num_nonfinite, inner),
@@ -98,6 +102,10 @@ class SMC2Kernel(ParticleKernel):
         return {**shown, "acceptance": float(rates[-1])} if len(rates) else shown
 
     def stop(self, stats: Mapping[str, Any]) -> bool:
-        """Whether a replicate is lost, or moves are refused too often: there is no point in going on."""
-        lost = np.any(stats["log_evidence_increment"] == -np.inf)
-        return bool(lost or np.any(stats["acceptance"] < self.least_acceptance))
+        """Whether a replicate is lost, so that there is no point in going on; or filters may have to grow."""
+        return lost(stats) or bool(np.any(stats["acceptance"] < self.least_acceptance))
+
+
+def lost(stats: Mapping[str, Any]) -> bool:
+    """Whether all weights of a replicate became zero."""
+    return bool(np.any(stats["log_evidence_increment"] == -np.inf))

@@ -108,14 +108,22 @@ def opened(store: Store) -> Manifest:
     """The manifest of a directory that must have one.
 
     Raises:
-        CheckpointError: if it has none.
+        CheckpointError: if it has none; names those within, of runs that consist of several.
     """
     manifest = store.read()
     if manifest is None:
+        within = sorted(str(path.parent) for path in store.path.glob("*/manifest.json"))
         raise CheckpointError(
             f"there is no checkpoint in {store.path}",
             expected="a directory that was given to checkpoint=",
-            found="no manifest.json" if store.path.is_dir() else "no directory",
+            found=(
+                "parts of a run in directories of their own"
+                if within
+                else "no manifest.json"
+                if store.path.is_dir()
+                else "no directory"
+            ),
+            remedy=f"open one of them: {', '.join(within)}" if within else None,
         )
     return manifest
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Run:
         complete: False where the run was stopped before its end.
         compile_time, run_time: seconds.
         num_nonfinite: kept draws with a NaN or an infinity.
+        interrupted: whether it was Ctrl-C that ended it.
     """
 
     draws: Any
@@ -54,7 +55,7 @@ class Run:
     compile_time: float
     run_time: float
     num_nonfinite: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 def run(
@@ -208,7 +209,7 @@ class _Loop:
         self.kernel, self.programs, self.data, self.keys, self.inputs = kernel, programs, data, keys, inputs
         self.total, self.discard, self.state = total, discard, state
         self.fixed = None if chunk_size is None else min(chunk_size, programs.capacity)
-        self.done, self.ended = 0, False
+        self.done, self.ended, self.interrupted = 0, False, False
         self.stats: list[Any] = []
         self._seconds_per_step: float | None = None
         self.recorder, self.hosts = recorder, hosts
@@ -241,6 +242,7 @@ class _Loop:
             if self.recorder is not None:
                 self.recorder.save(self._complete(), now=over)
             if stopped:
+                self.interrupted = True
                 break
         return self._complete()
 
@@ -300,6 +302,7 @@ class _Loop:
             compile_time=compile_time,
             run_time=run_time,
             num_nonfinite=self.draws.num_nonfinite,
+            interrupted=self.interrupted,
         )
 
 

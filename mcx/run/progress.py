@@ -69,7 +69,7 @@ class _Bar:
         self._bar.update(done - self._bar.n)
 
     def close(self, complete: bool) -> None:
-        state = "done" if complete else "interrupted"
+        state = "done" if complete else "stopped"
         self._bar.set_description(f"{self._title}: {state}")
         self._bar.close()
 
@@ -102,7 +102,7 @@ class _Lines:
             self._last, self._phase = now, phase
 
     def close(self, complete: bool) -> None:
-        state = "done" if complete else "interrupted"
+        state = "done" if complete else "stopped"
         seconds = time.monotonic() - self._begun
         tail = f", {self._report}" if self._report else ""
         self._print(f"{state}, {self._count()} steps in {seconds:.1f} s{tail}")

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 PILOT_PARTICLES = 100
-BEST_SD = 1.2
+BEST_SD, MOST_SD = 1.2, 1.8
 
 _LEAST, _MOST = 50, 2**17  # a filter's step costs the same for fewer than that
 _ROUNDS, _MAX_FACTOR = 4, 16.0

@@ -14,7 +14,7 @@ import numpy as np
 from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.nested import NestedData, Nesting, populate
 from mcx.inference.smc.nested_paths import grow
-from mcx.inference.smc.pmmh_particles import BEST_SD, nearest_to_mean, replicates, sd_of
+from mcx.inference.smc.pmmh_particles import BEST_SD, MOST_SD, nearest_to_mean, replicates, sd_of
 from mcx.inference.smc.smc2_kernel import SMC2Kernel, inputs, lost
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.driver import Run, run
@@ -34,11 +34,12 @@ def run_growing(
     checkpoint: Checkpoint | None,
     **options: Any,
 ) -> tuple[Nesting, Run]:
-    """Run SMC^2 in parts, each with more inner particles than the one before.
+    """Run SMC^2 in parts, each with at least as many inner particles as the one before.
 
     A part ends where moves of a replicate are accepted less often than the kernel's ``least_acceptance``.
     Filters of all replicates then grow, if the log evidence at a central parameter has a standard deviation
-    above the best one for PMMH; where it has not, more particles would not help.
+    above the best one for PMMH; where it has not, more particles would not help. The last moves, which the
+    draws come from, are a part of their own: for them filters grow beforehand if it is above 1.8.
 
     Args:
         kernel: with the settings of the first part.
@@ -51,18 +52,18 @@ def run_growing(
     Returns:
         The settings of the last part; and all parts as one run.
     """
-    steps = inputs(data.num_steps)
-    state, done = None, 0
+    state, done, total = None, 0, data.num_steps
     parts: list[Run] = []
     while True:
         number, part = kernel.nesting.settings.num_particles, len(parts)
+        end = total if done >= total - 1 else total - 1
         result = run(
             kernel,
             data,
             key=key if part == 0 else _key(key, 2, part),
-            num_steps=data.num_steps - done,
+            num_steps=end - done,
             start=state,
-            inputs=jax.tree_util.tree_map(lambda x, begin=done: x[begin:], steps),
+            inputs=jax.tree_util.tree_map(lambda x, begin=done, end=end: x[begin:end], inputs(total)),
             title=f"{title}, {number} particles",
             chunk_size=1,  # to look at every move
             capacity=1,
@@ -73,12 +74,13 @@ def run_growing(
         options.pop("while_compiling", None)
         parts.append(result)
         done += result.num_steps
-        if result.complete or result.interrupted or not result.num_steps or lost(result.stats):
+        if done == total or result.interrupted or lost(result.stats):
             return kernel.nesting, _as_one(parts)
         state, seen = result.state, done + 1
-        factor = _factor(_noise(kernel.nesting, data, _key(key, 5, part), state, seen))
-        most = min(number * factor, _MOST_PARTICLES)
-        if most > number:
+        sd = _noise(kernel.nesting, data, _key(key, 5, part), state, seen)
+        refused = kernel.stop(result.stats)
+        most = min(number * _factor(sd), _MOST_PARTICLES)
+        if most > number and (refused or sd > MOST_SD):
             settings = replace(kernel.nesting.settings, num_particles=most)
             wider = replace(kernel.nesting, settings=settings)
             particles = grow(kernel.nesting, wider, data, _key(key, 6, part), state.particles, seen)

@@ -155,7 +155,7 @@ def test_interrupt_finishes_the_chunk_and_returns_what_there_is():
     thread.start()
     run = mcx.run(algorithm, num_steps=1_000_000, **options)
     thread.join()
-    assert not run.complete
+    assert not run.complete and run.interrupted
     assert 0 < run.num_steps < 1_000_000
     assert run.draws.shape == (1, run.num_steps)
     assert np.isfinite(run.draws).all()
@@ -228,8 +228,38 @@ def test_a_kernel_may_end_the_run_and_its_blocks():
         kernel = Blocks()
         kernel.calls = []
         run = mcx.run(kernel, key=0, num_steps=60, num_chains=2, chunk_size=chunk_size, progress=False)
-        assert not run.complete and run.num_steps == 30 + (-30) % chunk_size
+        assert not (run.complete or run.interrupted) and run.num_steps == 30 + (-30) % chunk_size
         np.testing.assert_array_equal(run.draws[0], np.arange(run.num_steps) % 4 + 1)
+
+
+def test_steps_are_traced_once_however_chains_start():
+    """A run that is gone on with in parts pays for a start alone; with the same bits as in one."""
+    traced = []
+
+    class Counts(AR1):
+        def init(self, data, key, start):
+            return jnp.float32(2.0) if start is None else start
+
+        def step(self, data, key, state, u):
+            traced.append(None)
+            return state * u, None
+
+        def collect(self, state, info):
+            return state, {}
+
+        def emit(self, data, draw):
+            return draw
+
+        def report(self, stats):
+            return {}
+
+    kernel, u = Counts(), np.linspace(0.5, 2.0, 9, dtype=np.float32)
+    options = {"key": 0, "num_chains": 2, "progress": False}
+    first = mcx.run(kernel, num_steps=4, inputs=u[:4], **options)
+    number = len(traced)
+    second = mcx.run(kernel, num_steps=5, inputs=u[4:], start=first.state, **options)
+    assert len(traced) == number > 0
+    np.testing.assert_array_equal(second.draws[0], 2 * np.cumprod(u)[4:])
 
 
 def test_key_is_required():

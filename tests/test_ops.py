@@ -12,6 +12,7 @@ from scipy import special, stats
 from mcx.ops import logspace
 from mcx.ops.logspace import add, compensated, effective_sample_size, log_sum_exp, normalize, relative_weights
 from mcx.ops.random import accept, choose
+from mcx.ops.recent import Recent
 from mcx.ops.search import ancestors_from_cumulative, invert_cdf, monotone_cdf
 
 INF, NAN = np.inf, np.nan
@@ -299,3 +300,17 @@ class TestDraws:
         slope = jax.grad(fn)(x)
         counts = np.bincount(choose(key, x, (3,)), minlength=3)
         np.testing.assert_allclose(slope, counts + np.asarray(accept(key, x)))
+
+
+@given(st.lists(st.integers(0, 6), max_size=40), st.integers(1, 4))
+def test_recent_values_are_kept(asked, size):
+    """Those of the last ``size`` different keys, made once while they are there; falsy ones, too."""
+    cache, made = Recent(size), []
+    for i, key in enumerate(asked):
+        recent = list(dict.fromkeys(reversed(asked[:i])))[:size]
+        before = len(made)
+        assert cache.get(key, lambda key=key: made.append(key) or key % 2) == key % 2
+        assert (len(made) > before) == (key not in recent)
+    with pytest.raises(ZeroDivisionError):
+        cache.get("fails", lambda: 1 / 0)
+    assert cache.find("fails") is None

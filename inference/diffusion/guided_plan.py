@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,13 +22,15 @@ from mcx.model.compile import compile_model
 from mcx.model.density import space_error
 from mcx.model.given import given_sites
 from mcx.model.sites import Site
+from mcx.ops.recent import Recent
 from mcx.target import Target, TargetFunctions
 
 __all__ = ["KINDS", "Plan", "make_plan", "prior_chain"]
 
 KINDS = ("auto", "twisted", "linear_gaussian", "soft_value")
 _PILOT = 2  # what is folded into the key; 0 and 1 are the run's
-_CACHE: OrderedDict[Any, Any] = OrderedDict()
+_DEPENDS: Recent[list[str]] = Recent()
+_SMOOTH: Recent[bool] = Recent()
 
 
 class Plan(NamedTuple):
@@ -205,19 +206,19 @@ def prior_chain(functions: TargetFunctions, name: str, data: Any, num_steps: int
 
 def _refuse_dependent(target: Target, name: str, rest: Target) -> None:
     """Raise if the prior depends on sites that are drawn apart from it."""
-    key = ("depends", target.functions)
-    if key not in _CACHE:
 
-        def by_number(**values: Any) -> dict[str, Any]:
-            leaves = jax.tree_util.tree_leaves(_chain(target.functions, name, target.data, values))
-            return {str(i): x for i, x in enumerate(leaves)}
+    def by_number(**values: Any) -> dict[str, Any]:
+        leaves = jax.tree_util.tree_leaves(_chain(target.functions, name, target.data, values))
+        return {str(i): x for i, x in enumerate(leaves)}
 
+    def found() -> list[str]:
         values = {n: jnp.zeros(target.sites[n].shape, target.sites[n].dtype) for n, _ in rest.shapes}
-        _remember(key, sorted(set().union(*eval_provenance(by_number, **values).values())))
-    if _CACHE[key]:
+        return sorted(set().union(*eval_provenance(by_number, **values).values()))
+
+    others = _DEPENDS.get(target.functions, found)
+    if others:
         raise CapabilityError(
-            f"the diffusion prior depends on {', '.join(_CACHE[key])}, whose law given the site needs its "
-            "density",
+            f"the diffusion prior depends on {', '.join(others)}, whose law given the site needs its density",
             site=name,
             expected="a prior without parameters that are to be inferred",
             remedy="scale or move the site's value in the model, rather than in its prior",
@@ -250,22 +251,16 @@ def _likelihood(target: Target, name: str, centre: Any, spread: Any, given: Mapp
 
 def _differentiable(target: Target, name: str, like: Any, given: Mapping[str, Any]) -> bool:
     """Whether JAX can take two derivatives of the likelihood."""
-    key = ("differentiable", target.functions)
-    if key not in _CACHE:
 
-        def bend(x: Any) -> Any:
-            slope = jax.grad(partial(log_likelihood, target.functions, name, target.data, given=given))
-            return jax.jvp(slope, (x,), (x,))
+    def bend(x: Any) -> Any:
+        slope = jax.grad(partial(log_likelihood, target.functions, name, target.data, given=given))
+        return jax.jvp(slope, (x,), (x,))
 
+    def found() -> bool:
         try:
             jax.eval_shape(bend, like)
-            _remember(key, True)
         except (TypeError, ValueError, NotImplementedError):
-            _remember(key, False)
-    return bool(_CACHE[key])
+            return False
+        return True
 
-
-def _remember(key: Any, value: Any) -> None:
-    _CACHE[key] = value
-    if len(_CACHE) > 128:
-        _CACHE.popitem(last=False)
+    return _SMOOTH.get(target.functions, found)

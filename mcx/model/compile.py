@@ -7,7 +7,6 @@ but the program, and take the data as an argument.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from mcx.model.density import (
 from mcx.model.describe import describe
 from mcx.model.sites import SiteTable
 from mcx.ops.fingerprint import of_code
+from mcx.ops.recent import Recent
 from mcx.target import Target, TargetFunctions
 
 __all__ = [
@@ -43,8 +43,7 @@ __all__ = [
     "simulate",
 ]
 
-_CACHE_SIZE = 128
-_CACHE: OrderedDict[Any, Any] = OrderedDict()  # structure -> _Compiled, or _CONCRETE
+_CACHE: Recent[Any] = Recent(128)  # structure -> _Compiled, or _CONCRETE
 _CONCRETE = object()  # marks structures whose model asks for concrete data
 
 _NEEDS_CONCRETE = (
@@ -91,23 +90,23 @@ def model_sites(bound: BoundModel) -> SiteTable:
 
 def _compiled(bound: BoundModel) -> _Compiled:
     structure = bound.structure
-    entry = _cached(structure)
+    entry = _CACHE.find(structure)
     if entry is None:
         try:
-            return _remember(structure, _build(describe(bound), None))
+            return _CACHE.keep(structure, _build(describe(bound), None))
         except _NEEDS_CONCRETE:
             if any(isinstance(x, jax.core.Tracer) for x in bound.data):
                 raise
-            _remember(structure, _CONCRETE)
+            _CACHE.keep(structure, _CONCRETE)
     elif isinstance(entry, _Compiled):
         return entry
     key = (structure, _digest(bound))
-    entry = _cached(key)
+    entry = _CACHE.find(key)
     if isinstance(entry, _Compiled):
         return entry
     closed = jax.tree_util.tree_map(np.asarray, bound)  # operations on numpy arrays are not traced
     try:
-        return _remember(key, _build(describe(closed, concrete=True), closed))
+        return _CACHE.keep(key, _build(describe(closed, concrete=True), closed))
     except _NEEDS_CONCRETE as error:
         raise ModelError(
             f"{bound.name} branches or indexes in Python on a value that is known only when it runs",
@@ -115,19 +114,6 @@ def _compiled(bound: BoundModel) -> _Compiled:
             found=str(error).splitlines()[0],
             remedy="use jnp.where or jax.lax.cond; numpy operations (not jnp) on data keep them concrete",
         ) from error
-
-
-def _cached(key: Any) -> Any:
-    if key in _CACHE:
-        _CACHE.move_to_end(key)
-    return _CACHE.get(key)
-
-
-def _remember(key: Any, entry: Any) -> Any:
-    _CACHE[key] = entry
-    if len(_CACHE) > _CACHE_SIZE:
-        _CACHE.popitem(last=False)
-    return entry
 
 
 def _build(sites: SiteTable, closed: BoundModel | None) -> _Compiled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,12 +13,12 @@ from numpyro.ops.provenance import eval_provenance
 from mcx.errors import CapabilityError
 from mcx.model.density import capability_error, target_functions
 from mcx.model.sites import SiteTable
+from mcx.ops.recent import Recent
 from mcx.target import Target
 
 __all__ = ["given_sites", "placeholders"]
 
-_CACHE: OrderedDict[Any, tuple[Any, ...]] = OrderedDict()
-_CACHE_SIZE = 64
+_CACHE: Recent[tuple[Any, ...]] = Recent()
 
 
 def given_sites(target: Target, names: tuple[str, ...], hidden: tuple[str, ...] = ()) -> Target:
@@ -40,15 +39,13 @@ def given_sites(target: Target, names: tuple[str, ...], hidden: tuple[str, ...] 
             coordinates would then change their meaning.
     """
     data = (target.data, placeholders(target.sites, names))
-    key = (target.functions, names, hidden)
-    if key not in _CACHE:
+
+    def make() -> tuple[Any, ...]:
         made = _given(target, names, hidden, data)
         _refuse_moving_supports(made)
-        _CACHE[key] = (made.functions, made.shapes, made.sites)
-        if len(_CACHE) > _CACHE_SIZE:
-            _CACHE.popitem(last=False)
-    _CACHE.move_to_end(key)
-    return Target(data, *_CACHE[key])
+        return made.functions, made.shapes, made.sites
+
+    return Target(data, *_CACHE.get((target.functions, names, hidden), make))
 
 
 def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from mcx.model.density import subsampling_error
 from mcx.model.markov import collect_blocks
 from mcx.model.markov_functions import MarkovChain
 from mcx.model.scan import ScanChain, refuse_missing
+from mcx.ops.recent import Recent
 from mcx.target import FeynmanKac, StateSpace, Target
 
 __all__ = [
@@ -30,8 +30,7 @@ __all__ = [
     "state_space",
 ]
 
-_CACHE: OrderedDict[Any, Any] = OrderedDict()
-_CACHE_SIZE = 64
+_CACHE: Recent[Any] = Recent()
 
 
 def state_space(
@@ -138,7 +137,7 @@ def refuse_unobserved(target: Target) -> None:
 
 
 def _all_names(target: Target) -> dict[str, bool]:
-    return _cached(("names", *_modes(target)), lambda: _names(target))
+    return _CACHE.get(("names", *_modes(target)), lambda: _names(target))
 
 
 def _modes(target: Target) -> tuple[Any, ...]:
@@ -149,22 +148,13 @@ def _code(target: Target, name: str | None, guided: bool, auxiliary: bool, whole
     modes = _modes(target)
     name, is_scan = _chosen(target, _all_names(target), name)
     if is_scan:
-        return _cached(
+        return _CACHE.get(
             ("scan", *modes, name, whole), lambda: ChainCode(target, ScanChain(target, name, whole))
         )
-    return _cached(
+    return _CACHE.get(
         ("markov", *modes, name, guided, auxiliary),
         lambda: ChainCode(target, MarkovChain(target, name, guided, auxiliary)),
     )
-
-
-def _cached(key: Any, make: Any) -> Any:
-    if key not in _CACHE:
-        _CACHE[key] = make()
-        if len(_CACHE) > _CACHE_SIZE:
-            _CACHE.popitem(last=False)
-    _CACHE.move_to_end(key)
-    return _CACHE[key]
 
 
 def _names(target: Target) -> dict[str, bool]:

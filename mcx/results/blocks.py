@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcx.ops.recent import Recent
+
 __all__ = ["map_draws"]
 
 _BLOCK_BYTES = 64 * 2**20
-_CACHE: OrderedDict[Any, Any] = OrderedDict()
+_CACHE: Recent[Any] = Recent()
 
 
 def map_draws(fn: Callable[[Any, Any], Any], data: Any, draws: Any, identity: Any) -> Any:
@@ -35,11 +36,7 @@ def map_draws(fn: Callable[[Any, Any], Any], data: Any, draws: Any, identity: An
     out = jax.eval_shape(fn, data, jax.tree_util.tree_map(lambda x: x[0], flat))
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree_util.tree_leaves(out))
     block = max(1, min(total, 1024, _BLOCK_BYTES // max(size, 1)))
-    if identity not in _CACHE:
-        _CACHE[identity] = jax.jit(jax.vmap(fn, (None, 0)))
-        if len(_CACHE) > 64:
-            _CACHE.popitem(last=False)
-    program = _CACHE[identity]
+    program = _CACHE.get(identity, lambda: jax.jit(jax.vmap(fn, (None, 0))))
     parts = []
     for begin in range(0, total, block):
         # the last block is moved back to full length, so that one program serves all blocks

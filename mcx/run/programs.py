@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from jax.sharding import Mesh
 
 from mcx.ops import pool
 from mcx.ops.batches import vmap_in_batches
+from mcx.ops.recent import Recent
 from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, placed
 from mcx.run.kernel import Kernel
 
@@ -28,8 +28,6 @@ __all__ = ["Programs", "chain_keys", "prepare", "run_steps", "start_chains"]
 
 _BUFFER_BYTES = 64 * 2**20
 _MAX_CAPACITY = 512
-_CACHE: OrderedDict[Any, Programs] = OrderedDict()
-_CACHE_SIZE = 64
 
 
 class Programs(NamedTuple):
@@ -48,6 +46,10 @@ class Programs(NamedTuple):
     emitted: Any
     mesh: Mesh | None
     code: Any
+
+
+_WHOLE: Recent[Programs] = Recent()
+_STEPS: Recent[Programs] = Recent()  # without the start, however that is made
 
 
 @partial(jax.jit, static_argnums=1)
@@ -189,12 +191,11 @@ def prepare(
     """
     begun = time.perf_counter()
     slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # the number of steps is no part of a program
-    leaves, structure = jax.tree_util.tree_flatten((data, keys, start, slices))
-    avals = tuple(_aval(x) for x in leaves)
-    cache_key = (kernel, structure, avals, capacity, mesh, batch_size, bool(jax.config.jax_enable_x64))
-    if cache_key in _CACHE:
-        _CACHE.move_to_end(cache_key)
-        return _CACHE[cache_key], time.perf_counter() - begun
+    how = (kernel, capacity, mesh, batch_size, bool(jax.config.jax_enable_x64))
+    key = (how, _avals((data, keys, start, slices)))
+    known = _WHOLE.find(key)
+    if known is not None:
+        return known, time.perf_counter() - begun
 
     with ThreadPoolExecutor(3) as workers:
 
@@ -202,41 +203,54 @@ def prepare(
             return start_chains(kernel, data, keys, start, batch_size)
 
         begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
-        size = getattr(kernel, "size", None)
         traced = jax.jit(begin).trace(data, keys, start)
-        jobs: list[Future[Any]] = [workers.submit(traced.lower().compile)]
-        state = placed(traced.out_info, mesh, CHAINS, size)
+        compiled = workers.submit(traced.lower().compile)
+        state = placed(traced.out_info, mesh, CHAINS, getattr(kernel, "size", None))
 
-        capacity = _capacity(state) if capacity is None else capacity
+        def make() -> Programs:
+            given = (kernel, data, keys, state, slices)
+            return _steps(workers, *given, while_compiling, capacity, mesh, batch_size)
 
-        def chunk(data: Any, keys: Any, first: Any, count: Any, state: Any, inputs: Any) -> Any:
-            return run_steps(kernel, data, keys, first, count, state, inputs, capacity, batch_size=batch_size)
+        steps = _STEPS.get((how, _avals((data, keys, state, slices))), make)
+        programs = steps._replace(start=compiled.result())
+    return _WHOLE.keep(key, programs), time.perf_counter() - begun
 
-        chunk = over_devices(
-            chunk,
-            mesh,
-            (REPLICATED, CHAINS, REPLICATED, REPLICATED, CHAINS, REPLICATED),
-            (CHAINS, STEPS_CHAINS, STEPS_CHAINS),
-        )
-        slices = jax.tree_util.tree_map(
-            lambda x: jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype), slices
-        )
-        zero = np.int32(0)
-        traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
-        jobs.append(workers.submit(traced.lower().compile))
-        code = traced.jaxpr
-        _, draws, stats = traced.out_info
 
-        draws = placed(draws, mesh, STEPS_CHAINS, size)
-        jobs.append(workers.submit(_compile_emit, kernel, data, draws, mesh, batch_size))
-        if while_compiling is not None:
-            while_compiling()
-        start_program, chunk_program, (emit_program, emitted) = (job.result() for job in jobs)
-        programs = Programs(start_program, chunk_program, emit_program, capacity, stats, emitted, mesh, code)
-    _CACHE[cache_key] = programs
-    if len(_CACHE) > _CACHE_SIZE:
-        _CACHE.popitem(last=False)
-    return programs, time.perf_counter() - begun
+def _steps(
+    workers: ThreadPoolExecutor,
+    kernel: Kernel,
+    data: Any,
+    keys: Any,
+    state: Any,
+    slices: Any,
+    while_compiling: Any,
+    capacity: int | None,
+    mesh: Mesh | None,
+    batch_size: int | None,
+) -> Programs:
+    """All but the start."""
+    capacity = _capacity(state) if capacity is None else capacity
+
+    def chunk(data: Any, keys: Any, first: Any, count: Any, state: Any, inputs: Any) -> Any:
+        return run_steps(kernel, data, keys, first, count, state, inputs, capacity, batch_size=batch_size)
+
+    chunk = over_devices(
+        chunk,
+        mesh,
+        (REPLICATED, CHAINS, REPLICATED, REPLICATED, CHAINS, REPLICATED),
+        (CHAINS, STEPS_CHAINS, STEPS_CHAINS),
+    )
+    slices = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype), slices)
+    zero = np.int32(0)
+    traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
+    compiled = workers.submit(traced.lower().compile)
+    _, draws, stats = traced.out_info
+    draws = placed(draws, mesh, STEPS_CHAINS, getattr(kernel, "size", None))
+    emission = workers.submit(_compile_emit, kernel, data, draws, mesh, batch_size)
+    if while_compiling is not None:
+        while_compiling()
+    emit, emitted = emission.result()
+    return Programs(None, compiled.result(), emit, capacity, stats, emitted, mesh, traced.jaxpr)
 
 
 def _compile_emit(
@@ -272,6 +286,12 @@ def _strong(x: Any) -> Any:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return jax.lax.convert_element_type(x, x.dtype)
+
+
+def _avals(tree: Any) -> Any:
+    """Structure, shapes and dtypes of a pytree."""
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    return structure, tuple(_aval(x) for x in leaves)
 
 
 def _aval(x: Any) -> Any:

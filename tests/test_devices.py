@@ -56,6 +56,11 @@ def replicates(method, **options):
     bound, settings, num_chains = {
         "TemperedSMC": (persistence(Y[0]), mcx.TemperedSMC(64), 4),
         "SMC2": (persistence(Y[0]), mcx.SMC2(32, 8), 4),
+        "SMC2 that grows": (
+            persistence(Y[0]),
+            mcx.SMC2(32, 2, grow=True, least_acceptance=0.95),
+            4,
+        ),
         "ChEES": (normal(np.arange(3.0)), mcx.ChEES(num_warmup=200, num_samples=200), 64),
     }[method]
     options = {"key": 3, "num_chains": num_chains, "progress": False, "warnings": "ignore", **options}
@@ -298,7 +303,7 @@ def test_two_processes_make_one_run(tmp_path, spread):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["TemperedSMC", "SMC2"])
+@pytest.mark.parametrize("method", ["TemperedSMC", "SMC2", "SMC2 that grows"])
 def test_replicates_of_smc_over_two_processes(method, tmp_path):
     """Both end with all replicates, those of one process but for rounding."""
     finish(start_hosts(tmp_path / "run", method, INFER_HOST))

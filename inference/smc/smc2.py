@@ -51,8 +51,8 @@ class SMC2:
         num_params: parameters of a replicate.
         num_particles: N of a filter, in the beginning if it grows; 64 if None.
         grow: whether filters get more particles, of all replicates at the same time, where moves are accepted
-            less often than ``least_acceptance`` and the log evidence has a standard deviation above 1.2. By
-            default where ``num_particles`` is None.
+            less often than ``least_acceptance`` and the log evidence has a standard deviation above 1.2; and
+            before the last moves where that is above 1.8. By default where ``num_particles`` is None.
         filter: any particle filter, with its resampling. Filters that grow resample by independent draws
             ("multinomial", the default). Potentials that are NaN count as zero.
         threshold: parameters are resampled and moved where their effective number falls below this fraction.

@@ -17,11 +17,10 @@ from gibbs_problems import (
     check_two_chains,
     forecasting_scan,
     persistence,
-    persistence_truths,
     regimes,
     two_chains,
 )
-from nested_problems import StopsAfter, log_evidences, run
+from nested_problems import StopsAfter, check_weighted, log_evidences, run
 from problems import slow_unless
 
 import mcx
@@ -59,11 +58,7 @@ def test_evidence_of_every_stretch(many):
 @pytest.mark.slow
 def test_parameters_and_paths(many):
     """Weighted by the estimated evidence they are unbiased, too; finds 0.6 posterior sds."""
-    weight = np.exp(many.smc_stats["log_evidence"][:, -1] - log_evidences(Y[0])[-1])
-    for name, values, truth, scale in persistence_truths(many.draws, Y[0]):
-        mean = values.mean(1)
-        weighted = weight.reshape(-1, *(1,) * (mean.ndim - 1)) * (mean - truth)
-        check_mean(weighted, 0.0, delta=0.6 * scale, independent=True, name=name)
+    check_weighted(many, Y[0], finds=0.6)
 
 
 @pytest.mark.slow

@@ -10,10 +10,9 @@ from gibbs_problems import (
     autoregression,
     check_two_chains,
     persistence,
-    persistence_truths,
     two_chains,
 )
-from nested_problems import StopsAfter, log_evidences, run
+from nested_problems import StopsAfter, check_weighted, log_evidences, run
 from problems import slow_unless
 
 import mcx
@@ -143,11 +142,7 @@ def test_evidence_while_filters_grow(many):
 def test_parameters_and_paths_after_filters_grew(many):
     """Weighted by the estimated evidence they are unbiased; alpha 1e-6, finds 0.7 posterior sds."""
     assert many.info.settings["paths_that_differ"] < 0.01
-    weight = np.exp(many.smc_stats["log_evidence"][:, -1] - log_evidences(Y[0])[-1])
-    for name, values, truth, scale in persistence_truths(many.draws, Y[0]):
-        mean = values.mean(1)
-        weighted = weight.reshape(-1, *(1,) * (mean.ndim - 1)) * (mean - truth)
-        check_mean(weighted, 0.0, delta=0.7 * scale, independent=True, name=name)
+    check_weighted(many, Y[0], finds=0.7)
 
 
 @pytest.mark.slow

@@ -61,7 +61,8 @@ def grow(
 
     Returns:
         The particles, which remember those paths: another system would come of their keys alone. Costs
-        O(t (N + 2 N')) a particle, memory O(t N) for as many at once as 256 MiB hold.
+        O(t (N + N')) a particle, where systems grew before O(t (2 N + N')); memory O(t N) for as many at once
+        as 256 MiB hold.
 
     Source: Chopin, Ridgway, Gerber and Papaspiliopoulos (2015), Towards automatic calibration of the number
     of state particles within the SMC^2 algorithm, which also has paths from the states of random generators.

@@ -67,7 +67,7 @@ class SMC2:
         max_nonfinite: largest tolerated share of parameters whose estimated evidence is NaN or +inf.
 
     Costs O(num_params N) a time, and O(num_params N t) for a move at time t, all of which number about log T;
-    memory O(num_params (N + T)) a replicate. Growing costs about as much as three moves, and a compilation;
+    memory O(num_params (N + T)) a replicate. Growing costs as much as a few moves, and compiling anew;
     systems that grew remember a path. Replicates run one after another (``infer(batch_size=)`` says
     how many side by side, each then pays for the moves of all), or on several devices.
 

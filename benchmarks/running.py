@@ -103,7 +103,7 @@ def peak(kind: str, draws: int) -> float:
     import jax
 
     import mcx
-    from mcx.inference.mcmc.start import starting_points
+    from mcx.inference.mcmc.initial_points import starting_points
     from mcx.model.compile import compile_model
 
     most, over = [0.0], threading.Event()

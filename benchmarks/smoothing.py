@@ -32,11 +32,11 @@ from _report import command, machine, report
 
 import mcx
 import mcx.dist as dist
-from mcx.inference.particle_gibbs.additive import as_functional, summand_of
-from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC, sweep
-from mcx.inference.particle_gibbs.paris import Recursion
-from mcx.inference.particle_gibbs.smooth import sweep_once
-from mcx.model.statespace import state_space
+from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, sweep
+from mcx.inference.smoothing.additive import as_functional, summand_of
+from mcx.inference.smoothing.paris import Recursion
+from mcx.inference.smoothing.smooth import sweep_once
+from mcx.model.series.state_space import state_space
 from mcx.testing import dense_gaussian
 
 HERE = Path(__file__).resolve().parent

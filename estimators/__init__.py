@@ -15,12 +15,15 @@ if not __name__.startswith("mcx."):
     )
 
 if TYPE_CHECKING:
-    from mcx.estimators.adaptive_importance import AdaptiveImportance, expectations
-    from mcx.estimators.given_controls import EstimatedMeans, KnownMeans
+    from mcx.estimators.control_variates.posterior_controls import SteinControls
+    from mcx.estimators.control_variates.regression import regress
+    from mcx.estimators.control_variates.stein import stein_controls
+    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance, expectations
+    from mcx.estimators.importance.known_means import EstimatedMeans, KnownMeans
+    from mcx.estimators.importance.proposals import Elliptical, Mixture, as_mixture
+    from mcx.estimators.importance.training import train_proposal
     from mcx.estimators.pareto import pareto_khat, psis
-    from mcx.estimators.posterior_controls import SteinControls
-    from mcx.estimators.proposals import Elliptical, Mixture, as_mixture
-    from mcx.estimators.regression import regress
+    from mcx.estimators.sensitivity.sobol_indices import sobol_indices
     from mcx.estimators.sliced import (
         SlicedTarget,
         energy_sliced_wasserstein,
@@ -29,30 +32,27 @@ if TYPE_CHECKING:
         two_sample_test,
         wasserstein_1d,
     )
-    from mcx.estimators.sobol import sobol_indices
-    from mcx.estimators.stein import stein_controls
-    from mcx.estimators.training import train_proposal
 
 # name -> module that defines it, imported on first use
 _LAZY = {
-    "AdaptiveImportance": "adaptive_importance",
-    "Elliptical": "proposals",
-    "EstimatedMeans": "given_controls",
-    "KnownMeans": "given_controls",
-    "Mixture": "proposals",
+    "AdaptiveImportance": "importance.adaptive_importance",
+    "Elliptical": "importance.proposals",
+    "EstimatedMeans": "importance.known_means",
+    "KnownMeans": "importance.known_means",
+    "Mixture": "importance.proposals",
     "SlicedTarget": "sliced",
-    "SteinControls": "posterior_controls",
-    "as_mixture": "proposals",
+    "SteinControls": "control_variates.posterior_controls",
+    "as_mixture": "importance.proposals",
     "energy_sliced_wasserstein": "sliced",
-    "expectations": "adaptive_importance",
+    "expectations": "importance.adaptive_importance",
     "max_sliced_wasserstein": "sliced",
     "pareto_khat": "pareto",
     "psis": "pareto",
-    "regress": "regression",
+    "regress": "control_variates.regression",
     "sliced_wasserstein": "sliced",
-    "sobol_indices": "sobol",
-    "stein_controls": "stein",
-    "train_proposal": "training",
+    "sobol_indices": "sensitivity.sobol_indices",
+    "stein_controls": "control_variates.stein",
+    "train_proposal": "importance.training",
     "two_sample_test": "sliced",
     "wasserstein_1d": "sliced",
 }

@@ -26,73 +26,73 @@ _ = numpyro.__version__
 
 from mcx import dist, errors
 from mcx._version import __version__
-from mcx.expect import expect
-from mcx.infer import infer, program
 from mcx.model import BoundModel, Model, model
-from mcx.model.markov import markov
 from mcx.model.primitives import deterministic, factor, plate, sample
+from mcx.model.series.markov import markov
 from mcx.results import Posterior, Predictions, predict
 from mcx.run import Kernel, Run, run
 from mcx.run.checkpoint import Checkpoint
-from mcx.series import filter, forecast, maximize, smooth
 from mcx.target import FeynmanKac, Target
+from mcx.verbs.expect import expect
+from mcx.verbs.infer import infer, program
+from mcx.verbs.state_space import filter, forecast, maximize, smooth
 
 if TYPE_CHECKING:
     from mcx import diffusion, testing
     from mcx.cache import enable_compilation_cache
-    from mcx.estimators.adaptive_importance import AdaptiveImportance
-    from mcx.estimators.posterior_controls import SteinControls
+    from mcx.estimators.control_variates.posterior_controls import SteinControls
+    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
     from mcx.estimators.sliced.sliced import sliced_wasserstein
     from mcx.estimators.sliced.target import SlicedTarget
     from mcx.estimators.sliced.two_sample import two_sample_test
     from mcx.estimators.sliced.variants import energy_sliced_wasserstein, max_sliced_wasserstein
-    from mcx.inference.diffusion.guided import GuidedDiffusion
-    from mcx.inference.diffusion.prior import ScorePrior
+    from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC
+    from mcx.inference.diffusion.guided.guided_diffusion import GuidedDiffusion
+    from mcx.inference.diffusion.models.prior import ScorePrior
+    from mcx.inference.filtering.online import OnlineFilter
+    from mcx.inference.filtering.particle_filter import ParticleFilter
     from mcx.inference.mcmc.chees import ChEES
     from mcx.inference.mcmc.hmc import HMC
     from mcx.inference.mcmc.mala import MALA
     from mcx.inference.mcmc.nuts import NUTS
     from mcx.inference.mcmc.random_walk import RandomWalk
-    from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC
-    from mcx.inference.particle_gibbs.gibbs import ParticleGibbs
     from mcx.inference.particle_gibbs.numpyro_block import PathGibbs
-    from mcx.inference.smc.online import OnlineFilter
-    from mcx.inference.smc.particle_filter import ParticleFilter
-    from mcx.inference.smc.pmmh import PMMH
-    from mcx.inference.smc.samplers import DataAnnealedSMC, TemperedSMC
+    from mcx.inference.particle_gibbs.particle_gibbs import ParticleGibbs
+    from mcx.inference.pmmh.pmmh import PMMH
     from mcx.inference.smc.smc import smc
-    from mcx.inference.smc.smc2 import SMC2
+    from mcx.inference.smc2.smc2 import SMC2
+    from mcx.inference.tempering.samplers import DataAnnealedSMC, TemperedSMC
     from mcx.results.saved import load
 
 # name -> module that defines it, imported on first use
 _LAZY = {
-    "AdaptiveImportance": "mcx.estimators.adaptive_importance",
-    "AdditiveFunctional": "mcx.inference.particle_gibbs.additive",
+    "AdaptiveImportance": "mcx.estimators.importance.adaptive_importance",
+    "AdditiveFunctional": "mcx.inference.smoothing.additive",
     "ChEES": "mcx.inference.mcmc.chees",
-    "ConditionalSMC": "mcx.inference.particle_gibbs.conditional_smc",
+    "ConditionalSMC": "mcx.inference.conditional_smc.conditional_smc",
     "Estimate": "mcx.results.estimate",
-    "FFBS": "mcx.inference.particle_gibbs.ffbs",
-    "GuidedDiffusion": "mcx.inference.diffusion.guided",
+    "FFBS": "mcx.inference.smoothing.ffbs",
+    "GuidedDiffusion": "mcx.inference.diffusion.guided.guided_diffusion",
     "HMC": "mcx.inference.mcmc.hmc",
     "MALA": "mcx.inference.mcmc.mala",
     "NUTS": "mcx.inference.mcmc.nuts",
-    "OnlineFilter": "mcx.inference.smc.online",
-    "OnlineSmoother": "mcx.inference.particle_gibbs.online",
-    "PMMH": "mcx.inference.smc.pmmh",
-    "PPG": "mcx.inference.particle_gibbs.ppg",
-    "PaRIS": "mcx.inference.particle_gibbs.paris",
-    "ParticleFilter": "mcx.inference.smc.particle_filter",
-    "ParticleGibbs": "mcx.inference.particle_gibbs.gibbs",
+    "OnlineFilter": "mcx.inference.filtering.online",
+    "OnlineSmoother": "mcx.inference.smoothing.online",
+    "PMMH": "mcx.inference.pmmh.pmmh",
+    "PPG": "mcx.inference.smoothing.ppg",
+    "PaRIS": "mcx.inference.smoothing.paris",
+    "ParticleFilter": "mcx.inference.filtering.particle_filter",
+    "ParticleGibbs": "mcx.inference.particle_gibbs.particle_gibbs",
     "PathGibbs": "mcx.inference.particle_gibbs.numpyro_block",
     "RandomWalk": "mcx.inference.mcmc.random_walk",
-    "SMC2": "mcx.inference.smc.smc2",
-    "ScoreAscent": "mcx.inference.particle_gibbs.score_ascent",
-    "ScoreClimbing": "mcx.inference.particle_gibbs.score_climbing",
-    "ScorePrior": "mcx.inference.diffusion.prior",
-    "TemperedSMC": "mcx.inference.smc.samplers",
-    "DataAnnealedSMC": "mcx.inference.smc.samplers",
+    "SMC2": "mcx.inference.smc2.smc2",
+    "ScoreAscent": "mcx.inference.maximize.score_ascent",
+    "ScoreClimbing": "mcx.inference.maximize.score_climbing",
+    "ScorePrior": "mcx.inference.diffusion.models.prior",
+    "TemperedSMC": "mcx.inference.tempering.samplers",
+    "DataAnnealedSMC": "mcx.inference.tempering.samplers",
     "SlicedTarget": "mcx.estimators.sliced.target",
-    "SteinControls": "mcx.estimators.posterior_controls",
+    "SteinControls": "mcx.estimators.control_variates.posterior_controls",
     "enable_compilation_cache": "mcx.cache",
     "energy_sliced_wasserstein": "mcx.estimators.sliced.variants",
     "load": "mcx.results.saved",

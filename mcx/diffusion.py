@@ -1,19 +1,23 @@
 """Diffusion models: schedules, scores, integrators, and weights that correct what scores get wrong."""
 
-from mcx.inference.diffusion.composition import Composition, anneal, geometric, product
-from mcx.inference.diffusion.corrections import Corrections, correct
-from mcx.inference.diffusion.correctors import Corrected, corrector
-from mcx.inference.diffusion.denoising import Denoised, DenoisingMCMC
+from mcx.inference.diffusion.correctors.correct import Corrections, correct
+from mcx.inference.diffusion.correctors.correctors import Corrected, corrector
+from mcx.inference.diffusion.denoising_mcmc.denoising_mcmc import Denoised, DenoisingMCMC
+from mcx.inference.diffusion.denoising_mcmc.level_laws import (
+    LevelsFromClassifier,
+    LevelsFromDensity,
+    LevelsFromScore,
+)
 from mcx.inference.diffusion.integrators.adaptive import RungeKutta45
 from mcx.inference.diffusion.integrators.base import Integrator, integrate
 from mcx.inference.diffusion.integrators.langevin import PredictorCorrector
+from mcx.inference.diffusion.integrators.likelihood import log_likelihood
 from mcx.inference.diffusion.integrators.linear import DDIM, DEIS, DPMSolver, EulerMaruyama, SDEDPMSolver
 from mcx.inference.diffusion.integrators.sampling import sample
 from mcx.inference.diffusion.integrators.stages import DPMSolver2S, Heun
 from mcx.inference.diffusion.integrators.unipc import UniPC
-from mcx.inference.diffusion.level_laws import LevelsFromClassifier, LevelsFromDensity, LevelsFromScore
-from mcx.inference.diffusion.likelihood import log_likelihood
-from mcx.inference.diffusion.schedules import (
+from mcx.inference.diffusion.models.composition import Composition, anneal, geometric, product
+from mcx.inference.diffusion.models.schedules import (
     Schedule,
     discrete,
     edm,
@@ -23,8 +27,8 @@ from mcx.inference.diffusion.schedules import (
     vp,
     vp_cosine,
 )
-from mcx.inference.diffusion.scores import GaussianMixture, Score
-from mcx.inference.diffusion.teleport import Teleport
+from mcx.inference.diffusion.models.scores import GaussianMixture, Score
+from mcx.inference.diffusion.models.teleport import Teleport
 
 __all__ = [
     "DDIM",

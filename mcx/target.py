@@ -160,7 +160,8 @@ class FeynmanKac:
             ``jax.tree_util.Partial`` that carries data.
         log_transition: ``(ctx, x_prev, x, u) -> scalar``, log density of M_t with respect to a fixed measure,
             or None: backward sampling, PaRIS and ancestor sampling need it.
-        log_peak: ``(ctx, x_prev, u) -> scalar``, the largest value of log m_t(x_prev, x) over x, or more, or
+        log_transition_bound: ``(ctx, x_prev, u) -> scalar``, the largest value of log m_t(x_prev, x) over x,
+            or more, or
             None: backward sampling by rejection needs it.
         log_initial: ``(ctx, x, u) -> scalar``, log density of M_0, or None: the score needs it.
         log_lookahead: ``(ctx, x, u_next) -> scalar``, how promising a particle is for the next potential, in
@@ -171,8 +172,9 @@ class FeynmanKac:
         population: whether ``transition`` takes and gives all particles, with one key: moves that look at the
             whole cloud. Each particle's law given the others' states before has to be M_t still, at least as
             their number grows.
-        laned: whether ``initial`` and ``transition`` take a :class:`~mcx.ops.lanes.Lane` in place of a key of
-            their own, and draw with :func:`mcx.ops.lanes.draw`: one batched draw for all particles.
+        batched_draws: whether ``initial`` and ``transition`` take a
+            :class:`~mcx.ops.batched_draws.ParticleKey` in place of a key of their own, and draw with
+            :func:`~mcx.ops.batched_draws.draw`: one batched draw for all particles.
 
     Source: Del Moral (2004); Chopin and Papaspiliopoulos (2020), chapter 5.
     """
@@ -184,11 +186,11 @@ class FeynmanKac:
     inputs: Any = None
     prepare: Any = field(default=jax.tree_util.Partial(_same))
     log_transition: Callable[..., Any] | None = field(default=None, metadata={"static": True})
-    log_peak: Callable[..., Any] | None = field(default=None, metadata={"static": True})
+    log_transition_bound: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     log_initial: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     log_lookahead: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     adapt: Callable[..., Any] | None = field(default=None, metadata={"static": True})
-    laned: bool = field(default=False, metadata={"static": True})
+    batched_draws: bool = field(default=False, metadata={"static": True})
     population: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:

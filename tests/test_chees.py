@@ -15,9 +15,9 @@ import mcx
 import mcx.dist as dist
 from mcx.errors import InferenceWarning, MethodError
 from mcx.inference.mcmc.chees import ChEESKernel
-from mcx.inference.mcmc.start import starting_points
+from mcx.inference.mcmc.initial_points import starting_points
 from mcx.model.compile import compile_model
-from mcx.ops import pool
+from mcx.ops import collectives
 from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
 
@@ -268,11 +268,19 @@ def test_pools_over_lanes_and_devices():
     x = jnp.arange(8.0)
 
     def look(x):
-        return pool.mean(x), pool.agreed(x), pool.every(x), pool.index(), jnp.int32(pool.size())
+        return (
+            collectives.mean(x),
+            collectives.agreed(x),
+            collectives.every(x),
+            collectives.index(),
+            jnp.int32(collectives.size()),
+        )
 
-    mesh = jax.make_mesh((4,), (pool.DEVICES,), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
-    spec = jax.sharding.PartitionSpec(pool.DEVICES)
-    lanes = jax.vmap(look, axis_name=pool.LANES)
+    mesh = jax.make_mesh(
+        (4,), (collectives.MESH_AXIS,), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4]
+    )
+    spec = jax.sharding.PartitionSpec(collectives.MESH_AXIS)
+    lanes = jax.vmap(look, axis_name=collectives.VMAP_AXIS)
     for fn in (lanes, jax.shard_map(lanes, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)):
         mean, largest, every, index, size = fn(x)
         assert (mean == 3.5).all() and (largest == 7).all() and (size == 8).all()

@@ -10,9 +10,9 @@ from problems import slow_unless
 
 from mcx import FeynmanKac
 from mcx.errors import CapabilityError, MethodError
-from mcx.inference.particle_gibbs import conditional_smc
-from mcx.inference.particle_gibbs.backward import backward_path
-from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC, sweep
+from mcx.inference.conditional_smc import conditional_smc
+from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, sweep
+from mcx.inference.smc.backward import backward_path
 from mcx.inference.smc.smc import smc
 from mcx.ops.random import choose
 from mcx.testing import check_mean, enumerate_outcomes, forward_backward, kalman, path_law

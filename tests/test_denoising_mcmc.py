@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import mcx.inference.diffusion.denoising_kernel as denoising_kernel
+import mcx.inference.diffusion.denoising_mcmc.kernel as denoising_kernel
 from mcx.diffusion import (
     DDIM,
     DenoisingMCMC,

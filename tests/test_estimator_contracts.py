@@ -12,12 +12,13 @@ import pytest
 import mcx
 import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
-from mcx.estimators import adaptive_importance, expectations, sobol_indices
+from mcx.estimators import expectations, sobol_indices
 from mcx.estimators.evaluation import at_points, leaves_at
-from mcx.estimators.integrals import integrals
-from mcx.estimators.posterior_importance import _stage, expect_by_importance
-from mcx.estimators.stages import Adapted
-from mcx.estimators.weighted_average import estimate_from
+from mcx.estimators.importance import adaptive_importance
+from mcx.estimators.importance.expectations import integrals
+from mcx.estimators.importance.posterior_importance import _stage, expect_by_importance
+from mcx.estimators.importance.stages import Adapted
+from mcx.estimators.importance.weighted_average import estimate_from
 from mcx.ops.batches import map_in_batches
 
 PLANE = dist.Normal(0.0, 1.0).expand([2]).to_event(1)

@@ -13,8 +13,8 @@ from problems import level
 import mcx
 import mcx.dist as dist
 from mcx.errors import CapabilityError, MethodError, ModelError, PosteriorShapeError, WeightCollapse
-from mcx.estimators.stein import stein_controls
-from mcx.inference.particle_gibbs.families import Family
+from mcx.estimators.control_variates.stein import stein_controls
+from mcx.inference.maximize.families import Family
 from mcx.results.posterior import Posterior, RunInfo
 from mcx.testing import check_mean, quadrature
 
@@ -54,7 +54,7 @@ def test_controls_of_a_gaussian_are_exact(key):
     score = -jnp.linalg.solve(jnp.asarray(cov, jnp.float32), (x - loc).T).T
     controls = stein_controls(x, score, x.mean(0), jnp.linalg.cholesky(jnp.cov(x.T)), 2)
     assert controls.shape == (500, 9)
-    from mcx.estimators.regression import regress
+    from mcx.estimators.control_variates.regression import regress
 
     found = regress(jnp.stack([x[:, 0], x[:, 1] ** 2, x[:, 0] * x[:, 2]], 1), controls)
     expected = [loc[0], loc[1] ** 2 + cov[1, 1], loc[0] * loc[2] + cov[0, 2]]

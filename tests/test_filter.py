@@ -14,7 +14,7 @@ from mcx.errors import (
     MethodError,
     ModelError,
 )
-from mcx.model.statespace import state_space
+from mcx.model.series.state_space import state_space
 from mcx.testing import check_mean, forward_backward, kalman
 
 T, PHI = 40, 0.9
@@ -263,7 +263,7 @@ class TestResults:
 
     def test_results_do_not_depend_on_the_chunks(self, monkeypatch):
         whole = run()
-        monkeypatch.setattr("mcx.inference.smc.particle_filter._PARTICLE_STEPS_PER_CHUNK", 7000)
+        monkeypatch.setattr("mcx.inference.filtering.particle_filter._PARTICLE_STEPS_PER_CHUNK", 7000)
         np.testing.assert_array_equal(run().stats["log_evidence"], whole.stats["log_evidence"])
         np.testing.assert_array_equal(run().log_evidence_se, whole.log_evidence_se)
 

@@ -32,7 +32,7 @@ class TestFaults:
         assert np.isnan(caught.value.result.mean["x"][12])
 
     def test_nothing_is_lost_when_a_run_ends_early(self, monkeypatch):
-        monkeypatch.setattr("mcx.inference.smc.particle_filter._PARTICLE_STEPS_PER_CHUNK", 500)
+        monkeypatch.setattr("mcx.inference.filtering.particle_filter._PARTICLE_STEPS_PER_CHUNK", 500)
         y = np.zeros(20, np.float32)
         y[7] = 50.0
         with pytest.raises(WeightCollapse) as caught:

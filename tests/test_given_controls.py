@@ -13,9 +13,9 @@ import mcx
 import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import EstimatedMeans, KnownMeans, expectations, train_proposal
-from mcx.estimators.integrals import integrals
-from mcx.estimators.proposals import as_mixture
-from mcx.estimators.weighted_average import estimate_from
+from mcx.estimators.importance.expectations import integrals
+from mcx.estimators.importance.proposals import as_mixture
+from mcx.estimators.importance.weighted_average import estimate_from
 from mcx.testing import check_mean
 
 PLANE = dist.Normal(0.0, 1.0).expand([2]).to_event(1)

@@ -20,10 +20,10 @@ import mcx
 import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import expectations
-from mcx.estimators.adaptation import fit_populations, mixture_weights
-from mcx.estimators.hermite import Hermite, hermite_basis
-from mcx.estimators.integrals import integrals
-from mcx.estimators.proposals import Elliptical, Mixture, as_mixture
+from mcx.estimators.importance.adaptation import fit_populations, mixture_weights
+from mcx.estimators.importance.expectations import integrals
+from mcx.estimators.importance.proposals import Elliptical, Mixture, as_mixture
+from mcx.estimators.polynomials.hermite import Hermite, hermite_basis
 from mcx.testing import check_mean
 
 STANDARD = dist.Normal(0.0, 1.0).expand([1]).to_event(1)

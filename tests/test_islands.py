@@ -7,7 +7,7 @@ import pytest
 from test_checkpoint import normal
 
 import mcx
-from mcx.inference.smc.islands import island_log_weights, log_mean_evidence
+from mcx.inference.smc.replicates import island_log_weights, log_mean_evidence
 from mcx.testing import check_mean
 
 Y = np.array([4.0, 6.0], np.float32)  # far out in the prior, N(0, 25)

@@ -10,10 +10,10 @@ from hypothesis.extra import numpy as npst
 from scipy import special, stats
 
 from mcx.ops import logspace
+from mcx.ops.cdf import ancestors_from_cumulative, invert_cdf, monotone_cdf
 from mcx.ops.logspace import add, compensated, effective_sample_size, log_sum_exp, normalize, relative_weights
+from mcx.ops.lru_cache import LRUCache
 from mcx.ops.random import accept, choose
-from mcx.ops.recent import Recent
-from mcx.ops.search import ancestors_from_cumulative, invert_cdf, monotone_cdf
 
 INF, NAN = np.inf, np.nan
 SIZE = 7  # one shape for all generated inputs: compiling takes longer than running
@@ -239,7 +239,8 @@ LEVELS = {  # in_axes from the outside in, over (key, log weights)
 
 
 def pick(value, axes, index):
-    """What a lane of nested vmaps sees of a batched argument; axis None is one it is not batched over."""
+    """What an entry of nested vmaps sees of a batched argument; axis None is one it is not batched
+    over."""
     for i, axis in zip(index, axes, strict=True):
         if axis is not None:
             value = value[(slice(None),) * axis + (i,)]
@@ -305,7 +306,7 @@ class TestDraws:
 @given(st.lists(st.integers(0, 6), max_size=40), st.integers(1, 4))
 def test_recent_values_are_kept(asked, size):
     """Those of the last ``size`` different keys, made once while they are there; falsy ones, too."""
-    cache, made = Recent(size), []
+    cache, made = LRUCache(size), []
     for i, key in enumerate(asked):
         recent = list(dict.fromkeys(reversed(asked[:i])))[:size]
         before = len(made)

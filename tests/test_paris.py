@@ -9,13 +9,13 @@ import pytest
 from problems import slow_unless
 from test_conditional_smc import INITIAL, LIKELIHOOD, TRANSITION, model, total_variation
 
-from mcx.inference.particle_gibbs import paris as paris_module
-from mcx.inference.particle_gibbs import ppg as ppg_module
-from mcx.inference.particle_gibbs.additive import AdditiveFunctional, PathFunctional
-from mcx.inference.particle_gibbs.ffbs import FFBS, ffbs_run, marginals
-from mcx.inference.particle_gibbs.paris import PaRIS, Recursion, forward, value
-from mcx.inference.particle_gibbs.ppg import PPG, ppg_sweep
 from mcx.inference.smc.smc import smc
+from mcx.inference.smoothing import paris as paris_module
+from mcx.inference.smoothing import ppg as ppg_module
+from mcx.inference.smoothing.additive import AdditiveFunctional, PathFunctional
+from mcx.inference.smoothing.ffbs import FFBS, ffbs_run, marginals
+from mcx.inference.smoothing.paris import PaRIS, Recursion, forward, value
+from mcx.inference.smoothing.ppg import PPG, ppg_sweep
 from mcx.ops.random import choose
 from mcx.testing import enumerate_outcomes, forward_backward, path_law
 

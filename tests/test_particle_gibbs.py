@@ -24,8 +24,8 @@ from problems import slow_unless
 import mcx
 import mcx.dist as dist
 from mcx.model.compile import compile_model
-from mcx.model.given import given_sites
-from mcx.model.statespace import ChainData, state_space
+from mcx.model.conditioning import condition_target
+from mcx.model.series.state_space import ChainData, state_space
 from mcx.ops.random import choose
 from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean, enumerate_outcomes
@@ -142,7 +142,7 @@ def test_two_chains_with_a_common_parameter(both):
 @pytest.mark.slow
 def test_the_density_that_is_kept_is_given_the_present_paths(both):
     """A proposal that is refused leaves the density of the last step: it has to be of the new path."""
-    target = given_sites(compile_model(two_chains(Y)), ("a", "b"))
+    target = condition_target(compile_model(two_chains(Y)), ("a", "b"))
     points = both.unconstrained[0, :200]
 
     def density(a, b, z):

@@ -172,9 +172,9 @@ def test_public_names_exist():
 
 
 def test_submodules_import_beside_the_functions_of_their_name():
-    from mcx.infer import program
     from mcx.model import BoundModel
     from mcx.run import Run
+    from mcx.verbs.infer import program
 
     assert callable(mcx.infer) and callable(mcx.model) and callable(mcx.run)
     assert program is mcx.program and BoundModel is mcx.BoundModel and Run is mcx.Run

@@ -7,7 +7,7 @@ import pytest
 from problems import slow_unless
 
 from mcx.errors import DataError, MethodError
-from mcx.estimators.regression import FITS, regress
+from mcx.estimators.control_variates.regression import FITS, regress
 from mcx.testing import check_mean
 
 N, K = 200, 8

@@ -12,8 +12,8 @@ from scipy import stats
 import mcx
 from mcx import FeynmanKac, dist
 from mcx.errors import CapabilityError
-from mcx.inference.particle_gibbs.backward import backward_weights, parents
-from mcx.model.peaks import _MODES, has_peak, log_peak
+from mcx.inference.smc.backward import backward_weights, parents
+from mcx.model.series.density_bounds import _MODES, has_peak, log_transition_bound
 
 LAWS = [
     dist.Normal(0.3, 2.0),
@@ -63,8 +63,8 @@ def candidates(law):
 def test_largest_densities(law):
     found = jnp.max(law.log_prob(candidates(law)))
     assert has_peak(law)
-    assert log_peak(law) == pytest.approx(float(found), abs=5e-3)
-    assert log_peak(law) >= found - 1e-5
+    assert log_transition_bound(law) == pytest.approx(float(found), abs=5e-3)
+    assert log_transition_bound(law) >= found - 1e-5
 
 
 def test_every_family_is_tried():
@@ -73,15 +73,17 @@ def test_every_family_is_tried():
 
 def test_largest_densities_of_many_entries():
     """Independent entries add up, whether expanded, independent or a batch; a pole is a bound, too."""
-    one = log_peak(dist.Normal(0.0, 2.0))
-    assert log_peak(dist.Normal(jnp.zeros(3), 2.0)) == pytest.approx(3 * one)
-    assert log_peak(dist.Normal(jnp.zeros(3), 2.0).to_event(1)) == pytest.approx(3 * one)
-    assert log_peak(dist.Normal(0.0, 2.0).expand([4]).to_event(1)) == pytest.approx(4 * one)
-    assert log_peak(dist.Normal(jnp.zeros(2), 2.0).to_event(1).expand([3])) == pytest.approx(6 * one)
-    assert log_peak(dist.Gamma(0.5, 1.0)) == np.inf
+    one = log_transition_bound(dist.Normal(0.0, 2.0))
+    assert log_transition_bound(dist.Normal(jnp.zeros(3), 2.0)) == pytest.approx(3 * one)
+    assert log_transition_bound(dist.Normal(jnp.zeros(3), 2.0).to_event(1)) == pytest.approx(3 * one)
+    assert log_transition_bound(dist.Normal(0.0, 2.0).expand([4]).to_event(1)) == pytest.approx(4 * one)
+    assert log_transition_bound(dist.Normal(jnp.zeros(2), 2.0).to_event(1).expand([3])) == pytest.approx(
+        6 * one
+    )
+    assert log_transition_bound(dist.Gamma(0.5, 1.0)) == np.inf
     assert not has_peak(dist.Dirichlet(jnp.ones(3)))
     with pytest.raises(CapabilityError, match="largest density of Dirichlet"):
-        log_peak(dist.Dirichlet(jnp.ones(3)))
+        log_transition_bound(dist.Dirichlet(jnp.ones(3)))
 
 
 def chain(scale, peak):
@@ -92,7 +94,7 @@ def chain(scale, peak):
         log_potential=lambda ctx, x_prev, x, u: -0.5 * x**2,
         num_steps=2,
         log_transition=lambda ctx, x_prev, x, u: dist.Normal(0.8 * x_prev, scale(x_prev)).log_prob(x),
-        log_peak=lambda ctx, x_prev, u: peak - jnp.log(scale(x_prev)),
+        log_transition_bound=lambda ctx, x_prev, u: peak - jnp.log(scale(x_prev)),
     )
 
 

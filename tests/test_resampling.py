@@ -15,7 +15,7 @@ from scipy import special, stats
 
 from mcx.errors import MethodError
 from mcx.inference.smc.resampling import SCHEMES, adaptive, as_resampling, multinomial, systematic
-from mcx.inference.smc.schemes import _one_each_stratum
+from mcx.inference.smc.resampling_schemes import _one_each_stratum
 from mcx.testing import StatisticalFailure, check_mean, check_resampling
 
 INF, NAN = np.inf, np.nan

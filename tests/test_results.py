@@ -302,7 +302,7 @@ class TestPredict:
             mcx.predict(posterior, bound, key=0, resample=["nothing"])
 
     def test_blocks_do_not_change_the_draws(self, posterior, bound, monkeypatch):
-        from mcx.results import blocks
+        from mcx.results import map_draws as blocks
 
         whole = mcx.predict(posterior, bound, key=5)["y"]
         monkeypatch.setattr(blocks, "_BLOCK_BYTES", 64 * 7)

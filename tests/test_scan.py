@@ -12,8 +12,8 @@ from numpyro.contrib.control_flow import scan
 import mcx
 from mcx.errors import CapabilityError, ModelError
 from mcx.inference.smc.smc import smc
-from mcx.model.statespace import state_space
-from mcx.ops.lanes import Lane, lanes
+from mcx.model.series.state_space import state_space
+from mcx.ops.batched_draws import ParticleKey, particle_keys
 from mcx.testing import check_mean, forward_backward, kalman
 
 T = 10
@@ -170,8 +170,8 @@ def test_functions_are_those_of_the_same_markov_chain(key):
         )
 
     def moments(fk, ctx, u):
-        draw = jax.jit(jax.vmap(fk.initial, (Lane(None, 0), None, None)))
-        (x,) = jax.tree_util.tree_leaves(draw(lanes(key, 20_000), ctx, u))
+        draw = jax.jit(jax.vmap(fk.initial, (ParticleKey(None, 0), None, None)))
+        (x,) = jax.tree_util.tree_leaves(draw(particle_keys(key, 20_000), ctx, u))
         return np.stack([x, x**2], 1)
 
     mean, square = 0.24, 0.24**2 + 0.64 + 0.36

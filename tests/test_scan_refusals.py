@@ -12,7 +12,7 @@ from test_scan import QUIET, Y, bound, linear
 
 import mcx
 from mcx.errors import CapabilityError, DataError, ModelError
-from mcx.model.statespace import state_space
+from mcx.model.series.state_space import state_space
 
 # --- refusals --------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from scipy import integrate, special, stats
 import mcx
 from mcx import dist
 from mcx.errors import CapabilityError, MethodError
-from mcx.inference.mcmc.importance import ImportanceKernel, ImportanceState
-from mcx.inference.particle_gibbs.families import Family
+from mcx.inference.maximize.families import Family
+from mcx.inference.mcmc.conditional_importance import ImportanceKernel, ImportanceState
 from mcx.model.compile import compile_model
 from mcx.testing import kalman
 

@@ -15,7 +15,7 @@ from mcx.errors import MethodError
 from mcx.inference.smc.engine import Extras
 from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths, unique_ancestors
 from mcx.inference.smc.smc import smc
-from mcx.ops.lanes import draw
+from mcx.ops.batched_draws import draw
 from mcx.target import FeynmanKac
 from mcx.testing import check_mean, kalman
 
@@ -35,12 +35,12 @@ def log(p):
 LG = {"m0": 0.5, "s0": 1.5, "phi": 0.8, "a": 0.3, "q": 0.7, "r": 0.9}
 
 
-def lg_initial(lane, ctx, u):
-    return draw(lane, dist.Normal(ctx["m0"], ctx["s0"]))
+def lg_initial(particle_key, ctx, u):
+    return draw(particle_key, dist.Normal(ctx["m0"], ctx["s0"]))
 
 
-def lg_transition(lane, ctx, x, u):
-    return draw(lane, dist.Normal(ctx["phi"] * x + ctx["a"], ctx["q"]))
+def lg_transition(particle_key, ctx, x, u):
+    return draw(particle_key, dist.Normal(ctx["phi"] * x + ctx["a"], ctx["q"]))
 
 
 def lg_potential(ctx, x_prev, x, u):
@@ -54,7 +54,9 @@ def lg_data(num_steps):
 
 def lg(num_steps, **changes):
     y = jnp.asarray(lg_data(num_steps), jnp.result_type(float))
-    return FeynmanKac(lg_initial, lg_transition, lg_potential, num_steps, inputs=y, laned=True, **changes)
+    return FeynmanKac(
+        lg_initial, lg_transition, lg_potential, num_steps, inputs=y, batched_draws=True, **changes
+    )
 
 
 def lg_exact(num_steps, **changes):
@@ -122,14 +124,14 @@ def test_quantiles_agree_with_kalman(key):
 def test_heavy_tails_and_truncation_against_quadrature(key):
     """x_0 ~ t_3 known to be positive, x_1 ~ t_3 around x_0 / 2, y_1 = 2.5 seen with Laplace noise."""
     fk = FeynmanKac(
-        lambda lane, ctx, u: draw(lane, dist.StudentT(3.0, 0.0, 1.0)),
-        lambda lane, ctx, x, u: draw(lane, dist.StudentT(3.0, 0.5 * x, 1.0)),
+        lambda particle_key, ctx, u: draw(particle_key, dist.StudentT(3.0, 0.0, 1.0)),
+        lambda particle_key, ctx, x, u: draw(particle_key, dist.StudentT(3.0, 0.5 * x, 1.0)),
         lambda ctx, xp, x, u: jnp.where(
             u < 0, jnp.where(x > 0, 0.0, -jnp.inf), dist.Laplace(x, 0.5).log_prob(u)
         ),
         2,
         inputs=jnp.asarray([-1.0, 2.5]),
-        laned=True,
+        batched_draws=True,
     )
     x0 = stats.t(3).ppf((np.arange(1000) + 0.5) / 1000 / 2 + 0.5)  # equal shares of the positive half
     grid = np.linspace(-7.5, 12.5, 4001)

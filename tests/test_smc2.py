@@ -27,9 +27,9 @@ import mcx
 import mcx.dist as dist
 from mcx.errors import CapabilityError, MethodError, ModelError, NonFiniteError, WeightCollapse
 from mcx.inference.smc.history import HistorySettings
-from mcx.inference.smc.nested import nest
-from mcx.inference.smc.nested_moves import PMMHMoves, with_pmmh
 from mcx.inference.smc.smc import loop_with
+from mcx.inference.smc2.nested import nest
+from mcx.inference.smc2.nested_moves import PMMHMoves, with_pmmh
 from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
 

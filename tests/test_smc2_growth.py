@@ -17,9 +17,9 @@ from problems import slow_unless
 
 import mcx
 from mcx.errors import MethodError
-from mcx.inference.smc.nested import Context, Times, populate
-from mcx.inference.smc.nested import code as nested_code
-from mcx.inference.smc.nested_paths import grow, nested_path
+from mcx.inference.smc2.nested import Context, Times, populate
+from mcx.inference.smc2.nested import code as nested_code
+from mcx.inference.smc2.nested_paths import grow, nested_path
 from mcx.testing import check_mean
 
 STEPS, PHI = 5, 0.6

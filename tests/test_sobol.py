@@ -20,9 +20,9 @@ from uq_problems import (
 import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import sobol_indices
-from mcx.estimators.independent import Inputs, Products
-from mcx.estimators.points import draw_pairs
-from mcx.ops.sobol import scrambled, sobol_bits, uniforms
+from mcx.estimators.polynomials.independent_inputs import Inputs, Products
+from mcx.estimators.sensitivity.pick_freeze import draw_pairs
+from mcx.ops.sobol_sequence import scrambled, sobol_bits, uniforms
 from mcx.testing import check_mean
 
 UNIT = dist.Uniform(0.0, 1.0).expand([6]).to_event(1)

@@ -12,9 +12,9 @@ from posteriordb import PROBLEMS
 import mcx
 import mcx.dist as dist
 from mcx.errors import CapabilityError, MethodError, NonFiniteError, WeightCollapse
-from mcx.inference.smc.moves import Moves
-from mcx.inference.smc.paths import annealed_data, tempered
-from mcx.inference.smc.tempering import Annealing, with_move
+from mcx.inference.tempering.annealing import Annealing, with_move
+from mcx.inference.tempering.moves import Moves
+from mcx.inference.tempering.paths import annealed_data, tempered
 from mcx.model.compile import compile_model
 from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean

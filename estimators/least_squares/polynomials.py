@@ -15,7 +15,7 @@ import numpy as np
 
 from mcx.errors import MethodError
 from mcx.estimators.least_squares.basis import Basis
-from mcx.estimators.orthogonal import products, univariate
+from mcx.estimators.polynomials.orthonormal import products, univariate
 
 __all__ = ["Polynomials", "hermite", "legendre"]
 

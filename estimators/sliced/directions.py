@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import MethodError
-from mcx.ops.sobol import shifted, sobol_bits, uniforms
+from mcx.ops.sobol_sequence import shifted, sobol_bits, uniforms
 
 __all__ = ["KINDS", "Directions", "direction_kind", "draw_directions", "random_rotation"]
 

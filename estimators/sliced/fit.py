@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from scipy import special
 
-from mcx.estimators.regression import decompose, solve
+from mcx.estimators.control_variates.regression import decompose, solve
 
 __all__ = ["ControlFit", "fit_controls"]
 

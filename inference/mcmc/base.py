@@ -12,8 +12,8 @@ import numpy as np
 
 from mcx.errors import MethodError
 from mcx.inference.mcmc import warmup
+from mcx.inference.mcmc.initial_points import Start
 from mcx.inference.mcmc.sample import mcmc_program, sample_chains
-from mcx.inference.mcmc.start import Start
 from mcx.model.bound import BoundModel
 from mcx.model.sites import SiteTable
 from mcx.results.posterior import Posterior

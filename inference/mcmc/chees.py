@@ -8,11 +8,11 @@ from typing import Any, ClassVar, override
 import jax
 import jax.numpy as jnp
 
-from mcx.inference.mcmc import ensemble
+from mcx.inference.mcmc import pooled_warmup as ensemble
 from mcx.inference.mcmc.base import ChainKernel, ChainMethod, MCMCState
 from mcx.inference.mcmc.hmc import hmc_move
-from mcx.inference.mcmc.length import Proposal
-from mcx.ops import pool
+from mcx.inference.mcmc.trajectory_length import Proposal
+from mcx.ops import collectives
 from mcx.target import Target
 
 __all__ = ["ChEES"]
@@ -20,7 +20,7 @@ __all__ = ["ChEES"]
 
 @dataclass(frozen=True)
 class ChEESKernel(ChainKernel):
-    """One of the chains; it pools with the others of the run (:mod:`mcx.ops.pool`) while it adapts."""
+    """One of the chains; it pools with the others of the run (:mod:`mcx.ops.collectives`) while it adapts."""
 
     trajectory_length: float
     max_num_steps: int
@@ -36,7 +36,7 @@ class ChEESKernel(ChainKernel):
         target = self.target(data)
         # told to be one value for all chains, it makes the number of leapfrog steps one, too: a loop whose
         # bound differs between chains has to select the state of every chain at every step
-        adapted = state.warmup._replace(shared=pool.agreed(state.warmup.shared))
+        adapted = state.warmup._replace(shared=collectives.agreed(state.warmup.shared))
         num_steps = ensemble.num_leapfrogs(adapted.shared, u, self.max_num_steps)
         step_size = ensemble.step_size_of(adapted, u)
         old = (state.position, state.log_density, state.gradient)
@@ -104,7 +104,7 @@ class ChEES(ChainMethod):
 
     Source: Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
     Hamiltonian Monte Carlo", AISTATS; proposal and dual averaging from BlackJAX. How chains reach the typical
-    set is this module's own, see :mod:`mcx.inference.mcmc.ensemble`.
+    set is this module's own, see :mod:`mcx.inference.mcmc.pooled_warmup`.
     """
 
     num_warmup: int = 200

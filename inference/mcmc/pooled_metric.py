@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from mcx.ops import pool
+from mcx.ops import collectives
 
 __all__ = ["Moments", "Spread", "covariance", "metric_of", "variances"]
 
@@ -43,8 +43,10 @@ class Spread(NamedTuple):
     def add(self, position: Any, gradient: Any) -> Spread:
         """With this chain's position and gradient, pooled with those of the others."""
         here = (position, jnp.clip(jnp.nan_to_num(gradient), -_LARGEST, _LARGEST))
-        means = pool.mean(here)
-        logs = pool.mean(tuple(jnp.log(jnp.abs(x - m) + _TINY) for x, m in zip(here, means, strict=True)))
+        means = collectives.mean(here)
+        logs = collectives.mean(
+            tuple(jnp.log(jnp.abs(x - m) + _TINY) for x, m in zip(here, means, strict=True))
+        )
         count = self.count + 1
         rate = jnp.maximum(1 / count, _LEAST_RATE)
         position, gradient = (old + rate * (new - old) for old, new in zip(self[:2], logs, strict=True))
@@ -75,13 +77,13 @@ class Moments(NamedTuple):
 
     def add(self, position: Any) -> Moments:
         """With the draws of one step: Chan's update by a batch of one draw a chain."""
-        mean = pool.mean(position)
+        mean = collectives.mean(position)
         away = position - mean
         count = self.count + 1
         shift = mean - self.mean
         new_mean = self.mean + shift / count
         dense = self.scatter.ndim == 2
-        within = pool.mean(_product(away, away, dense))
+        within = collectives.mean(_product(away, away, dense))
         return Moments(count, new_mean, self.scatter + within + _product(shift, mean - new_mean, dense))
 
 
@@ -98,7 +100,7 @@ def covariance(moments: Moments, otherwise: Any) -> Any:
     if cov.ndim == 1:
         return jnp.where(cov > 0, cov, otherwise)
     old, new = jnp.diag(otherwise), jnp.diag(cov)
-    dim, draws = cov.shape[0], moments.count * pool.size()
+    dim, draws = cov.shape[0], moments.count * collectives.size()
     shrunk = cov * (draws / (draws + dim))
     moved = new > 0
     shrunk = jnp.where(moved[:, None] & moved[None, :], shrunk, 0.0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import CapabilityError
-from mcx.inference.mcmc.start import starting_points
+from mcx.inference.mcmc.initial_points import starting_points
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported
 from mcx.model.compile import compile_model

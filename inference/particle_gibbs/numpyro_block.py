@@ -12,10 +12,10 @@ import numpyro
 from numpyro.infer.mcmc import MCMCKernel
 
 from mcx.errors import CapabilityError, MissingExtraError
-from mcx.inference.particle_gibbs.conditional_smc import ConditionalSMC, refuse_sampling, sweep
-from mcx.inference.particle_gibbs.start_path import filtered_path
+from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, refuse_sampling, sweep
+from mcx.inference.conditional_smc.initial_path import filtered_path
 from mcx.model.bound import Model
-from mcx.model.statespace import path_sites, state_space
+from mcx.model.series.state_space import path_sites, state_space
 from mcx.target import StateSpace
 
 __all__ = ["PathGibbs", "PathGibbsState"]

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from mcx.errors import MethodError
 from mcx.inference.smc.resampling import adaptive, multinomial
 from mcx.inference.smc.variance import Origins, move_on, origins
+from mcx.ops.batched_draws import particle_keys
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.lanes import lanes
 from mcx.ops.logspace import Compensated, add, compensated, largest, normalize, value
 from mcx.target import FeynmanKac
 
@@ -213,14 +213,14 @@ def _per_particle(
     """Draw from a kernel for every particle, from one batch or from a key each."""
     num = settings.num_particles
     mapped = (0, *(0 for _ in own))
-    if not fk.laned:
+    if not fk.batched_draws:
         each = vmap_in_batches(lambda k, *x: law(k, ctx, *x, *shared), mapped, settings.batch_size)
         return each(jax.random.split(key, num), *own)
-    lane = lanes(key, num)
+    particle_key = particle_keys(key, num)
     each = vmap_in_batches(
-        lambda i, *x: law(lane._replace(index=i), ctx, *x, *shared), mapped, settings.batch_size
+        lambda i, *x: law(particle_key._replace(index=i), ctx, *x, *shared), mapped, settings.batch_size
     )
-    return each(lane.index, *own)
+    return each(particle_key.index, *own)
 
 
 def _potentials(log_g: Any) -> tuple[Any, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from mcx.errors import MethodError, NonFiniteError, WeightCollapse
 from mcx.inference.smc.engine import SMCInfo, SMCState
+from mcx.ops.cdf import monotone_cdf
 from mcx.ops.logspace import largest, relative_weights
-from mcx.ops.search import monotone_cdf
 from mcx.ops.sort import argsort
 
 __all__ = ["KINDS", "HistorySettings", "Record", "check_faults", "record", "weighted_quantiles"]

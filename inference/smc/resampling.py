@@ -36,7 +36,15 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import MethodError
-from mcx.inference.smc.schemes import birth_death, killing, multinomial, residual, ssp, stratified, systematic
+from mcx.inference.smc.resampling_schemes import (
+    birth_death,
+    killing,
+    multinomial,
+    residual,
+    ssp,
+    stratified,
+    systematic,
+)
 from mcx.ops.logspace import as_float, effective_sample_size, normalize
 
 __all__ = [

@@ -22,7 +22,7 @@ from mcx.errors import (
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.model.density import capability_error
-from mcx.model.pathlaw import Emission
+from mcx.model.path_law import Emission
 from mcx.model.sites import Site, SiteTable
 from mcx.target import Target
 

@@ -30,7 +30,7 @@ from mcx.model.density import (
 from mcx.model.describe import describe
 from mcx.model.sites import SiteTable
 from mcx.ops.fingerprint import of_code
-from mcx.ops.recent import Recent
+from mcx.ops.lru_cache import LRUCache
 from mcx.target import Target, TargetFunctions
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "simulate",
 ]
 
-_CACHE: Recent[Any] = Recent(128)  # structure -> _Compiled, or _CONCRETE
+_CACHE: LRUCache[Any] = LRUCache(128)  # structure -> _Compiled, or _CONCRETE
 _CONCRETE = object()  # marks structures whose model asks for concrete data
 
 _NEEDS_CONCRETE = (

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
 from mcx.model.bound import BoundModel
-from mcx.model.pathlaw import Emission, PathComponent
+from mcx.model.path_law import Emission, PathComponent
 from mcx.model.sites import Site, SiteTable, constraint_name, distribution_name
 
 __all__ = ["describe"]

@@ -54,8 +54,8 @@ def accept(key: Any, log_p: Any) -> Any:
 
 
 def _choose_one(key: Any, log_w: Any, shape: tuple[int, ...]) -> Any:
+    from mcx.ops.cdf import invert_cdf, monotone_cdf
     from mcx.ops.logspace import relative_weights
-    from mcx.ops.search import invert_cdf, monotone_cdf
 
     u = jax.random.uniform(key, shape, log_w.dtype)
     return invert_cdf(monotone_cdf(relative_weights(log_w)), u)

@@ -16,7 +16,7 @@ from mcx.model.capture import record
 from mcx.model.compile import compile_model, observed_values
 from mcx.model.density import sample_sites, site_log_prob
 from mcx.model.sites import SiteTable
-from mcx.results.blocks import map_draws
+from mcx.results.map_draws import map_draws
 from mcx.target import Target
 
 if TYPE_CHECKING:

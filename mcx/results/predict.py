@@ -14,7 +14,7 @@ from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites, predict_once, refuse_improper
 from mcx.model.sites import SiteTable
 from mcx.ops.keys import as_key
-from mcx.results.blocks import map_draws
+from mcx.results.map_draws import map_draws
 from mcx.results.posterior import Posterior
 
 __all__ = ["Predictions", "predict"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mcx.errors import MethodError
-from mcx.ops import pool
+from mcx.ops import collectives
 
 __all__ = [
     "CHAINS",
@@ -26,7 +26,7 @@ __all__ = [
 
 Devices = int | str | Sequence[jax.Device] | Mesh | None
 
-_AXIS, _ENTRIES = pool.DEVICES, "particle"
+_AXIS, _ENTRIES = collectives.MESH_AXIS, "particle"
 CHAINS = PartitionSpec(_AXIS)
 STEPS_CHAINS = PartitionSpec(None, _AXIS)
 REPLICATED = PartitionSpec()

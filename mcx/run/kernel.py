@@ -18,7 +18,8 @@ class Kernel(Protocol):
     method ``stop(stats) -> bool`` may end the run after a chunk, by that chunk's statistics; where it is
     ``open_ended`` that is the run's proper end, and the number of steps only a bound. One with a
     ``size`` has states with leading axes of so many entries; ``over_mesh(mesh)`` gives the same kernel, which
-    keeps them spread over devices. One that pools over chains (:mod:`mcx.ops.pool`) says so by ``pooled``.
+    keeps them spread over devices. One that pools over chains (:mod:`mcx.ops.collectives`) says so by
+    ``pooled``.
     """
 
     def init(self, data: Any, key: Any, start: Any) -> Any:

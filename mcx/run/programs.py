@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mcx.ops import pool
+from mcx.ops import collectives
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.recent import Recent
+from mcx.ops.lru_cache import LRUCache
 from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, placed
 from mcx.run.kernel import Kernel
 
@@ -48,8 +48,8 @@ class Programs(NamedTuple):
     code: Any
 
 
-_WHOLE: Recent[Programs] = Recent()
-_STEPS: Recent[Programs] = Recent()  # without the start, however that is made
+_WHOLE: LRUCache[Programs] = LRUCache()
+_STEPS: LRUCache[Programs] = LRUCache()  # without the start, however that is made
 
 
 @partial(jax.jit, static_argnums=1)
@@ -70,10 +70,10 @@ def over_chains(
 ) -> Any:
     """``vmap`` over chains; of one chain without it, so that conditionals in a kernel stay conditionals.
 
-    Kernels may pool over the chains, see :mod:`mcx.ops.pool`; not where they come in batches.
+    Kernels may pool over the chains, see :mod:`mcx.ops.collectives`; not where they come in batches.
     """
     if num_chains > 1:
-        return vmap_in_batches(fn, in_axes, batch_size, pool.LANES)
+        return vmap_in_batches(fn, in_axes, batch_size, collectives.VMAP_AXIS)
 
     def one(*args: Any) -> Any:
         own = (

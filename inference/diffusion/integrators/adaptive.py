@@ -10,7 +10,7 @@ import numpy as np
 
 from mcx.errors import MissingExtraError
 from mcx.inference.diffusion.integrators.base import call
-from mcx.inference.diffusion.scores import Denoiser
+from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.checks import check_fields, is_count
 
 __all__ = ["RungeKutta45"]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import KeyTypeError, MethodError, NonFiniteError
-from mcx.inference.diffusion.scores import Denoiser
+from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import is_traced
 
@@ -133,7 +133,7 @@ def integrate(
 
     Args:
         key: a random key; None for deterministic methods, and with ``noise``.
-        model: a denoiser: :class:`~.scores.GaussianMixture` or :class:`~.scores.Score`.
+        model: a denoiser: :class:`~mcx.diffusion.GaussianMixture` or :class:`~mcx.diffusion.Score`.
         y: one point, in the coordinates ``y = x / alpha``; ``jax.vmap`` for more.
         levels: noise levels rho, (K + 1,), known when the program is traced: strictly falling to a positive
             number or to 0, or strictly rising, which deterministic methods can do.
@@ -144,7 +144,7 @@ def integrate(
     Returns:
         The point at the last level, of y's shape and dtype, or (K + 1, *y.shape) with ``path``. Costs
         ``method.nfe(levels)`` calls of the model, one program for all levels of one length. At a last level
-        of 0 it is the denoiser's value of the step before or, with methods of :class:`~.linear.DEIS`,
+        of 0 it is the denoiser's value of the step before or, with methods of :class:`~mcx.diffusion.DEIS`,
         extrapolated; no noise is added there.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from mcx.errors import MethodError
 from mcx.inference.diffusion.integrators.base import Position, Tabled, call
 from mcx.inference.diffusion.integrators.linear import DDIM, EulerMaruyama, Multistep
-from mcx.inference.diffusion.scores import Denoiser
+from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.checks import check_fields, is_count
 
 __all__ = ["PredictorCorrector"]
@@ -33,7 +33,7 @@ class PredictorCorrector(Tabled):
     """A one-step predictor, and Langevin steps at the level where it arrives.
 
     Attributes:
-        predictor: :class:`~.linear.EulerMaruyama` or :class:`~.linear.DDIM`.
+        predictor: :class:`~mcx.diffusion.EulerMaruyama` or :class:`~mcx.diffusion.DDIM`.
         num_corrections: Langevin steps a level.
         snr: None for Langevin steps of variance ``2 gain h rho^2``, h the step in lambda (0.1 at most is
             counted): they vanish with the steps, weak order 1. A number is Song's signal-to-noise ratio r,

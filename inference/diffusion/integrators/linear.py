@@ -12,8 +12,8 @@ import numpy as np
 from mcx.errors import MethodError
 from mcx.inference.diffusion.integrators.base import Tabled, call, graded, step_orders
 from mcx.inference.diffusion.integrators.coefficients import exponential_weights, polynomial_weights
-from mcx.inference.diffusion.schedules import Schedule
-from mcx.inference.diffusion.scores import Denoiser
+from mcx.inference.diffusion.models.schedules import Schedule
+from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.checks import check_fields, is_count
 
 __all__ = ["DDIM", "DEIS", "DPMSolver", "EulerMaruyama", "Row", "SDEDPMSolver"]

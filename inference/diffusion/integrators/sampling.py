@@ -16,8 +16,8 @@ from mcx.inference.diffusion.integrators.base import (
     default_method,
     finite,
 )
-from mcx.inference.diffusion.scores import Denoiser
-from mcx.inference.diffusion.teleport import Teleport
+from mcx.inference.diffusion.models.scores import Denoiser
+from mcx.inference.diffusion.models.teleport import Teleport
 from mcx.ops.checks import is_count
 from mcx.ops.keys import as_key
 
@@ -41,16 +41,16 @@ def sample(
 
     Args:
         key: a random key.
-        model: a denoiser: :class:`~.scores.GaussianMixture` or :class:`~.scores.Score`.
+        model: a denoiser: :class:`~mcx.diffusion.GaussianMixture` or :class:`~mcx.diffusion.Score`.
         num: number of draws.
         event_shape: shape of a draw.
         levels: noise levels rho, (K + 1,), strictly falling to a positive number or to 0: see
-            :func:`~.schedules.levels`.
+            :func:`~mcx.diffusion.levels`.
         method: an integrator; by default ``DPMSolver(order=2)``.
         start: the law at the first level. "moments": a Gaussian with the mean that the model shows there and
             with its mean variance, by 16 calls of the model in all. "noise": ``N(0, rho^2)``, which is off by
-            the data's mean. A :class:`~.teleport.Teleport`: its Gaussian, the right thing for a first level
-            not much larger than the data. Or points, (num, *event_shape).
+            the data's mean. A :class:`~mcx.diffusion.Teleport`: its Gaussian, the right thing for a first
+            level not much larger than the data. Or points, (num, *event_shape).
         batch_size: draws at once, where memory is short.
 
     Returns:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mcx.inference.diffusion.integrators.base import Position, Tabled, call
-from mcx.inference.diffusion.scores import Denoiser
+from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.checks import check_fields
 
 __all__ = ["DPMSolver2S", "Heun"]

@@ -11,7 +11,7 @@ import numpy as np
 from mcx.inference.diffusion.integrators.base import Tabled, call, graded, step_orders
 from mcx.inference.diffusion.integrators.coefficients import exponential_weights
 from mcx.inference.diffusion.integrators.linear import ratios, two_step_weights
-from mcx.inference.diffusion.scores import Denoiser
+from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.checks import check_fields, is_count
 
 __all__ = ["UniPC"]

@@ -1,0 +1,1 @@
+"""Control variates: regression on functions with known means, Stein controls of posteriors."""

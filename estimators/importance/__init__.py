@@ -1,0 +1,1 @@
+"""Adaptive importance sampling, of laws and of posteriors."""

@@ -1,0 +1,356 @@
+"""Expectations under a posterior, and its evidence, by adaptive importance sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import CapabilityError, MethodError, WeightCollapse
+from mcx.estimators.control_variates.regression import regress
+from mcx.estimators.control_variates.stein import scores, stein_controls
+from mcx.estimators.evaluation import leaves_at
+from mcx.estimators.importance.adaptation import fit_populations
+from mcx.estimators.importance.proposals import Elliptical, Mixture, as_part, log_parts, num_components
+from mcx.estimators.importance.stages import balanced, joined
+from mcx.estimators.pareto import khat_of, pareto_khat
+from mcx.estimators.polynomials.hermite import highest_degree
+from mcx.model.bound import BoundModel
+from mcx.model.compile import compile_model
+from mcx.ops.logspace import effective_sample_size
+from mcx.results.estimate import Estimate
+from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
+
+__all__ = ["expect_by_importance"]
+
+_DRAWS_PER_CONTROL = 20
+_AT_ONCE = 1024
+_LEAST_SHARE = 1e-3  # of the wide first law
+_EM_STEPS = 50
+_TEMPERED_ESS = 0.1  # of a stage's points: fewer say too little about a covariance
+
+
+def expect_by_importance(
+    bound: BoundModel,
+    functions: Mapping[str, Callable[[Any], Any]],
+    method: AdaptiveImportance,
+    key: Any,
+) -> dict[str, Estimate]:
+    """Adapt a mixture of Student t's and given proposals to the posterior; average a fresh sample.
+
+    Stages fit the mixture to all points so far, weighted by the balance heuristic. Weights that a few points
+    would dominate are tempered, so that the first stages find their way. The estimates are a weighted
+    regression on Stein control variates; the evidence takes the ratios of the mixture's components to it.
+
+    Args:
+        bound: a model and its data; every latent site continuous.
+        functions: by name, of the sites' values.
+        method: budget, stages, components, tails, share of the wide first law, control variates ("all" or
+            "none"), fit, samples; ``proposals`` are laws of points (d,) on unconstrained space, sites in
+            program order, each flattened, and their shares adapt. ``relative_error`` ends the exploration
+            where the largest relative standard error that a stage's draws predict, without control variates,
+            is below.
+        key: of the run.
+
+    Raises:
+        DataError: if a function returns no number.
+        MethodError: if the method has settings that mean nothing here.
+        NonFiniteError: if a function is not finite at a draw of positive weight; it is named.
+        WeightCollapse: if no point has a positive density, or one point all the weight.
+
+    Sources: Cornuet, Marin, Mira and Robert (2012); Koblents and Miguez (2015) for tempered weights; Leluc,
+    Portier, Segers and Zhuman (2022) for the regression.
+    """
+    _check(method)
+    target = compile_model(bound)
+    if target.dim == 0:
+        raise CapabilityError("the model has no latent site to integrate over")
+    given = _given(method, target.dim)
+    size = int(method.budget * method.exploration) // method.num_stages
+    key, key_first, key_final = jax.random.split(key, 3)
+    wide = _wide(target, key_first, size)
+    cloud, proposal = _nothing(wide, given, method, size)
+    for t, key_stage in enumerate(jax.random.split(key, method.num_stages)):
+        cloud, following = _stage(
+            target, cloud, proposal, key_stage, t,
+            size=size, components=method.num_components, df=method.df, share=_share(method),
+        )  # fmt: skip
+        left = method.budget - size * (t + 1)
+        if t and method.relative_error is not None:
+            of_stage = slice(t * size, (t + 1) * size)
+            x, log_p = cloud.x[of_stage], cloud.log_p[of_stage]
+            predicted = _predicted(target, x, log_p - proposal.log_prob(x), functions)
+            if predicted * np.sqrt(size / left) < method.relative_error:
+                break
+        proposal = following
+    stages = t + 1
+    x = proposal.sample(key_final, left)
+    log_p = _log_density(target, x)
+    if method.samples == "all":
+        x, log_w = _with_final(cloud, proposal, x, log_p, count=size * stages)
+    else:
+        log_w = log_p - proposal.log_prob(x)
+    if not bool(jnp.any(log_w > -jnp.inf)):
+        raise WeightCollapse(
+            "no importance sample has a positive density",
+            remedy="raise budget=, or use mcx.infer with a Markov chain method first",
+        )
+    found = _estimates(target, x, log_w, proposal, functions, method)
+    return {name: replace(e, stats={**e.stats, "num_stages": stages}) for name, e in found.items()}
+
+
+def _check(method: AdaptiveImportance) -> None:
+    """Raise on what means nothing for a posterior: one target that all functions share."""
+    for name, meant in (("controls", ("all", "none")), ("criterion", ("relative",))):
+        if getattr(method, name) not in meant:
+            raise MethodError(
+                f"{name} has no meaning for expectations under a posterior",
+                expected=f"{name}={' or '.join(map(repr, meant))}",
+                found=repr(getattr(method, name)),
+                remedy="leave it out: the mixture adapts to the posterior itself, not to each function",
+            )
+
+
+class _Cloud(NamedTuple):
+    """Points of all stages, with room for those to come, which have no density.
+
+    x: (room, d); log_p: (room,) log densities of the posterior, unnormalised; log_sums: (room,), as
+    :func:`~mcx.estimators.importance.stages.balanced` has them; past: the stages' proposals.
+    """
+
+    x: Any
+    log_p: Any
+    log_sums: Any
+    past: Mixture
+
+
+def _share(method: AdaptiveImportance) -> float:
+    return max(method.defensive, _LEAST_SHARE)
+
+
+def _given(method: AdaptiveImportance, d: int) -> tuple[Any, ...]:
+    """The user's proposals; their dimension is known where they are NumPyro distributions."""
+    parts = tuple(map(as_part, method.proposals))
+    for part in parts:
+        if getattr(part, "event_shape", (d,)) != (d,):
+            raise MethodError(
+                "a proposal is not on the posterior's unconstrained space",
+                expected=f"event shape {(d,)}, sites in program order, each flattened",
+                found=repr(part.event_shape),
+            )
+    return parts
+
+
+def _mixture(parts: tuple[Any, ...], shares: Any, wide: Elliptical, share: float) -> Mixture:
+    return Mixture((*parts, wide), jnp.append(shares + jnp.log1p(-share), jnp.log(share)))
+
+
+def _shares(x: Any, log_w: Any, parts: tuple[Any, ...], wide: Elliptical, share: float, own: Any) -> Any:
+    """Log shares of fitted components, (C,) ``own`` among themselves, and of the user's: by likelihood.
+
+    They start as if the fitted ones together were one more of the user's, and each step of EM raises the
+    weighted likelihood of the mixture that the wide law is part of.
+    """
+    others = sum(map(num_components, parts[1:]))
+    if not others:
+        return own
+    start = jnp.append(own, jnp.zeros(others)) - jnp.log1p(others)
+    w = jax.nn.softmax(log_w)
+    log_g = jnp.where((w > 0)[:, None], log_parts((*parts, wide), x), 0.0)
+
+    def improve(_: Any, log_a: Any) -> Any:
+        log_h = log_g + jnp.append(log_a + jnp.log1p(-share), jnp.log(share))
+        part = w @ jax.nn.softmax(log_h, 1)[:, :-1]
+        return jnp.log(jnp.maximum(part / jnp.sum(part), _LEAST_SHARE))
+
+    return jax.nn.log_softmax(jax.lax.fori_loop(0, _EM_STEPS, improve, start))
+
+
+def _nothing(
+    wide: Elliptical, given: tuple[Any, ...], method: AdaptiveImportance, size: int
+) -> tuple[_Cloud, Mixture]:
+    """Until something is known all components but the user's are the wide one."""
+    components, room, d = method.num_components, size * method.num_stages, wide.loc.shape[1]
+    tails = Elliptical(
+        jnp.repeat(wide.loc, components, 0), jnp.repeat(wide.scale_tril, components, 0), method.df
+    )
+    others = sum(map(num_components, given))
+    shares = jnp.append(jnp.full(components, -jnp.log(components)), jnp.zeros(others)) - jnp.log1p(others)
+    first = _mixture((tails, *given), shares, wide, _share(method))
+    past = jax.tree_util.tree_map(lambda x: jnp.stack([x] * method.num_stages), first)
+    cloud = _Cloud(jnp.zeros((room, d)), jnp.full(room, -jnp.inf), jnp.zeros(room), past)
+    # of the types that a stage returns: with weak ones it would be compiled twice
+    cloud, first = jax.tree_util.tree_map(lambda x: jnp.asarray(x, jnp.result_type(x)), (cloud, first))
+    return cloud, first
+
+
+@partial(jax.jit, static_argnames=("size", "components", "df", "share"))
+def _stage(
+    target: Target,
+    cloud: _Cloud,
+    proposal: Mixture,
+    key: Any,
+    t: Any,
+    *,
+    size: int,
+    components: int,
+    df: float | None,
+    share: float,
+) -> tuple[_Cloud, Mixture]:
+    """Draw, weigh all points so far, and fit the next proposal to them. One program serves all stages."""
+    new = proposal.sample(key, size)
+    past = jax.tree_util.tree_map(lambda every, one: every.at[t].set(one), cloud.past, proposal)
+    put = jax.lax.dynamic_update_slice_in_dim
+    x = put(cloud.x, new, t * size, 0)
+    log_p = put(cloud.log_p, _log_density(target, new), t * size, 0)
+    of_past = jax.vmap(lambda m: m.log_prob(new))(past)
+    log_sums = balanced(cloud.log_sums, x, new, t, proposal, of_past)
+    log_w = _tempered(log_p - log_sums, max(_TEMPERED_ESS * size, 2.0 * target.dim))
+    found, shares = fit_populations(x, log_w[:, None], num_components=components, df=df)
+    *given, wide = proposal.parts[1:]
+    parts = (found, *given)
+    following = _mixture(parts, _shares(x, log_w, parts, wide, share, shares[0]), wide, share)
+    return _Cloud(x, log_p, log_sums, past), following
+
+
+@partial(jax.jit, static_argnames="count")
+def _with_final(cloud: _Cloud, proposal: Mixture, x: Any, log_p: Any, *, count: int) -> tuple[Any, Any]:
+    """Points of the stages and the final sample, and their log weights by the balance heuristic."""
+    stages = len(cloud.past.log_weights)
+    size = len(cloud.x) // stages
+    drawn = jnp.arange(stages)[:, None] < count // size
+    of_past = jnp.where(drawn, jax.vmap(lambda m: m.log_prob(x))(cloud.past), -jnp.inf)
+    before = cloud.x[:count]
+    log_q = joined(cloud.log_sums[:count], before, x, of_past, proposal, size)
+    return jnp.concatenate([before, x]), jnp.concatenate([cloud.log_p[:count], log_p]) - log_q
+
+
+def _predicted(target: Target, x: Any, log_w: Any, functions: Mapping[str, Callable[[Any], Any]]) -> float:
+    """The largest relative standard error of a stage's weighted averages, without control variates."""
+    draws, w = _constrained(target, x), jnp.exp(log_w - jnp.max(log_w))
+    errors = []
+    for name, function in functions.items():
+        for leaf in leaves_at(name, function, draws, w > 0)[0]:
+            value, se, _ = _average(jnp.asarray(leaf, x.dtype), None, w, log_w, fit="least_squares")
+            errors.append(np.max(np.asarray(se) / np.maximum(np.abs(value), np.finfo(x.dtype).tiny)))
+    return float(np.max(errors))
+
+
+def _wide(target: Target, key: Any, size: int) -> Elliptical:
+    """A Student t about as wide as the prior, or as the box that chains start from."""
+    d, loc, scale = target.dim, jnp.zeros(target.dim), jnp.full(target.dim, 2.0)
+    if target.sample_prior is not None:
+        draw = target.sample_prior
+        z = jax.vmap(lambda k: target.ravel(draw(k)))(jax.random.split(key, min(size, 1000)))
+        low, loc, high = jnp.quantile(z, jnp.array([0.16, 0.5, 0.84]), 0)
+        scale = jnp.maximum(high - low, 1e-3)  # twice a sd: wider than the prior rather than narrower
+    return Elliptical(loc[None], jnp.diag(scale)[None] * jnp.ones((1, d, d)), 3.0)
+
+
+@jax.jit
+def _log_density(target: Target, x: Any) -> Any:
+    log_p = jax.lax.map(lambda v: target.log_density(target.unravel(v)), x, batch_size=_AT_ONCE)
+    return jnp.where(jnp.isfinite(log_p), log_p, -jnp.inf)
+
+
+@jax.jit
+def _tempered(log_w: Any, least: Any) -> Any:
+    """Weights to the highest power, at most 1, at which their effective sample size is ``least``."""
+
+    def scaled(power: Any) -> Any:
+        return jnp.where(log_w > -jnp.inf, power * log_w, -jnp.inf)
+
+    def enough(power: Any) -> Any:
+        return effective_sample_size(scaled(power)) >= least
+
+    def halve(_: Any, bounds: Any) -> Any:
+        middle = bounds.mean()
+        return jnp.where(enough(middle), bounds.at[0].set(middle), bounds.at[1].set(middle))
+
+    power = jax.lax.fori_loop(0, 30, halve, jnp.array([0.0, 1.0]))[0]
+    return scaled(jnp.where(enough(1.0), 1.0, power))
+
+
+def _estimates(
+    target: Target,
+    x: Any,
+    log_w: Any,
+    proposal: Mixture,
+    functions: Mapping[str, Callable[[Any], Any]],
+    method: AdaptiveImportance,
+) -> dict[str, Estimate]:
+    n, d = x.shape
+    every = method.controls == "all"
+    ess = float(effective_sample_size(log_w))
+    degree = highest_degree(d, int(ess) // _DRAWS_PER_CONTROL, 2) if every else 0
+    w, controls, khat, log_evidence, evidence_se = _weighed(
+        target, x, log_w, proposal, degree=degree, ratios=every, fit=method.fit
+    )
+    draws = _constrained(target, x)
+    shared = {
+        "ess": ess,
+        "khat": float(khat),
+        "num_samples": n,
+        "num_controls": controls.shape[1],
+        "num_evaluations": method.budget,
+        "log_evidence": float(log_evidence),
+        "log_evidence_se": float(evidence_se),
+    }
+    results = {}
+    for name, function in functions.items():
+        leaves, tree = leaves_at(name, function, draws, w > 0)
+        parts = [_average(jnp.asarray(leaf, x.dtype), controls, w, log_w, fit=method.fit) for leaf in leaves]
+        value, se = (
+            jax.tree_util.tree_unflatten(tree, [np.asarray(part[i]) for part in parts]) for i in (0, 1)
+        )
+        # of indicators it is as heavy as that of the weights
+        heaviest = [part[2] for part, leaf in zip(parts, leaves, strict=True) if leaf.dtype != bool]
+        k = {"khat_integrand": float(np.fmax.reduce([float(k) for k in heaviest]))} if heaviest else {}
+        stats = {**shared, **k}
+        results[name] = Estimate(value, se, stats=stats)
+    return results
+
+
+@partial(jax.jit, static_argnames=("degree", "ratios", "fit"))
+def _weighed(
+    target: Target, x: Any, log_w: Any, proposal: Mixture, *, degree: int, ratios: bool, fit: str
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Weights, Stein control variates, k-hat of the weights, log evidence and its standard error."""
+    shift = jnp.max(log_w)
+    w = jnp.exp(log_w - shift)
+    controls = jnp.zeros((len(x), 0), x.dtype)
+    if degree:
+        inside = (w > 0)[:, None]
+        mean = (w @ x) / jnp.sum(w)
+        cov = ((x - mean).T * w) @ (x - mean) / jnp.sum(w)
+        tril = jnp.linalg.cholesky(cov + 1e-6 * jnp.diag(jnp.diag(cov)))
+        slope = scores(target, jnp.where(inside, x, mean))
+        controls = jnp.where(inside, stein_controls(x, slope, mean, tril, degree), 0.0)
+    excess = jnp.exp(proposal.log_components(x) - proposal.log_prob(x)[:, None]) - 1
+    found = regress(w, excess if ratios else None, fit=fit)
+    khat = pareto_khat(log_w, log=True)
+    return w, controls, khat, shift + jnp.log(found.value), found.se / found.value
+
+
+@partial(jax.jit, static_argnames="fit")
+def _average(values: Any, controls: Any, w: Any, log_w: Any, *, fit: str) -> tuple[Any, Any, Any]:
+    """Weighted means, their standard errors, and the heaviest tail of what is averaged, w |h - mean|."""
+    flat = jnp.where((w > 0)[:, None], values.reshape(len(w), -1), 0.0)
+    found = regress(flat, controls, w, fit=fit)
+    shape = values.shape[1:]
+    khat = jnp.max(khat_of(flat, log_w))
+    return found.value.reshape(shape), found.se.reshape(shape), khat
+
+
+@jax.jit
+def _constrained(target: Target, x: Any) -> dict[str, Any]:
+    found: dict[str, Any] = jax.lax.map(lambda v: target.constrain(target.unravel(v)), x, batch_size=_AT_ONCE)
+    return found

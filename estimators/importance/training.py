@@ -1,0 +1,155 @@
+"""Proposals with parameters, such as flows, fitted to integrands by stochastic gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mcx.errors import MethodError, NonFiniteError
+from mcx.estimators.evaluation import at_points
+from mcx.estimators.importance.expectations import Integrals, integrals
+from mcx.estimators.importance.proposals import Mixture, as_part, log_densities, num_components
+from mcx.ops.keys import as_key
+from mcx.ops.tracing import refuse_tracing
+
+__all__ = ["train_proposal"]
+
+_LOSSES = ("variance", "kl")
+_MOST_NORM = 10.0  # of a gradient: weights of one step may be far larger than those of others
+
+
+def train_proposal(
+    build: Callable[[Any], Any],
+    params: Any,
+    function: Callable[[Any], Any],
+    law: Any,
+    *,
+    loss: str = "kl",
+    num_steps: int = 500,
+    batch_size: int = 500,
+    defensive: float = 0.1,
+    optimizer: optax.GradientTransformation | None = None,
+    key: Any,
+) -> tuple[Any, Any]:
+    """Fit a proposal to the integrands |phi_j| f_j by gradient descent.
+
+    The proposal q is mixed with a share of the laws, h = (1 - a) q + a f, as in
+    :class:`~mcx.estimators.AdaptiveImportance`, whose ``proposals=`` the result is made for. Draws of h, with
+    parameters held, estimate the gradient of
+
+    - "kl": the sum over integrands of the Kullback-Leibler divergences from |phi_j| f_j, normalised, to h;
+    - "variance": the sum of relative second moments, E_h (phi_j f_j / h)^2 / (E_h |phi_j| f_j / h)^2. It is
+      what counts in the end, but noisy as long as h is far off: train with "kl" first.
+
+    Args:
+        build: parameters to a proposal; see :func:`~mcx.estimators.importance.proposals.as_part`.
+        params: to start from, a pytree.
+        function: as for :func:`~mcx.estimators.expectations`.
+        law: likewise; one or many.
+        loss: "kl" or "variance".
+        num_steps: of the optimizer.
+        batch_size: evaluations of the function in each step.
+        defensive: a, the laws' share.
+        optimizer: of optax; by default Adam with a step of 0.01 that falls to zero, on gradients of a norm of
+            at most 10.
+        key: a typed JAX key or an int.
+
+    Returns:
+        The parameters, and the losses of the steps (num_steps,), "kl" up to a constant. Costs num_steps
+        batch_size evaluations, and a program of its own for each call.
+
+    Raises:
+        MethodError: on settings that make no sense, or within functions that JAX traces.
+        NonFiniteError: if the loss came out as no number.
+
+    Sources: Rubinstein and Kroese (2004) for cross-entropy; Douc, Guillin, Marin and Robert (2007) for both
+    criteria of mixtures; Müller, McWilliams, Rousselle, Gross and Novák (2019) for flows by gradients.
+    """
+    refuse_tracing("estimators.train_proposal", "call it outside of jit, vmap and grad", law, params, key)
+    if loss not in _LOSSES:
+        raise MethodError("loss is unknown", expected=", ".join(_LOSSES), found=repr(loss))
+    if num_steps < 1 or batch_size < 2 or not 0 < defensive < 1:
+        raise MethodError(
+            "num_steps, batch_size or defensive is out of range",
+            expected="num_steps >= 1, batch_size >= 2 and 0 < defensive < 1",
+            found=f"{num_steps}, {batch_size} and {defensive}",
+        )
+    problem = integrals(function, law)
+    if optimizer is None:
+        descent = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
+        optimizer = optax.chain(optax.clip_by_global_norm(_MOST_NORM), descent)
+    step = partial(
+        _step,
+        batch_size=batch_size,
+        build=build,
+        optimizer=optimizer,
+        problem=problem,
+        loss=loss,
+        defensive=defensive,
+    )
+
+    @jax.jit
+    def trained(params: Any, keys: Any) -> Any:
+        def body(carry: Any, key: Any) -> Any:
+            params, state, value = step(carry[0], carry[1], key)
+            return (params, state), value
+
+        (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), keys)
+        return params, losses
+
+    found, losses = trained(params, jax.random.split(as_key(key), num_steps))
+    if not bool(jnp.isfinite(losses).all()):
+        raise NonFiniteError(
+            "training a proposal gave a loss that is no number",
+            found=f"{int((~jnp.isfinite(losses)).sum())} of {num_steps} steps",
+            remedy="smaller steps, optimizer=optax.adam(1e-3); a larger batch_size=; loss='kl'",
+        )
+    return found, losses
+
+
+def _step(
+    params: Any,
+    state: Any,
+    key: Any,
+    *,
+    batch_size: int,
+    build: Callable[[Any], Any],
+    optimizer: optax.GradientTransformation,
+    problem: Integrals,
+    loss: str,
+    defensive: float,
+) -> tuple[Any, Any, Any]:
+    law, laws = problem.law, problem.num_laws
+
+    def mixture(params: Any) -> Mixture:
+        part = as_part(build(params))
+        count = num_components(part)
+        shares = [jnp.full(count, (1 - defensive) / count), jnp.full(laws, defensive / laws)]
+        return Mixture((part, law), jnp.log(jnp.concatenate(shares)))
+
+    x = jax.lax.stop_gradient(mixture(params).sample(key, batch_size))
+    log_f = log_densities(law, x)
+    leaves = jax.tree_util.tree_leaves(at_points(problem.function.function)(x))
+    values = jnp.concatenate([leaf.reshape(batch_size, -1) for leaf in leaves], 1).astype(x.dtype)
+    log_y = jnp.where(log_f > -jnp.inf, jnp.log(jnp.abs(values)) + log_f, -jnp.inf)  # (n, J)
+
+    def criterion(params: Any) -> tuple[Any, Any]:
+        log_h = mixture(params).log_prob(x)
+        held = jax.lax.stop_gradient(log_h)
+        log_w = log_y - held[:, None]
+        seen = jnp.any(log_w > -jnp.inf, 0)  # nothing is known of the others
+        share = jnp.where(seen, jax.nn.softmax(jnp.where(seen, log_w, 0.0), 0), 0.0)
+        if loss == "kl":
+            value = -jnp.sum(share.sum(1) * log_h)
+            return value, value
+        squares = batch_size * jnp.sum(share**2, 1)
+        return -jnp.sum(squares * log_h), jnp.sum(squares)
+
+    (_, value), slope = jax.value_and_grad(criterion, has_aux=True)(params)
+    update, state = optimizer.update(slope, state, params)
+    return optax.apply_updates(params, update), state, value

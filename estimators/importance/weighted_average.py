@@ -1,0 +1,248 @@
+"""Estimates of many expectations from weighted points, with all control variates that fit."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import NonFiniteError
+from mcx.estimators.control_variates.regression import Fitted, regress
+from mcx.estimators.importance.expectations import Integrals
+from mcx.estimators.importance.proposals import log_densities
+from mcx.estimators.pareto import pareto_khat
+from mcx.estimators.polynomials.hermite import Hermite, highest_degree
+from mcx.estimators.polynomials.independent_inputs import Inputs, Products
+from mcx.ops.logspace import effective_sample_size
+from mcx.results.estimate import Estimate
+
+__all__ = ["Given", "estimate_from"]
+
+_POINTS_PER_CONTROL = 40
+
+
+class Given(NamedTuple):
+    """Control variates from outside, functions whose means under the law are known or estimated.
+
+    values: (n, K), of the functions at the points.
+    means: (K,).
+    error: (K, K), a root of the covariance of estimated means, R'R; None of known ones.
+    """
+
+    values: Any
+    means: Any
+    error: Any = None
+
+
+@partial(jax.jit, static_argnames=("basis", "many_laws", "controls", "fit"))
+def _estimated(
+    law: Any,
+    values: Any,
+    log_components: Any,
+    log_q: Any,
+    x: Any,
+    reference: Any,
+    means: Any,
+    own: Any,
+    given: Any,
+    *,
+    basis: int | Products,
+    many_laws: bool,
+    controls: bool,
+    fit: str,
+) -> dict[str, Any]:
+    """Values and standard errors (J,), diagnostics, and which integrands are zero everywhere (J,)."""
+    log_w = log_densities(law, x) - log_q[:, None]
+    w = jnp.exp(log_w)
+    y = w * values
+    added = jnp.zeros((len(x), 0), y.dtype) if given is None else w * (given.values - given.means)
+    tried: list[tuple[Fitted, int]]  # and numbers of control variates
+    if own is not None:
+        log_own, coefficients = own
+        ratio = jnp.exp(log_own - log_q[:, None])
+        tried = [(regress(y - coefficients * (ratio - 1), added, fit=fit), added.shape[1] + 1)]
+    elif not controls:
+        tried = [(regress(y, added, fit=fit), added.shape[1])]
+    else:
+        ratios = jnp.exp(log_components - log_q[:, None]) - 1
+        polynomials = _polynomials(law, x, reference, basis)
+        sizes = _sizes(basis, x.shape[1])
+        if many_laws and polynomials.shape[1]:
+            tried = [(_by_surrogate(values, w, polynomials[:, :k], means[:, :k]), k) for k in sizes]
+            y = _most_certain(tried, 0).residuals
+        elif many_laws:
+            tried = [(regress(y, ratios, fit=fit), ratios.shape[1])]
+        else:
+            # under the sampling density: w (p_k - E p_k), w - 1 and g_k / q - 1 have mean zero
+            known, others = w * (polynomials - means), jnp.concatenate([w - 1, ratios], 1)
+            every = [jnp.concatenate([added, known[:, :k], others], 1) for k in sizes]
+            tried = [(regress(y, columns, fit=fit), columns.shape[1]) for columns in every]
+    value, se, slopes, columns, _ = _most_certain(tried, added.shape[1])
+    if given is not None and given.error is not None:
+        se = jnp.hypot(se, jnp.sqrt(jnp.sum((given.error @ slopes) ** 2, 0)))
+    return {
+        "value": value,
+        "se": se,
+        "num_controls": jnp.max(columns),
+        "ess": effective_sample_size(log_w, 0).min(),
+        "khat": jnp.max(pareto_khat(log_w.T, log=True)),
+        "khat_integrand": pareto_khat(jnp.log(jnp.abs(y)).T, log=True),
+        "unseen": jnp.all(w * values == 0, 0),
+    }
+
+
+class _Chosen(NamedTuple):
+    """Of each value: estimate, error and number of columns (J,); slopes (added, J) and residuals (n, J)."""
+
+    value: Any
+    se: Any
+    slopes: Any
+    columns: Any
+    residuals: Any
+
+
+def _most_certain(tried: list[tuple[Fitted, int]], added: int) -> _Chosen:
+    """Of each value the fit of the smallest standard error; of the first ``added`` controls the slopes.
+
+    High polynomials live where the law is, and proposals may be elsewhere: then they do more harm than good.
+    """
+    se = jnp.stack([found.se for found, _ in tried])
+    best = jnp.argmin(jnp.where(jnp.isnan(se), jnp.inf, se), 0)  # (J,)
+
+    def chosen(name: str, rows: int | None = None) -> Any:
+        every = jnp.stack([getattr(found, name)[:rows] for found, _ in tried])
+        return jnp.take_along_axis(every, best.reshape(1, *[1] * (every.ndim - 2), -1), 0)[0]
+
+    columns = jnp.asarray([count for _, count in tried])[best]
+    return _Chosen(chosen("value"), chosen("se"), chosen("coefficients", added), columns, chosen("residuals"))
+
+
+def _sizes(basis: int | Products, d: int) -> list[int]:
+    """How many polynomials there are of the degree, of half of it, and of none; they come in that order."""
+    degree = basis.degree if isinstance(basis, Products) else basis
+    if isinstance(basis, Products):
+        d = sum(f is not None for f in basis.families)
+    return sorted({math.comb(d + k, d) - 1 for k in (degree, degree // 2, 0)}, reverse=True)
+
+
+def _by_surrogate(values: Any, w: Any, polynomials: Any, means: Any) -> Fitted:
+    """One surrogate for all laws, whose means under each are known; what it leaves is averaged.
+
+    Points count as under the laws taken together: a heavy tail of proposals is not to be fitted.
+    """
+    if not polynomials.shape[1]:
+        return regress(w * values, None)
+    surrogate = regress(values[:, 0], polynomials, jnp.mean(w, 1), fit="cross_fit")
+    known = surrogate.value + means @ surrogate.coefficients
+    y = w * (surrogate.residuals - surrogate.value)[:, None]
+    found = regress(y, None)
+    # what rounding leaves of sums of large terms, where nothing else is left
+    terms = jnp.abs(surrogate.value) + jnp.abs(means) @ jnp.abs(surrogate.coefficients)
+    return found._replace(value=known + found.value, se=jnp.hypot(found.se, jnp.finfo(y.dtype).eps * terms))
+
+
+def _polynomials(law: Any, x: Any, reference: Any, basis: int | Products) -> Any:
+    """Polynomials (n, K): of a degree in the reference's coordinates, or products in independent ones."""
+    if isinstance(basis, Products):
+        found = basis.values(Inputs.of(law).standard(x))[:, 1:]
+        # beyond the support they count for nothing, but may be NaN
+        return jnp.where(jnp.isfinite(found), found, 0.0)
+    if not basis:
+        return x[:, :0]
+    found = Hermite(reference[0], reference[1], basis).values(x)
+    # far out, where heavy-tailed proposals go and no law has mass, powers overflow
+    return jnp.where(jnp.isfinite(found), found, 0.0)
+
+
+def estimate_from(
+    problem: Integrals,
+    x: Any,
+    values: Any,
+    log_q: Any,
+    *,
+    log_components: Any = None,
+    own: tuple[Any, Any] | None = None,
+    given: Given | None = None,
+    controls: bool = True,
+    fit: str = "cross_fit",
+    num_evaluations: int | None = None,
+) -> Estimate:
+    """Estimate expectations from points of a known density, with all control variates that fit.
+
+    Args:
+        problem: what to estimate.
+        x: (n, d) independent draws.
+        values: the function there, as ``Integrals.values`` gives it.
+        log_q: (n,) log density they were drawn from.
+        log_components: (n, C) log densities of other normalised laws, such as the components of a mixture;
+            their ratios to the sampling density are control variates.
+        own: log densities (n, J) of a normalised law for each integrand, whose ratio to the sampling density
+            is its only control variate, and coefficients (J,) that are known beforehand.
+        given: further control variates of a single law.
+        controls: whether to use polynomials as control variates, where the laws are Gaussian or the
+            components of a single one are known to be independent, the weights of a single law, whose mean
+            is 1, and ``log_components``. Without, and without ``own`` and ``given``, estimates are plain
+            averages.
+        fit: see :func:`~mcx.estimators.control_variates.regression.regress`.
+        num_evaluations: of the function, in all; n by default.
+
+    Returns:
+        Values and standard errors in the structure of the function's, or (J,) for J laws. ``stats``: ``ess``
+        (the least over laws, of the weights), ``khat``, ``khat_integrand`` (J,), ``num_samples``,
+        ``num_controls``, ``num_evaluations``. With polynomials all of them are tried, those of half the
+        degree, and none, and each value takes what has the smallest standard error; ``num_controls`` is the
+        largest number of columns of a regression that was taken.
+    """
+    n, d = x.shape
+    many = problem.num_laws > 1
+    most = n // _POINTS_PER_CONTROL
+    polynomials = controls and own is None
+    degree = highest_degree(d, most) if polynomials and problem.moments is not None else 0
+    basis: int | Products = degree
+    if polynomials and problem.families:
+        basis = Products.at_most(problem.families, most)
+    log_components = jnp.zeros((n, 0), x.dtype) if log_components is None else log_components[:, :most]
+    reference, means = _reference(problem, degree, x.dtype)
+    found = _estimated(
+        problem.law, values, log_components, log_q, x, reference, means, own, given,
+        basis=basis, many_laws=many, controls=controls, fit=fit,
+    )  # fmt: skip
+    found = {name: np.asarray(a) for name, a in found.items()}
+    if not (np.isfinite(found["value"]).all() and np.isfinite(found["se"]).all()):
+        raise NonFiniteError(
+            "an estimate came out as no number, though the function is finite where it was evaluated",
+            found=f"values {found['value'][:4]}, standard errors {found['se'][:4]}",
+            remedy="keep a share of the laws in the proposal, defensive=0.1; scale the function's values if "
+            "they are near the largest numbers of their type",
+        )
+    stats = {
+        **{name: found[name] for name in ("ess", "khat", "khat_integrand")},
+        "num_samples": n,
+        "num_controls": int(found["num_controls"]),
+        "num_evaluations": n if num_evaluations is None else num_evaluations,
+    }
+    notes = []
+    if unseen := found["unseen"].sum():
+        notes.append(
+            f"{unseen} of {problem.count} integrands are zero at all samples: their errors of 0 mean nothing"
+        )
+    return Estimate(
+        problem.shaped(found["value"]), problem.shaped(found["se"]), stats=stats, notes=tuple(notes)
+    )
+
+
+def _reference(problem: Integrals, degree: int, dtype: Any) -> tuple[Any, Any]:
+    """A Gaussian that covers all laws, and the means (laws, K) of its polynomials under each."""
+    if not degree:
+        return None, jnp.zeros((problem.num_laws, 1), dtype)
+    assert problem.moments is not None
+    loc, cov = problem.moments
+    middle = loc.mean(0)
+    within = cov.mean(0) + (loc - middle).T @ (loc - middle) / len(loc)
+    tril = np.linalg.cholesky(within)
+    means = Hermite(middle, tril, degree).means(loc, cov)
+    return (jnp.asarray(middle, dtype), jnp.asarray(tril, dtype)), jnp.asarray(means, dtype)

@@ -1,0 +1,1 @@
+"""Orthonormal polynomials under Gaussian laws and independent inputs."""

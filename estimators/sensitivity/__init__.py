@@ -1,0 +1,1 @@
+"""Sensitivity indices of functions of random inputs."""

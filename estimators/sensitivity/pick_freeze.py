@@ -1,0 +1,72 @@
+"""Where pick-freeze evaluates a function: pairs of independent points, random or of Sobol' sequences."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import MethodError
+from mcx.estimators.polynomials.independent_inputs import Inputs
+from mcx.ops.sobol_sequence import MOST_DIMENSIONS, scrambled, sobol_bits, uniforms
+
+__all__ = ["Pairs", "draw_pairs"]
+
+_KINDS = ("sobol", "random")
+_REPLICATES = 8  # at least; less than twice as many
+
+
+class Pairs(NamedTuple):
+    """Pairs of points, each pair of independent ones under the law of the inputs.
+
+    a, b: (n, d).
+    num_groups: they are this many independent groups, one after the other; None: all are independent.
+    notes: what is not as it was asked for.
+    """
+
+    a: Any
+    b: Any
+    num_groups: int | None
+    notes: tuple[str, ...] = ()
+
+
+def draw_pairs(key: Any, inputs: Inputs, most: int, kind: str) -> Pairs:
+    """Draw at most ``most`` pairs.
+
+    Args:
+        key: random key.
+        inputs: independent variables.
+        most: at least 16 for Sobol' points.
+        kind: "random"; or "sobol": 8 to 15 sequences in 2 d dimensions, of a power of two of points each,
+            scrambled independently, as evenly spread as they can be and still tell their error. Inputs
+            without a quantile function are drawn at random.
+
+    Raises:
+        MethodError: on another kind.
+
+    Source: Saltelli and others (2010) for pairs from one sequence of 2 d dimensions; Owen (1997), Monte Carlo
+    variance of scrambled net quadrature, for errors from independent scramblings.
+    """
+    if kind not in _KINDS:
+        raise MethodError("points is unknown", expected=", ".join(_KINDS), found=repr(kind))
+    d = inputs.dim
+    usable = inputs.invertible() if kind == "sobol" and 2 * d <= MOST_DIMENSIONS else None
+    if usable is None or not usable.any():
+        notes = () if kind == "random" else ("no input has a quantile function, or they are too many for "
+            "Sobol' points: points are random",)  # fmt: skip
+        a, b = (inputs.sample(k, most) for k in jax.random.split(key))
+        return Pairs(a, b, None, notes)
+    size = 1 << ((most // _REPLICATES).bit_length() - 1)
+    groups = most // size
+    key_random, key = jax.random.split(key)
+    bits = jnp.asarray(sobol_bits(size, 2 * d))
+    mixed = jax.vmap(lambda k: scrambled(k, bits))(jax.random.split(key, groups))
+    u = uniforms(mixed.reshape(groups * size, 2 * d), jnp.result_type(float))
+    a, b = inputs.quantiles(u[:, :d]), inputs.quantiles(u[:, d:])
+    if usable.all():
+        return Pairs(a, b, groups)
+    drawn = (inputs.sample(k, groups * size) for k in jax.random.split(key_random))
+    a, b = (jnp.where(usable, even, x) for even, x in zip((a, b), drawn, strict=True))
+    which = ", ".join(str(i) for i in (~usable).nonzero()[0][:8])
+    return Pairs(a, b, groups, (f"inputs without quantile function are drawn at random: {which}",))

@@ -1,0 +1,153 @@
+"""Conditional SMC: a Markov kernel on paths, exact for any number of particles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import CapabilityError, MethodError
+from mcx.inference.conditional_smc.system import conditional, pinned
+from mcx.inference.smc.backward import backward_path
+from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.genealogy import trace_paths, unique_ancestors
+from mcx.ops.random import choose
+from mcx.target import FeynmanKac, StateSpace
+
+__all__ = ["ConditionalSMC", "SweepInfo", "refuse_sampling", "sweep"]
+
+_SAMPLING = ("backward", "ancestor", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalSMC:
+    """Settings of a conditional SMC kernel.
+
+    Ancestors are drawn independently, with the path given in slot 0: the scheme for which the kernel is exact
+    (other schemes need a conditional version of their own, not just an overwritten slot).
+
+    Attributes:
+        num_particles: N, at least 2.
+        sampling: how the new path is drawn: "backward" (from the last time back, among all particles: mixes
+            best), "ancestor" (the given path's ancestors are drawn on the way), or "none" (one line of
+            descent; needs no transition density, and mixes badly at early times).
+        threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
+    """
+
+    num_particles: int = field(default=50, kw_only=False)
+    sampling: str = "backward"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 2:
+            raise MethodError(
+                "ConditionalSMC(num_particles=...) is out of range",
+                expected="an int >= 2: one particle is the given path itself",
+                found=repr(self.num_particles),
+            )
+        if self.sampling not in _SAMPLING:
+            raise MethodError(
+                "ConditionalSMC(sampling=...) is unknown",
+                expected="one of " + ", ".join(map(repr, _SAMPLING)),
+                found=repr(self.sampling),
+            )
+        SMCSettings(self.num_particles, self.threshold)  # checks the threshold
+
+
+class SweepInfo(NamedTuple):
+    """What happened in one sweep.
+
+    log_evidence: of the conditional system. The inverse of the evidence is estimated without bias under
+        stationarity: E[1 / Zhat] = 1 / Z.
+    ess: effective sample sizes, (T,).
+    updated: whether the new path left the given one at each time, (T,).
+    unique_ancestors: number of different parents at each time, (T,).
+    """
+
+    log_evidence: Any
+    ess: Any
+    updated: Any
+    unique_ancestors: Any
+
+
+def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC) -> tuple[Any, SweepInfo]:
+    """Draw a new path given the old one.
+
+    Args:
+        key: a typed key.
+        fk: the model.
+        ctx: what ``fk.prepare`` gave for the parameters.
+        path: pytree of states with a leading axis of T; finite potentials throughout.
+        method: settings.
+
+    Returns:
+        The new path, and what happened. Leaves the law ``M_0 G_0 prod_t M_t G_t`` invariant for every N >= 2,
+        threshold and way of sampling. Costs O(T N); memory O(T N).
+
+    Raises:
+        CapabilityError: for backward and ancestor sampling without a transition density, and for models that
+            adapt to the population.
+
+    Source: Andrieu, Doucet and Holenstein (2010), algorithm of section 2.4.3; backward sampling: Whiteley
+    (2010); ancestor sampling: Lindsten, Jordan and Schon (2014), algorithm 2.
+    """
+    if method.sampling != "none" and fk.log_transition is None:
+        raise CapabilityError(
+            f"ConditionalSMC(sampling={method.sampling!r}) needs the density of the transition",
+            remedy="give log_transition=, or use sampling='none'",
+        )
+    if fk.adapt is not None:
+        raise CapabilityError(
+            "conditional SMC is not exact for a model that adapts to the particles: the given path, one of "
+            "them, would change the law that it is to be drawn from",
+            expected="FeynmanKac(adapt=None)",
+            remedy="adapt in a run of mcx.smc beforehand, and hold the result fixed",
+        )
+    nailed = conditional(fk, path)
+    settings = SMCSettings(method.num_particles, method.threshold)
+    key_start, key_run, key_back = jax.random.split(key, 3)
+    first, rest = (
+        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], nailed.inputs)
+        for part in (0, slice(1, None))
+    )
+    state = initialize(key_start, nailed, ctx, first, settings)
+
+    def step(state: SMCState, x: Any) -> tuple[SMCState, Any]:
+        key, u = x
+        scheme = pinned(nailed, ctx, state, u, method.sampling == "ancestor")
+        state = move(key, nailed, ctx, state, u, replace(settings, resampling=scheme))
+        return state, (state.particles, state.log_w, state.ancestors, state.info.ess)
+
+    start = (state.particles, state.log_w, state.ancestors, state.info.ess)
+    keys = jax.random.split(key_run, fk.num_steps - 1)
+    state, later = jax.lax.scan(step, state, (keys, rest))
+    particles, log_w, ancestors, ess = jax.tree_util.tree_map(
+        lambda a, b: jnp.concatenate([a[None], b]), start, later
+    )
+    if method.sampling == "backward":
+        new, index = backward_path(key_back, fk, ctx, particles, log_w)
+        updated = index != 0
+    else:
+        last = choose(key_back, log_w[-1])
+        new = jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(ancestors, particles, last[None]))
+        lines = trace_paths(ancestors, jnp.broadcast_to(jnp.arange(log_w.shape[1]), log_w.shape), last[None])
+        updated = lines[:, 0] != 0
+    return new, SweepInfo(state.log_evidence, ess, updated, unique_ancestors(ancestors))
+
+
+def refuse_sampling(method: ConditionalSMC, space: StateSpace) -> None:
+    """Raise if paths cannot be drawn in this way.
+
+    Raises:
+        CapabilityError: for backward and ancestor sampling without a transition density; says what keeps it.
+    """
+    if method.sampling != "none" and space.no_density:
+        raise CapabilityError(
+            f"ConditionalSMC(sampling={method.sampling!r}) needs the density of the transition, but "
+            f"{space.no_density}",
+            site=space.name,
+            remedy="ConditionalSMC(sampling='none', num_particles=...), with many particles; or write the "
+            "model so that the state, with all that it remembers, is drawn by its sites",
+        )

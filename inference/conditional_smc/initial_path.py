@@ -1,0 +1,78 @@
+"""A first path for conditional SMC, drawn from a particle filter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import WeightCollapse
+from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC
+from mcx.inference.smc.backward import backward_path
+from mcx.inference.smc.engine import SMCSettings
+from mcx.inference.smc.genealogy import draw_path
+from mcx.inference.smc.history import HistorySettings
+from mcx.inference.smc.resampling import systematic
+from mcx.inference.smc.smc import loop
+from mcx.target import FeynmanKac, StateSpace
+
+__all__ = ["filtered_path", "starting_path"]
+
+_MIN_PARTICLES = 100  # a path of positive density is needed, and the filter runs once
+
+
+def starting_path(
+    key: Any, fk: FeynmanKac, ctx: Any, num_particles: int, *, backward: bool
+) -> tuple[Any, Any]:
+    """Draw a path from a particle filter.
+
+    Args:
+        key: a typed key.
+        fk: the model.
+        ctx: what ``fk.prepare`` gave.
+        num_particles: N; 100 if that is more.
+        backward: draw backwards among all particles, rather than follow a line of descent; needs the density
+            of the transition.
+
+    Returns:
+        The path, a pytree of (T, ...), and the filter's log evidence: -inf where it collapsed, and then the
+        path has density zero. Costs O(T N).
+    """
+    key_filter, key_path = jax.random.split(key)
+    settings = SMCSettings(max(num_particles, _MIN_PARTICLES), resampling=systematic)
+    filtered = loop(key_filter, fk, ctx, settings, HistorySettings("full"))
+    found = filtered.history
+    if backward:
+        path, _ = backward_path(key_path, fk, ctx, found.particles, found.log_w)
+        return path, filtered.log_evidence
+    path = draw_path(key_path, found.ancestors, found.particles, found.log_w[-1])
+    return path, filtered.log_evidence
+
+
+def filtered_path(
+    key: Any, space: StateSpace, values: Mapping[str, Any], method: ConditionalSMC
+) -> tuple[dict[str, Any], Any]:
+    """Values of such a path by site, and the filter's log evidence.
+
+    Args:
+        key: a typed key.
+        space: the state-space model.
+        values: constrained values of its parameters, among others.
+        method: how paths will be drawn later.
+
+    Raises:
+        WeightCollapse: if no particle explains an observation; not where this is traced.
+    """
+    fk = space.feynman_kac
+    ctx = fk.prepare({k: values[k] for k in space.params})
+    backward = method.sampling == "backward"
+    path, log_z = starting_path(key, fk, ctx, method.num_particles, backward=backward)
+    if not isinstance(log_z, jax.core.Tracer) and log_z == -jnp.inf:
+        raise WeightCollapse(
+            "no particle of the filter that draws the first path explains the observations",
+            site=space.name,
+            remedy="start from other parameters, or with more particles: ConditionalSMC(num_particles=...)",
+        )
+    return space.path_values(path), log_z

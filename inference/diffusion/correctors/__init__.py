@@ -1,0 +1,1 @@
+"""Feynman-Kac correctors of compositions of diffusion models."""

@@ -1,0 +1,1 @@
+"""Denoising MCMC: Markov chains over points and noise levels."""

@@ -1,0 +1,1 @@
+"""Posteriors under diffusion priors, by particles guided down the reverse process."""

@@ -1,0 +1,1 @@
+"""Diffusion models: noise schedules, scores, compositions, reverse processes and priors."""

@@ -1,0 +1,1 @@
+"""Particle filters: bootstrap, guided and auxiliary; offline and online; forecasts."""

@@ -1,0 +1,172 @@
+"""Particle filtering as data arrive: one observation a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import DataError
+from mcx.inference.filtering.particle_filter import ParticleFilter, code_of
+from mcx.inference.smc.engine import SMCSettings, SMCState, end_block, initialize, move
+from mcx.inference.smc.history import HistorySettings, check_faults, record
+from mcx.inference.smc.variance import log_evidence_variance
+from mcx.model.bound import BoundModel
+from mcx.model.series.state_space import check_params
+from mcx.ops.keys import as_key
+from mcx.target import FeynmanKac
+
+__all__ = ["OnlineFilter", "OnlineState", "advance", "start"]
+
+
+class OnlineState(NamedTuple):
+    """A particle system on its way. A pytree.
+
+    system: the particles and their weights.
+    time: number of the last observation, from 0 on.
+    """
+
+    system: SMCState
+    time: Any
+
+    @property
+    def log_evidence(self) -> Any:
+        """Log of the estimated evidence of the observations so far."""
+        return self.system.log_evidence
+
+    @property
+    def log_evidence_se(self) -> Any:
+        """Its standard error; NaN unless resampling is multinomial."""
+        if self.system.origins is None:
+            return np.nan
+        return jnp.sqrt(jnp.maximum(log_evidence_variance(self.system.origins, self.system.log_w), 0.0))
+
+    @property
+    def ess(self) -> Any:
+        """Effective sample size."""
+        return self.system.info.ess
+
+
+class OnlineFilter:
+    """A particle filter that takes one observation at a time.
+
+    Args:
+        bound: a model with a Markov chain, bound to data of any length of at least 1: it tells shapes only.
+        params: constrained values of every other latent site.
+        num_particles: N.
+        method: :class:`mcx.ParticleFilter` by default.
+        name: of the Markov chain, where the model has several.
+
+    Raises:
+        The errors of :func:`mcx.filter`.
+    """
+
+    def __init__(
+        self,
+        bound: BoundModel,
+        *,
+        params: Mapping[str, Any] | None = None,
+        num_particles: int = 1000,
+        method: ParticleFilter | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.method = ParticleFilter() if method is None else method
+        self.space = self.method.state_space(bound, name)
+        self.params = check_params(bound, self.space, params)
+        self.context = self.space.feynman_kac.prepare(self.params)
+        self.settings = self.method.settings(num_particles)
+        self.code = code_of(self.space.feynman_kac)
+        self._keep = HistorySettings("moments", (), self.space.states)
+
+    def init(self, key: Any, y: Any, *, inputs: Any = None, missing: Any = None) -> OnlineState:
+        """Take the first observation.
+
+        Args:
+            key: a typed JAX key or an int.
+            y: the observation of time 0: an array, or a dictionary where the model's ``obs`` is one; NaN
+                where missing.
+            inputs: the Markov chain's input of this time, if it has any.
+            missing: mask, where the model has ``missing=``.
+
+        Raises:
+            DataError: if the observation does not have the model's shapes.
+            WeightCollapse, NonFiniteError: if the weights say nothing any more.
+        """
+        u = self.input(y, inputs, missing)
+        return self.checked(start(self.code, self.settings, as_key(key), self.context, u))
+
+    def step(
+        self, key: Any, state: OnlineState, y: Any, *, inputs: Any = None, missing: Any = None
+    ) -> OnlineState:
+        """Take the next observation; see :meth:`init`. Costs O(N). Use a new key every time."""
+        u = self.input(y, inputs, missing)
+        return self.checked(advance(self.code, self.settings, as_key(key), self.context, state, u))
+
+    def moments(self, state: OnlineState) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Mean and sd of the state given the observations so far, by site."""
+        kept = _moments(self._keep, state.system)
+        return kept.mean, kept.sd
+
+    def input(self, y: Any, inputs: Any, missing: Any) -> Any:
+        """What the model's functions see of one time; see :meth:`init`."""
+        template = jax.tree_util.tree_map(lambda x: x[0], self.space.feynman_kac.inputs)
+        given = {"u": inputs, "y": _by_key(y), "missing": _by_key(missing) if missing is not None else {}}
+
+        def cast(path: Any, like: Any, value: Any) -> Any:
+            if jnp.shape(value) != jnp.shape(like):
+                raise DataError(
+                    f"an observation or input of the wrong shape: {jax.tree_util.keystr(path)}",
+                    site=self.space.name,
+                    expected=str(jnp.shape(like)),
+                    found=str(jnp.shape(value)),
+                )
+            return jnp.asarray(value, jnp.result_type(like))
+
+        wanted, found = (jax.tree_util.tree_structure(tree) for tree in (template, given))
+        if str(wanted) != str(found):
+            raise DataError(
+                "the observation does not have the structure of the model's",
+                site=self.space.name,
+                expected=str(wanted),
+                found=str(found),
+                remedy="y is an array, or a dictionary where the model's obs= is one; inputs and missing as "
+                "they are there",
+            )
+        return jax.tree_util.tree_map_with_path(cast, template, given)
+
+    def checked(self, state: OnlineState) -> OnlineState:
+        """The state as it is; raises where the weights say nothing any more."""
+        info = jax.tree_util.tree_map(lambda x: np.asarray(x)[None], state.system.info)
+        check_faults(info, self.settings.num_particles, self.method.max_nonfinite, int(state.time))
+        return state
+
+
+def _by_key(values: Any) -> dict[str, Any]:
+    return dict(values) if isinstance(values, Mapping) else {"": values}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def start(fk: FeynmanKac, settings: SMCSettings, key: Any, ctx: Any, u: Any) -> OnlineState:
+    """The system at time 0."""
+    return OnlineState(initialize(key, fk, ctx, u, settings), jnp.int32(0))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def advance(
+    fk: FeynmanKac, settings: SMCSettings, key: Any, ctx: Any, state: OnlineState, u: Any
+) -> OnlineState:
+    """The system one time on."""
+    system = move(key, fk, ctx, state.system, u, settings)
+    time = state.time + 1
+    if settings.lag is not None:
+        system = jax.lax.cond(time % settings.lag == 0, end_block, lambda system: system, system)
+    return OnlineState(system, time)
+
+
+@partial(jax.jit, static_argnums=0)
+def _moments(keep: HistorySettings, system: SMCState) -> Any:
+    return record(system, keep)

@@ -1,0 +1,269 @@
+"""Warm-up of many chains together: each finds the typical set by itself, then all tune one sampler.
+
+Approach. Chains start far away, where the log density may be 10^9 below its peak and each needs another
+step size. With one for all, the worst chain's is too small for the others to move, or theirs makes it stand
+still. So each has its own (dual averaging) and takes short trajectories; the metric is shared, from the
+spread of gradients (:mod:`~mcx.inference.mcmc.pooled_metric`). Chains that are left behind on a plateau or in
+a mode without mass are put where another chain is, see :func:`relocate`.
+
+Tuning. Now chains share the step size (dual averaging of the harmonic mean of their acceptance
+probabilities), the trajectory length (:mod:`~mcx.inference.mcmc.trajectory_length`) and the metric
+(covariance of all their draws).
+
+After that all is frozen: given the tuning, chains are independent. What happens at a step comes in as codes,
+so one program serves any length of warm-up and the sampling after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.adaptation.step_size import dual_averaging_adaptation
+
+from mcx.inference.mcmc import trajectory_length as length
+from mcx.inference.mcmc.pooled_metric import Moments, Spread, covariance, metric_of, variances
+from mcx.inference.mcmc.warmup import as_types
+from mcx.ops import collectives
+
+__all__ = [
+    "EnsembleState",
+    "Plan",
+    "Shared",
+    "init",
+    "num_leapfrogs",
+    "relocate",
+    "schedule",
+    "step",
+    "step_size_of",
+]
+
+FROZEN, APPROACH, TUNE = range(3)
+NOTHING, GATHER, NEW_METRIC, FINISH = range(4)
+
+_APPROACH_ACCEPT = 0.65
+_APPROACH_STEPS = 10  # leapfrog steps of the longest trajectory of an approach
+# What is averaged over many chains is hardly noisy: a strong pull to the middle (BlackJAX's default is 0.05,
+# made for one chain) keeps the step size from swinging by factors of ten
+_PULL = 0.4
+_LEAST_ACCEPTANCE = 0.05  # one chain alone does not bring the harmonic mean to 0
+_LEFT_BEHIND, _LEFT_BEHIND_PER_DIM = 20.0, 5.0  # nats
+
+
+class Plan(NamedTuple):
+    """What happens at a step; with a leading axis, at every step.
+
+    phase: FROZEN, APPROACH or TUNE.
+    event: NOTHING, or GATHER, NEW_METRIC or FINISH at its end.
+    jitter: factor of the trajectory's length in (0, 1), the same for all chains.
+    """
+
+    phase: Any
+    event: Any
+    jitter: Any
+
+
+class Shared(NamedTuple):
+    """What all chains have in common.
+
+    step_size: of tuned trajectories.
+    inverse_mass_matrix, mass_matrix: (d,) or (d, d).
+    averaging: dual averaging of the log step size.
+    length: trajectory length, and its ascent.
+    spread, moments: what the metric is made from.
+    """
+
+    step_size: Any
+    inverse_mass_matrix: Any
+    mass_matrix: Any
+    averaging: Any
+    length: length.LengthState
+    spread: Spread
+    moments: Moments
+
+
+class EnsembleState(NamedTuple):
+    """Adaptation state of one chain.
+
+    averaging: dual averaging of the chain's own log step size, for the approach.
+    shared: the same in all chains.
+    """
+
+    averaging: Any
+    shared: Shared
+
+
+def schedule(num_warmup: int, num_samples: int) -> Plan:
+    """Plan of every step: approach, tuning, then sampling.
+
+    Half of the warm-up is approach; chains left behind are looked for at its half, its three quarters and its
+    end. The metric is renewed after a fifth and after a half of the tuning.
+    """
+    total = num_warmup + num_samples
+    phase, event = np.full(total, FROZEN, np.int32), np.full(total, NOTHING, np.int32)
+    if num_warmup:
+        near = num_warmup // 2
+        left = num_warmup - near
+        phase[:near], phase[near:num_warmup] = APPROACH, TUNE
+        if near:
+            event[[near // 2, 3 * near // 4, near - 1]] = GATHER
+        event[[near + left // 5, near + left // 2]] = NEW_METRIC
+        event[num_warmup - 1] = FINISH
+    return Plan(phase, event, _van_der_corput(total).astype(np.float32))
+
+
+def _van_der_corput(count: int) -> np.ndarray:
+    """The first numbers of the base 2 low-discrepancy sequence in (0, 1)."""
+    index, value, digit = np.arange(1, count + 1), np.zeros(count), 0.5
+    while (index > 0).any():
+        value += digit * (index % 2)
+        index, digit = index // 2, digit / 2
+    return value
+
+
+def init(dim: int, step_size: float, trajectory_length: float, dense: bool) -> EnsembleState:
+    """State before the first step: unit metric."""
+    start, _, _ = dual_averaging_adaptation(_APPROACH_ACCEPT)
+    inverse, mass = metric_of(jnp.ones(dim), dense)
+    shared = Shared(
+        jnp.asarray(step_size, float),
+        inverse,
+        mass,
+        start(step_size),
+        length.init(trajectory_length),
+        Spread.blank(dim),
+        Moments.blank(dim, dense),
+    )
+    return EnsembleState(start(step_size), shared)
+
+
+def step_size_of(state: EnsembleState, plan: Plan) -> Any:
+    """Step size of this step's trajectory: the chain's own in an approach."""
+    return jnp.where(plan.phase == APPROACH, jnp.exp(state.averaging.log_step_size), state.shared.step_size)
+
+
+def num_leapfrogs(shared: Shared, plan: Plan, most: int) -> Any:
+    """Leapfrog steps of this step's trajectories: one number for all chains."""
+    tuned = jnp.clip(jnp.ceil(plan.jitter * shared.length.length / shared.step_size), 1, most)
+    near = jnp.ceil(plan.jitter * min(_APPROACH_STEPS, most))
+    return jnp.where(plan.phase == APPROACH, near, tuned).astype(jnp.int32)
+
+
+def step(
+    state: EnsembleState,
+    plan: Plan,
+    position: Any,
+    gradient: Any,
+    proposal: length.Proposal,
+    num_steps: Any,
+    target_accept: float,
+    most: int,
+) -> EnsembleState:
+    """Adapt after a transition.
+
+    Args:
+        state: adaptation state that the transition used, ``shared`` being one value for all chains.
+        plan: of this step.
+        position: where the transition ended, (d,).
+        gradient: of the log density there.
+        proposal: the trajectory.
+        num_steps: its leapfrog steps.
+        target_accept: harmonic mean of acceptance probabilities aimed at.
+        most: leapfrog steps of a trajectory at most.
+    """
+    dense = state.shared.inverse_mass_matrix.ndim == 2
+    _, own_update, _ = dual_averaging_adaptation(_APPROACH_ACCEPT)
+    restart, update, final = dual_averaging_adaptation(target_accept, gamma=_PULL)
+
+    def approach(s: EnsembleState) -> EnsembleState:
+        averaging = own_update(s.averaging, proposal.acceptance_rate)
+        spread = s.shared.spread.add(position, gradient)
+        inverse, mass = metric_of(variances(spread), dense)
+        shared = s.shared._replace(spread=spread, inverse_mass_matrix=inverse, mass_matrix=mass)
+        return EnsembleState(averaging, shared)
+
+    def tune(s: EnsembleState) -> EnsembleState:
+        old = s.shared
+        averaging = update(old.averaging, _harmonic_mean(proposal))
+        step_size = jnp.exp(averaging.log_step_size)
+        slope = length.slope(proposal, old.mass_matrix, num_steps * old.step_size)
+        shared = old._replace(
+            step_size=step_size,
+            averaging=averaging,
+            length=length.update(old.length, slope, step_size, most * step_size),
+            moments=old.moments.add(position),
+        )
+        return s._replace(shared=shared)
+
+    def with_step_size(s: EnsembleState, step_size: Any, **changed: Any) -> EnsembleState:
+        averaging = restart(step_size / 10)  # BlackJAX pulls towards ten times the step size it is given
+        shared = s.shared._replace(step_size=step_size, averaging=averaging, **changed)
+        return s._replace(shared=shared)
+
+    def gather(s: EnsembleState) -> EnsembleState:
+        return with_step_size(s, jnp.exp(collectives.mean(s.averaging.log_step_size_avg)))
+
+    def new_metric(s: EnsembleState) -> EnsembleState:
+        old = s.shared
+        step_size = final(old.averaging)
+        cov = covariance(old.moments, old.inverse_mass_matrix)
+        inverse, mass = metric_of(cov, dense)
+        blank = Moments.blank(position.shape[0], dense)
+        changed = {"inverse_mass_matrix": inverse, "mass_matrix": mass, "moments": blank}
+        return with_step_size(s, step_size, length=length.restart(old.length), **changed)
+
+    def finish(s: EnsembleState) -> EnsembleState:
+        step_size = final(s.shared.averaging)
+        return s._replace(shared=s.shared._replace(step_size=step_size, length=length.final(s.shared.length)))
+
+    def same(s: EnsembleState) -> EnsembleState:
+        return s
+
+    def choose(code: Any, branches: tuple[Any, ...], s: EnsembleState) -> EnsembleState:
+        chosen: EnsembleState = jax.lax.switch(code, [lambda s, f=f: as_types(f(s), s) for f in branches], s)
+        return chosen
+
+    state = choose(plan.phase, (same, approach, tune), state)
+    return choose(plan.event, (same, gather, new_metric, finish), state)
+
+
+def _harmonic_mean(proposal: length.Proposal) -> Any:
+    """Of the acceptance probabilities of all chains.
+
+    Trajectories that end outside of the support are left out, up to half of all: a hard bound is overstepped
+    with any step size, and adapting to that would shrink it without end.
+    """
+    inverse = 1 / jnp.maximum(proposal.acceptance_rate, _LEAST_ACCEPTANCE)
+    total, inside = collectives.mean((jnp.where(proposal.outside, 0.0, inverse), 1.0 - proposal.outside))
+    return jnp.where(inside > 0, inside / total, 0.0) * jnp.minimum(1.0, 2 * inside)
+
+
+def relocate(key: Any, chain: Any, log_density: Any, dim: int) -> tuple[Any, Any]:
+    """Put a chain that was left behind where one is that was not, drawn at random.
+
+    Left behind is a chain whose log density is more than 20 + 5 d nats below the upper quartile of all.
+    For a mode that low to hold as much mass as the others, it would have to be e^5 = 150 times as wide in
+    every dimension: it is a plateau on the way, or a mode that no draw should come from. Modes that compete
+    are closer than that, and keep their chains.
+
+    Args:
+        key: of this chain.
+        chain: what makes its state, a pytree.
+        log_density: where it is.
+        dim: d.
+
+    Returns:
+        ``chain`` or another one's, and whether it is another one's.
+    """
+    everywhere = collectives.every(log_density)
+    everywhere = jnp.where(jnp.isfinite(everywhere), everywhere, -jnp.inf)
+    quartile = jnp.sort(everywhere)[3 * everywhere.shape[0] // 4]
+    line = quartile - (_LEFT_BEHIND + _LEFT_BEHIND_PER_DIM * dim)
+    behind = ~(log_density >= line)
+    other = jax.random.categorical(key, jnp.where(everywhere >= line, 0.0, -jnp.inf))
+    moved = jax.tree_util.tree_map(
+        lambda own, all_: jnp.where(behind, all_[other], own), chain, collectives.every(chain)
+    )
+    return moved, behind

@@ -1,0 +1,110 @@
+"""How long trajectories should be: gradient ascent on the ChEES criterion, by all chains together.
+
+The criterion is the expected squared change of the squared distance from the mean,
+``E[(|x' - E x'|^2 - |x - E x|^2)^2] / 4`` for a proposal x' from x. Its derivative by the logarithm of the
+trajectory length is estimated from the proposals of one step, weighted by their acceptance probabilities, and
+followed by Adam without momentum.
+
+Source: Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
+Hamiltonian Monte Carlo", AISTATS, section 3 and algorithm 1. Distances are in units of the metric.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from mcx.ops import collectives
+
+__all__ = ["LengthState", "Proposal", "final", "init", "restart", "slope", "update"]
+
+_LEARNING_RATE = 0.05
+_DECAY = 0.95
+_LARGEST_UPDATE = 0.35
+_TINY = 1e-20
+
+
+class Proposal(NamedTuple):
+    """A trajectory of one chain.
+
+    start, end: (d,), where it began and ended.
+    momentum: (d,), at its end.
+    acceptance_rate: probability that it is accepted; 0 where it diverged or is no number.
+    outside: whether it ended where the density is zero.
+    """
+
+    start: Any
+    end: Any
+    momentum: Any
+    acceptance_rate: Any
+    outside: Any
+
+
+class LengthState(NamedTuple):
+    """State of the ascent, the same for all chains.
+
+    length: of the next trajectory, before jitter.
+    curvature: moving average of squared slopes.
+    log_mean: weighted mean of the logarithms of lengths.
+    count: updates since the last restart.
+    """
+
+    length: Any
+    curvature: Any
+    log_mean: Any
+    count: Any
+
+
+def init(length: Any) -> LengthState:
+    """State before the first update."""
+    length, zero = jnp.asarray(length, float), jnp.zeros(())
+    return LengthState(length, zero, jnp.log(length), zero)
+
+
+def restart(state: LengthState) -> LengthState:
+    """Go on from the same length, forgetting how it was reached."""
+    return init(state.length)
+
+
+def slope(proposal: Proposal, mass_matrix: Any, travelled: Any) -> Any:
+    """Estimated derivative of the criterion by the log length: one number for all chains.
+
+    Args:
+        proposal: of this chain.
+        mass_matrix: (d,) or (d, d), that it moved with.
+        travelled: integration time of the trajectories.
+    """
+    start, end, momentum, weight, _ = proposal
+    # a trajectory that got lost has weight 0, but 0 times infinity is no number
+    end = jnp.where(jnp.isfinite(end), end, start)
+    momentum = jnp.where(jnp.isfinite(momentum), momentum, 0.0)
+    start_mean, end_mean, weight_mean = collectives.mean((start, weight * end, weight))
+    centred = end - end_mean / (weight_mean + _TINY)
+    change = _squared(centred, mass_matrix) - _squared(start - start_mean, mass_matrix)
+    # velocity and mass matrix cancel: <x', M^-1 p'> in units of the metric is the plain inner product
+    each = jnp.where(weight > 0, weight * travelled * change * (centred @ momentum), 0.0)
+    return collectives.mean(each) / (weight_mean + _TINY)
+
+
+def _squared(x: Any, mass_matrix: Any) -> Any:
+    return x @ (mass_matrix * x if mass_matrix.ndim == 1 else mass_matrix @ x)
+
+
+def update(state: LengthState, slope: Any, least: Any, most: Any) -> LengthState:
+    """One step of Adam on the log length, kept between ``least`` and ``most``."""
+    slope = jnp.where(jnp.isfinite(slope), slope, 0.0)
+    # squares of slopes overflow single precision long before slopes do
+    slope = jnp.clip(slope, -1e15, 1e15)
+    count = state.count + 1
+    curvature = _DECAY * state.curvature + (1 - _DECAY) * slope**2
+    size = jnp.sqrt(curvature / (1 - _DECAY**count)) + _TINY
+    change = jnp.clip(_LEARNING_RATE * slope / size, -_LARGEST_UPDATE, _LARGEST_UPDATE)
+    log_length = jnp.clip(jnp.log(state.length) + change, jnp.log(least), jnp.log(most))
+    log_mean = state.log_mean + (log_length - state.log_mean) / jnp.sqrt(count)
+    return LengthState(jnp.exp(log_length), curvature, log_mean, count)
+
+
+def final(state: LengthState) -> LengthState:
+    """The averaged length, to be kept."""
+    return state._replace(length=jnp.exp(state.log_mean))

@@ -1,0 +1,219 @@
+"""One sweep of particle Gibbs: every path by conditional SMC, then the parameters given the paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepInfo, sweep
+from mcx.inference.conditional_smc.initial_path import filtered_path
+from mcx.inference.mcmc.base import MCMCKernel, MCMCState
+from mcx.inference.mcmc.initial_points import Start, best_start
+from mcx.model import capture
+from mcx.model.conditioning import placeholders
+from mcx.model.series.state_space import ChainData, path_sites
+from mcx.target import TargetFunctions
+
+__all__ = ["GibbsKernel", "GibbsStart", "GibbsState", "PathAverages"]
+
+
+class GibbsStart(NamedTuple):
+    """Where a chain starts.
+
+    params: for the coordinates that the Markov chain method moves.
+    values: of other sites, as far as the user gave them; constrained.
+    """
+
+    params: Start
+    values: dict[str, Any]
+
+
+class PathAverages(NamedTuple):
+    """Averages of conditional SMC over the kept sweeps of a chain, (T,) each; see :class:`SweepInfo`."""
+
+    update_rate: Any
+    ess: Any
+    unique_ancestors: Any
+
+    @classmethod
+    def of(cls, info: SweepInfo) -> PathAverages:
+        """Of a single sweep."""
+        return cls(*(jnp.asarray(x, float) for x in (info.updated, info.ess, info.unique_ancestors)))
+
+
+class GibbsState(NamedTuple):
+    """State of one chain.
+
+    values: constrained values of the paths' sites and of the sites that updates give, by site. Particles are
+        made from them anew at every sweep, as some hold what depends on the parameters.
+    params: of the Markov chain method on the other sites, in unconstrained space. Its density and gradient
+        are those of its last step, that is, given the present paths.
+    averages: by block.
+    num_kept: sweeps that the averages count.
+    """
+
+    values: dict[str, Any]
+    params: MCMCState
+    averages: dict[str, PathAverages]
+    num_kept: Any
+
+    @property
+    def started(self) -> Any:
+        """Whether a finite starting point was found."""
+        return self.params.started
+
+
+@dataclass(frozen=True)
+class GibbsKernel:
+    """Particle Gibbs on a model: the kernel that the driver runs.
+
+    Attributes:
+        blocks: Markov blocks and how to draw their paths.
+        updates: ``(key, values) -> {site: new value}``, exact draws from full conditionals.
+        drawn: the sites that updates give.
+        mcmc: a transition on the remaining sites, given all others; not used where none remain.
+        whole: functions of the model's target.
+    """
+
+    blocks: tuple[tuple[str, ConditionalSMC], ...]
+    updates: tuple[Callable[..., Mapping[str, Any]], ...]
+    drawn: tuple[str, ...]
+    mcmc: MCMCKernel
+    whole: TargetFunctions
+
+    # start -----------------------------------------------------------------------------------------
+
+    def init(self, data: ChainData, key: Any, start: GibbsStart) -> GibbsState:
+        """Search for parameters and paths with a finite joint density and gradient.
+
+        Paths come from a particle filter at the starting parameters, unless the user gave them. Of several
+        starting parameters those of the largest evidence are taken: from bad ones a path follows that fits
+        them, which then holds on to the parameters.
+        """
+
+        def attempt(number: Any) -> tuple[Any, GibbsState]:
+            key_params, key_drawn, key_paths = jax.random.split(jax.random.fold_in(key, number), 3)
+            position, radius, _ = start.params
+            noise = jax.random.uniform(key_params, position.shape, minval=-1.0, maxval=1.0)
+            position = position + radius * noise
+            paths = tuple(site for space in data.spaces.values() for site in path_sites(space))
+            given = {**placeholders(self.mcmc.sites, paths), **self._prior_draws(data, key_drawn)}
+            given |= start.values
+            values = self._values(data, given, position)
+            averages, log_z = {}, jnp.zeros(())
+            for (name, method), key_path in zip(self.blocks, self._keys(key_paths, self.blocks), strict=True):
+                space = data.spaces[name]
+                if not set(path_sites(space)) <= set(start.values):
+                    path, log_evidence = filtered_path(key_path, space, values, method)
+                    values |= path
+                    log_z += log_evidence
+                zeros = jnp.zeros(space.feynman_kac.num_steps)
+                averages[name] = PathAverages(zeros, zeros, zeros)
+            given = {k: values[k] for k in given}
+            params = self.mcmc.at((data.model, given), position)
+            state = GibbsState(given, params, averages, jnp.zeros((), jnp.int32))
+            return jnp.where(state.started, log_z, -jnp.inf), state
+
+        best: GibbsState = best_start(attempt, start.params)
+        return best
+
+    def _prior_draws(self, data: ChainData, key: Any) -> dict[str, Any]:
+        """Values of the sites that updates give, until these do: from the prior, where it is proper."""
+        if not self.drawn:
+            return {}
+
+        def improper(site: dict[str, Any]) -> Any:
+            if site["type"] == "sample" and capture.is_improper(site["fn"]):
+                return capture.unconstrained_prototype(site)
+            return None
+
+        sites = capture.record(self.whole.run(data.model), key=key, substitute_fn=improper).sites
+        return {k: jnp.asarray(sites[k]["value"], self.mcmc.sites[k].dtype) for k in self.drawn}
+
+    # sweep -----------------------------------------------------------------------------------------
+
+    def step(self, data: ChainData, key: Any, state: GibbsState, u: Any) -> tuple[GibbsState, Any]:
+        """One sweep; ``u`` holds the adaptation code and whether the sweep counts.
+
+        Leaves the posterior invariant (without adaptation): each part draws from a kernel that leaves its
+        conditional law given all others invariant, the others being as they are at that moment.
+
+        Source: Andrieu, Doucet and Holenstein (2010), section 2.4.3.
+        """
+        key_paths, key_params = jax.random.split(key)
+        state, swept = self.move_paths(data, key_paths, state)
+        state, stats = self.move_params(data, key_params, state, u["code"])
+        count = state.num_kept + u["keep"]
+        share = u["keep"] / jnp.maximum(count, 1)
+        averages = {}
+        for name, info in swept.items():
+            now = PathAverages.of(info)
+            averages[name] = jax.tree_util.tree_map(
+                lambda old, new: old + share * (new - old), state.averages[name], now
+            )
+            stats |= {f"{name}.{k}": jnp.mean(v) for k, v in now._asdict().items()}
+        return state._replace(averages=averages, num_kept=count), stats
+
+    def move_paths(
+        self, data: ChainData, key: Any, state: GibbsState
+    ) -> tuple[GibbsState, dict[str, SweepInfo]]:
+        """A new path for every block in turn, given the parameters and the other blocks' paths."""
+        values = self._values(data, state.values, state.params.position)
+        swept = {}
+        for (name, method), key_block in zip(self.blocks, self._keys(key, self.blocks), strict=True):
+            space = data.spaces[name]
+            fk = space.feynman_kac
+            ctx = fk.prepare({k: values[k] for k in space.params})
+            path, swept[name] = sweep(key_block, fk, ctx, space.path_of(ctx, values, fk.inputs), method)
+            values |= space.path_values(path)
+        return state._replace(values={k: values[k] for k in state.values}), swept
+
+    def move_params(
+        self, data: ChainData, key: Any, state: GibbsState, code: Any
+    ) -> tuple[GibbsState, dict[str, Any]]:
+        """New parameters given the paths: by the updates, then by the Markov chain method on the rest."""
+        key_mcmc, key_updates = jax.random.split(key)
+        values = self._values(data, state.values, state.params.position)
+        for update, key_update in zip(self.updates, self._keys(key_updates, self.updates), strict=True):
+            values |= {k: jnp.asarray(v, values[k].dtype) for k, v in update(key_update, values).items()}
+        given = {k: values[k] for k in state.values}
+        params = state.params
+        stats: dict[str, Any] = {}
+        if self.mcmc.shapes:
+            # what the state remembers of its density is given the old paths
+            params = self.mcmc.refresh((data.model, given), params)
+            params, stats = self.mcmc.step((data.model, given), key_mcmc, params, code)
+        return state._replace(values=given, params=params), dict(stats)
+
+    def _values(self, data: ChainData, given: Mapping[str, Any], position: Any) -> dict[str, Any]:
+        """Constrained values of all latent sites."""
+        target = self.mcmc.target((data.model, dict(given)))
+        moved = target.constrain(target.unravel(position))
+        return {**given, **{name: moved[name] for name, _ in self.mcmc.shapes}}
+
+    @staticmethod
+    def _keys(key: Any, parts: tuple[Any, ...]) -> list[Any]:
+        return [jax.random.fold_in(key, i) for i in range(len(parts))]
+
+    # results ---------------------------------------------------------------------------------------
+
+    def collect(self, state: GibbsState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Paths and parameters, and the sweep's statistics."""
+        return (state.values, state.params.position), info
+
+    def emit(self, data: ChainData, draw: Any) -> Any:
+        """A draw as sites, deterministic ones too, and the unconstrained parameters among it."""
+        given, position = draw
+        target = self.mcmc.target((data.model, given))
+        return {**target.constrain(target.unravel(position)), **given}, position
+
+    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Update rates of the paths, and what the Markov chain method shows."""
+        rates = [np.mean(stats[f"{name}.update_rate"]) for name, _ in self.blocks]
+        shown = {"update rate": float(min(rates))}
+        return {**shown, **self.mcmc.report(stats)} if self.mcmc.shapes else shown

@@ -1,0 +1,1 @@
+"""Particle marginal Metropolis-Hastings."""

@@ -1,0 +1,99 @@
+"""How many particles: from replicates of the log evidence where the posterior's mass is.
+
+The variance of averages over a chain falls with the number of particles, the cost of a step grows with it.
+The product is least where the log evidence has a standard deviation of 1.0 to 1.7, and 1.2 does well whether
+or not the chain would mix well with the exact likelihood (Doucet et al. 2015); for random walks in many
+dimensions the best one is 1.8 (Sherlock et al. 2015). Both take the variance to fall as 1 / N and the cost to
+grow as N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.inference.pmmh.kernel import PMMHKernel
+from mcx.inference.smc.engine import SMCSettings
+from mcx.model.series.state_space import ChainData
+from mcx.ops.batches import vmap_in_batches
+
+__all__ = [
+    "BEST_SD",
+    "PILOT_PARTICLES",
+    "enough_particles",
+    "log_evidence_sd",
+    "nearest_to_mean",
+    "replicates",
+    "sd_of",
+]
+
+PILOT_PARTICLES = 100
+BEST_SD, MOST_SD = 1.2, 1.8
+
+_LEAST, _MOST = 50, 2**17  # a filter's step costs the same for fewer than that
+_ROUNDS, _MAX_FACTOR = 4, 16.0
+_REPLICATES = 64  # give the standard deviation within 9 %
+_PARTICLES_AT_ONCE = 2**19
+
+
+def enough_particles(kernel: Callable[[int], PMMHKernel], data: ChainData, position: Any, key: Any) -> int:
+    """Particles that give the log evidence a standard deviation of about 1.2, at least 50.
+
+    Args:
+        kernel: by number of particles.
+        data: for it.
+        position: where the posterior's mass is, (d,).
+        key: a typed key.
+
+    Returns:
+        The number; a compilation and 64 filters for each of at most four that are tried.
+    """
+    number = PILOT_PARTICLES
+    for i in range(_ROUNDS):
+        sd = log_evidence_sd(kernel(number), data, position, jax.random.fold_in(key, i))
+        # the variance falls as 1 / N once it is moderate
+        factor = min((sd / BEST_SD) ** 2, _MAX_FACTOR)
+        number = int(np.clip(math.ceil(number * factor), _LEAST, _MOST))
+        if sd < 1.5 * BEST_SD:
+            break
+    return number
+
+
+def log_evidence_sd(kernel: PMMHKernel, data: ChainData, position: Any, key: Any) -> float:
+    """Standard deviation of the log evidence over 64 replicates of the filters; inf where one collapses."""
+    return sd_of(_replicates(kernel, data, jnp.asarray(position), key))
+
+
+@partial(jax.jit, static_argnums=0)
+def _replicates(kernel: PMMHKernel, data: ChainData, position: Any, key: Any) -> Any:
+    return replicates(lambda key: kernel.log_evidence(data, key, position), key, kernel.settings)
+
+
+def replicates(log_evidence: Callable[[Any], Any], key: Any, settings: SMCSettings) -> Any:
+    """64 draws of an estimate by filters with these settings, as many at once as there is room for."""
+    at_once = max(1, min(_REPLICATES, _PARTICLES_AT_ONCE // settings.num_particles))
+    return vmap_in_batches(log_evidence, (0,), at_once)(jax.random.split(key, _REPLICATES))
+
+
+def sd_of(log_evidences: Any) -> float:
+    """Standard deviation of replicates; inf where one is not finite."""
+    found = np.asarray(log_evidences, np.float64)
+    return float(found.std(ddof=1)) if np.isfinite(found).all() else math.inf
+
+
+def nearest_to_mean(draws: Any) -> Any:
+    """The draw nearest to the mean, in units of standard deviations; the mean itself may be out of reach.
+
+    Args:
+        draws: chain x draw x d.
+    """
+    flat = np.asarray(draws, np.float64).reshape(-1, draws.shape[-1])
+    scale = np.where(np.ptp(flat, axis=0) > 0, flat.std(0), 1.0)
+    distance = np.sum(((flat - flat.mean(0)) / scale) ** 2, 1)
+    return np.asarray(draws).reshape(flat.shape)[np.argmin(distance)]

@@ -1,0 +1,247 @@
+"""Backward kernels of a particle system: which particle of the time before may have led to this one.
+
+Given a particle x at time t, the backward kernel draws an index l of the system at t - 1 with probability in
+proportion to ``W_l m_t(x_l, x) G_t(x_l, x)``, where W are that system's weights. Exact draws cost O(N) each.
+Independent Metropolis-Hastings steps that propose from the weights cost O(1) each and leave the same law
+invariant; started at the particle's ancestor, which has that law already, they need not converge to anything:
+one or two of them renew the index (Dau and Chopin 2023).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mcx.errors import CapabilityError, MethodError
+from mcx.inference.smc.backward_rejection import by_rejection
+from mcx.model.series.chain import sources
+from mcx.ops.logspace import normalize
+from mcx.ops.random import accept, choose
+from mcx.target import FeynmanKac
+
+__all__ = [
+    "KINDS",
+    "backward_path",
+    "backward_paths",
+    "backward_weights",
+    "check_backward",
+    "check_kind",
+    "parents",
+]
+
+KINDS = ("imh", "exact", "hybrid")
+_MAX_ENTRIES = 2**24  # of a table of pairs of particles: beyond, its rows are made batch by batch
+
+
+def check_backward(method: str, fk: FeynmanKac, kind: str, reason: str = "") -> None:
+    """Raise unless a model has what backward sampling needs.
+
+    Args:
+        method: who asks.
+        fk: the model.
+        kind: of the backward draws.
+        reason: why it has no transition density, if it is known.
+
+    Raises:
+        CapabilityError: without a transition density, with kernels that adapt to the population, and for
+            "hybrid" without a bound of the density.
+    """
+    if fk.adapt is not None:
+        raise CapabilityError(
+            f"{method} needs Markov kernels that do not depend on the other particles",
+            expected="a FeynmanKac model with adapt=None",
+        )
+    if fk.log_transition is None:
+        raise CapabilityError(
+            f"{method} needs the density of the transition" + (f": {reason}" if reason else ""),
+            expected="FeynmanKac(log_transition=...), or a chain whose steps have densities",
+            remedy="trace genealogies instead: mcx.filter(..., history='full').paths(...)",
+        )
+    if kind == "hybrid" and fk.log_transition_bound is None:
+        raise CapabilityError(
+            f"{method}(backward='hybrid') needs the largest value of the transition's density",
+            expected="FeynmanKac(log_transition_bound=...), or mcx.markov without a proposal=, with "
+            "transitions of families whose mode has a closed form",
+            remedy="use backward='imh' or 'exact', which need none",
+        )
+
+
+def check_kind(method: str, kind: str, kinds: tuple[str, ...] = KINDS) -> None:
+    """Raise unless ``kind`` is a backward kernel."""
+    if kind not in kinds:
+        raise MethodError(
+            f"{method}(backward=...) is unknown",
+            expected="one of " + ", ".join(map(repr, kinds)),
+            found=repr(kind),
+        )
+
+
+def parents(
+    key: Any,
+    fk: FeynmanKac,
+    ctx: Any,
+    before: tuple[Any, Any],
+    after: tuple[Any, Any],
+    u: Any,
+    *,
+    num_draws: int,
+    kind: str,
+    num_steps: int,
+) -> Any:
+    """Draw from the backward kernel of every particle.
+
+    Args:
+        key: a typed key.
+        fk: the model, with a transition density.
+        ctx: what ``fk.prepare`` gave.
+        before: particles of t - 1, (N, ...), and their log weights (N,).
+        after: particles of t, (n, ...), and the indices of their ancestors, (n,) int32.
+        u: input of t.
+        num_draws: draws a particle, M; independent given the systems and the ancestors.
+        kind: "exact", "imh", or "hybrid": exact draws by rejection as long as that pays.
+        num_steps: Metropolis-Hastings steps of a draw, for "imh"; 0 gives the ancestors.
+
+    Returns:
+        int32 indices (n, M). Costs O(n M num_steps + N), exact draws O(n (N + M log N)), "hybrid" between
+        O(n M + N) and a small multiple of the latter, as proposals are accepted or not.
+    """
+    x_prev, log_w = before
+    x, ancestors = after
+    pair = _pair(fk, ctx, u, bounded=kind == "hybrid")
+
+    def density(index: Any) -> Any:  # (n, M) to (n, M)
+        each = jax.vmap(jax.vmap(pair, (0, None)))
+        return each(jax.tree_util.tree_map(lambda a: a[index], x_prev), x)
+
+    def exactly(key: Any, x: Any) -> Any:
+        return choose(key, _row(fk, ctx, before, x, u), (num_draws,))
+
+    if kind == "exact":
+        keys = jax.random.split(key, ancestors.shape[0])
+        return _rows(exactly, (keys, x), log_w.shape[0])
+    if kind == "hybrid":
+        peak = fk.log_transition_bound
+        assert peak is not None
+        peaks = jax.vmap(lambda x: peak(ctx, x, u))(x_prev)
+        bound = jnp.max(jnp.where(log_w > -jnp.inf, peaks, -jnp.inf))
+        key, key_exact = jax.random.split(key)
+        rows = (jax.random.split(key_exact, ancestors.shape[0]), x)
+        return by_rejection(key, log_w, lambda index: density(index) - bound, exactly, rows, num_draws)
+
+    current = jnp.broadcast_to(ancestors[:, None], (ancestors.shape[0], num_draws))
+    if num_steps == 0:
+        return current
+    key_propose, key_accept = jax.random.split(key)
+    proposals = choose(key_propose, log_w, (num_steps, *current.shape))
+    log_m = density(current)
+    # few steps: a loop would cost more than what it compiles
+    for key_step, proposed in zip(jax.random.split(key_accept, num_steps), proposals, strict=True):
+        log_m_proposed = density(proposed)
+        # whoever has density zero, by rounding, gives way to anybody who has not
+        ratio = jnp.where(log_m == -jnp.inf, 0.0, log_m_proposed - log_m)
+        moved = accept(key_step, jnp.where(log_m_proposed == -jnp.inf, -jnp.inf, ratio))
+        current, log_m = jnp.where(moved, proposed, current), jnp.where(moved, log_m_proposed, log_m)
+    return current
+
+
+def backward_weights(fk: FeynmanKac, ctx: Any, before: tuple[Any, Any], x: Any, u: Any) -> Any:
+    """The backward kernel of one particle as normalised log weights (N,). Costs O(N)."""
+    return normalize(_row(fk, ctx, before, x, u))[0]
+
+
+def backward_paths(
+    key: Any,
+    fk: FeynmanKac,
+    ctx: Any,
+    history: tuple[Any, Any, Any],
+    *,
+    num_paths: int,
+    kind: str,
+    num_steps: int = 1,
+) -> tuple[Any, Any]:
+    """Draw paths from a filter's history, from the last time back.
+
+    Args:
+        key: a typed key.
+        fk: the model, with a transition density.
+        ctx: what ``fk.prepare`` gave.
+        history: particles, a pytree of (T, N, ...); log weights and ancestors of the filter, (T, N).
+        num_paths: P; independent given the history.
+        kind: "exact" or "imh".
+        num_steps: of "imh".
+
+    Returns:
+        The paths, a pytree of (T, P, ...), and their indices (T, P). Costs as :func:`parents` a time.
+
+    Source: Godsill, Doucet and West (2004), algorithm 1; Bunch and Godsill (2013) for "imh".
+    """
+    particles, log_w, ancestors = history
+    key_last, key_run = jax.random.split(key)
+    last = choose(key_last, log_w[-1], (num_paths,))
+    end = jax.tree_util.tree_map(lambda x: x[-1, last], particles)
+    before = jax.tree_util.tree_map(lambda x: x[:-1], (particles, log_w))
+    inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
+    keys = jax.random.split(key_run, fk.num_steps - 1)
+
+    def back(carry: Any, at: Any) -> tuple[Any, Any]:
+        x_next, index = carry
+        key, before, row, u = at
+        drawn = parents(
+            key, fk, ctx, before, (x_next, row[index]), u, num_draws=1, kind=kind, num_steps=num_steps
+        )[:, 0]
+        chosen = jax.tree_util.tree_map(lambda x: x[drawn], before[0])
+        return (chosen, drawn), (chosen, drawn)
+
+    _, (earlier, indices) = jax.lax.scan(
+        back, (end, last), (keys, before, ancestors[1:], inputs), reverse=True
+    )
+    paths = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, end)
+    return paths, jnp.concatenate([indices, last[None]])
+
+
+def backward_path(key: Any, fk: FeynmanKac, ctx: Any, particles: Any, log_w: Any) -> tuple[Any, Any]:
+    """Draw one path exactly; see :func:`backward_paths`. The path is (T, ...), its indices (T,)."""
+    anyone = jnp.zeros(log_w.shape, jnp.int32)
+    history = (particles, log_w, anyone)
+    path, indices = backward_paths(key, fk, ctx, history, num_paths=1, kind="exact")
+    return jax.tree_util.tree_map(lambda x: x[:, 0], path), indices[:, 0]
+
+
+def _pair(fk: FeynmanKac, ctx: Any, u: Any, bounded: bool = False) -> Any:
+    """``(x_prev, x) -> log m_t(x_prev, x) G_t(x_prev, x)``, without G where that is a constant of x_prev.
+
+    Where it has to be bounded by ``fk.log_transition_bound``, G must be such a constant.
+    """
+    density = fk.log_transition
+    assert density is not None
+
+    def pair(x_prev: Any, x: Any) -> Any:
+        log_m = density(ctx, x_prev, x, u)
+        # left out, a large constant cannot round the small differences that matter
+        past: Any = jax.tree_util.tree_map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x_prev)
+        if sources(lambda x_prev: fk.log_potential(ctx, x_prev, x, u), {"x_prev": past}):
+            if bounded:
+                raise CapabilityError(
+                    "backward='hybrid' bounds the transition's density alone",
+                    expected="potentials that do not depend on the particle before",
+                    remedy="use backward='imh' or 'exact'",
+                )
+            log_m = log_m + fk.log_potential(ctx, x_prev, x, u)
+        return jnp.where(jnp.isnan(log_m), -jnp.inf, log_m)
+
+    return pair
+
+
+def _row(fk: FeynmanKac, ctx: Any, before: tuple[Any, Any], x: Any, u: Any) -> Any:
+    x_prev, log_w = before
+    return log_w + jax.vmap(_pair(fk, ctx, u), (0, None))(x_prev, x)
+
+
+def _rows(row: Any, arguments: Any, num: int) -> Any:
+    """``row`` of every particle; in batches where a table of all pairs would be large."""
+    size = jax.tree_util.tree_leaves(arguments)[0].shape[0]
+    if size * num <= _MAX_ENTRIES:
+        return jax.vmap(row)(*arguments)
+    return jax.lax.map(lambda args: row(*args), arguments, batch_size=max(1, _MAX_ENTRIES // num))

@@ -1,0 +1,129 @@
+"""SMC^2 whose filters get more particles on the way, where noise in their evidence has moves refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from mcx.inference.pmmh.num_particles import BEST_SD, MOST_SD, nearest_to_mean, replicates, sd_of
+from mcx.inference.smc.engine import SMCState
+from mcx.inference.smc2.kernel import SMC2Kernel, inputs, lost
+from mcx.inference.smc2.nested import NestedData, Nesting, populate
+from mcx.inference.smc2.nested_paths import grow
+from mcx.run.checkpoint import Checkpoint
+from mcx.run.driver import Run, run
+
+__all__ = ["run_growing"]
+
+_MOST_PARTICLES = 2**14
+_MAX_FACTOR = 4  # the first estimate is of little worth where noise is large
+
+
+def run_growing(
+    kernel: SMC2Kernel,
+    data: NestedData,
+    *,
+    key: Any,
+    title: str,
+    checkpoint: Checkpoint | None,
+    **options: Any,
+) -> tuple[Nesting, Run]:
+    """Run SMC^2 in parts, each with at least as many inner particles as the one before.
+
+    A part ends where moves of a replicate are accepted less often than the kernel's ``least_acceptance``.
+    Filters of all replicates then grow, if the log evidence at a central parameter has a standard deviation
+    above the best one for PMMH; where it has not, more particles would not help. The last moves, which the
+    draws come from, are a part of their own: for them filters grow beforehand if it is above 1.8.
+
+    Args:
+        kernel: with the settings of the first part.
+        data: for it.
+        key: a typed key.
+        title: of the bar.
+        checkpoint: a directory for every part.
+        options: for the driver.
+
+    Returns:
+        The settings of the last part; and all parts as one run.
+    """
+    state, done, total = None, 0, data.num_steps
+    parts: list[Run] = []
+    while True:
+        number, part = kernel.nesting.settings.num_particles, len(parts)
+        end = total if done >= total - 1 else total - 1
+        result = run(
+            kernel,
+            data,
+            key=key if part == 0 else _key(key, 2, part),
+            num_steps=end - done,
+            start=state,
+            inputs=jax.tree_util.tree_map(lambda x, begin=done, end=end: x[begin:end], inputs(total)),
+            title=f"{title}, {number} particles",
+            chunk_size=1,  # to look at every move
+            capacity=1,
+            checkpoint=None if checkpoint is None else checkpoint.part(f"part-{part + 1}"),
+            **options,
+        )
+        options.pop("on_start", None)  # that is over
+        options.pop("while_compiling", None)
+        parts.append(result)
+        done += result.num_steps
+        if done == total or result.interrupted or lost(result.stats):
+            return kernel.nesting, _as_one(parts)
+        state, seen = result.state, done + 1
+        sd = _noise(kernel.nesting, data, _key(key, 5, part), state, seen)
+        refused = kernel.stop(result.stats)
+        most = min(number * _factor(sd), _MOST_PARTICLES)
+        if most > number and (refused or sd > MOST_SD):
+            settings = replace(kernel.nesting.settings, num_particles=most)
+            wider = replace(kernel.nesting, settings=settings)
+            particles = grow(kernel.nesting, wider, data, _key(key, 6, part), state.particles, seen)
+            state = state._replace(particles=particles)
+            kernel = replace(kernel, nesting=wider)
+        elif number == _MOST_PARTICLES:
+            kernel = replace(kernel, least_acceptance=0.0)
+
+
+def _key(key: Any, purpose: int, part: int) -> Any:
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), part)
+
+
+def _factor(sd: float) -> int:
+    """By which the number grows, a power of two; the variance falls as 1 / N once it is moderate."""
+    if sd <= BEST_SD:
+        return 1
+    return 2 ** math.ceil(math.log2(min((sd / BEST_SD) ** 2, _MAX_FACTOR)))
+
+
+def _noise(nesting: Nesting, data: NestedData, key: Any, state: SMCState, seen: int) -> float:
+    """Standard deviation of the log evidence of the observations so far, at a central parameter."""
+    position, log_w = np.asarray(state.particles.position), np.asarray(state.log_w)
+    central = nearest_to_mean(position[log_w > -np.inf][None])
+    return sd_of(_log_evidences(nesting, data, key, central, seen - 1))
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_evidences(nesting: Nesting, data: NestedData, key: Any, position: Any, t: Any) -> Any:
+    def one(key: Any) -> Any:
+        return populate(nesting, data, key, position, t).log_evidence
+
+    return replicates(one, key, nesting.settings)
+
+
+def _as_one(parts: list[Run]) -> Run:
+    stats: Mapping[str, Any] = {
+        name: np.concatenate([part.stats[name] for part in parts if part.stats], 1) for name in parts[0].stats
+    }
+    return replace(
+        parts[-1],
+        stats=dict(stats),
+        num_steps=sum(part.num_steps for part in parts),
+        compile_time=sum(part.compile_time for part in parts),
+        run_time=sum(part.run_time for part in parts),
+    )

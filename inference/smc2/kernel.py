@@ -1,0 +1,111 @@
+"""One time of SMC^2 as a step of the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.genealogy import unique_ancestors
+from mcx.inference.smc.particle_kernel import ParticleKernel
+from mcx.inference.smc2 import nested_moves
+from mcx.inference.smc2.nested import Context, NestedData, Nesting, Times
+from mcx.inference.smc2.nested import code as nested_code
+from mcx.inference.smc2.nested_moves import PMMHMoves
+
+__all__ = ["SMC2Kernel", "inputs", "lost"]
+
+
+def inputs(num_steps: int) -> Times:
+    """Of the steps after time 0: all later times, and the end."""
+    t = np.arange(1, num_steps + 1, dtype=np.int32)
+    return Times(np.minimum(t, num_steps - 1), t == num_steps)
+
+
+@dataclass(frozen=True)
+class SMC2Kernel(ParticleKernel):
+    """Times of SMC^2 for the driver; its data are those of the nested model.
+
+    Attributes:
+        nesting: parameters and their particle systems.
+        moves: of parameters.
+        settings: of the outer system.
+        least_acceptance: the run stops where moves are accepted less often.
+        mesh: devices that share the parameters of one replicate.
+    """
+
+    nesting: Nesting
+    moves: PMMHMoves
+    settings: SMCSettings
+    least_acceptance: float = 0.0
+    mesh: Mesh | None = None
+
+    def init(self, data: NestedData, key: Any, start: Any) -> SMCState:
+        """The system at time 0, or the one given."""
+        if start is not None:
+            return self._spread(start)
+        now = Times(jnp.int32(0), jnp.asarray(False))
+        return self._spread(initialize(key, nested_code(self.nesting), Context(data), now, self.settings))
+
+    def step(self, data: NestedData, key: Any, state: SMCState, u: Times) -> tuple[SMCState, Any]:
+        """One time, after moves if they are due; or the end, which resamples and moves."""
+        info = state.info
+        # resample at the end whatever the weights are, unless all are zero
+        seen = jnp.where(u.last & ~state.collapsed, 0.5 * self.settings.threshold, info.ess)
+        state = state._replace(info=info._replace(ess=seen))
+        fk = nested_moves.code(self.nesting, self.moves)
+        return self._spread(move(key, fk, Context(data), state, u, self.settings)), None
+
+    def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Statistics of the step; particles stay on the device.
+
+        Those of the moves, and of the resampling before them, belong to the time before.
+        """
+        stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
+        moved = stage.moved
+        # potentials of the filters, as if all of a parameter's particles went wrong together
+        inner = sum(jnp.sum(s.info.num_nonfinite) for s in state.particles.systems.values())
+        inner = jnp.ceil(inner / self.nesting.settings.num_particles).astype(jnp.int32)
+        number = jnp.int32(self.nesting.settings.num_particles)
+        return {}, {
+            "ess": state.info.ess,
+            "num_particles": number,
+            "log_evidence_increment": state.info.log_increment,
+            "log_evidence": state.log_evidence,
+            "nonfinite": jnp.maximum(state.info.num_nonfinite, inner),
+            "max_log_weight": state.info.max_log_weight,
+            "moved": moved,
+            "acceptance": jnp.where(moved, stage.acceptance, jnp.nan),
+            "num_moves": jnp.where(moved, stage.num_moves, 0),
+            "correlation": jnp.where(moved, stage.places, jnp.nan),
+            "correlation_density": jnp.where(moved, stage.densities, jnp.nan),
+            "unique_ancestors": unique_ancestors(state.ancestors[None])[0],
+        }
+
+    def emit(self, data: NestedData, draw: Any) -> Any:
+        """Nothing leaves the device before the end."""
+        return draw
+
+    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Log evidence, effective number of parameters, acceptance of the last moves."""
+        shown: dict[str, Any] = {
+            "log evidence": float(np.mean(stats["log_evidence"][-1])),
+            "ESS": float(np.min(stats["ess"])),
+        }
+        rates = stats["acceptance"][np.isfinite(stats["acceptance"])]
+        return {**shown, "acceptance": float(rates[-1])} if len(rates) else shown
+
+    def stop(self, stats: Mapping[str, Any]) -> bool:
+        """Whether a replicate is lost, so that there is no point in going on; or filters may have to grow."""
+        return lost(stats) or bool(np.any(stats["acceptance"] < self.least_acceptance))
+
+
+def lost(stats: Mapping[str, Any]) -> bool:
+    """Whether all weights of a replicate became zero."""
+    return bool(np.any(stats["log_evidence_increment"] == -np.inf))

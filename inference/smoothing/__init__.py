@@ -1,0 +1,1 @@
+"""Smoothing: expectations of additive functionals of a path given all observations."""

@@ -1,0 +1,1 @@
+"""SMC samplers: tempering and data annealing of static models."""

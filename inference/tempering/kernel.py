@@ -1,0 +1,93 @@
+"""One stage of an SMC sampler as a step of the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.genealogy import unique_ancestors
+from mcx.inference.smc.particle_kernel import ParticleKernel
+from mcx.inference.tempering.annealing import context
+from mcx.inference.tempering.paths import PathData
+from mcx.target import FeynmanKac
+
+__all__ = ["SamplerKernel", "finished"]
+
+
+def finished(state: SMCState) -> Any:
+    """Whether the path has come to its end, or all particles are lost."""
+    return (state.particles.stage.level[..., 0] >= 1) | (state.info.ess == 0)
+
+
+@dataclass(frozen=True)
+class SamplerKernel(ParticleKernel):
+    """Stages of a path of laws for the driver, until its end; its data are the path's.
+
+    Attributes:
+        fk: the model's functions, without data.
+        settings: of the particle system.
+        mesh: devices that share the particles of one replicate.
+    """
+
+    fk: FeynmanKac
+    settings: SMCSettings
+    mesh: Mesh | None = None
+    open_ended: ClassVar[bool] = True
+
+    def init(self, data: PathData, key: Any, start: Any) -> SMCState:
+        """Draws from the start of the path."""
+        return self._spread(initialize(key, self.fk, context(data), None, self.settings))
+
+    def step(self, data: PathData, key: Any, state: SMCState, u: Any) -> tuple[SMCState, Any]:
+        """One stage; nothing once the path is finished, so that results do not depend on when one looks."""
+        over = finished(state)
+        new = move(key, self.fk, context(data), state, None, self.settings)
+        new = jax.tree_util.tree_map(lambda a, b: jnp.where(over, b, a), new, state)
+        return self._spread(new), ~over
+
+    def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Statistics of the stage; particles stay on the device."""
+        stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
+        stats = {
+            "level": stage.level,
+            "ess": stage.ess,
+            "step_size": stage.step_size,
+            "acceptance": stage.acceptance,
+            "num_moves": stage.num_moves,
+            "correlation": stage.places,
+            "correlation_density": stage.densities,
+            "forced": stage.forced,
+            "unique_ancestors": unique_ancestors(state.ancestors[None])[0],
+            "log_evidence_increment": state.info.log_increment,
+            "log_evidence": state.log_evidence,
+            "nonfinite": state.info.num_nonfinite,
+            "max_log_weight": state.info.max_log_weight,
+            "took_place": info,
+        }
+        return {}, stats
+
+    def emit(self, data: PathData, draw: Any) -> Any:
+        """Nothing leaves the device before the end."""
+        return draw
+
+    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Level, log evidence, acceptance, correlations with the particles before their moves."""
+        last = {k: v[-1] for k, v in stats.items()}
+        return {
+            "level": float(np.min(last["level"])),
+            "log evidence": float(np.mean(last["log_evidence"])),
+            "acceptance": float(np.mean(last["acceptance"])),
+            "moves": float(np.mean(last["num_moves"])),
+        }
+
+    def stop(self, stats: Mapping[str, Any]) -> bool:
+        """Whether all replicates are done; or one is lost, so that there is no point in going on."""
+        lost = np.any(stats["log_evidence_increment"] == -np.inf)
+        return bool(lost or np.all(stats["level"][-1] >= 1))

@@ -1,0 +1,105 @@
+"""A target with some of its sites given: what one block of a Gibbs sampler moves on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+from numpyro.ops.provenance import eval_provenance
+
+from mcx.errors import CapabilityError
+from mcx.model.density import capability_error, target_functions
+from mcx.model.sites import SiteTable
+from mcx.ops.lru_cache import LRUCache
+from mcx.target import Target
+
+__all__ = ["condition_target", "placeholders"]
+
+_CACHE: LRUCache[tuple[Any, ...]] = LRUCache()
+
+
+def condition_target(target: Target, names: tuple[str, ...], hidden: tuple[str, ...] = ()) -> Target:
+    """The joint density as a function of the other sites.
+
+    Args:
+        target: the whole posterior.
+        names: latent sites to give, discrete ones too.
+        hidden: sites whose densities are left out, given ones among them, or observed ones: those of a chain
+            whose likelihood is known in another way.
+
+    Returns:
+        A target whose data are ``(the target's data, {site: constrained value})``, with values that are
+        placeholders; :meth:`Target.with_data` puts in others. Equal arguments share their functions.
+
+    Raises:
+        CapabilityError: if the support of another site depends on a given one, as its unconstrained
+            coordinates would then change their meaning.
+    """
+    data = (target.data, placeholders(target.sites, names))
+
+    def make() -> tuple[Any, ...]:
+        made = _given(target, names, hidden, data)
+        _refuse_moving_supports(made)
+        return made.functions, made.shapes, made.sites
+
+    return Target(data, *_CACHE.get((target.functions, names, hidden), make))
+
+
+def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Any]:
+    """Zeros of the sites' shapes and dtypes."""
+    return {name: jnp.zeros(sites[name].shape, sites[name].dtype) for name in names}
+
+
+def _given(target: Target, names: tuple[str, ...], hidden: tuple[str, ...], data: Any) -> Target:
+    whole = target.functions.run
+
+    def run(data: Any) -> Callable[[], Any]:
+        model, values = data
+        program = whole(model)
+
+        def conditioned() -> Any:
+            with numpyro.handlers.condition(data=values):
+                return program()
+
+        def without_hidden() -> Any:
+            with numpyro.handlers.block(hide=list(hidden)):
+                return conditioned()
+
+        return without_hidden if hidden else conditioned
+
+    sites = SiteTable(
+        tuple(
+            replace(s, kind="observed", no_density="" if s.name in hidden else s.no_density)
+            if s.name in names
+            else s
+            for s in target.sites
+        ),
+        target.sites.model,
+    )
+    shapes = tuple((name, shape) for name, shape in target.shapes if name not in names)
+    return Target(data, target_functions(run, sites), shapes, sites)
+
+
+def _refuse_moving_supports(target: Target) -> None:
+    # sites in scans would all seem to depend on whatever is given in the same scan
+    free = [name for name, _ in target.shapes if not target.sites[name].scanned]
+    if not free or capability_error(target.sites) is not None:
+        return  # the latter is refused by name where the density is asked for
+    z = {name: jnp.zeros(shape) for name, shape in target.shapes}
+    model, values = target.data
+
+    def constrained(**values: Any) -> dict[str, Any]:
+        found = target.functions.constrain((model, values), z)
+        return {name: found[name] for name in free}
+
+    for name, sources in eval_provenance(constrained, **values).items():
+        if sources:
+            raise CapabilityError(
+                "the support of this site depends on sites that are updated apart from it",
+                site=name,
+                expected="a support that does not depend on " + ", ".join(sorted(sources)),
+                remedy="sample it from a fixed support and scale it in the model, or update both together",
+            )

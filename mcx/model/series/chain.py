@@ -1,0 +1,269 @@
+"""Code of a chain's Feynman-Kac model: functions of one time step, with the parameters taken out.
+
+The program runs once under the given parameters; the chain's functions, which close over what the program
+computed from these, are traced and their closed-over values taken out. These values are the context. So the
+loop over time runs the chain's code only, and parameters are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from numpyro.ops.provenance import eval_provenance
+
+from mcx.errors import CapabilityError, ModelError
+from mcx.model import capture
+from mcx.model.series.capture_scan import scans_taken
+from mcx.ops.batched_draws import ParticleKey
+from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
+from mcx.target import Target
+
+__all__ = [
+    "Chain",
+    "ChainCode",
+    "Functions",
+    "latent_shapes",
+    "refuse_dependent_series",
+    "run_program",
+    "sources",
+]
+
+Functions = dict[str, Callable[..., Any]]
+
+
+class Chain(Protocol):
+    """A chain in a program: an ``mcx.markov`` statement, or a scan.
+
+    Attributes:
+        name: of the chain.
+        length: T.
+        params: names of the parameters.
+        state_names: sites that ``states`` gives.
+        start_names: further latent sites that belong to the path, but to no time.
+        own_names: all sites whose densities are the chain's: those of the path, observations, factors.
+        guided: whether particles are drawn with the observation in view.
+        looks_ahead: whether there is a "lookahead" among the functions.
+        no_density: why there is no transition density; empty where there is one.
+        no_forecast: why nothing can be forecast; empty where it can.
+        examples: shapes and dtypes of the functions' arguments, by role.
+    """
+
+    name: str
+    length: int
+    params: tuple[str, ...]
+    state_names: tuple[str, ...]
+    start_names: tuple[str, ...]
+    own_names: tuple[str, ...]
+    guided: bool
+    looks_ahead: bool
+    no_density: str
+    no_forecast: str
+    examples: dict[str, tuple[Any, ...]]
+
+    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
+        """One time's functions by role, closing over what the parameters determine.
+
+        initial: ``(particle_key, u)``; transition: ``(particle_key, x_prev, u)``; potential_0 and density_0:
+            ``(x, u)``;
+        potential and density: ``(x_prev, x, u)``; observe: ``(key, x, u) -> {site: value}``; lookahead:
+        ``(x, u_next)``; peak, where it is known: ``(x_prev, u)``. Where a particle holds more than values of
+        sites, those it is made from: place_0: ``({site: value}, u)``; place: ``(x_prev, {site: value}, u)``.
+        """
+        ...
+
+    def series(self, data: Any) -> dict[str, Any]:
+        """What changes with time, (T, ...) each: inputs ``u``, observations ``y`` and masks ``missing``."""
+        ...
+
+    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Support of each parameter's site, given the others."""
+        ...
+
+    def states(self, x: Any) -> dict[str, Any]:
+        """Values of a particle by site."""
+        ...
+
+    def view(self, x: Any) -> Any:
+        """A particle as the program's own functions see the state."""
+        ...
+
+    def path_values(self, path: Any) -> dict[str, Any]:
+        """Values of a path by site, those of ``start_names`` included."""
+        ...
+
+    def path_of(self, values: Mapping[str, Any]) -> Any:
+        """The path with these values, where its particles hold nothing else."""
+        ...
+
+    def observed(self, u: Any) -> dict[str, Any]:
+        """Observations among the series, by site."""
+        ...
+
+
+class ChainCode:
+    """Compiled functions of a chain, shared by all data of one structure."""
+
+    def __init__(self, target: Target, chain: Chain) -> None:
+        self.chain = chain
+        self.code: dict[str, ConvertedClosure] = {}
+        shapes = latent_shapes(target)
+        jax.eval_shape(self._contexts, target.data, {k: shapes[k] for k in chain.params})
+        self.contexts = jax.jit(self._contexts)
+        self.series = jax.jit(chain.series)
+        self.valid = jax.jit(self._valid)
+
+    def prepare(self, data: Any, params: Any) -> Any:
+        """The context: constants of every function."""
+        strong = {k: jnp.asarray(v, jnp.result_type(v)) for k, v in dict(params or {}).items()}
+        return self.contexts(data, strong)
+
+    def initial(self, particle_key: ParticleKey, ctx: Any, u: Any) -> Any:
+        """A draw of x_0."""
+        return self.code["initial"](ctx["initial"], particle_key, u)
+
+    def transition(self, particle_key: ParticleKey, ctx: Any, x_prev: Any, u: Any) -> Any:
+        """A draw of x_t given x_{t-1}."""
+        return self.code["transition"](ctx["transition"], particle_key, x_prev, u)
+
+    def log_potential(self, ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
+        """Log density of the observations of one time."""
+        if x_prev is None:
+            return self.code["potential_0"](ctx["potential_0"], x, u)
+        return self.code["potential"](ctx["potential"], x_prev, x, u)
+
+    def log_transition(self, ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
+        """Log density of x_t given x_{t-1}."""
+        return self.code["density"](ctx["density"], x_prev, x, u)
+
+    def log_transition_bound(self, ctx: Any, x_prev: Any, u: Any) -> Any:
+        """Largest log density of x_t given x_{t-1}."""
+        return self.code["transition_bound"](ctx["transition_bound"], x_prev, u)
+
+    def log_initial(self, ctx: Any, x: Any, u: Any) -> Any:
+        """Log density of x_0."""
+        return self.code["density_0"](ctx["density_0"], x, u)
+
+    def log_lookahead(self, ctx: Any, x: Any, u_next: Any) -> Any:
+        """How promising a particle is for the next observation."""
+        return self.code["lookahead"](ctx["lookahead"], x, u_next)
+
+    def path_of(self, ctx: Any, values: Mapping[str, Any], inputs: Any) -> Any:
+        """The path with these values by site; what else its particles hold is computed from the context."""
+        if "place" not in self.code:
+            return self.chain.path_of(values)
+        series = {site: values[site] for site in self.chain.state_names}
+        first, rest = (
+            jax.tree_util.tree_map(lambda x, part=part: jnp.asarray(x)[part], (series, inputs))
+            for part in (0, slice(1, None))
+        )
+        start = {site: values[site] for site in self.chain.start_names}
+        x0 = self.code["place_0"](ctx["place_0"], {**first[0], **start}, first[1])
+
+        def step(x_prev: Any, now: Any) -> tuple[Any, Any]:
+            x = self.code["place"](ctx["place"], x_prev, *now)
+            return x, x
+
+        _, later = jax.lax.scan(step, x0, rest)
+        return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
+
+    def observe(self, key: Any, ctx: Any, x: Any, u: Any) -> dict[str, Any]:
+        """A draw of the observations of one time."""
+        if self.chain.no_forecast:
+            raise CapabilityError(
+                f"observations cannot be forecast: {self.chain.no_forecast}",
+                site=self.chain.name,
+                expected="states to come that do not depend on observations to come",
+                remedy="carry the state alone; or simulate further with BoundModel.simulate",
+            )
+        drawn: dict[str, Any] = self.code["observe"](ctx["observe"], key, x, u)
+        return drawn
+
+    def _contexts(self, data: Any, params: Any) -> dict[str, Any]:
+        consts = {}
+        for role, fn in self.chain.functions(data, params).items():
+            code, consts[role] = convert_closure(fn, *self.chain.examples[role])
+            kept = self.code.setdefault(role, code)
+            if kept.avals != code.avals:
+                raise ModelError(
+                    "the functions of the Markov chain close over different values each time the model runs",
+                    site=self.chain.name,
+                    expected=str(kept.avals),
+                    found=str(code.avals),
+                    remedy="build them from the model's arguments and parameters alone",
+                )
+        return consts
+
+    def _valid(self, data: Any, params: Any) -> dict[str, Any]:
+        """Whether each parameter lies in its site's support."""
+        return {
+            k: jnp.asarray(True) if s is None else jnp.all(s(jnp.asarray(params[k])))
+            for k, s in self.chain.supports(data, params).items()
+        }
+
+
+def run_program(
+    target: Target,
+    data: Any,
+    params: Mapping[str, Any],
+    draw: Callable[[dict[str, Any]], Any] | None = None,
+    scans: scans_taken | None = None,
+) -> capture.SiteTrace:
+    """Run a target's program under given parameters.
+
+    Args:
+        target: of the program.
+        data: for it.
+        params: constrained values of latent sites.
+        draw: called with every other site that has no value; where there is none, or it returns None, the
+            site gets some value.
+        scans: takes the program's scans, if they are not to run.
+
+    Returns:
+        The recorded sites.
+    """
+
+    def value(site: dict[str, Any]) -> Any:
+        if site["type"] == "sample" and site["name"] in params:
+            return params[site["name"]]
+        if site["value"] is not None:
+            return None
+        drawn = None if draw is None else draw(site)
+        return capture.unconstrained_prototype(site) if drawn is None else drawn
+
+    run = target.functions.run(data)
+
+    def program() -> Any:
+        with nullcontext() if scans is None else scans:
+            return run()
+
+    return capture.record(program, key=jax.random.key(0), substitute_fn=value).sites
+
+
+def latent_shapes(target: Target) -> dict[str, Any]:
+    """Shapes and dtypes of all latent sites, discrete ones too."""
+    sites = target.sites.of_kind("latent", "discrete")
+    return {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in sites}
+
+
+def sources(fn: Callable[..., Any], shapes: Mapping[str, Any]) -> frozenset[str]:
+    """The keyword arguments that a function's results depend on."""
+    if not shapes:
+        return frozenset()
+    found = jax.tree_util.tree_leaves(
+        eval_provenance(fn, **shapes), is_leaf=lambda x: isinstance(x, frozenset)
+    )
+    return frozenset().union(*found)
+
+
+def refuse_dependent_series(chain: str, parameter: str, where: str) -> CapabilityError:
+    """The error of observations or inputs that change with a parameter."""
+    return CapabilityError(
+        f"observations or inputs of '{chain}' are computed from this parameter",
+        site=parameter,
+        expected="data that do not change with the parameters",
+        remedy=f"move the computation into {where}",
+    )

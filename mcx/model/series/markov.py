@@ -1,0 +1,220 @@
+"""``mcx.markov``: a Markov chain with emissions, as one statement of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+
+from mcx.errors import ModelError
+from mcx.model.capture import active_plates, inside_model, scope_prefix
+from mcx.model.path_law import Emission, PathComponent, PathLaw, bare, components
+
+__all__ = ["MarkovBlock", "collect_blocks", "markov"]
+
+
+@dataclass(frozen=True, eq=False)
+class MarkovBlock:
+    """A Markov statement as it was run: functions that close over the model's parameters.
+
+    Attributes:
+        name: with the scopes of submodels.
+        law: of the path.
+        emission: ``(x, u) -> {observed site: distribution}``, or None.
+        proposal, initial_proposal, lookahead: as the user gave them, or None.
+        states: full site name by component.
+        observed: full site name by emission.
+        missing: masks by emission.
+    """
+
+    name: str
+    law: PathLaw
+    emission: Callable[..., dict[str, Any]] | None
+    proposal: Callable[..., dict[str, Any]] | None
+    initial_proposal: Callable[..., dict[str, Any]] | None
+    lookahead: Callable[..., Any] | None
+    states: dict[str, str]
+    observed: dict[str, str]
+    missing: dict[str, Any]
+
+
+_BLOCKS: ContextVar[list[MarkovBlock] | None] = ContextVar("mcx_markov_blocks", default=None)
+
+
+@contextmanager
+def collect_blocks() -> Iterator[list[MarkovBlock]]:
+    """Collect the Markov statements that run within."""
+    blocks: list[MarkovBlock] = []
+    token = _BLOCKS.set(blocks)
+    try:
+        yield blocks
+    finally:
+        _BLOCKS.reset(token)
+
+
+def markov(
+    name: str,
+    *,
+    initial: Callable[..., Any],
+    transition: Callable[..., Any],
+    emission: Callable[..., Any] | None = None,
+    obs: Any = None,
+    inputs: Any = None,
+    missing: Any = None,
+    length: int | None = None,
+    proposal: Callable[..., Any] | None = None,
+    initial_proposal: Callable[..., Any] | None = None,
+    lookahead: Callable[..., Any] | None = None,
+) -> Any:
+    """A Markov chain x_0, ..., x_{T-1} with observations y_0, ..., y_{T-1}; y_t belongs to x_t.
+
+    The functions return a distribution, or a dictionary of them for a structured state (independent given the
+    past; sites ``name.key``, and ``x`` is then a dictionary). They may close over the model's parameters.
+
+    Args:
+        name: of the site; the observed site is ``name_obs`` unless ``obs`` names it.
+        initial: ``u_0 -> distribution`` of x_0.
+        transition: ``(x_prev, u) -> distribution`` of x_t, with the shape and support of the initial one.
+        emission: ``(x, u) -> distribution`` of y_t, or a dictionary of them by observed site.
+        obs: (T, ...) array, or a dictionary of arrays by the emission's keys; None draws observations. NaN is
+            a missing observation; of a vector in part only where its components are independent.
+        inputs: pytree of known values with a leading axis of T, such as time-varying covariates; ``u`` is its
+            t-th entry, and None where there are none.
+        missing: mask (or dictionary of masks) of missing observations, for integers; True is missing.
+        length: T, where neither ``obs`` nor ``inputs`` tell it.
+        proposal: ``(x_prev, u, y) -> distribution`` to draw x_t from in guided particle filters; ``y`` is the
+            observation of t, a dictionary where ``obs`` is one. The weights correct for it.
+        initial_proposal: ``(u, y) -> distribution``, the same for x_0.
+        lookahead: ``(x, u, y) -> scalar``, log of a positive guess at the density of the *next* observation
+            ``y`` (with inputs ``u``) given x, for auxiliary particle filters.
+
+    Returns:
+        The path: an array (T, ...), or a dictionary of them. Deterministic functions of it are fine; a
+        likelihood on it is fine for MCMC but not for particle methods, which weight as they go.
+
+    Raises:
+        ModelError: outside of a model, within a plate, or if lengths, components, shapes or supports
+            disagree.
+    """
+    if not inside_model():
+        raise ModelError(
+            "mcx.markov was called outside of a model",
+            site=name,
+            remedy="write it in a function decorated with @mcx.model, and call that with data",
+        )
+    if active_plates():
+        raise ModelError(
+            "a Markov chain within a plate",
+            site=name,
+            found=", ".join(plate for plate, _, _ in active_plates()),
+            remedy="put the series into the state: distributions of batch shape (num_series,) within the "
+            "functions",
+        )
+    observations = _by_key(obs)
+    masks = _by_key(missing)
+    _check_keys(name, observations, masks, emission)
+    length = _length(name, observations, inputs, length)
+    law = PathLaw(name, _laws(initial), _laws(transition), inputs, length)
+    path = {}
+    states = {key: f"{name}.{key}" if key else name for key in law.start}
+    for key, site in states.items():
+        path[key] = numpyro.sample(site, PathComponent(law, key))
+        law.settle(key, path[key])
+    prefix = scope_prefix()
+    observed: dict[str, str] = {}
+    emissions = None if emission is None else _laws(emission)
+    if emissions is not None:
+        first = emissions(bare({k: v[0] for k, v in path.items()}), law.first_input)
+        _check_emission(name, first, observations)
+        for key in first:
+            observed[key] = key or f"{name}_obs"
+            numpyro.sample(
+                observed[key],
+                Emission(emissions, key, path, inputs, masks.get(key)),
+                obs=observations.get(key),
+            )
+    blocks = _BLOCKS.get()
+    if blocks is not None:
+        blocks.append(
+            MarkovBlock(
+                prefix + name,
+                law,
+                emissions,
+                None if proposal is None else _laws(proposal),
+                None if initial_proposal is None else _laws(initial_proposal),
+                lookahead,
+                {key: prefix + site for key, site in states.items()},
+                {key: prefix + site for key, site in observed.items()},
+                masks,
+            )
+        )
+    return bare(path)
+
+
+def _laws(fn: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    return lambda *args: components(fn(*args))
+
+
+def _by_key(values: Any) -> dict[str, Any]:
+    if values is None:
+        return {}
+    return dict(values) if isinstance(values, Mapping) else {"": values}
+
+
+def _check_keys(name: str, observations: Any, masks: Any, emission: Any) -> None:
+    if observations and emission is None:
+        raise ModelError(
+            "there are observations but no emission", site=name, remedy="give emission=lambda x, u: ..."
+        )
+    for key in masks:
+        if key not in observations:
+            raise ModelError(
+                "missing= masks an observation that is not given",
+                site=name,
+                expected=", ".join(map(repr, observations)) or "obs=",
+                found=repr(key),
+            )
+
+
+def _check_emission(name: str, laws: dict[str, Any], observations: dict[str, Any]) -> None:
+    unknown = [key for key in observations if key not in laws]
+    if unknown:
+        raise ModelError(
+            "obs= and emission do not name the same sites",
+            site=name,
+            expected="the emission's keys: " + ", ".join(repr(k) if k else "one bare array" for k in laws),
+            found=", ".join(repr(k) if k else "one bare array" for k in observations),
+            remedy="an emission that returns a dictionary takes a dictionary of observations, and a bare one "
+            "an array",
+        )
+
+
+def _length(name: str, observations: dict[str, Any], inputs: Any, length: int | None) -> int:
+    """T, on which everything that tells it has to agree."""
+    told: dict[str, int] = {}
+    for key, value in observations.items():
+        if jnp.ndim(value) == 0:
+            raise ModelError("an observation without a time axis", site=name, found="a scalar")
+        told[f"obs[{key!r}]" if key else "obs"] = jnp.shape(value)[0]
+    for path, leaf in jax.tree_util.tree_flatten_with_path(inputs)[0]:
+        if jnp.ndim(leaf) == 0:
+            raise ModelError("an input without a time axis", site=name, found="a scalar")
+        told["inputs" + jax.tree_util.keystr(path)] = jnp.shape(leaf)[0]
+    if length is not None:
+        told["length"] = length
+    if not told:
+        raise ModelError("the number of times is unknown", site=name, remedy="give obs=, inputs= or length=")
+    if len(set(told.values())) > 1 or min(told.values()) < 1:
+        raise ModelError(
+            "the numbers of times disagree",
+            site=name,
+            expected="one length of at least 1",
+            found=", ".join(f"{k}: {v}" for k, v in told.items()),
+        )
+    return int(next(iter(told.values())))

@@ -1,0 +1,297 @@
+"""The Feynman-Kac functions of an ``mcx.markov`` statement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.ops.provenance import eval_provenance
+
+from mcx.errors import CapabilityError
+from mcx.model import capture
+from mcx.model.density import site_log_prob
+from mcx.model.path_law import bare, draw_components, log_density, masked_log_prob, missing_filled
+from mcx.model.series.chain import Functions, latent_shapes, refuse_dependent_series, run_program, sources
+from mcx.model.series.density_bounds import has_peak, log_transition_bound
+from mcx.model.series.markov import MarkovBlock, collect_blocks
+from mcx.ops.batched_draws import ParticleKey
+from mcx.ops.closure_conversion import convert_closure
+from mcx.target import Target
+
+__all__ = ["MarkovChain"]
+
+
+class MarkovChain:
+    """A Markov block of a program; see :class:`~mcx.model.series.chain.Chain`.
+
+    Args:
+        target: of the program.
+        name: of the block.
+        guided: draw from the block's proposal, if it has one.
+        auxiliary: use its lookahead, if it has one.
+
+    Raises:
+        CapabilityError: if the path is observed or not emitted, or something else depends on it.
+    """
+
+    no_density = no_forecast = ""
+    start_names: tuple[str, ...] = ()
+
+    def __init__(self, target: Target, name: str, guided: bool, auxiliary: bool) -> None:
+        self.target, self.name = target, name
+        self._guided, self._auxiliary = guided, auxiliary
+        shapes = latent_shapes(target)
+        paths = {s.name for s in target.sites if s.markov or s.scanned}
+        free = {k: v for k, v in shapes.items() if k not in paths}
+        jax.eval_shape(lambda params: self._look(target.data, params), free)
+        for parameter in sources(lambda **params: self._series(target.data, params), free):
+            raise refuse_dependent_series(name, parameter, "the emission or the transition")
+        self._refuse_dependent_sites({site: shapes[site] for site in self.state_names})
+        # other chains' paths are parameters where this one's functions depend on them
+        others = {k: v for k, v in shapes.items() if k in paths and k not in self.state_names}
+        used = sources(lambda **values: self._constants(target.data, values), others)
+        self.params = tuple(k for k in shapes if k in free or k in used)
+
+    # what the Feynman-Kac model is made of -------------------------------------------------------
+
+    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return _functions(self._read(data, params)[0], self._guided, self.looks_ahead, self._bounded)
+
+    def series(self, data: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return self._series(data, {})
+
+    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        _, sites = self._read(data, params)
+        return {k: sites[k]["fn"].support for k in params}
+
+    def states(self, x: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return {site: x[key] if key else x for key, site in self._states.items()}
+
+    def view(self, x: Any) -> Any:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return x
+
+    def path_values(self, path: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return self.states(path)
+
+    def path_of(self, values: Mapping[str, Any]) -> Any:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return bare({key: values[site] for key, site in self._states.items()})
+
+    def observed(self, u: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return {self._observed[k]: v for k, v in u["y"].items()}
+
+    # reading the program -------------------------------------------------------------------------
+
+    def _read(self, data: Any, params: Mapping[str, Any]) -> tuple[MarkovBlock, capture.SiteTrace]:
+        """The block under these parameters, and all sites."""
+        with collect_blocks() as blocks:
+            sites = run_program(self.target, data, params)
+        (block,) = [b for b in blocks if b.name == self.name]
+        return block, sites
+
+    def _series(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        block, sites = self._read(data, params)
+        observed = {k: sites[s]["value"] for k, s in block.observed.items() if sites[s]["is_observed"]}
+        return {
+            "u": block.law.inputs,
+            "y": observed,
+            "missing": {k: jnp.asarray(m) for k, m in block.missing.items()},
+        }
+
+    def _look(self, data: Any, params: Any) -> Any:
+        """Take note of what the block consists of."""
+        block, sites = self._read(data, params)
+        self._states, self._observed = block.states, block.observed
+        self.state_names = tuple(block.states.values())
+        self.own_names = (*self.state_names, *block.observed.values())
+        self.length = block.law.length
+        self.guided = self._guided and block.proposal is not None
+        self.looks_ahead = block.lookahead is not None and self._auxiliary
+        for site in self.state_names:
+            if sites[site]["is_observed"]:
+                raise CapabilityError(
+                    "the path is observed, so there is nothing to filter", site=site, remedy="leave it free"
+                )
+        if block.emission is None:
+            raise CapabilityError(
+                "the Markov chain has no emission, so there is nothing to filter by",
+                site=self.name,
+                remedy="give emission= and obs=; draws from the chain alone are those of simulate",
+            )
+        self._refuse_improper(block)
+        next_laws = block.law.transition(bare(_zeros(block)), block.law.first_input)
+        self._bounded = not self.guided and all(has_peak(fn) for fn in next_laws.values())
+        u = jax.tree_util.tree_map(
+            lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
+        )
+        x = bare(dict(block.law.shapes))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        particle_key = ParticleKey(key, jax.ShapeDtypeStruct((), jnp.int32))
+        self.examples = {
+            "initial": (particle_key, u),
+            "transition": (particle_key, x, u),
+            "potential_0": (x, u),
+            "potential": (x, x, u),
+            "density_0": (x, u),
+            "density": (x, x, u),
+            "transition_bound": (x, u),
+            "observe": (key, x, u),
+            "lookahead": (x, u),
+        }
+        return 0
+
+    def _refuse_improper(self, block: MarkovBlock) -> None:
+        law = block.law
+        after = law.transition(bare(_zeros(block)), law.first_input)
+        for what, laws in (("initial state", law.start), ("next state", after)):
+            for key, fn in laws.items():
+                if capture.is_improper(fn):
+                    raise CapabilityError(
+                        f"the {what} has no law to draw from",
+                        site=block.states[key],
+                        expected="a proper distribution",
+                        found="an improper one",
+                        remedy="give it a proper one; MCMC methods take the model as it is",
+                    )
+
+    def _constants(self, data: Any, params: Mapping[str, Any]) -> Any:
+        """What the functions close over."""
+        functions = self.functions(data, params)
+        return [convert_closure(fn, *self.examples[role])[1] for role, fn in functions.items()]
+
+    def _refuse_dependent_sites(self, paths: dict[str, Any]) -> None:
+        def densities(**values: Any) -> Any:
+            _, sites = self._read(self.target.data, values)
+            rest = (s for n, s in sites.items() if s["type"] == "sample" and n not in self.own_names)
+            return {s["name"]: site_log_prob(s) for s in rest}
+
+        for name, found in eval_provenance(densities, **paths).items():
+            if found:
+                raise CapabilityError(
+                    f"this site depends on the path of '{self.name}', so particles cannot be weighted "
+                    "as they go",
+                    site=name,
+                    expected="observations of the chain in its emission",
+                    remedy=f"write it into mcx.markov('{self.name}', emission=lambda x, u: ..., obs=...), "
+                    "with a dictionary where there are several; MCMC methods take the model as it is",
+                )
+
+
+def _zeros(block: MarkovBlock) -> dict[str, Any]:
+    return {k: jnp.zeros(s.shape, s.dtype) for k, s in block.law.shapes.items()}
+
+
+def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool, bounded: bool) -> Functions:
+    """One time's functions of a block, as the loop needs them; ``u`` holds inputs, observations and masks."""
+    law, emission = block.law, block.emission
+    assert emission is not None
+    start, step = _proposals(block) if guided else (None, None)
+
+    def emitted(x: Any, u: Any) -> Any:
+        laws = emission(x, u["u"])
+        terms = (masked_log_prob(laws[k], y, u["missing"].get(k)) for k, y in u["y"].items())
+        return sum((jnp.sum(t) for t in terms), start=jnp.zeros(()))
+
+    def first(u: Any) -> dict[str, Any]:
+        return law.initial(u["u"])
+
+    def then(x_prev: Any, u: Any) -> dict[str, Any]:
+        return law.transition(x_prev, u["u"])
+
+    def known(x: Any, u: Any) -> tuple[Any, Any]:
+        """Observations with missing ones replaced by supported values; whether all are missing."""
+        laws = emission(x, u["u"])
+        pairs = {k: missing_filled(laws[k], y, u["missing"].get(k)) for k, y in u["y"].items()}
+        gone = jnp.asarray([jnp.all(g) for g, _ in pairs.values()])
+        return bare({k: y for k, (_, y) in pairs.items()}), jnp.all(gone)
+
+    def cast(x: dict[str, Any]) -> Any:
+        return bare({k: x[k].astype(law.shapes[k].dtype) for k in law.shapes})
+
+    def initial(particle_key: ParticleKey, u: Any) -> Any:
+        x = cast(draw_components(particle_key, first(u)))
+        if start is None:
+            return x
+        y, gone = known(x, u)
+        return _where(gone, x, cast(draw_components(particle_key, start(u["u"], y))))
+
+    def transition(particle_key: ParticleKey, x_prev: Any, u: Any) -> Any:
+        x = cast(draw_components(particle_key, then(x_prev, u)))
+        if step is None:
+            return x
+        y, gone = known(x_prev, u)
+        return _where(gone, x, cast(draw_components(particle_key, step(x_prev, u["u"], y))))
+
+    def potential_0(x: Any, u: Any) -> Any:
+        if start is None:
+            return emitted(x, u)
+        return emitted(x, u) + _total(first(u), x) - density_0(x, u)
+
+    def density_0(x: Any, u: Any) -> Any:
+        log_f = _total(first(u), x)
+        if start is None:
+            return log_f
+        y, gone = known(x, u)
+        return jnp.where(gone, log_f, _total(start(u["u"], y), x))
+
+    def density(x_prev: Any, x: Any, u: Any) -> Any:
+        log_f = _total(then(x_prev, u), x)
+        if step is None:
+            return log_f
+        y, gone = known(x_prev, u)
+        return jnp.where(gone, log_f, _total(step(x_prev, u["u"], y), x))
+
+    def potential(x_prev: Any, x: Any, u: Any) -> Any:
+        if step is None:
+            return emitted(x, u)
+        return emitted(x, u) + _total(then(x_prev, u), x) - density(x_prev, x, u)
+
+    def observe(key: Any, x: Any, u: Any) -> dict[str, Any]:
+        keys = jax.random.split(key, max(len(block.observed), 1))
+        laws = emission(x, u["u"])
+        return {block.observed[k]: fn.sample(keys[i]) for i, (k, fn) in enumerate(laws.items())}
+
+    def peak(x_prev: Any, u: Any) -> Any:
+        return sum((log_transition_bound(fn) for fn in then(x_prev, u).values()), start=jnp.zeros(()))
+
+    def lookahead(x: Any, u: Any) -> Any:
+        y, gone = known(x, u)
+        assert block.lookahead is not None
+        return jnp.where(gone, 0.0, block.lookahead(x, u["u"], y))
+
+    functions: Functions = {
+        "initial": initial,
+        "transition": transition,
+        "potential_0": potential_0,
+        "potential": potential,
+        "density_0": density_0,
+        "density": density,
+        "observe": observe,
+    }
+    optional = {"lookahead": (looks_ahead, lookahead), "transition_bound": (bounded, peak)}
+    return functions | {role: fn for role, (wanted, fn) in optional.items() if wanted}
+
+
+def _proposals(block: MarkovBlock) -> tuple[Any, Any]:
+    observed = bool(block.observed)
+    return (block.initial_proposal, block.proposal) if observed else (None, None)
+
+
+def _total(laws: dict[str, Any], x: Any) -> Any:
+    """Joint log density of a state's components."""
+    values = x if isinstance(x, dict) else {"": x}
+    return sum(log_density(laws, values).values(), start=jnp.zeros(()))
+
+
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    return jax.tree_util.tree_map(partial(jnp.where, condition), a, b)

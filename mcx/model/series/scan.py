@@ -1,0 +1,333 @@
+"""The Feynman-Kac functions of a ``numpyro.contrib.control_flow.scan`` with latent and observed sites.
+
+The scan's body, run for one step with draws for its latent sites, is the transition; its observed sites and
+factors are the potential. A particle holds the step's latent values and the new carry. What the program says
+about itself (which sites reach the initial carry, what the new carry and the observations depend on, which
+inputs are observations) is read from one abstract run, see :mod:`mcx.model.series.scan_analysis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import DataError
+from mcx.model.capture import SiteTrace
+from mcx.model.density import site_log_prob, total
+from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
+from mcx.model.series.chain import Functions, latent_shapes, run_program
+from mcx.model.series.scan_analysis import ScanFacts, analyse
+from mcx.ops.batched_draws import ParticleKey, draw, of_site
+from mcx.target import Target
+
+__all__ = ["ScanChain", "refuse_missing"]
+
+
+class ScanChain:
+    """A scan of a program; see :class:`~mcx.model.series.chain.Chain`.
+
+    A particle is a dictionary. "sites": values of the step's latent sites by name; "carry": entries of the
+    new carry that are not one of these; "before": entries of the carry before the step that the observations
+    depend on. The last serve time 0, which has no particle before it, and draws of observations; everything
+    else takes them from the particle before. "start": values of the sites drawn along with x_0, if asked for;
+    they count at time 0 alone and are zeros later.
+
+    Args:
+        target: of the program.
+        name: of the scan's first latent site.
+        whole: keep "start", and allow :meth:`path_of`, for methods on whole paths.
+
+    Raises:
+        CapabilityError: if the scan is none that particles can be weighted in; the error names the site and
+            shows the rewrite.
+    """
+
+    guided = looks_ahead = False
+
+    def __init__(self, target: Target, name: str, whole: bool = False) -> None:
+        self.target, self.name = target, name
+        self.facts: ScanFacts = analyse(target, name)
+        facts = self.facts
+        self.length, self.params = facts.length, facts.params
+        self.state_names = facts.latent
+        self.start_names = facts.initial_sites if whole else ()
+        self.own_names = (*facts.initial_sites, *facts.latent, *facts.observed, *facts.factors)
+        self._memory = whole and bool(self.start_names or facts.kept_before or None in facts.aliases)
+        self.no_density, self.no_forecast = facts.no_density, facts.no_forecast
+        self._keys = {site: site if len(facts.observed) > 1 else "" for site in facts.observed}
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        particle_key = ParticleKey(key, jax.ShapeDtypeStruct((), jnp.int32))
+        u = jax.eval_shape(
+            lambda data: jax.tree_util.tree_map(lambda x: x[0], self.series(data)), target.data
+        )
+        x = jax.eval_shape(lambda data: self._example(data, u), target.data)
+        start, values = dict(x["start"]), dict(x["sites"])
+        self.examples = {
+            "place_0": ({**start, **values}, u),
+            "place": (x, values, u),
+            "initial": (particle_key, u),
+            "transition": (particle_key, x, u),
+            "potential_0": (x, u),
+            "potential": (x, x, u),
+            "density_0": (x, u),
+            "density": (x, x, u),
+            "observe": (key, x, u),
+        }
+
+    def states(self, x: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return dict(x["sites"])
+
+    def view(self, x: Any) -> Any:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return self.states(x)
+
+    def path_values(self, path: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return {**path["sites"], **{site: x[0] for site, x in path["start"].items()}}
+
+    def path_of(self, values: Mapping[str, Any]) -> Any:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        sites = {site: values[site] for site in self.state_names}
+        return {"sites": sites, "carry": (), "before": (), "start": {}}
+
+    def observed(self, u: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        return {site: u["y"][key] for site, key in self._keys.items()}
+
+    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        sites = run_program(self.target, data, params, scans=scans_taken())
+        return {k: sites[k]["fn"].support for k in params}
+
+    def series(self, data: Any) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.chain.Chain`; one observed site alone has the key ``""``."""
+        sites = run_program(self.target, data, {})
+        inputs = [
+            leaf if needed else None
+            for leaf, needed in zip(
+                jax.tree_util.tree_leaves(self._read(data, {}).xs), self.facts.needed_inputs, strict=True
+            )
+        ]
+        return {
+            "u": jax.tree_util.tree_unflatten(self.facts.inputs_tree, inputs),
+            "y": {key: jnp.asarray(sites[site]["value"]) for site, key in self._keys.items()},
+            "missing": {},
+        }
+
+    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
+        """See :class:`~mcx.model.series.chain.Chain`."""
+        scan = self._read(data, params)
+
+        def step(
+            particle_key: ParticleKey, carry: Any, u: Any, start: Mapping[str, Any] | None = None
+        ) -> dict[str, Any]:
+            """Draw the step's latent sites."""
+            values: dict[str, Any] = {}
+
+            def draw_site(name: str, msg: dict[str, Any]) -> Any:
+                values[name] = _strong(draw(of_site(particle_key, len(values)), _law(msg)))
+                return values[name]
+
+            new, _ = self._run(scan, carry, u, draw_site)
+            return self._particle(carry, values, new, start)
+
+        def initial(particle_key: ParticleKey, u: Any) -> Any:
+            if not self.facts.initial_sites:
+                return step(particle_key, self._cast(scan.init), u)
+            init, start = self._drawn(data, params, particle_key)
+            return step(particle_key, self._cast(init), u, start)
+
+        def place_0(values: Mapping[str, Any], u: Any) -> Any:
+            first = self._read(data, {**params, **{k: values[k] for k in self.start_names}})
+            return placed(self._cast(first.init), values, u, values)
+
+        def place(x_prev: Any, values: Mapping[str, Any], u: Any) -> Any:
+            return placed(self._carry(x_prev), values, u)
+
+        def placed(carry: Any, values: Any, u: Any, start: Mapping[str, Any] | None = None) -> Any:
+            new, _ = self._run(scan, carry, u, lambda name, msg: values[name])
+            return self._particle(carry, {k: values[k] for k in self.state_names}, new, start)
+
+        def transition(particle_key: ParticleKey, x_prev: Any, u: Any) -> Any:
+            return step(particle_key, self._carry(x_prev), u)
+
+        def likelihood(carry: Any, x: Any, u: Any) -> Any:
+            _, sites = self._given(scan, carry, x, u)
+            return total([jnp.sum(site_log_prob(s)) for n, s in sites.items() if n not in self.state_names])
+
+        def potential_0(x: Any, u: Any) -> Any:
+            return likelihood(self._before(x), x, u)
+
+        def potential(x_prev: Any, x: Any, u: Any) -> Any:
+            return likelihood(self._carry(x_prev), x, u)
+
+        def density(x_prev: Any, x: Any, u: Any) -> Any:
+            _, sites = self._given(scan, self._carry(x_prev), x, u)
+            return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
+
+        def density_0(x: Any, u: Any) -> Any:
+            _, sites = self._given(scan, self._cast(scan.init), x, u)
+            return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
+
+        def observe(key: Any, x: Any, u: Any) -> dict[str, Any]:
+            drawn: dict[str, Any] = {}
+
+            def value(name: str, msg: dict[str, Any]) -> Any:
+                if name in x["sites"]:
+                    return x["sites"][name]
+                drawn[name] = _law(msg).sample(jax.random.fold_in(key, len(drawn)))
+                return drawn[name]
+
+            run_body(scan, self._before(x), self._inputs(u), value)
+            return {site: drawn[site] for site in self.facts.observed}
+
+        functions: Functions = {
+            **({"place_0": place_0, "place": place} if self._memory else {}),
+            "initial": initial,
+            "transition": transition,
+            "potential_0": potential_0,
+            "potential": potential,
+            "density": density,
+            "observe": observe,
+        }
+        # sites that reach the initial carry are drawn along with x_0 and forgotten: no density of x_0, then
+        return functions if self.facts.initial_sites else {**functions, "density_0": density_0}
+
+    # reading the program -------------------------------------------------------------------------
+
+    def _read(self, data: Any, params: Mapping[str, Any], draw: Any = None) -> ScanStatement:
+        taken = scans_taken()
+        run_program(self.target, data, params, draw, taken)
+        return taken.scans[self.facts.number]
+
+    def _drawn(
+        self, data: Any, params: Mapping[str, Any], particle_key: ParticleKey
+    ) -> tuple[Any, dict[str, Any]]:
+        """The scan's initial carry with draws for the sites that reach it, and these draws."""
+        first = len(self.state_names)
+        numbers = {name: first + i for i, name in enumerate(self.facts.initial_sites)}
+        drawn: dict[str, Any] = {}
+
+        def draw_site(msg: dict[str, Any]) -> Any:
+            number = numbers.get(msg["name"]) if msg["type"] == "sample" else None
+            if number is None:
+                return None
+            drawn[msg["name"]] = draw(of_site(particle_key, number), _law(msg))
+            return drawn[msg["name"]]
+
+        return self._read(data, params, draw_site).init, drawn
+
+    def _example(self, data: Any, u: Any) -> Any:
+        """A particle."""
+        scan = self._read(data, {})
+        carry = self._cast(scan.init)
+        values = {}
+
+        def zeros(name: str, msg: dict[str, Any]) -> Any:
+            values[name] = _strong(jnp.asarray(_law(msg).sample(jax.random.key(0))))
+            return values[name]
+
+        u = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), u)
+        new, _ = self._run(scan, carry, u, zeros)
+        return self._particle(carry, values, new)
+
+    # running the body ----------------------------------------------------------------------------
+
+    def _run(self, scan: ScanStatement, carry: Any, u: Any, latent: Any) -> tuple[Any, SiteTrace]:
+        """One step, given the observations."""
+
+        def value(name: str, msg: dict[str, Any]) -> Any:
+            if name in self.state_names:
+                return latent(name, msg)
+            return observation(msg, u["y"][self._keys[name]])
+
+        return run_body(scan, carry, self._inputs(u), value)
+
+    def _given(self, scan: ScanStatement, carry: Any, x: Any, u: Any) -> tuple[Any, SiteTrace]:
+        return self._run(scan, carry, u, lambda name, msg: x["sites"][name])
+
+    def _inputs(self, u: Any) -> Any:
+        """The body's second argument; nothing looks at observations in it, their sites have them already."""
+        given = iter(jax.tree_util.tree_leaves(u["u"]))
+        leaves = [
+            next(given) if needed else jnp.zeros(s.shape, s.dtype)
+            for s, needed in zip(self.facts.input_shapes, self.facts.needed_inputs, strict=True)
+        ]
+        return jax.tree_util.tree_unflatten(self.facts.inputs_tree, leaves)
+
+    def _cast(self, carry: Any) -> Any:
+        """An initial carry with the dtypes of the later ones; numbers of Python have weak ones."""
+        return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), carry, self.facts.carry)
+
+    def _particle(
+        self, before: Any, values: dict[str, Any], new: Any, start: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        old, leaves = jax.tree_util.tree_leaves(before), jax.tree_util.tree_leaves(new)
+        shapes = latent_shapes(self.target)
+        return {
+            "start": {
+                k: jnp.zeros(shapes[k].shape, shapes[k].dtype) if start is None else _strong(start[k])
+                for k in self.start_names
+            },
+            "sites": values,
+            "carry": tuple(
+                _strong(x) for x, site in zip(leaves, self.facts.aliases, strict=True) if site is None
+            ),
+            "before": tuple(old[i] for i in self.facts.kept_before),
+        }
+
+    def _carry(self, x: Any) -> Any:
+        """The new carry of a particle."""
+        own = iter(x["carry"])
+        leaves = [next(own) if site is None else x["sites"][site] for site in self.facts.aliases]
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(self.facts.carry), leaves)
+
+    def _before(self, x: Any) -> Any:
+        """The carry before a particle's step, as far as observations depend on it."""
+        shapes, tree = jax.tree_util.tree_flatten(self.facts.carry)
+        leaves = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+        for i, value in zip(self.facts.kept_before, x["before"], strict=True):
+            leaves[i] = value
+        return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+def observation(msg: dict[str, Any], value: Any) -> Any:
+    """An observed value, as the site would have it: the series may have got axes of size one."""
+    msg["is_observed"] = True
+    raw = msg["value"]
+    return value if raw is None else jnp.reshape(value, jnp.shape(raw)).astype(jnp.result_type(raw))
+
+
+def _law(msg: dict[str, Any]) -> Any:
+    """The distribution of a site's value, with its sample shape."""
+    shape = tuple(msg["kwargs"].get("sample_shape", ()))
+    return msg["fn"].expand(shape + tuple(msg["fn"].batch_shape)) if shape else msg["fn"]
+
+
+def _strong(x: Any) -> Any:
+    return jnp.asarray(x, jnp.result_type(x))
+
+
+def refuse_missing(chain: ScanChain, series: Any) -> None:
+    """Raise if an observation is NaN.
+
+    Raises:
+        DataError: names the site and shows what to write instead.
+    """
+    for site, values in chain.observed(series).items():
+        if isinstance(values, jax.core.Tracer) or not jnp.issubdtype(values.dtype, jnp.floating):
+            continue
+        count = int(np.isnan(np.asarray(values)).sum())
+        if count:
+            raise DataError(
+                f"{count} of the observed values are NaN",
+                site=site,
+                expected="finite data: a scan knows of no missing observations",
+                remedy="replace them by any supported value and mask the site (dist.Normal(...).mask(seen)), "
+                "with the mask among the scan's inputs; mcx.markov(obs=) takes NaN as missing",
+            )

@@ -1,0 +1,176 @@
+"""One batched draw for all particles, where a key of its own for every particle would be slow.
+
+Particle code is written for one particle and vectorised by ``vmap``. A :class:`ParticleKey` stands for "this
+step's key, and which particle I am". Under ``vmap`` over the particles' indices :func:`draw` sees all of them
+at once and draws the whole batch from one key.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from numpyro.distributions import Distribution, ExpandedDistribution
+from numpyro.distributions.batch_util import promote_batch_shape
+
+__all__ = ["ParticleKey", "draw", "particle_keys", "of_site"]
+
+_PROBE = 7919  # an axis length that no model has by accident: shapes that depend on it are the batch's
+
+
+class ParticleKey(NamedTuple):
+    """Randomness of one particle in one step.
+
+    key: the step's key, the same for all particles.
+    index: the particle's number, int32. Two particles of one step must not share it.
+    """
+
+    key: Any
+    index: Any
+
+
+def particle_keys(key: Any, num: int, first: Any = 0) -> ParticleKey:
+    """Keys of ``num`` particles from number ``first`` on; vectorise with ``in_axes=ParticleKey(None, 0)``."""
+    return ParticleKey(key, first + jnp.arange(num, dtype=jnp.int32))
+
+
+def of_site(particle_key: ParticleKey, site: int) -> ParticleKey:
+    """The randomness of one of several draws of a step."""
+    return ParticleKey(jax.random.fold_in(particle_key.key, site), particle_key.index)
+
+
+def draw(particle_key: ParticleKey, distribution: Any) -> Any:
+    """Draw from a distribution, independently for every particle.
+
+    Args:
+        particle_key: which particle, in which step.
+        distribution: a NumPyro distribution; its parameters may differ between particles.
+
+    Returns:
+        One draw, of the distribution's shape. Under ``vmap`` over ``particle_key.index`` the batch comes from
+        ``fold_in(key, index[0])``, so two parts of one population do not repeat each other. Distributions
+        that cannot be batched so draw from a key of their own each, which gives the same law.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten(distribution)
+
+    def one(key: Any, index: Any, *leaves: Any) -> Any:
+        return jax.tree_util.tree_unflatten(treedef, leaves).sample(jax.random.fold_in(key, index))
+
+    batched_one = custom_vmap(one)
+
+    @batched_one.def_vmap
+    def rule(size: int, batched: Any, key: Any, index: Any, *leaves: Any) -> Any:
+        many = _sampler(treedef, leaves, batched[2:]) if batched[1] and not batched[0] else None
+        if many is None:
+            axes = [0 if b else None for b in jax.tree_util.tree_leaves(batched)]
+            return jax.vmap(one, axes, axis_size=size)(key, index, *leaves), True
+        return many(jax.random.fold_in(key, index[0]), size, *leaves), True
+
+    return batched_one(particle_key.key, particle_key.index, *leaves)
+
+
+_Sampler = Callable[..., Any]  # (key, size, *leaves) -> (size, *shape)
+
+
+def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
+    """The fastest way that draws all batch entries from one key, or None if there is none that is right.
+
+    A distribution that is made of others (LogNormal, StudentT, mixtures, ...) may draw parts of it once for
+    all batch entries when only its own parameters are batched, and the shape would not tell. So a way is right if it
+    draws as many random numbers for the batch as it takes for as many batch entries, source by source.
+    """
+
+    def make(leaves: Any) -> Any:
+        return jax.tree_util.tree_unflatten(treedef, leaves)
+
+    def promoted(key: Any, size: int, *leaves: Any) -> Any:
+        return promote_batch_shape(make(leaves)).sample(key)
+
+    def widened(key: Any, size: int, *leaves: Any) -> Any:
+        wide = [
+            x if b else jnp.broadcast_to(x, (size, *jnp.shape(x)))
+            for x, b in zip(leaves, batched, strict=True)
+        ]
+        return _widen(make(wide), size).sample(key)
+
+    if not any(batched):
+        return lambda key, size, *leaves: make(leaves).sample(key, (size,))
+    if any(isinstance(part, ExpandedDistribution) for part in _parts(make(leaves))):
+        return None  # it lays the copies out before the batch entries, and so would mix the lanes up
+    lone = [
+        jax.ShapeDtypeStruct(jnp.shape(x)[b:], jnp.result_type(x))
+        for x, b in zip(leaves, batched, strict=True)
+    ]
+    probes = [
+        jax.ShapeDtypeStruct((_PROBE, *x.shape) if b else x.shape, x.dtype)
+        for x, b in zip(lone, batched, strict=True)
+    ]
+    try:
+        dtype, shape, numbers = _trace(lambda key, *xs: make(xs).sample(key), lone)
+    except Exception:
+        return None  # the same error comes again, and is told, where batch entries are drawn one by one
+    for sampler in (promoted, widened):
+        try:
+            found = _trace(partial(_probe, sampler), probes)
+        except Exception:
+            continue
+        if found == (dtype, (_PROBE, *shape), [_PROBE * n for n in numbers]):
+            return sampler
+    return None
+
+
+def _probe(sampler: _Sampler, key: Any, *leaves: Any) -> Any:
+    return sampler(key, _PROBE, *leaves)
+
+
+def _parts(d: Any) -> Iterator[Any]:
+    """A distribution, and those that it is made of."""
+    yield d
+    for value in vars(d).values():
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, Distribution):
+                yield from _parts(part)
+
+
+def _widen(d: Any, size: int) -> Any:
+    """A distribution all of whose leaves have got a new first axis, with batch shapes that say so."""
+    wide = copy.copy(d)
+    for name, value in vars(d).items():
+        if isinstance(value, Distribution):
+            setattr(wide, name, _widen(value, size))
+        elif isinstance(value, list | tuple) and any(isinstance(part, Distribution) for part in value):
+            setattr(wide, name, type(value)(_widen(part, size) for part in value))
+    wide._batch_shape = (size, *d.batch_shape)
+    return wide
+
+
+def _trace(fn: Callable[..., Any], leaves: Any) -> tuple[Any, tuple[int, ...], list[int]]:
+    """Dtype and shape of a draw, and how many random numbers each of its sources gives."""
+    traced = jax.make_jaxpr(fn)(jax.eval_shape(lambda: jax.random.key(0)), *leaves)
+    (out,) = traced.out_avals
+    return out.dtype, tuple(out.shape), list(_random_numbers(traced.jaxpr, 1))
+
+
+def _random_numbers(jaxpr: Any, times: int) -> Iterator[int]:
+    for eqn in jaxpr.eqns:
+        inner = list(_inner(eqn.params))
+        for sub in inner:
+            yield from _random_numbers(sub, times * eqn.params.get("length", 1))
+        takes_keys = any(jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key) for v in eqn.invars)
+        if takes_keys and not inner:
+            for v in eqn.outvars:
+                if not jnp.issubdtype(v.aval.dtype, jax.dtypes.prng_key):
+                    yield times * v.aval.size
+
+
+def _inner(params: Any) -> Iterator[Any]:
+    for value in params.values():
+        for part in value if isinstance(value, list | tuple) else (value,):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield part

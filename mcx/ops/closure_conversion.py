@@ -1,0 +1,53 @@
+"""Functions with their closed-over arrays made arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["ConvertedClosure", "convert_closure"]
+
+
+class ConvertedClosure(NamedTuple):
+    """A traced function. Hashable by identity: it is code, without values.
+
+    ``call(consts, *args)`` runs it; ``avals`` are the shapes and dtypes of its constants.
+    """
+
+    jaxpr: Any
+    out_tree: Any
+    avals: tuple[Any, ...]
+
+    def __call__(self, consts: Any, *args: Any) -> Any:
+        """Run the code with these values of its constants."""
+        flat = [
+            jnp.asarray(x, v.aval.dtype) if not jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) else x
+            for x, v in zip(jax.tree_util.tree_leaves(args), self.jaxpr.invars, strict=True)
+        ]
+        return jax.tree_util.tree_unflatten(self.out_tree, jax.core.eval_jaxpr(self.jaxpr, consts, *flat))
+
+    def __hash__(self) -> int:
+        return id(self.jaxpr)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConvertedClosure) and self.jaxpr is other.jaxpr
+
+
+def convert_closure(fn: Callable[..., Any], *args: Any) -> tuple[ConvertedClosure, tuple[Any, ...]]:
+    """Trace a function, and take out the arrays it closes over.
+
+    Args:
+        fn: the function.
+        *args: examples of its arguments, or their shapes and dtypes.
+
+    Returns:
+        The code, and its constants, traced values among them: what was closed over where ``fn`` was made. The
+        same program traced again gives the same constants in the same order, with their new values.
+    """
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    consts = tuple(closed.consts)
+    avals = tuple((tuple(jnp.shape(c)), jnp.result_type(c).name) for c in consts)
+    return ConvertedClosure(closed.jaxpr, jax.tree_util.tree_structure(shapes), avals), consts

@@ -1,0 +1,75 @@
+"""Sums over all chains of a run, from within one chain: across the vectorised axis and across devices.
+
+Results are the same for every chain, and JAX knows it: a loop bound computed from them stays one number
+under ``vmap``. Where an axis is not there (a chain on its own, a single device), nothing is pooled over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["MESH_AXIS", "VMAP_AXIS", "agreed", "every", "index", "mean", "size"]
+
+VMAP_AXIS = "mcx_lane"  # the vmap over the chains of a device
+MESH_AXIS = "chain"  # the mesh axis that chains are spread over
+
+
+def _axes() -> tuple[str, ...]:
+    return tuple(axis for axis in (VMAP_AXIS, MESH_AXIS) if _bound(axis))
+
+
+def _bound(axis: str) -> bool:
+    try:
+        jax.lax.axis_size(axis)
+    except NameError:
+        return False
+    return True
+
+
+def _over_axes(reduce: Callable[[Any, str], Any], tree: Any) -> Any:
+    for axis in _axes():
+        tree = reduce(tree, axis)
+    return tree
+
+
+def size() -> int:
+    """Number of chains."""
+    count = 1
+    for axis in _axes():
+        count *= jax.lax.axis_size(axis)
+    return count
+
+
+def index() -> Any:
+    """Number of this chain among all of them."""
+    place: Any = jnp.int32(0)
+    for axis in reversed(_axes()):
+        place = place * jax.lax.axis_size(axis) + jax.lax.axis_index(axis)
+    return place
+
+
+def mean(tree: Any) -> Any:
+    """Mean over chains, leaf by leaf."""
+    return _over_axes(jax.lax.pmean, tree)
+
+
+def agreed(tree: Any) -> Any:
+    """What all chains hold alike, as one value; the largest where they differ."""
+    return _over_axes(jax.lax.pmax, tree)
+
+
+def every(tree: Any) -> Any:
+    """The values of all chains, along a new leading axis in the order of :func:`index`."""
+
+    def gather(x: Any) -> Any:
+        x = jnp.asarray(x)
+        whole = x[None]
+        for axis in _axes():
+            whole = jax.lax.all_gather(whole, axis, axis=0, tiled=True)
+        return whole
+
+    return jax.tree_util.tree_map(gather, tree)

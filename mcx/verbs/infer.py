@@ -1,0 +1,138 @@
+"""The front door: one call for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from mcx.errors import MethodError
+from mcx.model.bound import BoundModel
+from mcx.model.compile import model_sites
+from mcx.ops.keys import as_key
+from mcx.results.datatree import check_coords
+from mcx.results.diagnose import check_mode, report_advice
+from mcx.results.posterior import Posterior
+from mcx.run.checkpoint import Checkpoint
+from mcx.run.devices import Devices
+from mcx.verbs.argument_checks import check_bound, refuse_tracing, saved_to
+
+__all__ = ["Method", "infer", "program"]
+
+_CHAINS = 4
+
+
+@runtime_checkable
+class Method(Protocol):
+    """An inference method: a frozen dataclass of settings that knows how to run itself."""
+
+    def infer(self, bound: BoundModel, **options: Any) -> Posterior:
+        """Draw from the posterior; options are those of :func:`infer`, checked."""
+        ...
+
+    def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
+        """The pure function behind :meth:`infer`."""
+        ...
+
+
+def infer(
+    bound: BoundModel,
+    method: Method,
+    *,
+    key: Any,
+    num_chains: int | None = None,
+    progress: Any = True,
+    warnings: str = "warn",
+    coords: Mapping[str, Any] | None = None,
+    init: Any = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    devices: Devices = None,
+    batch_size: int | None = None,
+) -> Posterior:
+    """Draw from the posterior of a model.
+
+    Args:
+        bound: a model with its data, ``model(data)``.
+        method: how, e.g. ``mcx.NUTS()``.
+        key: a typed JAX key or an int.
+        num_chains: independent chains, vectorised; by default as many as suit the method, 4 for most.
+        progress: True (a bar in terminals and notebooks, lines elsewhere), False, "bar" or "lines".
+        warnings: "warn" (one block after the run), "raise" (for CI; the posterior is attached to the
+            error) or "ignore".
+        coords: labels of the results' dimensions (plates), ``{"school": [...]}``.
+        init: starting points: None (uniform on (-2, 2) in unconstrained space), "prior", a radius, or a
+            dictionary of constrained values (of shape (num_chains, ...) or of one chain).
+        checkpoint: a directory to save the run to as it goes, made if it is not there; or
+            ``mcx.Checkpoint(path, interval=seconds)``. The same call again goes on from there, with the same
+            bits as if it had not been interrupted (on the same machine, with the same versions).
+        devices: that share the chains evenly, side by side: a number of them, "all", some of
+            ``jax.devices()``, or a mesh; the default device alone if None.
+        batch_size: chains that move at once, where all of them would need too much memory for intermediate
+            values.
+
+    Returns:
+        The posterior. Interrupted by Ctrl-C, it holds what was drawn, with ``complete=False``.
+
+    Raises:
+        CapabilityError, ModelError, DataError, BroadcastError, SupportError: if the model or its data
+            cannot be used as they are; the error names the site and the remedy.
+        InitializationError: if no starting point has a finite log density and gradient.
+        DiagnosticWarning: with ``warnings="raise"``, if the diagnostics find fault.
+        CheckpointError: if the checkpoint cannot be written, is in use, damaged, or of another run.
+    """
+    _check_types(bound, method)
+    pure = "mcx.program(bound, method) gives a pure function for jit and vmap; mcx.infer runs outside of them"
+    refuse_tracing("infer", pure, bound, key, init)
+    check_mode(warnings)
+    key = as_key(key)
+    check_coords(coords or {}, model_sites(bound))
+    posterior = method.infer(
+        bound,
+        key=key,
+        num_chains=_num_chains(method, num_chains),
+        init=init,
+        coords=coords or {},
+        progress=progress,
+        while_compiling=_load_diagnostics if warnings != "ignore" else None,
+        checkpoint=saved_to(checkpoint, bound, method),
+        devices=devices,
+        batch_size=batch_size,
+    )
+    report_advice(posterior, warnings)
+    return posterior
+
+
+def program(bound: BoundModel, method: Method, *, num_chains: int | None = None) -> Callable[..., Posterior]:
+    """The pure function behind :func:`infer`, for ``jit``, ``vmap`` over keys and data sets.
+
+    Args:
+        bound: a model with data; the function takes other data of the same shapes.
+        method: how.
+        num_chains: independent chains; by default as many as suit the method, 4 for most.
+
+    Returns:
+        ``fn(key, bound) -> Posterior``, whose draws are NaN for a chain that found no finite starting
+        point. Nothing is checked, shown or warned about.
+    """
+    _check_types(bound, method)
+    return method.program(bound, _num_chains(method, num_chains))
+
+
+def _num_chains(method: Method, asked: int | None) -> int:
+    """The number of chains that was asked for, or the method's own: ``default_chains`` where it has one."""
+    return int(getattr(method, "default_chains", _CHAINS)) if asked is None else asked
+
+
+def _check_types(bound: Any, method: Any) -> None:
+    check_bound(bound)
+    if isinstance(method, type):
+        raise MethodError("the method is a class", expected=f"{method.__name__}()", found=method.__name__)
+    if not isinstance(method, Method):
+        raise MethodError(
+            "the second argument is no inference method", expected="e.g. mcx.NUTS()", found=repr(method)
+        )
+
+
+def _load_diagnostics() -> None:
+    """Import ArviZ's statistics while XLA compiles: a second that nobody then waits for."""
+    import arviz_stats.base  # noqa: F401

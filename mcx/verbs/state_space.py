@@ -1,0 +1,306 @@
+"""The front door for Markov chains in models: filter, smooth, maximise the likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from mcx.errors import MethodError, ModelError
+from mcx.model.bound import BoundModel
+from mcx.ops.keys import as_key
+from mcx.results.posterior import Posterior
+from mcx.run.checkpoint import Checkpoint
+from mcx.run.devices import Devices
+from mcx.verbs.argument_checks import check_bound, check_counts, check_state_space, refuse_tracing, saved_to
+
+if TYPE_CHECKING:
+    from mcx.inference.filtering.filtered import Filtered
+    from mcx.inference.filtering.forecast import Forecast
+    from mcx.inference.filtering.particle_filter import ParticleFilter
+    from mcx.inference.maximize.score_ascent import Maximum, ScoreAscent
+    from mcx.inference.maximize.score_climbing import ScoreClimbing
+    from mcx.inference.smoothing.smooth import Smoother
+    from mcx.results.approximation import Approximation
+    from mcx.results.estimate import Estimate
+
+__all__ = ["filter", "forecast", "maximize", "smooth"]
+
+
+def filter(
+    bound: BoundModel,
+    *,
+    params: Mapping[str, Any] | None = None,
+    num_particles: int = 1000,
+    method: ParticleFilter | None = None,
+    key: Any,
+    num_chains: int = 1,
+    history: str = "moments",
+    quantiles: Sequence[float] = (),
+    name: str | None = None,
+    coords: Mapping[str, Any] | None = None,
+    progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+    devices: Devices = None,
+) -> Filtered:
+    """Filter a state-space model: the law of the state given the observations so far, and the evidence.
+
+    Args:
+        bound: a model with a Markov chain (:func:`mcx.markov`, or NumPyro's ``scan``) and its data.
+        params: constrained values of every other latent site, ``{"phi": 0.9}``.
+        num_particles: N.
+        method: how; :class:`mcx.ParticleFilter` by default.
+        key: a typed JAX key or an int.
+        num_chains: independent replicates, vectorised.
+        history: what to keep of every time: "moments", "none" (evidence and effective sample size alone),
+            "ancestors" (and parents and weights, T x N) or "full" (and the particles).
+        quantiles: probabilities of weighted quantiles to keep along with the moments; a sort a step.
+        name: of the Markov chain, where the model has several.
+        coords: labels of the dimensions, ``{"time": dates}``.
+        progress: see :func:`mcx.infer`.
+        checkpoint: see :func:`mcx.infer`.
+        devices: see :func:`mcx.infer`.
+
+    Returns:
+        Moments over time, log evidence with its standard error, effective sample sizes; see
+        :class:`~mcx.inference.filtering.filtered.Filtered`. Stopped by Ctrl-C, it holds the times up to
+        there, with ``complete=False``. Costs O(T N).
+
+    Raises:
+        CapabilityError: if the model has no Markov chain, or a likelihood on its path outside of it.
+        ModelError, SupportError, DataError: if ``params`` or data cannot be used as they are.
+        WeightCollapse: if no particle explains an observation; what was there before is in ``.result``.
+        NonFiniteError: if too many potentials are NaN or +inf.
+    """
+    pure = "mcx.smc runs a Feynman-Kac model as a pure function; mcx.filter runs outside of jit and vmap"
+    refuse_tracing("filter", pure, bound, key, params)
+    check_state_space(bound, "filter", {"num_particles": num_particles, "num_chains": num_chains}, coords)
+    from mcx.inference.filtering.particle_filter import ParticleFilter
+
+    method = ParticleFilter() if method is None else method
+    if not isinstance(method, ParticleFilter):
+        raise MethodError(
+            "filter needs a particle filter", expected="mcx.ParticleFilter()", found=repr(method)
+        )
+    return method.filter(
+        bound,
+        params=params,
+        num_particles=num_particles,
+        key=as_key(key),
+        num_chains=num_chains,
+        history=history,
+        quantiles=tuple(quantiles),
+        block=name,
+        coords=coords or {},
+        progress=progress,
+        checkpoint=saved_to(
+            checkpoint,
+            bound,
+            method,
+            chain=name,
+            particles=num_particles,
+            history=history,
+            quantiles=quantiles,
+        ),
+        devices=devices,
+    )
+
+
+def forecast(
+    posterior: Posterior, num_steps: int, *, key: Any, inputs: Any = None, name: str | None = None
+) -> Forecast:
+    """Draw states and observations of the times after the last, each draw with its own parameters.
+
+    Args:
+        posterior: of a model with a Markov chain, with draws of parameters and paths: by
+            :class:`mcx.PMMH`, :class:`mcx.SMC2`, :class:`mcx.ParticleGibbs`, :class:`mcx.NUTS`.
+        num_steps: number of times ahead.
+        key: a typed JAX key or an int.
+        inputs: the chain's inputs for these times, with a leading axis of ``num_steps``; None where it has
+            none.
+        name: of the Markov chain, where the model has several.
+
+    Returns:
+        Draws by site, (chains x draws, num_steps, ...), chain after chain, with ``.quantiles(levels)``. Costs
+        O(chains draws (T + num_steps)). To forecast with given parameters, see :func:`filter`.
+
+    Raises:
+        ModelError: if inputs are missing or of another structure, or the draws have no path.
+        CapabilityError: if the model has no Markov chain, or its observations to come cannot be drawn.
+    """
+    from mcx.inference.filtering.forecast import forecast_draws
+
+    if not isinstance(posterior, Posterior):
+        raise ModelError(
+            "mcx.forecast goes on from draws",
+            expected="what mcx.infer gives",
+            found=type(posterior).__name__,
+            remedy="of mcx.filter: filtered.forecast(...)",
+        )
+    refuse_tracing("forecast", "call it outside; it compiles a program of its own", posterior, key, inputs)
+    return forecast_draws(posterior, num_steps, as_key(key), inputs, name)
+
+
+def smooth(
+    bound: BoundModel,
+    functional: Any,
+    *,
+    params: Mapping[str, Any] | None = None,
+    method: Smoother | None = None,
+    key: Any,
+    num_chains: int = 4,
+    name: str | None = None,
+    coords: Mapping[str, Any] | None = None,
+    progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+    devices: Devices = None,
+    batch_size: int | None = None,
+) -> Estimate:
+    """Smooth a state-space model: the expectation of a functional of the path given all observations.
+
+    Args:
+        bound: a model with a Markov chain (:func:`mcx.markov`, or NumPyro's ``scan``) and its data.
+        functional: ``h(x_prev, x, t)``, summed over the transitions t = 1 .. T-1; an
+            :class:`mcx.AdditiveFunctional`; or one of :mod:`mcx.functionals`.
+        params: constrained values of every other latent site, ``{"phi": 0.9}``.
+        method: :class:`mcx.PPG` (the default), :class:`mcx.PaRIS` or :class:`mcx.FFBS`.
+        key: a typed JAX key or an int.
+        num_chains: independent chains or runs, vectorised; from 4 on they give the standard error.
+        name: of the Markov chain, where the model has several.
+        coords: labels of the dimensions.
+        progress: see :func:`mcx.infer`.
+        checkpoint: see :func:`mcx.infer`.
+        devices: see :func:`mcx.infer`.
+        batch_size: see :func:`mcx.infer`.
+
+    Returns:
+        Value and standard error, pytrees of the functional's structure.
+
+    Raises:
+        CapabilityError: if the model has no Markov chain, or its steps have no density.
+        ModelError, SupportError, DataError: if ``params`` or data cannot be used as they are.
+        WeightCollapse: if no particle explains an observation.
+        NonFiniteError: if too many potentials are NaN or +inf.
+    """
+    refuse_tracing("smooth", "call it outside of jit and vmap", bound, key, params)
+    check_state_space(bound, "smooth", {"num_chains": num_chains}, coords)
+    from mcx.inference.smoothing.additive import as_functional
+    from mcx.inference.smoothing.ppg import PPG
+    from mcx.inference.smoothing.smooth import smooth_model
+
+    method = PPG() if method is None else method
+    return smooth_model(
+        bound,
+        as_functional(functional),
+        params=params,
+        method=method,
+        key=as_key(key),
+        num_chains=num_chains,
+        block=name,
+        coords=coords or {},
+        progress=progress,
+        checkpoint=saved_to(checkpoint, bound, method, chain=name),
+        devices=devices,
+        batch_size=batch_size,
+    )
+
+
+@overload
+def maximize(
+    bound: BoundModel,
+    *,
+    method: ScoreAscent | None = None,
+    init: Mapping[str, Any] | None = None,
+    key: Any,
+    num_chains: int = 8,
+    name: str | None = None,
+    progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+) -> Maximum: ...
+
+
+@overload
+def maximize(
+    bound: BoundModel,
+    *,
+    method: ScoreClimbing,
+    init: Any = None,
+    key: Any,
+    num_chains: int = 8,
+    name: str | None = None,
+    progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+) -> Approximation: ...
+
+
+def maximize(
+    bound: BoundModel,
+    *,
+    method: ScoreAscent | ScoreClimbing | None = None,
+    init: Any = None,
+    key: Any,
+    num_chains: int = 8,
+    name: str | None = None,
+    progress: Any = True,
+    checkpoint: str | Path | Checkpoint | None = None,
+) -> Maximum | Approximation:
+    """Climb along scores: to the maximum likelihood of parameters, or to a family's best fit to a posterior.
+
+    With :class:`mcx.ScoreAscent`, the parameters of a state-space model move along smoothed scores; priors
+    only say where parameters live. With :class:`mcx.ScoreClimbing`, a family of distributions on
+    unconstrained space is fitted to the posterior of any model.
+
+    Args:
+        bound: a model and its data; for ``ScoreAscent`` one with a Markov chain, every other latent site
+            being a parameter.
+        method: :class:`mcx.ScoreAscent` by default.
+        init: constrained values to start from, ``{"phi": 0.5}``; zeros of unconstrained space by default. For
+            ``ScoreClimbing``, where chains start, see :func:`mcx.infer`.
+        key: a typed JAX key or an int.
+        num_chains: chains of ``ScoreClimbing``; ``ScoreAscent(num_smoothers=...)`` has its own.
+        name: of the Markov chain, where the model has several.
+        progress: see :func:`mcx.infer`.
+        checkpoint: see :func:`mcx.infer`; the runs for the standard errors have directories within.
+
+    Returns:
+        Estimates, standard errors from the observed information, and the way there; or the fitted
+        distribution and how well it fits. Interrupted by Ctrl-C, what was reached, with ``complete=False``.
+
+    Raises:
+        CapabilityError: if the chain's steps have no density, or a parameter is discrete.
+        InitializationError: if ``init`` does not fit the model.
+        NonFiniteError: if the score is no number.
+    """
+    from mcx.inference.maximize.score_ascent import ScoreAscent, maximize_model
+    from mcx.inference.maximize.score_climbing import ScoreClimbing, climb
+
+    refuse_tracing("maximize", "call it outside of jit and vmap", bound, key, init)
+    method = ScoreAscent() if method is None else method
+    if isinstance(method, ScoreClimbing):
+        check_counts({"num_chains": num_chains})
+        check_bound(bound, "maximize")
+        return climb(
+            bound,
+            method=method,
+            init=init,
+            key=as_key(key),
+            num_chains=num_chains,
+            progress=progress,
+            checkpoint=saved_to(checkpoint, bound, method, moving_chains=num_chains),
+        )
+    check_state_space(bound, "maximize", {}, None)
+    if not isinstance(method, ScoreAscent):
+        raise MethodError(
+            "maximize needs a method of its own",
+            expected="mcx.ScoreAscent() or mcx.ScoreClimbing()",
+            found=repr(method),
+        )
+    return maximize_model(
+        bound,
+        method=method,
+        init=init,
+        key=as_key(key),
+        block=name,
+        progress=progress,
+        checkpoint=saved_to(checkpoint, bound, method, chain=name),
+    )

@@ -81,8 +81,9 @@ def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
     """The fastest way that draws all batch entries from one key, or None if there is none that is right.
 
     A distribution that is made of others (LogNormal, StudentT, mixtures, ...) may draw parts of it once for
-    all batch entries when only its own parameters are batched, and the shape would not tell. So a way is right if it
-    draws as many random numbers for the batch as it takes for as many batch entries, source by source.
+    all batch entries when only its own parameters are batched, and the shape would not tell. So a way is
+    right if it draws as many random numbers for the batch as it takes for as many batch entries, source by
+    source.
     """
 
     def make(leaves: Any) -> Any:

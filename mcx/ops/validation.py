@@ -1,0 +1,247 @@
+"""The one validator of settings and arguments.
+
+A rule says what a value has to be, and gives it back in a plain form: an integer of NumPy's or JAX's becomes
+an ``int``, so that settings are hashable, print alike, and find the same compiled programs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mcx.errors import MethodError
+
+__all__ = [
+    "Rule",
+    "Settings",
+    "boolean",
+    "either",
+    "fraction",
+    "function",
+    "instance",
+    "integer",
+    "number",
+    "one_of",
+    "optional",
+    "tuple_of",
+    "validated",
+]
+
+
+class Rule(NamedTuple):
+    """What a value has to be.
+
+    Attributes:
+        expected: in words, for the error.
+        plain: gives the value in its plain form; raises ValueError where it breaks the rule.
+    """
+
+    expected: str
+    plain: Callable[[Any], Any]
+
+
+class Settings:
+    """Base of frozen dataclasses of settings, whose fields are checked when an object is made."""
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields, in the order in which they are checked."""
+        return {}
+
+    def __post_init__(self) -> None:
+        for name, rule in self.rules().items():
+            value = validated(type(self).__name__, name, getattr(self, name), rule)
+            object.__setattr__(self, name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Raise on fields that do not fit each other; each keeps its own rule by then."""
+
+    def refuse(self, name: str, expected: str, remedy: str | None = None) -> None:
+        """Raise for a field that does not fit the others."""
+        refuse(type(self).__name__, name, getattr(self, name), expected, remedy)
+
+
+def validated(owner: str, name: str, value: Any, rule: Rule) -> Any:
+    """The plain form of an argument.
+
+    Args:
+        owner: the function or class as the user called it, such as ``"filter"``.
+        name: of its argument.
+        value: what was given.
+        rule: what it has to keep.
+
+    Raises:
+        MethodError: if it does not; the error names the argument, what was expected and what was found.
+    """
+    try:
+        return rule.plain(value)
+    except ValueError:
+        refuse(owner, name, value, rule.expected)
+
+
+def refuse(owner: str, name: str, value: Any, expected: str, remedy: str | None = None) -> None:
+    """Raise for an argument that is out of range."""
+    plain = isinstance(value, int) and not isinstance(value, bool)
+    found = repr(value) if plain else f"{value!r} of type {type(value).__name__}"
+    raise MethodError(f"{owner}({name}=...) is out of range", expected=expected, found=found, remedy=remedy)
+
+
+# --- rules -------------------------------------------------------------------------------------------
+
+
+def integer(least: int | None = None, most: int | None = None) -> Rule:
+    """Any integer type: Python's, NumPy's, a scalar of JAX's. Neither ``True`` nor ``64.0`` nor ``"64"``
+    is."""
+    words = "an int"
+    if least is not None and most is not None:
+        words = f"an int between {least} and {most}"
+    elif least is not None:
+        words = f"an int >= {least}"
+
+    def plain(value: Any) -> int:
+        if _scalar_kind(value) not in ("i", "u"):
+            raise ValueError
+        found = int(value)
+        if (least is not None and found < least) or (most is not None and found > most):
+            raise ValueError
+        return found
+
+    return Rule(words, plain)
+
+
+def number(
+    least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf, below: float = math.inf
+) -> Rule:
+    """A finite real number: at least ``least`` and at most ``most``, above ``above`` and below ``below``."""
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in ((">=", least), (">", above), ("<=", most), ("<", below))
+        if math.isfinite(bound)
+    ]
+
+    def plain(value: Any) -> float:
+        if _scalar_kind(value) not in ("i", "u", "f"):
+            raise ValueError
+        found: float = value if isinstance(value, int | float) else np.asarray(value).item()
+        if not (math.isfinite(found) and least <= found <= most and above < found < below):
+            raise ValueError
+        return found
+
+    return Rule("a number " + " and ".join(bounds) if bounds else "a finite number", plain)
+
+
+def fraction() -> Rule:
+    """A number between 0 and 1, both included."""
+    return number(0, 1)._replace(expected="a fraction between 0 and 1")
+
+
+def boolean() -> Rule:
+    """True or False, of Python or NumPy; 0 and 1 are numbers."""
+
+    def plain(value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError
+        return bool(value)
+
+    return Rule("True or False", plain)
+
+
+def one_of(*values: Any) -> Rule:
+    """One of several values, of the same type: ``1`` is not ``True``."""
+
+    def plain(value: Any) -> Any:
+        for known in values:
+            if type(value) is type(known) and value == known:
+                return known
+        raise ValueError
+
+    return Rule("one of " + ", ".join(map(repr, values)), plain)
+
+
+def instance(kinds: type | tuple[type, ...], expected: str) -> Rule:
+    """An object of one of several classes."""
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, kinds):
+            raise ValueError
+        return value
+
+    return Rule(expected, plain)
+
+
+def function(expected: str = "a function") -> Rule:
+    """Anything that can be called, but for a class: that is as a rule an instance without its brackets."""
+
+    def plain(value: Any) -> Any:
+        if not callable(value) or isinstance(value, type):
+            raise ValueError
+        return value
+
+    return Rule(expected, plain)
+
+
+def either(*rules: Rule, expected: str | None = None) -> Rule:
+    """A value that keeps one of several rules."""
+
+    def plain(value: Any) -> Any:
+        for rule in rules:
+            try:
+                return rule.plain(value)
+            except ValueError:
+                continue
+        raise ValueError
+
+    return Rule(expected or ", or ".join(rule.expected for rule in rules), plain)
+
+
+def optional(rule: Rule, meaning: str = "") -> Rule:
+    """None, or a value that keeps a rule.
+
+    Args:
+        rule: of a value.
+        meaning: of None, such as "to have it chosen".
+    """
+
+    def plain(value: Any) -> Any:
+        return None if value is None else rule.plain(value)
+
+    return Rule(f"{rule.expected}, or None" + (f" {meaning}" if meaning else ""), plain)
+
+
+def tuple_of(rule: Rule, expected: str, *, least: int = 0) -> Rule:
+    """A sequence of values that keep a rule, as a tuple; a single value is none.
+
+    Args:
+        rule: of the entries.
+        expected: in words.
+        least: number of entries.
+    """
+
+    def plain(value: Any) -> tuple[Any, ...]:
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__") or np.ndim(value) == 0:
+            raise ValueError
+        found = tuple(rule.plain(x) for x in value)
+        if len(found) < least:
+            raise ValueError
+        return found
+
+    return Rule(expected, plain)
+
+
+def _scalar_kind(value: Any) -> str:
+    """The kind of a number, as NumPy's dtypes have it; empty for what is no concrete number."""
+    if isinstance(value, bool | np.bool_):
+        return "b"
+    if isinstance(value, int):
+        return "i"
+    if isinstance(value, float):
+        return "f"
+    known = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+    if not known or np.ndim(value) != 0:
+        return ""
+    kind: str = np.asarray(value).dtype.kind
+    return "f" if kind == "V" else kind  # bfloat16 and relatives

@@ -1,0 +1,68 @@
+"""Names of the types that signatures speak of.
+
+They are aliases for readers and type checkers: ``type`` statements are evaluated when somebody asks for their
+value, so that jaxtyping is needed for checking alone. Shapes are jaxtyping's, such as ``Float[Array, "chain
+draw d"]``: *chain* independent chains or replicates, *draw* draws of each, *N* particles, *T* times, *d*
+coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+    from jaxtyping import Array, Bool, Float, Int
+
+__all__ = [
+    "Draws",
+    "Flags",
+    "Index",
+    "Key",
+    "KeyLike",
+    "LogWeights",
+    "PyTree",
+    "Resampling",
+    "Scalar",
+    "SiteValues",
+    "Stats",
+    "Vector",
+]
+
+type Key = jax.Array
+"""A typed random key of JAX, of shape ()."""
+
+type KeyLike = jax.Array | int
+"""What users give as ``key=``: a typed key or an int."""
+
+type PyTree = Any
+"""Any pytree of arrays: states, particles, data."""
+
+type Scalar = Float[Array, ""]
+"""A single number, on the device."""
+
+type Vector = Float[Array, " d"]
+"""A point of unconstrained space, (d,)."""
+
+type LogWeights = Float[Array, " N"]
+"""Log weights of N particles; normalised where the docstring says so."""
+
+type Index = Int[Array, " N"]
+"""Indices of particles, int32: ancestors of N particles."""
+
+type Flags = Bool[Array, "..."]
+"""Truth values."""
+
+type SiteValues = Mapping[str, Array]
+"""Values by site name."""
+
+type Draws = Mapping[str, np.ndarray]
+"""Draws by site, chain x draw x event, on the host."""
+
+type Stats = Mapping[str, np.ndarray]
+"""Statistics by name, chain x step, on the host."""
+
+type Resampling = Callable[[Key, LogWeights, int], Index]
+"""A resampling scheme: ``(key, log_w, num) -> ancestors``."""

@@ -12,9 +12,9 @@ import mcx
 import mcx.dist as dist
 from mcx.diffusion import GaussianMixture, Score, ve
 from mcx.errors import CapabilityError, DataError, DiagnosticWarning, MethodError, WeightCollapse
+from mcx.inference.diffusion.guided import feynman_kac as guided_steps
 from mcx.inference.diffusion.guided.calibration import calibrate
 from mcx.inference.diffusion.guided.feynman_kac import guided
-from mcx.inference.diffusion.guided import feynman_kac as guided_steps
 from mcx.testing import StatisticalFailure, check_mean
 
 KINDS = {

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -45,7 +46,13 @@ class Rule(NamedTuple):
 
 
 class Settings:
-    """Base of frozen dataclasses of settings, whose fields are checked when an object is made."""
+    """Base of frozen dataclasses of settings, whose fields are checked when an object is made.
+
+    Attributes:
+        former: what fields were called when checkpoints of older versions were written, by present name.
+    """
+
+    former: ClassVar[Mapping[str, str]] = {}
 
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields, in the order in which they are checked."""
@@ -60,9 +67,20 @@ class Settings:
     def check(self) -> None:
         """Raise on fields that do not fit each other; each keeps its own rule by then."""
 
-    def refuse(self, name: str, expected: str, remedy: str | None = None) -> None:
+    def identity(self) -> str:
+        """The settings as text, the same in all versions: what a checkpoint compares."""
+        shown = []
+        for name in (f.name for f in fields(self)):  # type: ignore[arg-type]
+            shown.append(f"{self.former.get(name, name)}={_identity(getattr(self, name))}")
+        return f"{type(self).__qualname__}({', '.join(shown)})"
+
+    def refuse(self, name: str, expected: str, remedy: str | None = None) -> NoReturn:
         """Raise for a field that does not fit the others."""
         refuse(type(self).__name__, name, getattr(self, name), expected, remedy)
+
+
+def _identity(value: Any) -> str:
+    return value.identity() if isinstance(value, Settings) else repr(value)
 
 
 def validated(owner: str, name: str, value: Any, rule: Rule) -> Any:
@@ -83,7 +101,7 @@ def validated(owner: str, name: str, value: Any, rule: Rule) -> Any:
         refuse(owner, name, value, rule.expected)
 
 
-def refuse(owner: str, name: str, value: Any, expected: str, remedy: str | None = None) -> None:
+def refuse(owner: str, name: str, value: Any, expected: str, remedy: str | None = None) -> NoReturn:
     """Raise for an argument that is out of range."""
     plain = isinstance(value, int) and not isinstance(value, bool)
     found = repr(value) if plain else f"{value!r} of type {type(value).__name__}"
@@ -94,8 +112,7 @@ def refuse(owner: str, name: str, value: Any, expected: str, remedy: str | None 
 
 
 def integer(least: int | None = None, most: int | None = None) -> Rule:
-    """Any integer type: Python's, NumPy's, a scalar of JAX's. Neither ``True`` nor ``64.0`` nor ``"64"``
-    is."""
+    """Any integer type: Python's, NumPy's, a scalar of JAX's; not ``True``, ``64.0`` or ``"64"``."""
     words = "an int"
     if least is not None and most is not None:
         words = f"an int between {least} and {most}"

@@ -106,17 +106,18 @@ class KeyTypeError(McxError, TypeError):
 
 
 class NonFiniteError(McxError, ArithmeticError):
-    """Draws, densities or weights are not finite."""
+    """Draws, densities or weights are not finite.
 
-
-class WeightCollapse(NonFiniteError):
-    """All particles have weight zero: no particle explains an observation.
-
-    :attr:`step` is the time, :attr:`result` what there was before it.
+    In a particle system, :attr:`step` is the step at which that happened; :attr:`result` is what the run gave
+    nevertheless, None where there is nothing.
     """
 
     step: int = -1
     result: object = None
+
+
+class WeightCollapse(NonFiniteError):
+    """All particles have weight zero: no particle explains an observation."""
 
 
 class DeviceMemoryError(McxError, MemoryError):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, override
+from typing import TYPE_CHECKING, ClassVar, override
 
 import jax
 import jax.numpy as jnp
 
-from mcx.inference.mcmc import pooled_warmup as ensemble
-from mcx.inference.mcmc.base import ChainKernel, ChainMethod, MCMCState
-from mcx.inference.mcmc.hmc import hmc_move
+from mcx.inference.mcmc import pooled_warmup
+from mcx.inference.mcmc.hmc import TRAJECTORY_RULES, hmc_move
+from mcx.inference.mcmc.kernel import ChainKernel, MCMCState
+from mcx.inference.mcmc.method import AdaptiveMethod
 from mcx.inference.mcmc.trajectory_length import Proposal
 from mcx.ops import collectives
+from mcx.ops.validation import Rule
 from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.types import Key, PyTree, Vector
 
 __all__ = ["ChEES"]
 
@@ -23,22 +29,33 @@ class ChEESKernel(ChainKernel):
     """One of the chains; it pools with the others of the run (:mod:`mcx.ops.collectives`) while it adapts."""
 
     trajectory_length: float
-    max_num_steps: int
-    uses_gradient: ClassVar[bool] = True
-    pooled: ClassVar[bool] = True
+    max_leapfrog_steps: int
+
+    @property
+    @override
+    def uses_gradient(self) -> bool:
+        return True
+
+    @property
+    @override
+    def pooled(self) -> bool:
+        return True
 
     @override
-    def adaptation(self, gradient: Any) -> ensemble.EnsembleState:
-        return ensemble.init(gradient.shape[0], self.step_size, self.trajectory_length, self.dense_mass)
+    def adaptation(self, gradient: Vector) -> pooled_warmup.PooledState:
+        return pooled_warmup.init(gradient.shape[0], self.step_size, self.trajectory_length, self.dense_mass)
 
-    def step(self, data: Any, key: Any, state: MCMCState, u: ensemble.Plan) -> tuple[MCMCState, Any]:
+    @override
+    def step(
+        self, data: PyTree, key: Key, state: MCMCState, u: pooled_warmup.WarmupPlan
+    ) -> tuple[MCMCState, dict[str, PyTree]]:
         """One transition, then adaptation as the plan ``u`` says."""
         target = self.target(data)
         # told to be one value for all chains, it makes the number of leapfrog steps one, too: a loop whose
         # bound differs between chains has to select the state of every chain at every step
         adapted = state.warmup._replace(shared=collectives.agreed(state.warmup.shared))
-        num_steps = ensemble.num_leapfrogs(adapted.shared, u, self.max_num_steps)
-        step_size = ensemble.step_size_of(adapted, u)
+        num_steps = pooled_warmup.num_leapfrogs(adapted.shared, u, self.max_leapfrog_steps)
+        step_size = pooled_warmup.step_size_of(adapted, u)
         old = (state.position, state.log_density, state.gradient)
         new, stats, info = hmc_move(
             key,
@@ -63,15 +80,15 @@ class ChEESKernel(ChainKernel):
             jnp.where(usable, info.acceptance_rate, 0.0),
             ~jnp.isfinite(end.logdensity),
         )
-        adapted = ensemble.step(
-            adapted, u, new[0], new[2], proposal, num_steps, self.target_accept, self.max_num_steps
+        adapted = pooled_warmup.step(
+            adapted, u, new[0], new[2], proposal, num_steps, self.target_accept, self.max_leapfrog_steps
         )
 
-        def relocate(chain: Any) -> Any:
-            return ensemble.relocate(jax.random.fold_in(key, 1), chain, chain[0][1], target.dim)
+        def relocate(chain: PyTree) -> PyTree:
+            return pooled_warmup.relocate(jax.random.fold_in(key, 1), chain, chain[0][1], target.dim)
 
         (new, averaging), relocated = jax.lax.cond(
-            u.event == ensemble.GATHER,
+            u.event == pooled_warmup.GATHER,
             relocate,
             lambda chain: (chain, jnp.asarray(False)),
             (new, adapted.averaging),
@@ -83,7 +100,7 @@ class ChEESKernel(ChainKernel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChEES(ChainMethod):
+class ChEES(AdaptiveMethod):
     """Hamiltonian Monte Carlo with many short chains, which tune step size, metric and length together.
 
     Needs a gradient; takes no discrete latent sites and no subsampled plates. Meant for 64 chains or so, run
@@ -100,7 +117,7 @@ class ChEES(ChainMethod):
         trajectory_length: first longest integration time, in units of the adapted metric (standard
             deviations); kept as it is where ``num_warmup`` is 0. Each trajectory's is this times a number
             in (0, 1), of a low-discrepancy sequence.
-        max_num_steps: leapfrog steps at most.
+        max_leapfrog_steps: leapfrog steps at most.
 
     Source: Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
     Hamiltonian Monte Carlo", AISTATS; proposal and dual averaging from BlackJAX. How chains reach the typical
@@ -111,12 +128,14 @@ class ChEES(ChainMethod):
     num_samples: int = 500
     target_accept: float = 0.651
     trajectory_length: float = 2.0
-    max_num_steps: int = 1000
+    max_leapfrog_steps: int = 1000
     default_chains: ClassVar[int] = 64
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._refuse_trajectories(self.trajectory_length, self.max_num_steps)
+    former: ClassVar[Mapping[str, str]] = {"max_leapfrog_steps": "max_num_steps"}
+
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {**super().rules(), **TRAJECTORY_RULES}
 
     @override
     def kernel(self, target: Target) -> ChEESKernel:
@@ -128,9 +147,9 @@ class ChEES(ChainMethod):
             float(self.step_size),
             self.takes_dense(target, True),
             float(self.trajectory_length),
-            self.max_num_steps,
+            self.max_leapfrog_steps,
         )
 
     @override
-    def inputs(self) -> ensemble.Plan:
-        return ensemble.schedule(self.num_warmup, self.num_samples)
+    def inputs(self) -> pooled_warmup.WarmupPlan:
+        return pooled_warmup.schedule(self.num_warmup, self.num_samples)

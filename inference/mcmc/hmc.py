@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, override
+from typing import TYPE_CHECKING, ClassVar, override
 
 import jax
 import jax.numpy as jnp
 from blackjax.mcmc import hmc
 
-from mcx.inference.mcmc.base import MCMCMethod, Transition
+from mcx.inference.mcmc.kernel import Transition
+from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import whitened
+from mcx.ops.validation import Rule, integer, number
 
-__all__ = ["HMC", "hmc_move"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
+    from mcx.inference.mcmc.kernel import Point
+    from mcx.types import Key, PyTree, Scalar, Vector
+
+__all__ = ["HMC", "TRAJECTORY_RULES", "hmc_move"]
+
+TRAJECTORY_RULES: Mapping[str, Rule] = {
+    "trajectory_length": number(above=0)._replace(expected="a positive number"),
+    "max_leapfrog_steps": integer(1),
+}
 
 
 @dataclass(frozen=True)
 class _HMCTransition:
     trajectory_length: float
-    max_num_steps: int
+    max_leapfrog_steps: int
     uses_gradient: ClassVar[bool] = True
 
     def __call__(
-        self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self,
+        key: Key,
+        state: Point,
+        log_density: Callable[[Vector], Scalar],
+        step_size: Scalar,
+        inverse_mass_matrix: PyTree,
+    ) -> tuple[Point, dict[str, PyTree]]:
         key_length, key_move = jax.random.split(key)
         move = self.shared(key_length, step_size)
         return move(key_move, state, log_density, step_size, inverse_mass_matrix)
 
-    def shared(self, key: Any, step_size: Any) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    def shared(self, key: Key, step_size: Scalar) -> Callable[..., tuple[Point, dict[str, PyTree]]]:
         """The transition with its length drawn: of many chains none then waits for the longest."""
         # a random length, drawn independently of the state, avoids periodic orbits (Neal 2011, section 3.2)
         length = self.trajectory_length * jax.random.uniform(key, minval=0.5, maxval=1.5)
-        num_steps = jnp.clip(jnp.ceil(length / step_size), 1, self.max_num_steps).astype(jnp.int32)
+        num_steps = jnp.clip(jnp.ceil(length / step_size), 1, self.max_leapfrog_steps).astype(jnp.int32)
 
         def move(
-            key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
-        ) -> tuple[Any, dict[str, Any]]:
+            key: Key,
+            state: Point,
+            log_density: Callable[[Vector], Scalar],
+            step_size: Scalar,
+            inverse_mass_matrix: PyTree,
+        ) -> tuple[Point, dict[str, PyTree]]:
             new, stats, info = hmc_move(key, state, log_density, step_size, inverse_mass_matrix, num_steps)
             return new, {**stats, "outside": info.proposal.logdensity == -jnp.inf}
 
@@ -46,8 +68,13 @@ class _HMCTransition:
 
 
 def hmc_move(
-    key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any, num_steps: Any
-) -> tuple[tuple[Any, Any, Any], dict[str, Any], hmc.HMCInfo]:
+    key: Key,
+    state: Point,
+    log_density: Callable[[Vector], Scalar],
+    step_size: Scalar,
+    inverse_mass_matrix: PyTree,
+    num_steps: Int[Array, ""],
+) -> tuple[Point, dict[str, PyTree], hmc.HMCInfo]:
     """A trajectory of ``num_steps`` leapfrog steps, taken or not.
 
     Returns:
@@ -82,18 +109,20 @@ class HMC(MCMCMethod):
     Attributes:
         trajectory_length: mean integration time, in units of the adapted metric (standard deviations);
             each trajectory's is uniform within half of it either way.
-        max_num_steps: leapfrog steps at most.
+        max_leapfrog_steps: leapfrog steps at most.
 
     Source: Neal (2011), MCMC using Hamiltonian dynamics; kernel and adaptation from BlackJAX.
     """
 
     trajectory_length: float = math.pi / 2
-    max_num_steps: int = 1024
+    max_leapfrog_steps: int = 1024
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._refuse_trajectories(self.trajectory_length, self.max_num_steps)
+    former: ClassVar[Mapping[str, str]] = {"max_leapfrog_steps": "max_num_steps"}
+
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {**super().rules(), **TRAJECTORY_RULES}
 
     @override
     def transition(self) -> Transition:
-        return _HMCTransition(float(self.trajectory_length), self.max_num_steps)
+        return _HMCTransition(float(self.trajectory_length), self.max_leapfrog_steps)

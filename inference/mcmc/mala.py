@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, override
+from typing import TYPE_CHECKING, ClassVar, override
 
 from blackjax.mcmc import mala
 
-from mcx.inference.mcmc.base import MCMCMethod, Transition
+from mcx.inference.mcmc.kernel import Transition
+from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import whitened
+
+if TYPE_CHECKING:
+    from mcx.inference.mcmc.kernel import Point
+    from mcx.types import Key, PyTree, Scalar, Vector
 
 __all__ = ["MALA"]
 
@@ -18,8 +24,13 @@ class _MALATransition:
     uses_gradient: ClassVar[bool] = True
 
     def __call__(
-        self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self,
+        key: Key,
+        state: Point,
+        log_density: Callable[[Vector], Scalar],
+        step_size: Scalar,
+        inverse_mass_matrix: PyTree,
+    ) -> tuple[Point, dict[str, PyTree]]:
         here = whitened(state, log_density, inverse_mass_matrix)
         new, info = mala.build_kernel()(key, mala.MALAState(*here.start), here.log_density, step_size)
         return here.back(tuple(new)), {

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, override
+from typing import TYPE_CHECKING, ClassVar, override
 
 from blackjax.mcmc import nuts
 from blackjax.mcmc.hmc import HMCState
 
-from mcx.inference.mcmc.base import MCMCMethod, Transition
+from mcx.inference.mcmc.kernel import Transition
+from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import whitened
+from mcx.ops.validation import Rule, integer
+
+if TYPE_CHECKING:
+    from mcx.inference.mcmc.kernel import Point
+    from mcx.types import Key, PyTree, Scalar, Vector
 
 __all__ = ["NUTS"]
 
@@ -20,8 +27,13 @@ class _NUTSTransition:
     uses_gradient: ClassVar[bool] = True
 
     def __call__(
-        self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self,
+        key: Key,
+        state: Point,
+        log_density: Callable[[Vector], Scalar],
+        step_size: Scalar,
+        inverse_mass_matrix: PyTree,
+    ) -> tuple[Point, dict[str, PyTree]]:
         here = whitened(state, log_density, inverse_mass_matrix)
         new, info = nuts.build_kernel()(
             key, HMCState(*here.start), here.log_density, step_size, here.metric, self.max_tree_depth
@@ -53,10 +65,9 @@ class NUTS(MCMCMethod):
 
     max_tree_depth: int = 10
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.max_tree_depth <= 20:
-            self._refuse("max_tree_depth", "an int between 1 and 20")
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {**super().rules(), "max_tree_depth": integer(1, 20)}
 
     @override
     def transition(self) -> Transition:

@@ -29,8 +29,8 @@ from mcx.inference.mcmc.warmup import as_types
 from mcx.ops import collectives
 
 __all__ = [
-    "EnsembleState",
-    "Plan",
+    "PooledState",
+    "WarmupPlan",
     "Shared",
     "init",
     "num_leapfrogs",
@@ -52,7 +52,7 @@ _LEAST_ACCEPTANCE = 0.05  # one chain alone does not bring the harmonic mean to 
 _LEFT_BEHIND, _LEFT_BEHIND_PER_DIM = 20.0, 5.0  # nats
 
 
-class Plan(NamedTuple):
+class WarmupPlan(NamedTuple):
     """What happens at a step; with a leading axis, at every step.
 
     phase: FROZEN, APPROACH or TUNE.
@@ -84,7 +84,7 @@ class Shared(NamedTuple):
     moments: Moments
 
 
-class EnsembleState(NamedTuple):
+class PooledState(NamedTuple):
     """Adaptation state of one chain.
 
     averaging: dual averaging of the chain's own log step size, for the approach.
@@ -95,8 +95,8 @@ class EnsembleState(NamedTuple):
     shared: Shared
 
 
-def schedule(num_warmup: int, num_samples: int) -> Plan:
-    """Plan of every step: approach, tuning, then sampling.
+def schedule(num_warmup: int, num_samples: int) -> WarmupPlan:
+    """WarmupPlan of every step: approach, tuning, then sampling.
 
     Half of the warm-up is approach; chains left behind are looked for at its half, its three quarters and its
     end. The metric is renewed after a fifth and after a half of the tuning.
@@ -111,7 +111,7 @@ def schedule(num_warmup: int, num_samples: int) -> Plan:
             event[[near // 2, 3 * near // 4, near - 1]] = GATHER
         event[[near + left // 5, near + left // 2]] = NEW_METRIC
         event[num_warmup - 1] = FINISH
-    return Plan(phase, event, _van_der_corput(total).astype(np.float32))
+    return WarmupPlan(phase, event, _van_der_corput(total).astype(np.float32))
 
 
 def _van_der_corput(count: int) -> np.ndarray:
@@ -123,7 +123,7 @@ def _van_der_corput(count: int) -> np.ndarray:
     return value
 
 
-def init(dim: int, step_size: float, trajectory_length: float, dense: bool) -> EnsembleState:
+def init(dim: int, step_size: float, trajectory_length: float, dense: bool) -> PooledState:
     """State before the first step: unit metric."""
     start, _, _ = dual_averaging_adaptation(_APPROACH_ACCEPT)
     inverse, mass = metric_of(jnp.ones(dim), dense)
@@ -136,15 +136,15 @@ def init(dim: int, step_size: float, trajectory_length: float, dense: bool) -> E
         Spread.blank(dim),
         Moments.blank(dim, dense),
     )
-    return EnsembleState(start(step_size), shared)
+    return PooledState(start(step_size), shared)
 
 
-def step_size_of(state: EnsembleState, plan: Plan) -> Any:
+def step_size_of(state: PooledState, plan: WarmupPlan) -> Any:
     """Step size of this step's trajectory: the chain's own in an approach."""
     return jnp.where(plan.phase == APPROACH, jnp.exp(state.averaging.log_step_size), state.shared.step_size)
 
 
-def num_leapfrogs(shared: Shared, plan: Plan, most: int) -> Any:
+def num_leapfrogs(shared: Shared, plan: WarmupPlan, most: int) -> Any:
     """Leapfrog steps of this step's trajectories: one number for all chains."""
     tuned = jnp.clip(jnp.ceil(plan.jitter * shared.length.length / shared.step_size), 1, most)
     near = jnp.ceil(plan.jitter * min(_APPROACH_STEPS, most))
@@ -152,15 +152,15 @@ def num_leapfrogs(shared: Shared, plan: Plan, most: int) -> Any:
 
 
 def step(
-    state: EnsembleState,
-    plan: Plan,
+    state: PooledState,
+    plan: WarmupPlan,
     position: Any,
     gradient: Any,
     proposal: length.Proposal,
     num_steps: Any,
     target_accept: float,
     most: int,
-) -> EnsembleState:
+) -> PooledState:
     """Adapt after a transition.
 
     Args:
@@ -177,14 +177,14 @@ def step(
     _, own_update, _ = dual_averaging_adaptation(_APPROACH_ACCEPT)
     restart, update, final = dual_averaging_adaptation(target_accept, gamma=_PULL)
 
-    def approach(s: EnsembleState) -> EnsembleState:
+    def approach(s: PooledState) -> PooledState:
         averaging = own_update(s.averaging, proposal.acceptance_rate)
         spread = s.shared.spread.add(position, gradient)
         inverse, mass = metric_of(variances(spread), dense)
         shared = s.shared._replace(spread=spread, inverse_mass_matrix=inverse, mass_matrix=mass)
-        return EnsembleState(averaging, shared)
+        return PooledState(averaging, shared)
 
-    def tune(s: EnsembleState) -> EnsembleState:
+    def tune(s: PooledState) -> PooledState:
         old = s.shared
         averaging = update(old.averaging, _harmonic_mean(proposal))
         step_size = jnp.exp(averaging.log_step_size)
@@ -197,15 +197,15 @@ def step(
         )
         return s._replace(shared=shared)
 
-    def with_step_size(s: EnsembleState, step_size: Any, **changed: Any) -> EnsembleState:
+    def with_step_size(s: PooledState, step_size: Any, **changed: Any) -> PooledState:
         averaging = restart(step_size / 10)  # BlackJAX pulls towards ten times the step size it is given
         shared = s.shared._replace(step_size=step_size, averaging=averaging, **changed)
         return s._replace(shared=shared)
 
-    def gather(s: EnsembleState) -> EnsembleState:
+    def gather(s: PooledState) -> PooledState:
         return with_step_size(s, jnp.exp(collectives.mean(s.averaging.log_step_size_avg)))
 
-    def new_metric(s: EnsembleState) -> EnsembleState:
+    def new_metric(s: PooledState) -> PooledState:
         old = s.shared
         step_size = final(old.averaging)
         cov = covariance(old.moments, old.inverse_mass_matrix)
@@ -214,15 +214,15 @@ def step(
         changed = {"inverse_mass_matrix": inverse, "mass_matrix": mass, "moments": blank}
         return with_step_size(s, step_size, length=length.restart(old.length), **changed)
 
-    def finish(s: EnsembleState) -> EnsembleState:
+    def finish(s: PooledState) -> PooledState:
         step_size = final(s.shared.averaging)
         return s._replace(shared=s.shared._replace(step_size=step_size, length=length.final(s.shared.length)))
 
-    def same(s: EnsembleState) -> EnsembleState:
+    def same(s: PooledState) -> PooledState:
         return s
 
-    def choose(code: Any, branches: tuple[Any, ...], s: EnsembleState) -> EnsembleState:
-        chosen: EnsembleState = jax.lax.switch(code, [lambda s, f=f: as_types(f(s), s) for f in branches], s)
+    def choose(code: Any, branches: tuple[Any, ...], s: PooledState) -> PooledState:
+        chosen: PooledState = jax.lax.switch(code, [lambda s, f=f: as_types(f(s), s) for f in branches], s)
         return chosen
 
     state = choose(plan.phase, (same, approach, tune), state)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, override
+from typing import TYPE_CHECKING, ClassVar, override
 
 import jax.numpy as jnp
 from blackjax.mcmc import random_walk
 
-from mcx.inference.mcmc.base import MCMCMethod, Transition
+from mcx.inference.mcmc.kernel import Transition
+from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import Whitening
+
+if TYPE_CHECKING:
+    from mcx.inference.mcmc.kernel import Point
+    from mcx.types import Key, PyTree, Scalar, Vector
 
 __all__ = ["RandomWalk"]
 
@@ -19,8 +25,13 @@ class _RandomWalkTransition:
     uses_gradient: ClassVar[bool] = False
 
     def __call__(
-        self, key: Any, state: Any, log_density: Any, step_size: Any, inverse_mass_matrix: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self,
+        key: Key,
+        state: Point,
+        log_density: Callable[[Vector], Scalar],
+        step_size: Scalar,
+        inverse_mass_matrix: PyTree,
+    ) -> tuple[Point, dict[str, PyTree]]:
         position, value, gradient = state
         whitening = Whitening(inverse_mass_matrix)
         propose = random_walk.normal(jnp.ones(position.shape))

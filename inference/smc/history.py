@@ -1,4 +1,4 @@
-"""What is kept of a particle system's past, and how its faults are told."""
+"""What is kept of a particle system's past."""
 
 from __future__ import annotations
 
@@ -10,26 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import MethodError, NonFiniteError, WeightCollapse
+from mcx.errors import MethodError
 from mcx.inference.smc.engine import SMCInfo, SMCState
 from mcx.ops.cdf import monotone_cdf
 from mcx.ops.logspace import largest, relative_weights
 from mcx.ops.sort import argsort
 
-__all__ = ["KINDS", "HistorySettings", "Record", "check_faults", "record", "weighted_quantiles"]
-
-_COLLAPSE = {
-    "filter": "take more particles, check that observation and the emission's support, or propose with the "
-    "observation in view (proposal=)",
-    "sampler": "check the observations and their distributions' supports, take more particles, or start from "
-    "a law nearer to the posterior (start=)",
-    "corrector": "take more particles and more levels, or check the reward",
-    "guided": "check the observations and their distributions' supports, or take more particles",
-    "smc2": "check that observation and the emission's support, take more parameters and particles, start "
-    "from a law nearer to the posterior (start=), or propose with the observation in view (proposal=)",
-}
-
-_LOOK_AT = {"sampler": "likelihood", "guided": "likelihood", "corrector": "scores and in the reward"}
+__all__ = ["KINDS", "HistorySettings", "Record", "record", "weighted_quantiles"]
 
 KINDS = ("none", "moments", "ancestors", "full")
 
@@ -144,45 +131,3 @@ def weighted_quantiles(x: Any, log_w: Any, probabilities: Any) -> Any:
 
     found = jax.vmap(one, 1, 1)(columns).reshape((probabilities.shape[0], *x.shape[1:]))
     return jnp.where(largest(log_w) == -jnp.inf, jnp.nan, found)
-
-
-def check_faults(
-    info: SMCInfo, num_particles: int, max_nonfinite: float, first: int = 0, *, of: str = "filter"
-) -> None:
-    """Raise if a step went wrong.
-
-    Args:
-        info: of consecutive steps, (T,) each; numpy.
-        num_particles: N.
-        max_nonfinite: largest tolerated share of potentials that are NaN or +inf.
-        first: number of the first of these steps.
-        of: "filter", "sampler" (of an unconstrained vector a particle), "corrector" (of diffusion models),
-            "guided" (of a diffusion prior) or "smc2", for the advice.
-
-    Raises:
-        NonFiniteError: if more potentials of a step than that are NaN or +inf.
-        WeightCollapse: if all weights of a step are zero.
-    """
-    too_many = np.asarray(info.num_nonfinite) > max_nonfinite * num_particles
-    collapsed = np.asarray(info.log_increment) == -np.inf
-    if not (too_many.any() or collapsed.any()):
-        return
-    at = int(np.argmax(too_many | collapsed))
-    if too_many[at]:
-        raise NonFiniteError(
-            f"step {first + at}: the log potential is NaN or +inf for "
-            f"{int(info.num_nonfinite[at])} of {num_particles} particles",
-            expected=f"at most {max_nonfinite:.0%} of them",
-            remedy="look for divisions by zero, logs and square roots of negative numbers in the "
-            + _LOOK_AT.get(of, "emission")
-            + "; a potential of zero is -inf, which is fine",
-        )
-    before = f", {float(info.ess[at - 1]):.1f} at the step before" if at else ""
-    error = WeightCollapse(
-        f"step {first + at}: all {num_particles} particles have weight zero (largest log weight "
-        f"{float(info.max_log_weight[at])}; effective sample size 0{before})",
-        expected="a particle that can explain the observation",
-        remedy=_COLLAPSE[of],
-    )
-    error.step = first + at
-    raise error

@@ -16,7 +16,7 @@ from mcx.ops.logspace import effective_sample_size, largest, normalize
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
 
-__all__ = ["Annealed", "Annealing", "Stage", "code", "context", "with_move"]
+__all__ = ["Annealed", "Annealing", "Stage", "context", "with_move"]
 
 _HALVINGS = 50
 _DENSE_SHARE = 5  # points a coordinate before a full covariance is fitted
@@ -119,8 +119,8 @@ def with_move(annealing: Annealing, data: PathData, num_stages: int) -> FeynmanK
     Sources: Del Moral, Doucet and Jasra (2006), with the backward kernel that is the reversal of the moves;
     Chopin (2002); for chains that are kept, Dau and Chopin (2022), Waste-free sequential Monte Carlo.
     """
-    bare = code(annealing, jnp.result_type(float).name)
-    return replace(bare, num_steps=num_stages, prepare=jax.tree_util.Partial(context, data))
+    functions = _functions(annealing, jnp.result_type(float).name)
+    return replace(functions, num_steps=num_stages, prepare=jax.tree_util.Partial(context, data))
 
 
 def context(data: PathData, params: Any = None) -> _Context:
@@ -129,7 +129,7 @@ def context(data: PathData, params: Any = None) -> _Context:
 
 
 @lru_cache(maxsize=64)
-def code(how: Annealing, dtype: str) -> FeynmanKac:
+def _functions(how: Annealing, dtype: str) -> FeynmanKac:
     """The functions, the same objects for equal settings: compiled programs are found by them."""
     path, moves, p = how.path, how.moves, how.chain_length
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, override
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,10 @@ from mcx.inference.tempering.annealing import context
 from mcx.inference.tempering.paths import PathData
 from mcx.target import FeynmanKac
 
-__all__ = ["SamplerKernel", "finished"]
+if TYPE_CHECKING:
+    from mcx.types import Flags, Key, PyTree, Stats
 
-
-def finished(state: SMCState) -> Any:
-    """Whether the path has come to its end, or all particles are lost."""
-    return (state.particles.stage.level[..., 0] >= 1) | (state.info.ess == 0)
+__all__ = ["SamplerKernel"]
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,32 @@ class SamplerKernel(ParticleKernel):
     fk: FeynmanKac
     settings: SMCSettings
     mesh: Mesh | None = None
-    open_ended: ClassVar[bool] = True
 
-    def init(self, data: PathData, key: Any, start: Any) -> SMCState:
+    @property
+    @override
+    def open_ended(self) -> bool:
+        return True
+
+    @override
+    def finished(self, state: SMCState) -> Flags:
+        """Whether the path has come to its end, or all particles are lost."""
+        return (state.particles.stage.level[..., 0] >= 1) | (state.info.ess == 0)
+
+    @override
+    def init(self, data: PathData, key: Key, start: PyTree) -> SMCState:
         """Draws from the start of the path."""
         return self._spread(initialize(key, self.fk, context(data), None, self.settings))
 
-    def step(self, data: PathData, key: Any, state: SMCState, u: Any) -> tuple[SMCState, Any]:
+    @override
+    def step(self, data: PathData, key: Key, state: SMCState, u: PyTree) -> tuple[SMCState, Flags]:
         """One stage; nothing once the path is finished, so that results do not depend on when one looks."""
-        over = finished(state)
+        over = self.finished(state)
         new = move(key, self.fk, context(data), state, None, self.settings)
         new = jax.tree_util.tree_map(lambda a, b: jnp.where(over, b, a), new, state)
         return self._spread(new), ~over
 
-    def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+    @override
+    def collect(self, state: SMCState, info: Flags) -> tuple[PyTree, Mapping[str, PyTree]]:
         """Statistics of the stage; particles stay on the device."""
         stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
         stats = {
@@ -73,11 +83,8 @@ class SamplerKernel(ParticleKernel):
         }
         return {}, stats
 
-    def emit(self, data: PathData, draw: Any) -> Any:
-        """Nothing leaves the device before the end."""
-        return draw
-
-    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+    @override
+    def report(self, stats: Stats) -> Mapping[str, float]:
         """Level, log evidence, acceptance, correlations with the particles before their moves."""
         last = {k: v[-1] for k, v in stats.items()}
         return {
@@ -87,7 +94,8 @@ class SamplerKernel(ParticleKernel):
             "moves": float(np.mean(last["num_moves"])),
         }
 
-    def stop(self, stats: Mapping[str, Any]) -> bool:
+    @override
+    def stop(self, stats: Stats) -> bool:
         """Whether all replicates are done; or one is lost, so that there is no point in going on."""
         lost = np.any(stats["log_evidence_increment"] == -np.inf)
         return bool(lost or np.all(stats["level"][-1] >= 1))

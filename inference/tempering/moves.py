@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
 
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.checks import check_fields, is_count
+from mcx.ops.validation import Rule, Settings, integer, number, optional
 
 __all__ = ["Moved", "Moves", "cloud_covariance", "cloud_moments", "correlation", "until_forgotten"]
 
@@ -22,13 +22,13 @@ _PATIENCE = 2
 
 
 @dataclass(frozen=True)
-class Moves:
+class Moves(Settings):
     """How a cloud is moved; hashable.
 
     Attributes:
         transition: a Markov transition on vectors, such as ``mcx.HMC().transition()``.
         target_accept: mean acceptance probability that the step size is adapted to, move by move.
-        forget: move until neither the log density nor any coordinate, whitened by the cloud's covariance, has
+        max_correlation: move until neither the log density nor any coordinate, whitened by the cloud's covariance, has
             a larger correlation with what it was than this; or, as where modes are apart, until it is clear
             that this is not going to be.
         max_moves: stop at this number.
@@ -40,18 +40,19 @@ class Moves:
 
     transition: Any
     target_accept: float
-    forget: float = 0.2
+    max_correlation: float = 0.2
     max_moves: int = 50
     spread: float = 10.0
     batch_size: int | None = None
 
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            ("forget", 0 < self.forget < 1, "a correlation between 0 and 1"),
-            ("max_moves", is_count(self.max_moves), "an int >= 1"),
-            ("spread", self.spread >= 1, "a ratio >= 1"),
-        )
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {
+            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "max_moves": integer(1),
+            "spread": number(1)._replace(expected="a ratio >= 1"),
+            "batch_size": optional(integer(1)),
+        }
 
     def start(self, log_density: Callable[[Any], Any], x: Any) -> Any:
         """States of the transition at points (n, d)."""
@@ -112,7 +113,7 @@ class Moves:
             lambda state: state[:2],
             jnp.asarray(step_size, x.dtype),
             covariance,
-            self.forget,
+            self.max_correlation,
             self.max_moves,
             rest,
         )
@@ -156,7 +157,7 @@ def until_forgotten(
     look: Callable[[Any], tuple[Any, Any]],
     step_size: Any,
     covariance: Any,
-    forget: float,
+    max_correlation: float,
     max_moves: int,
     rest: Any = False,
 ) -> Moved:
@@ -169,13 +170,13 @@ def until_forgotten(
         look: ``state -> (positions (n, d), log densities (n,))``.
         step_size: to begin with.
         covariance: (d, d) or (d,), that whitens positions.
-        forget: correlation that counts as forgotten.
+        max_correlation: largest correlation that counts as forgotten.
         max_moves: at most.
         rest: do not move at all.
     """
     places, densities = look(begin)
     allowance = jnp.sqrt(2 * jnp.log(jnp.maximum(places.shape[1], 2)) / places.shape[0])  # of pure noise
-    limit = forget + allowance
+    limit = max_correlation + allowance
 
     def unfinished(carry: Any) -> Any:
         i, _, _, _, found, (_, _, hopeful) = carry

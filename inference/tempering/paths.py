@@ -172,8 +172,8 @@ def _path(target: Target, start: Any, groups: int, dim: str | None) -> tuple[Pat
         raise CapabilityError(
             "the prior cannot be drawn from: it is improper, masked or scaled, or carries factors",
             site=next((s.name for s in target.sites if _not_drawn(s)), None),
-            remedy="give a law to start from, on unconstrained space: start=dist.Normal(0, 3).expand("
-            f"[{target.dim}]).to_event(1), or start=3.0 for short",
+            remedy="give a law to start from, on unconstrained space: initial_law=dist.Normal(0, 3).expand("
+            f"[{target.dim}]).to_event(1), or initial_law=3.0 for short",
         )
     if start is not None:
         start = _start_law(start, target.dim)
@@ -200,7 +200,7 @@ def _start_law(start: Any, dim: int) -> Any:
     everywhere = support is not None and _is_real(dist, support)
     if shapes != ((), (dim,)) or not everywhere:
         raise MethodError(
-            "start= is no distribution of unconstrained vectors",
+            "initial_law= is no distribution of unconstrained vectors",
             expected=f"a distribution of event shape ({dim},) and no batch shape, supported on all real "
             "vectors; or a standard deviation > 0",
             found=repr(start)

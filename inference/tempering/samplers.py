@@ -3,225 +3,212 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, override
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, override
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import MethodError
-from mcx.inference.mcmc.base import MCMCMethod
 from mcx.inference.mcmc.hmc import HMC
-from mcx.inference.mcmc.sample import checked_target
+from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.smc.engine import SMCSettings, SMCState
-from mcx.inference.smc.replicates import island_log_weights, log_mean_evidence, orders, raise_faults
-from mcx.inference.smc.resampling import as_resampling
-from mcx.inference.tempering.annealing import Annealing, code
-from mcx.inference.tempering.kernel import SamplerKernel, finished
+from mcx.inference.smc.replicates import orders
+from mcx.inference.smc.resampling import as_resampling, resampling_rule
+from mcx.inference.tempering.advice import forced_advice, level_advice, moves_advice, survivors_advice
+from mcx.inference.tempering.annealing import Annealing, with_move
+from mcx.inference.tempering.kernel import SamplerKernel
 from mcx.inference.tempering.moves import Moves
 from mcx.inference.tempering.paths import Path, PathData, annealed_data, tempered
+from mcx.methods.method import checked_target
+from mcx.methods.replicate_method import Cloud, ReplicateMethod, ReplicatePlan
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.checks import check_fields, is_count
-from mcx.results.posterior import Posterior, RunInfo, fields_of
-from mcx.run.driver import Run, run
-from mcx.run.programs import chain_keys, start_chains
+from mcx.ops.keys import Stream, stream
+from mcx.ops.validation import (
+    Rule,
+    boolean,
+    either,
+    fraction,
+    instance,
+    integer,
+    number,
+    one_of,
+    optional,
+    tuple_of,
+)
+from mcx.results.advice import Advice
+from mcx.results.faults import FaultAdvice
+from mcx.results.posterior import Posterior
+from mcx.run.driver import Run
 from mcx.target import Target
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+    from mcx.types import Key, Resampling, Stats
 
 __all__ = ["DataAnnealedSMC", "TemperedSMC", "constrained_draws"]
 
-_AUTO = HMC(target_accept=0.9, max_num_steps=16)  # longer ones only follow the contours of a single mode
+_AUTO = HMC(target_accept=0.9, max_leapfrog_steps=16)  # longer ones only follow the contours of a single mode
 _AT_ONCE = 4096
 _LASTING = ("level", "log_evidence")  # keep their last values where a replicate is done
 
 
-@dataclass(frozen=True)
-class _SMCSampler:
+@dataclass(frozen=True, kw_only=True)
+class _SMCSampler(ReplicateMethod):
     """Settings that SMC samplers share; see :class:`TemperedSMC`."""
 
-    num_particles: int = 1024
-    move: Any = "auto"
+    num_particles: int = field(default=1024, kw_only=False)
+    move: MCMCMethod | str = "auto"
     target_ess: float = 0.9
-    chain_length: int = 1
+    waste_free_length: int = 1
     levels: tuple[float, ...] | None = None
-    forget: float = 0.2
+    max_correlation: float = 0.2
     max_moves: int = 50
     max_stages: int = 1000
-    resampling: str | Callable[..., Any] = "systematic"
-    dense: bool | None = None
-    start: Any = None
+    resampling: str | Resampling = "systematic"
+    dense_mass: bool | None = None
+    initial_law: Any = None
     batch_size: int | None = None
     max_nonfinite: float = 0.5
 
-    def __post_init__(self) -> None:
-        as_resampling(self.resampling)
-        check_fields(
-            self,
-            ("num_particles", is_count(self.num_particles, 2), "an int >= 2"),
-            ("target_ess", 0 < self.target_ess < 1, "a fraction between 0 and 1"),
-            ("max_stages", is_count(self.max_stages), "an int >= 1"),
-            ("batch_size", self.batch_size is None or is_count(self.batch_size), "an int >= 1, or None"),
-            (
-                "chain_length",
-                1 <= self.chain_length <= self.num_particles // 2
-                and self.num_particles % self.chain_length == 0,
-                f"a divisor of num_particles={self.num_particles}, other than itself",
-            ),
-            (
-                "levels",
-                self.levels is None or _rising(self.levels),
-                "increasing numbers in (0, 1], 1 the last",
-            ),
-            (
-                "move",
-                self.move == "auto" or isinstance(self.move, MCMCMethod),
-                '"auto", or a Markov chain method such as mcx.HMC() or mcx.RandomWalk()',
-            ),
-        )
-        self._moves()
+    former: ClassVar[Mapping[str, str]] = {
+        "waste_free_length": "chain_length",
+        "max_correlation": "forget",
+        "dense_mass": "dense",
+        "initial_law": "start",
+    }
+    fault_advice: ClassVar[FaultAdvice] = FaultAdvice(
+        "check the observations and their distributions' supports, take more particles, or start from "
+        "a law nearer to the posterior (initial_law=)",
+        "the likelihood",
+    )
+    start_advice: ClassVar[str] = "give a law to start from, initial_law=, to the method"
+    synchronous: ClassVar[bool] = False
 
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        move = '"auto", or a Markov chain method such as mcx.HMC() or mcx.RandomWalk()'
+        return {
+            "num_particles": integer(2),
+            "move": either(one_of("auto"), instance(MCMCMethod, move), expected=move),
+            "target_ess": number(above=0, below=1)._replace(expected="a fraction between 0 and 1"),
+            "waste_free_length": integer(1),
+            "levels": optional(
+                tuple_of(number(above=0, most=1), "increasing numbers in (0, 1], 1 the last", least=1)
+            ),
+            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "max_moves": integer(1),
+            "max_stages": integer(1),
+            "resampling": resampling_rule(),
+            "dense_mass": optional(boolean()),
+            "batch_size": optional(integer(1)),
+            "max_nonfinite": fraction(),
+        }
 
-    @property
-    def _method(self) -> MCMCMethod:
-        return _AUTO if self.move == "auto" else self.move
+    @override
+    def check(self) -> None:
+        n, kept = self.num_particles, self.waste_free_length
+        if kept > n // 2 or n % kept:
+            self.refuse("waste_free_length", f"a divisor of num_particles={n}, other than itself")
+        if self.levels is not None and not (
+            self.levels[-1] == 1 and np.all(np.diff([0.0, *self.levels]) > 0)
+        ):
+            self.refuse("levels", "increasing numbers in (0, 1], 1 the last")
 
-    def _moves(self) -> Moves:
-        return Moves(
-            self._method.transition(),
-            float(self._method.target_accept),
-            self.forget,
-            self.max_moves,
-            batch_size=self.batch_size,
-        )
+    # the run ------------------------------------------------------------------------------------------
 
     def path(self, target: Target) -> tuple[Path, PathData]:
         """The path of laws, and its data."""
         raise NotImplementedError
 
-    def kernel(self, path: Path) -> SamplerKernel:
-        """The stages, for the driver."""
-        how = Annealing(
-            path,
-            self._moves(),
-            self.target_ess,
-            self.chain_length,
-            None if self.levels is None else tuple(map(float, self.levels)),
-            dense=self.dense,
-            first_step_size=float(self._method.step_size),
-            rest=True,
-        )
-        settings = SMCSettings(
-            self.num_particles // self.chain_length,
-            1.0,
-            as_resampling(self.resampling),
+    def annealing(self, path: Path) -> Annealing:
+        """How the path is followed."""
+        method = _AUTO if isinstance(self.move, str) else self.move
+        moves = Moves(
+            method.transition(),
+            float(method.target_accept),
+            self.max_correlation,
+            self.max_moves,
             batch_size=self.batch_size,
         )
-        return SamplerKernel(code(how, jnp.result_type(float).name), settings)
+        return Annealing(
+            path,
+            moves,
+            self.target_ess,
+            self.waste_free_length,
+            None if self.levels is None else tuple(map(float, self.levels)),
+            dense=self.dense_mass,
+            first_step_size=float(method.step_size),
+            rest=True,
+        )
 
-    def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Any,
-        num_chains: int,
-        init: Any,
-        coords: Mapping[str, Any],
-        **options: Any,
-    ) -> Posterior:
-        """Run the replicates. Use :func:`mcx.infer`, which checks the options and the result."""
-        if init is not None:
-            raise MethodError(
-                f"{self.name} starts from the prior, not from points",
-                found="init=",
-                remedy="give a law to start from, start=, to the method",
-            )
+    @property
+    @override
+    def particles(self) -> int:
+        return self.num_particles // self.waste_free_length
+
+    @property
+    @override
+    def tolerance(self) -> float:
+        return self.max_nonfinite
+
+    @override
+    def plan(self, bound: BoundModel) -> ReplicatePlan:
         target = checked_target(bound)
         path, data = self.path(target)
-        result = run(
-            self.kernel(path),
-            data,
-            key=key,
-            num_steps=self.max_stages,
-            num_chains=num_chains,
-            title=self.name,
-            **options,
+        settings = SMCSettings(
+            self.particles, 1.0, as_resampling(self.resampling), batch_size=self.batch_size
         )
-        return self._posterior(bound, target, result, key, coords)
+        model = with_move(self.annealing(path), data, self.max_stages)
+        kernel = SamplerKernel(model.functions_only(), settings)
+        return ReplicatePlan(target, kernel, data, self.max_stages)
 
-    def _posterior(
-        self, bound: BoundModel, target: Target, result: Run, key: Any, coords: Mapping[str, Any]
-    ) -> Posterior:
-        stats = dict(result.stats)
-        if not stats:
-            raise KeyboardInterrupt(
-                f"{self.name} was interrupted before its first stage; there is nothing yet"
-            )
-        took_place = stats.pop("took_place")
-        raise_faults(stats, self.num_particles // self.chain_length, self.max_nonfinite, "sampler")
-        x, log_p = _points(key, result.state)
-        draws = jax.device_get(constrained_draws(target, x))
-        log_z = np.asarray(jax.device_get(jax.vmap(lambda s: s.log_evidence)(result.state)))
-        total, se = log_mean_evidence(log_z)
-        complete = bool(np.all(np.asarray(finished(result.state))))
-        info = RunInfo.of(self, result, key=key, coords=coords, dtype=x.dtype)
+    @override
+    def at(self, plan: ReplicatePlan, bound: BoundModel) -> ReplicatePlan:
+        target = compile_model(bound)
+        return replace(plan, target=target, data=self.path(target)[1])
+
+    @override
+    def cloud(self, plan: ReplicatePlan, key: Key, state: SMCState, *, complete: bool) -> Cloud:
+        x, log_p = _points(key, state)
+        return Cloud(constrained_draws(plan.target, x), x, {"lp": log_p})
+
+    @override
+    def lost(self, state: SMCState) -> Bool[Array, " chain"]:
+        came_to_end: Bool[Array, " chain"] = jax.vmap(lambda s: s.particles.stage.level[0] >= 1)(state)
+        return ~came_to_end | (state.info.ess == 0)
+
+    @override
+    def finished(self, plan: ReplicatePlan, result: Run) -> bool:
+        return bool(np.all(np.asarray(jax.vmap(plan.kernel.finished)(result.state))))
+
+    @override
+    def stages(self, plan: ReplicatePlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
+        took_place = stats["took_place"]
         count = int(took_place.any(0).sum())
-        return Posterior(
-            draws={s.name: draws[s.name] for s in target.sites if s.name in draws},
-            unconstrained=np.asarray(x),
-            stats={"lp": np.asarray(log_p)},
-            warmup_stats={},
-            bound=bound,
-            info=replace(info, complete=complete, cloud=True),
-            # of stages that differ, evidences are of different laws
-            weights=island_log_weights(log_z, x.shape[1]) if complete else None,
-            log_evidence=total,
-            log_evidence_se=se,
-            smc_stats={
-                k: (v if k in _LASTING else _padded(v, took_place))[:, :count] for k, v in stats.items()
-            },
-        )
+        shown = {k: v for k, v in stats.items() if k != "took_place"}
+        return {
+            k: (v if k in _LASTING else np.where(took_place, v, np.nan))[:, :count] for k, v in shown.items()
+        }
 
-    def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
-        """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
-        template = checked_target(bound)
-        path, _ = self.path(template)
-        kernel = self.kernel(path)
-
-        def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
-            target = compile_model(bound)
-            _, data = self.path(target)
-            start_keys, keys = chain_keys(key, num_chains)
-            state = start_chains(kernel, data, start_keys, None)
-
-            def unfinished(carry: Any) -> Any:
-                t, state = carry
-                return (t < self.max_stages) & ~jnp.all(finished(state))
-
-            def stage(carry: Any) -> Any:
-                t, state = carry
-                now = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-                return t + 1, jax.vmap(lambda k, s: kernel.step(data, k, s, None)[0])(now, state)
-
-            _, state = jax.lax.while_loop(unfinished, stage, (jnp.uint32(0), state))
-            x, log_p = _points(key, state)
-            log_z = jax.vmap(lambda s: s.log_evidence)(state)
-            fine = finished(state) & (state.info.ess > 0)  # the others came to no end, or lost all particles
-            x = jnp.where(fine[:, None, None], x, jnp.nan)
-            info = RunInfo(self.name, fields_of(self), cloud=True)
-            draws = constrained_draws(target, x)
-            weights = island_log_weights(log_z, x.shape[1])
-            return Posterior(draws, x, {"lp": log_p}, {}, bound, info, weights, *log_mean_evidence(log_z))
-
-        return run_program
+    @override
+    def advice(self, posterior: Posterior) -> list[Advice]:
+        if not posterior.smc_stats:
+            return []
+        stats = {name: np.asarray(x, float) for name, x in posterior.smc_stats.items()}
+        survivors = np.nanmin(stats["unique_ancestors"]) * self.waste_free_length / posterior.num_draws
+        return [
+            *level_advice(stats),
+            *moves_advice(stats, ", or another move="),
+            *forced_advice(stats),
+            *survivors_advice(float(survivors)),
+        ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TemperedSMC(_SMCSampler):
     """SMC sampler with adaptive tempering: from the prior to the posterior by powers of the likelihood.
 
@@ -234,18 +221,18 @@ class TemperedSMC(_SMCSampler):
             the cloud at each stage; "auto" is Hamiltonian Monte Carlo.
         target_ess: the temperature is changed until the conditional effective sample size has fallen to this
             share.
-        chain_length: points that are kept of the moves of a particle. 1 is the last only. With p of them
-            (waste-free SMC) ``num_particles / p`` chains of p - 1 moves make up the next cloud.
-        levels: inverse temperatures, given and ending at 1, in place of adaptive ones.
-        forget: particles are moved until log density and coordinates have less correlation than this with
+        waste_free_length: points that are kept of the moves of a particle. 1 is the last only. With p of them
+            (waste-free SMC) ``num_particles / p`` particles, each moved p - 1 times, make up the next cloud.
+        levels: increasing inverse temperatures that end at 1, in place of adaptive ones.
+        max_correlation: particles are moved until log density and coordinates have less correlation than this with
             what they were.
         max_moves: a stage, at most.
         max_stages: at most; the result is incomplete where they did not suffice.
         resampling: a scheme by name, or a function ``(key, log_w, num) -> ancestors``.
-        dense: whether moves use the full covariance of the cloud; by default where there are 5 particles or
+        dense_mass: whether moves use the full covariance of the cloud; by default where there are 5 particles or
             more a coordinate.
-        start: a law on unconstrained space to start from in the prior's place, of event shape (d,), or the
-            standard deviation of a Gaussian: needed where the prior is improper.
+        initial_law: a law on unconstrained space to start from in the prior's place, of event shape (d,), or
+            the standard deviation of a Gaussian: needed where the prior is improper.
         batch_size: particles that are moved at once, where all of them would need too much memory.
         max_nonfinite: largest tolerated share of likelihoods that are NaN or +inf.
 
@@ -258,10 +245,10 @@ class TemperedSMC(_SMCSampler):
 
     @override
     def path(self, target: Target) -> tuple[Path, PathData]:
-        return tempered(target, self.start)
+        return tempered(target, self.initial_law)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataAnnealedSMC(_SMCSampler):
     """SMC sampler that takes in the observations one after another (iterated batch importance sampling).
 
@@ -278,34 +265,33 @@ class DataAnnealedSMC(_SMCSampler):
     dim: str | None = None
 
     @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {**super().rules(), "dim": optional(instance(str, "the name of a plate or time axis"))}
+
+    @override
     def path(self, target: Target) -> tuple[Path, PathData]:
-        return annealed_data(target, self.dim, self.start)
-
-
-def _rising(levels: tuple[float, ...]) -> bool:
-    return len(levels) > 0 and levels[-1] == 1 and bool(np.all(np.diff([0.0, *levels]) > 0))
+        return annealed_data(target, self.dim, self.initial_law)
 
 
 @jax.jit
-def _points(key: Any, state: SMCState) -> tuple[Any, Any]:
+def _points(
+    key: Key, state: SMCState
+) -> tuple[Float[Array, "chain draw d"], Float[Array, "chain draw"]]:
     """Particles of all replicates, (chain, draw, d), and their log densities, in no order."""
     particles = state.particles
     chains, d = len(particles.position), particles.position.shape[-1]
     x = particles.position.reshape(chains, -1, d)
     log_p = (particles.base + particles.terms.sum(-1)).reshape(chains, -1)
-    order = orders(jax.random.fold_in(key, 5), chains, x.shape[1])
+    order = orders(stream(key, Stream.PARTICLE_ORDER), chains, x.shape[1])
     return jnp.take_along_axis(x, order[:, :, None], 1), jnp.take_along_axis(log_p, order, 1)
 
 
 @jax.jit
-def constrained_draws(target: Target, x: Any) -> dict[str, Any]:
+def constrained_draws(
+    target: Target, x: Float[Array, "chain draw d"]
+) -> dict[str, Float[Array, "chain draw ..."]]:
     """Sites, deterministic ones too, at unconstrained points (chain, draw, d)."""
     flat = x.reshape(-1, x.shape[-1])
     batch = _AT_ONCE if len(flat) > _AT_ONCE else None
     found = vmap_in_batches(lambda v: target.constrain(target.unravel(v)), (0,), batch)(flat)
     return jax.tree_util.tree_map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), found)
-
-
-def _padded(values: np.ndarray, took_place: np.ndarray) -> np.ndarray:
-    """Statistics chain x stage, NaN where a replicate was done before."""
-    return np.where(took_place, values, np.nan)

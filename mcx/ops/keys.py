@@ -1,9 +1,10 @@
-"""Random keys at the front door: typed keys only, converted once."""
+"""Random keys: what users give becomes a typed key, and the parts of a run get streams of their own."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,36 @@ import numpy as np
 
 from mcx.errors import KeyTypeError
 
-__all__ = ["as_key"]
+if TYPE_CHECKING:
+    from mcx.types import Key
+
+__all__ = ["Stream", "as_key", "stream"]
+
+
+class Stream(IntEnum):
+    """The streams of random numbers that parts of a run draw from, by what they are for.
+
+    The numbers are folded into the run's key; changing one changes draws. Two names with the same number
+    belong to methods of which none uses both.
+    """
+
+    INITIAL_STATES = 0  # of the chains, see mcx.run.programs.chain_keys
+    STEPS = 1
+    PILOT = 2
+    RESAMPLED_PARTICLES = 2
+    EVIDENCE_ERROR = 3
+    GUIDED_DRAWS = 3
+    GUIDED_INITIAL_POINTS = 4
+    NESTED_DRAWS = 4
+    INITIAL_POINTS = 5
+    PARTICLE_ORDER = 5
+    NESTED_PATHS = 5
+    OBSERVED_INFORMATION = 5
+
+
+def stream(key: Key, name: Stream) -> Key:
+    """The key of one of a run's streams."""
+    return jax.random.fold_in(key, int(name))
 
 
 def as_key(key: Any) -> jax.Array:

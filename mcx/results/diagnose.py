@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,6 @@ from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
 from mcx.model.compile import model_sites
 from mcx.results import agreement
 from mcx.results.advice import Advice
-from mcx.results.diagnose_stages import diagnose_stages
 from mcx.results.summary import effective_sizes, scalars
 
 if TYPE_CHECKING:
@@ -25,15 +24,17 @@ _R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
 _ESS_PER_CHAIN = 100
 _ESS_CHAINS = 4  # that many chains are asked for, if there are more than enough
 _FALSE_ALARMS = 1e-4  # a run of many chains that agree is called in question that often
-_BFMI = 0.3
-_UPDATE_RATE = 0.1  # a draw in ten or more sweeps is new
-_EVIDENCE_SD = 1.8  # from here on more particles pay whatever they cost: Sherlock et al. (2015)
 
 
-def diagnose(posterior: Posterior) -> list[Advice]:
-    """Findings about a finished run, worst first."""
+def diagnose(posterior: Posterior, advice: Sequence[Advice] = ()) -> list[Advice]:
+    """Findings about a finished run, worst first.
+
+    Args:
+        posterior: the run.
+        advice: what the method itself found.
+    """
     found: list[Advice] = []
-    info, stats = posterior.info, posterior.stats
+    info = posterior.info
     if not info.complete:
         found.append(Advice("MCX-W001", f"stopped early: {posterior.num_draws} draws a chain were kept"))
     if info.num_nonfinite:
@@ -44,88 +45,7 @@ def diagnose(posterior: Posterior) -> list[Advice]:
                 "deterministic sites and in the likelihood (bound.check() helps)",
             )
         )
-    divergent = int(np.sum(stats["diverging"])) if "diverging" in stats else 0
-    if divergent:
-        share = divergent / max(1, posterior.num_chains * posterior.num_draws)
-        aimed = float(info.settings.get("target_accept", 0.8))
-        higher = 0.95 if aimed < 0.95 else 1 - (1 - aimed) / 4
-        found.append(
-            Advice(
-                "MCX-W003",
-                f"{divergent} divergent transitions ({share:.2%}): parts of the posterior may be missed. "
-                f"Raise target_accept to {higher:.3g}, or reparametrise (non-centred scales, tighter priors)",
-            )
-        )
-    if "reached_max_treedepth" in stats:
-        deep = int(np.sum(stats["reached_max_treedepth"]))
-        if deep:
-            found.append(
-                Advice(
-                    "MCX-W004",
-                    f"{deep} transitions hit the maximum tree depth: correct but slow. Rescale parameters, "
-                    "use dense_mass=True, or raise max_tree_depth",
-                )
-            )
-    noise = _noisy_evidence(posterior)
-    chains = _paths(posterior) + _convergence(posterior) + _energy(posterior)
-    return found + noise + diagnose_stages(posterior) + chains
-
-
-def _noisy_evidence(posterior: Posterior) -> list[Advice]:
-    """Likelihoods estimated with so much noise that a chain stays where they came out too large."""
-    sd = float(posterior.info.settings.get("log_evidence_sd", 0.0))
-    if sd <= _EVIDENCE_SD:
-        return []
-    number = int(posterior.info.settings["num_particles"])
-    more = f"about {number * (sd / 1.2) ** 2:.2g}" if np.isfinite(sd) else "more"
-    return [
-        Advice(
-            "MCX-W009",
-            f"the log evidence is estimated with a standard deviation of {sd:.2g} near the posterior mean; "
-            f"beyond {_EVIDENCE_SD} moves get stuck where it came out too large. Take {more} particles (now "
-            f"{number}), a proposal for mcx.markov that looks at the observation, or mcx.ParticleGibbs()",
-        )
-    ]
-
-
-def _paths(posterior: Posterior) -> list[Advice]:
-    """Paths that conditional SMC hardly ever renews somewhere, as a rule at early times."""
-    found = []
-    for name, by_time in posterior.smc_stats.items():
-        block, _, statistic = name.rpartition(".")
-        if statistic != "update_rate":
-            continue
-        rates = np.mean(np.asarray(by_time), 0)
-        slow = rates < _UPDATE_RATE
-        if not slow.any():
-            continue
-        states = posterior.info.settings["states"]
-        method = states[block] if isinstance(states, Mapping) else states
-        if "guidance" in posterior.info.settings:
-            found.append(_slow_diffusion(block, rates, method.num_particles))
-            continue
-        remedy = (
-            "more particles" if method.sampling == "backward" else 'sampling="backward" or more particles'
-        )
-        found.append(
-            Advice(
-                "MCX-W008",
-                f"the path of '{block}' hardly moves at {int(slow.sum())} of {len(rates)} times: it is "
-                f"renewed at time {int(rates.argmin())} in {rates.min():.1%} of the sweeps. Use {remedy} in "
-                f"ConditionalSMC (now {method.num_particles}, sampling={method.sampling!r}), or give "
-                "mcx.markov a proposal that looks at the observation",
-            )
-        )
-    return found
-
-
-def _slow_diffusion(site: str, rates: np.ndarray, number: int) -> Advice:
-    return Advice(
-        "MCX-W008",
-        f"'{site}' hardly moves at {int((rates < _UPDATE_RATE).sum())} of {len(rates)} levels of noise: its "
-        f"path is renewed in {rates.min():.1%} of the sweeps at one. Take more particles (now {number}), or "
-        "more steps",
-    )
+    return [*found, *advice, *_convergence(posterior)]
 
 
 def _convergence(posterior: Posterior) -> list[Advice]:
@@ -212,43 +132,26 @@ def _worst(values: dict[str, float], pick: object, form: str) -> str:
     return shown + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
 
 
-def _energy(posterior: Posterior) -> list[Advice]:
-    from arviz_stats.base import array_stats
-
-    if "energy" not in posterior.stats or posterior.num_draws < 4:
-        return []
-    bfmi = np.asarray(array_stats.bfmi(np.asarray(posterior.stats["energy"], float)))
-    low = int(np.sum(bfmi < _BFMI))
-    if not low:
-        return []
-    return [
-        Advice(
-            "MCX-W007",
-            f"energy varies too little between draws in {low} chains (E-BFMI {np.min(bfmi):.2f} < {_BFMI}): "
-            "heavy tails are explored slowly. Reparametrise",
-        )
-    ]
-
-
 def check_mode(mode: str) -> None:
     """Raise on an unknown ``warnings=`` mode, before anything runs."""
     if mode not in ("warn", "raise", "ignore"):
         raise MethodError("unknown warnings mode", expected='"warn", "raise" or "ignore"', found=repr(mode))
 
 
-def report_advice(posterior: Posterior, mode: str) -> None:
+def report_advice(posterior: Posterior, mode: str, advice: Callable[[Posterior], Sequence[Advice]]) -> None:
     """Say what :func:`diagnose` finds, in one block.
 
     Args:
         posterior: the finished run.
         mode: "warn", "raise" (for CI) or "ignore".
+        advice: what the method itself finds, see :meth:`mcx.methods.method.Method.advice`.
 
     Raises:
         DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.
     """
     if mode == "ignore":
         return
-    found = diagnose(posterior)
+    found = diagnose(posterior, advice(posterior))
     if not found:
         return
     block = "\n".join(f"  {a.code}  {a.text}" for a in found)

@@ -17,6 +17,7 @@ import numpy as np
 from mcx.errors import DeviceMemoryError, MethodError
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import is_traced
+from mcx.ops.validation import integer, optional, validated
 from mcx.run.checkpoint import Checkpoint, Recorder, recording
 from mcx.run.devices import CHAINS, REPLICATED, Devices, as_mesh, place
 from mcx.run.draws import Draws
@@ -66,8 +67,8 @@ def run(
     num_steps: int,
     num_chains: int = 4,
     num_discard: int = 0,
-    start: Any = None,
-    inputs: Any = None,
+    init: PyTree = None,
+    inputs: PyTree = None,
     collect: Callable[[Any, Any], Any] | None = None,
     chunk_size: int | None = None,
     capacity: int | None = None,
@@ -82,14 +83,14 @@ def run(
     """Run an algorithm: ``num_steps`` steps of ``num_chains`` chains.
 
     Args:
-        kernel: a :class:`~mcx.run.kernel.Kernel`, or any object with ``init(key)`` (or ``init(start)``)
-            and ``step(key, state) -> (state, info)``, such as a BlackJAX sampling algorithm.
+        kernel: a :class:`~mcx.run.kernel.Kernel`, or any object with ``init(key)`` (or ``init(position)``,
+            see ``init``) and ``step(key, state) -> (state, info)``, such as a BlackJAX sampling algorithm.
         data: passed to the kernel's functions; new data of the same shapes compile nothing.
         key: a typed JAX key or an int.
         num_steps: steps a chain takes, discarded ones included; 0 only starts the chains.
         num_chains: independent chains, vectorised.
         num_discard: leading steps whose draws are dropped (warm-up); their statistics are kept.
-        start: starting points, a pytree with a leading chain axis.
+        init: starting points, a pytree with a leading chain axis.
         inputs: a pytree with a leading axis of ``num_steps``; step t sees its t-th entry.
         collect: of a plain ``init``/``step`` object, ``(state, info) -> draw``.
         chunk_size: steps between two looks at the host; by default about 0.4 s worth. The results do not
@@ -119,28 +120,37 @@ def run(
         CheckpointError: if the checkpoint cannot be written, or is in use, damaged, or of another run.
         DeviceMemoryError: if the device has not enough memory; what was drawn before is in ``.result``.
     """
-    _check_counts(num_steps, num_chains, num_discard, chunk_size, batch_size)
-    if is_traced(data, key, start, inputs):
+    num_steps, num_chains, num_discard, chunk_size, batch_size = _counts(
+        num_steps=num_steps,
+        num_chains=num_chains,
+        num_discard=num_discard,
+        chunk_size=chunk_size,
+        batch_size=batch_size,
+    )
+    if num_discard > num_steps:
+        raise MethodError("more steps are discarded than taken", found=f"{num_discard} of {num_steps}")
+    if is_traced(data, key, init, inputs):
         raise MethodError(
             "a run was started within a function that JAX traces (jit, vmap, grad)",
             expected="concrete arrays and keys",
             remedy="run it outside; mcx.program gives pure functions",
         )
     kernel = as_kernel(kernel, collect)
-    if batch_size is not None and getattr(kernel, "pooled", False):
+    if batch_size is not None and kernel.pooled:
         raise MethodError(
             "these chains move together, so they cannot be moved in batches",
             found=f"batch_size={batch_size}",
             remedy="leave batch_size= out: take fewer chains, or spread them over devices",
         )
     key = as_key(key)
-    mesh = as_mesh(devices, num_chains, getattr(kernel, "size", None))
+    mesh = as_mesh(devices, num_chains, kernel.size)
     if mesh is not None and num_chains == 1 and mesh.size > 1:
         kernel = kernel.over_mesh(mesh)
     start_keys, keys = place(chain_keys(key, num_chains), mesh, CHAINS)
     hosts = hosts_of(mesh)
-    open_ended = bool(getattr(kernel, "open_ended", False))
-    display = make_progress(progress if hosts.leads else False, None if open_ended else num_steps, title)
+    display = make_progress(
+        progress if hosts.leads else False, None if kernel.open_ended else num_steps, title
+    )
     complete = False
     loop: _Loop | None = None
     about = {
@@ -150,18 +160,18 @@ def run(
         "discarded steps": num_discard,
     }
     facts: dict[str, Any] = {}
-    with recording(checkpoint, about, key, (data, start, inputs), hosts) as recorder:
+    with recording(checkpoint, about, key, (data, init, inputs), hosts) as recorder:
         try:
             display.compiling()
             with explained(num_chains, batch_size, facts):
-                data, start = place(data, mesh, REPLICATED), place(start, mesh, CHAINS)
+                data, init = place(data, mesh, REPLICATED), place(init, mesh, CHAINS)
                 programs, compile_time = prepare(
-                    kernel, data, keys, start, inputs, while_compiling, capacity, mesh, batch_size
+                    kernel, data, keys, init, inputs, while_compiling, capacity, mesh, batch_size
                 )
                 facts["programs"] = programs
                 display.started()
                 begun = time.perf_counter()
-                state = facts["state"] = programs.start(data, start_keys, start)
+                state = facts["state"] = programs.start(data, start_keys, init)
             if on_start is not None:
                 on_start(hosts.fetch(state))
             loop = _Loop(
@@ -248,11 +258,10 @@ class _Loop:
 
     def _stops(self, stats: Any) -> bool:
         """Whether the algorithm ends the run, by the statistics of a chunk."""
-        stop = getattr(self.kernel, "stop", None)
-        return stop is not None and bool(stop(stats))
+        return bool(self.kernel.stop(stats))
 
     def _complete(self) -> bool:
-        return self.done == self.total or (self.ended and bool(getattr(self.kernel, "open_ended", False)))
+        return self.done == self.total or (self.ended and self.kernel.open_ended)
 
     def save(self) -> None:
         """Save what there is, as the run ends by an error."""
@@ -334,17 +343,13 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _check_counts(
-    num_steps: Any, num_chains: Any, num_discard: Any, chunk_size: Any, batch_size: Any
-) -> None:
-    for name, value, least in (
-        ("num_steps", num_steps, 0),
-        ("num_chains", num_chains, 1),
-        ("num_discard", num_discard, 0),
-        ("chunk_size", 1 if chunk_size is None else chunk_size, 1),
-        ("batch_size", 1 if batch_size is None else batch_size, 1),
-    ):
-        if not isinstance(value, int) or value < least:
-            raise MethodError(f"{name} is out of range", expected=f"an int >= {least}", found=repr(value))
-    if num_discard > num_steps:
-        raise MethodError("more steps are discarded than taken", found=f"{num_discard} of {num_steps}")
+def _counts(**asked: Any) -> list[Any]:
+    """The counts of a run as plain ints, in the order given; None stays where it has a meaning."""
+    rules = {
+        "num_steps": integer(0),
+        "num_chains": integer(1),
+        "num_discard": integer(0),
+        "chunk_size": optional(integer(1)),
+        "batch_size": optional(integer(1)),
+    }
+    return [validated("run", name, value, rules[name]) for name, value in asked.items()]

@@ -3,53 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
+
+from mcx.errors import MethodError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from mcx.types import Key, PyTree, Stats
 
 __all__ = ["Kernel", "as_kernel"]
 
 
-@runtime_checkable
-class Kernel(Protocol):
-    """One chain of an algorithm.
+class Kernel:
+    """One chain of an algorithm: a state, and pure functions that start it and move it.
 
-    A kernel is hashable and compares by value: compiled programs are cached on it. Whatever may change
-    between runs (data, starting points) comes in as an argument. A kernel with an attribute ``block_size``
-    has its ``end_block(state) -> state`` called after every step whose number is a multiple of it; one with a
-    method ``stop(stats) -> bool`` may end the run after a chunk, by that chunk's statistics; where it is
-    ``open_ended`` that is the run's proper end, and the number of steps only a bound. One with a
-    ``size`` has states with leading axes of so many entries; ``over_mesh(mesh)`` gives the same kernel, which
-    keeps them spread over devices. One that pools over chains (:mod:`mcx.ops.collectives`) says so by
-    ``pooled``.
+    A subclass has to have :meth:`init` and :meth:`step`; everything else has a default. It is hashable and
+    compares by value, as a frozen dataclass does, because compiled programs are cached on it. Whatever may
+    change between runs (data, starting points) comes in as an argument. States, draws and data are pytrees.
     """
 
-    def init(self, data: Any, key: Any, start: Any) -> Any:
-        """State at step 0 from a key and an optional starting point."""
-        ...
+    def init(self, data: PyTree, key: Key, start: PyTree) -> PyTree:
+        """The state at step 0.
 
-    def step(self, data: Any, key: Any, state: Any, u: Any) -> tuple[Any, Any]:
-        """One step: ``(state, info)``; ``u`` is this step's input, None where there are none."""
-        ...
+        Args:
+            data: the model's, or whatever the kernel needs that may change between runs.
+            key: of this chain.
+            start: where this chain starts, or None.
+        """
+        raise NotImplementedError
 
-    def collect(self, state: Any, info: Any) -> tuple[Any, Mapping[str, Any]]:
-        """What to keep of a step: a draw (any pytree) and its statistics (scalars by name)."""
-        ...
+    def step(self, data: PyTree, key: Key, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree]:
+        """One step: the new state, and what :meth:`collect` is to know of the step.
 
-    def emit(self, data: Any, draw: Any) -> Any:
-        """What leaves the device for a kept draw; runs outside of the loop."""
-        ...
+        Args:
+            data: as for :meth:`init`.
+            key: of this chain and step.
+            state: before the step.
+            u: this step's input, or None where the run has no inputs.
+        """
+        raise NotImplementedError
 
-    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the progress bar shows, from the statistics of a chunk (numpy, steps x chains)."""
-        ...
+    def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
+        """A draw, and statistics by name, of a step that was taken. The default keeps state and info."""
+        return {"state": state, "info": info}, {}
+
+    def emit(self, data: PyTree, draw: PyTree) -> PyTree:
+        """What leaves the device for a kept draw, computed outside of the loop; by default the draw."""
+        return draw
+
+    def report(self, stats: Stats) -> Mapping[str, float]:
+        """What the progress bar shows, from the statistics of a chunk (steps x chains, on the host)."""
+        return {}
+
+    def stop(self, stats: Stats) -> bool:
+        """Whether the run ends here, from the statistics of the chunk that is just over."""
+        return False
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether :meth:`stop` is the run's proper end, and its number of steps only a bound."""
+        return False
+
+    def finished(self, state: PyTree) -> PyTree:
+        """Whether a state has come to its end, a truth value; for kernels that are open-ended."""
+        raise NotImplementedError
+
+    @property
+    def block_size(self) -> int | None:
+        """Number of steps after which :meth:`end_block` is called each time; None does without."""
+        return None
+
+    def end_block(self, state: PyTree) -> PyTree:
+        """What happens after each block of steps, outside of the inner loop."""
+        return state
+
+    @property
+    def pooled(self) -> bool:
+        """Whether chains compute averages over all chains of the run (:mod:`mcx.ops.collectives`)."""
+        return False
+
+    @property
+    def size(self) -> int | None:
+        """Length of the leading axes of a state that several devices may share; None shares nothing."""
+        return None
+
+    def over_mesh(self, mesh: Mesh) -> Self:
+        """The same kernel, its states spread over the devices of a mesh; for kernels with a ``size``."""
+        raise MethodError(f"one chain of {type(self).__name__} cannot be spread over several devices")
 
 
-class _PlainKernel:
+class _PlainKernel(Kernel):
     """Any object with ``init(key)`` and ``step(key, state) -> (state, info)``, made a :class:`Kernel`.
 
     A BlackJAX ``SamplingAlgorithm`` fits: its ``init`` takes a position, which is then the run's ``start``.
     """
 
-    def __init__(self, algorithm: Any, collect: Callable[[Any, Any], Any] | None = None) -> None:
+    def __init__(self, algorithm: Any, collect: Callable[[PyTree, PyTree], PyTree] | None = None) -> None:
         self.algorithm = algorithm
         self._collect = collect
 
@@ -63,27 +113,31 @@ class _PlainKernel:
     def __hash__(self) -> int:
         return hash((id(self.algorithm), id(self._collect)))
 
-    def init(self, data: Any, key: Any, start: Any) -> Any:
+    def init(self, data: PyTree, key: Key, start: PyTree) -> PyTree:
         return self.algorithm.init(key if start is None else start)
 
-    def step(self, data: Any, key: Any, state: Any, u: Any) -> tuple[Any, Any]:
-        result: tuple[Any, Any] = (
+    def step(self, data: PyTree, key: Key, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree]:
+        result: tuple[PyTree, PyTree] = (
             self.algorithm.step(key, state) if u is None else self.algorithm.step(key, state, u)
         )
         return result
 
-    def collect(self, state: Any, info: Any) -> tuple[Any, Mapping[str, Any]]:
-        if self._collect is not None:
-            return self._collect(state, info), {}
-        return {"state": state, "info": info}, {}
-
-    def emit(self, data: Any, draw: Any) -> Any:
-        return draw
-
-    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {}
+    def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
+        return super().collect(state, info) if self._collect is None else (self._collect(state, info), {})
 
 
-def as_kernel(kernel: Any, collect: Callable[[Any, Any], Any] | None = None) -> Kernel:
-    """A :class:`Kernel` as it is, or any ``init``/``step`` object made one."""
-    return kernel if isinstance(kernel, Kernel) else _PlainKernel(kernel, collect)
+def as_kernel(kernel: Any, collect: Callable[[PyTree, PyTree], PyTree] | None = None) -> Kernel:
+    """A :class:`Kernel` as it is, or any object with ``init`` and ``step`` made one.
+
+    Raises:
+        MethodError: if it has neither.
+    """
+    if isinstance(kernel, Kernel):
+        return kernel
+    if not (callable(getattr(kernel, "init", None)) and callable(getattr(kernel, "step", None))):
+        raise MethodError(
+            "the first argument of mcx.run is no kernel",
+            expected="a subclass of mcx.Kernel, or an object with init(key) and step(key, state)",
+            found=type(kernel).__name__,
+        )
+    return _PlainKernel(kernel, collect)

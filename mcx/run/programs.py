@@ -141,16 +141,17 @@ def run_steps(
         buffers = jax.tree_util.tree_map(lambda b, x: b.at[slot].set(x), buffers, (draw, stats))
         return state, buffers
 
-    block = getattr(kernel, "block_size", None)
-    if block is None:
+    if kernel.block_size is None:
         state, (draws, stats) = jax.lax.fori_loop(0, count, body, (state, buffers))
     else:
-        state, (draws, stats) = _in_blocks(kernel, num_chains, block, first, count, body, (state, buffers))
+        state, (draws, stats) = _in_blocks(
+            kernel, num_chains, kernel.block_size, first, count, body, (state, buffers)
+        )
     return state, draws, stats
 
 
 def _in_blocks(
-    kernel: Any, num_chains: int, block: int, first: Any, count: Any, body: Any, carry: Any
+    kernel: Kernel, num_chains: int, block: int, first: Any, count: Any, body: Any, carry: Any
 ) -> Any:
     """The loop of :func:`run_steps`, with the kernel's ``end_block`` after every ``block``-th step.
 
@@ -205,7 +206,7 @@ def prepare(
         begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
         traced = jax.jit(begin).trace(data, keys, start)
         compiled = workers.submit(traced.lower().compile)
-        state = placed(traced.out_info, mesh, CHAINS, getattr(kernel, "size", None))
+        state = placed(traced.out_info, mesh, CHAINS, kernel.size)
 
         def make() -> Programs:
             given = (kernel, data, keys, state, slices)
@@ -245,7 +246,7 @@ def _steps(
     traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
     compiled = workers.submit(traced.lower().compile)
     _, draws, stats = traced.out_info
-    draws = placed(draws, mesh, STEPS_CHAINS, getattr(kernel, "size", None))
+    draws = placed(draws, mesh, STEPS_CHAINS, kernel.size)
     emission = workers.submit(_compile_emit, kernel, data, draws, mesh, batch_size)
     if while_compiling is not None:
         while_compiling()

@@ -6,24 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcx.errors import MethodError, ModelError
+from mcx.errors import ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
 from mcx.model.compile import fingerprint_model, model_sites
+from mcx.ops.validation import Settings
 from mcx.ops.tracing import refuse_tracing
 from mcx.results.datatree import check_coords
 from mcx.run.checkpoint import Checkpoint, identified
 
-__all__ = ["check_bound", "check_counts", "check_state_space", "refuse_tracing", "saved_to"]
+__all__ = ["check_bound", "check_state_space", "refuse_tracing", "saved_to"]
 
 
 def saved_to(
-    checkpoint: str | Path | Checkpoint | None, bound: BoundModel, method: Any, **identity: Any
+    checkpoint: str | Path | Checkpoint | None, bound: BoundModel, method: Settings, **identity: Any
 ) -> Checkpoint | None:
     """The checkpoint with what the run is: a method on a model, and further arguments."""
     if checkpoint is None:
         return None
-    return identified(checkpoint, model=fingerprint_model(bound), method=repr(method), **identity)
+    return identified(checkpoint, model=fingerprint_model(bound), method=method.identity(), **identity)
 
 
 def check_bound(bound: Any, verb: str = "infer") -> None:
@@ -41,19 +42,11 @@ def check_bound(bound: Any, verb: str = "infer") -> None:
 
 
 def check_state_space(
-    bound: Any, verb: str, counts: Mapping[str, int], coords: Mapping[str, Any] | None
+    bound: Any, verb: str, coords: Mapping[str, Any] | None
 ) -> None:
-    """Raise on what no method for Markov chains in models could use."""
+    """Raise on what no method for Markov blocks could use."""
     check_bound(bound, verb)
-    check_counts(counts)
     sites = model_sites(bound)
     for problem in static_problems(sites):
         raise problem
     check_coords(coords or {}, sites)
-
-
-def check_counts(counts: Mapping[str, int]) -> None:
-    """Raise on numbers below 1, given by the argument's name."""
-    for argument, value in counts.items():
-        if value < 1:
-            raise MethodError(f"{argument} is out of range", expected="an int >= 1", found=repr(value))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from mcx.errors import MethodError
+from mcx.methods.method import Method
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, optional, validated
 from mcx.results.datatree import check_coords
 from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior
@@ -17,16 +19,13 @@ from mcx.run.checkpoint import Checkpoint
 from mcx.run.devices import Devices
 from mcx.verbs.argument_checks import check_bound, refuse_tracing, saved_to
 
-__all__ = ["Method", "infer", "program"]
+if TYPE_CHECKING:
+    from mcx.types import KeyLike
 
-_CHAINS = 4
+__all__ = ["infer", "program"]
 
 
-@runtime_checkable
-class Method(Protocol):
-    """An inference method: a frozen dataclass of settings that knows how to run itself."""
-
-    def infer(self, bound: BoundModel, **options: Any) -> Posterior:
+def infer(self, bound: BoundModel, **options: Any) -> Posterior:
         """Draw from the posterior; options are those of :func:`infer`, checked."""
         ...
 
@@ -39,7 +38,7 @@ def infer(
     bound: BoundModel,
     method: Method,
     *,
-    key: Any,
+    key: KeyLike,
     num_chains: int | None = None,
     progress: Any = True,
     warnings: str = "warn",
@@ -89,16 +88,16 @@ def infer(
     posterior = method.infer(
         bound,
         key=key,
-        num_chains=_num_chains(method, num_chains),
+        num_chains=_num_chains("infer", method, num_chains),
         init=init,
         coords=coords or {},
         progress=progress,
         while_compiling=_load_diagnostics if warnings != "ignore" else None,
         checkpoint=saved_to(checkpoint, bound, method),
         devices=devices,
-        batch_size=batch_size,
+        batch_size=validated("infer", "batch_size", batch_size, optional(integer(1))),
     )
-    report_advice(posterior, warnings)
+    report_advice(posterior, warnings, method.advice)
     return posterior
 
 
@@ -115,12 +114,13 @@ def program(bound: BoundModel, method: Method, *, num_chains: int | None = None)
         point. Nothing is checked, shown or warned about.
     """
     _check_types(bound, method)
-    return method.program(bound, _num_chains(method, num_chains))
+    return method.program(bound, _num_chains("program", method, num_chains))
 
 
-def _num_chains(method: Method, asked: int | None) -> int:
-    """The number of chains that was asked for, or the method's own: ``default_chains`` where it has one."""
-    return int(getattr(method, "default_chains", _CHAINS)) if asked is None else asked
+def _num_chains(verb: str, method: Method, asked: int | None) -> int:
+    """The number of chains that was asked for, or the method's own."""
+    chosen: int | None = validated(verb, "num_chains", asked, optional(integer(1)))
+    return method.default_chains if chosen is None else chosen
 
 
 def _check_types(bound: Any, method: Any) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, overload
 from mcx.errors import MethodError, ModelError
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, optional, validated
 from mcx.results.posterior import Posterior
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.devices import Devices
-from mcx.verbs.argument_checks import check_bound, check_counts, check_state_space, refuse_tracing, saved_to
+from mcx.verbs.argument_checks import check_bound, check_state_space, refuse_tracing, saved_to
 
 if TYPE_CHECKING:
     from mcx.inference.filtering.filtered import Filtered
@@ -74,7 +75,9 @@ def filter(
     """
     pure = "mcx.smc runs a Feynman-Kac model as a pure function; mcx.filter runs outside of jit and vmap"
     refuse_tracing("filter", pure, bound, key, params)
-    check_state_space(bound, "filter", {"num_particles": num_particles, "num_chains": num_chains}, coords)
+    check_state_space(bound, "filter", coords)
+    num_particles = validated("filter", "num_particles", num_particles, integer(1))
+    num_chains = validated("filter", "num_chains", num_chains, integer(1))
     from mcx.inference.filtering.particle_filter import ParticleFilter
 
     method = ParticleFilter() if method is None else method
@@ -183,7 +186,9 @@ def smooth(
         NonFiniteError: if too many potentials are NaN or +inf.
     """
     refuse_tracing("smooth", "call it outside of jit and vmap", bound, key, params)
-    check_state_space(bound, "smooth", {"num_chains": num_chains}, coords)
+    check_state_space(bound, "smooth", coords)
+    num_chains = validated("smooth", "num_chains", num_chains, integer(1))
+    batch_size = validated("smooth", "batch_size", batch_size, optional(integer(1)))
     from mcx.inference.smoothing.additive import as_functional
     from mcx.inference.smoothing.ppg import PPG
     from mcx.inference.smoothing.smooth import smooth_model
@@ -276,8 +281,8 @@ def maximize(
 
     refuse_tracing("maximize", "call it outside of jit and vmap", bound, key, init)
     method = ScoreAscent() if method is None else method
+    num_chains = validated("maximize", "num_chains", num_chains, integer(1))
     if isinstance(method, ScoreClimbing):
-        check_counts({"num_chains": num_chains})
         check_bound(bound, "maximize")
         return climb(
             bound,
@@ -288,7 +293,7 @@ def maximize(
             progress=progress,
             checkpoint=saved_to(checkpoint, bound, method, moving_chains=num_chains),
         )
-    check_state_space(bound, "maximize", {}, None)
+    check_state_space(bound, "maximize", None)
     if not isinstance(method, ScoreAscent):
         raise MethodError(
             "maximize needs a method of its own",

@@ -1,0 +1,68 @@
+"""What to worry about after Markov transitions: divergences, short trajectories, poor energies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mcx.results.advice import Advice
+from mcx.results.posterior import Posterior
+
+__all__ = ["transition_advice"]
+
+_BFMI = 0.3  # Betancourt (2016), Diagnosing suboptimal cotangent disintegrations
+
+
+def transition_advice(posterior: Posterior, target_accept: float) -> list[Advice]:
+    """Findings about the transitions of Hamiltonian methods, worst first.
+
+    Args:
+        posterior: with statistics of whichever transition it was.
+        target_accept: that the step size was adapted to.
+    """
+    return [*_divergences(posterior, target_accept), *_deep_trees(posterior), *_energy(posterior)]
+
+
+def _divergences(posterior: Posterior, target_accept: float) -> list[Advice]:
+    divergent = int(np.sum(posterior.stats["diverging"])) if "diverging" in posterior.stats else 0
+    if not divergent:
+        return []
+    share = divergent / max(1, posterior.num_chains * posterior.num_draws)
+    higher = 0.95 if target_accept < 0.95 else 1 - (1 - target_accept) / 4
+    return [
+        Advice(
+            "MCX-W003",
+            f"{divergent} divergent transitions ({share:.2%}): parts of the posterior may be missed. "
+            f"Raise target_accept to {higher:.3g}, or reparametrise (non-centred scales, tighter priors)",
+        )
+    ]
+
+
+def _deep_trees(posterior: Posterior) -> list[Advice]:
+    deep = int(np.sum(posterior.stats.get("reached_max_treedepth", 0)))
+    if not deep:
+        return []
+    return [
+        Advice(
+            "MCX-W004",
+            f"{deep} transitions hit the maximum tree depth: correct but slow. Rescale parameters, "
+            "use dense_mass=True, or raise max_tree_depth",
+        )
+    ]
+
+
+def _energy(posterior: Posterior) -> list[Advice]:
+    from arviz_stats.base import array_stats
+
+    if "energy" not in posterior.stats or posterior.num_draws < 4:
+        return []
+    bfmi = np.asarray(array_stats.bfmi(np.asarray(posterior.stats["energy"], float)))
+    low = int(np.sum(bfmi < _BFMI))
+    if not low:
+        return []
+    return [
+        Advice(
+            "MCX-W007",
+            f"energy varies too little between draws in {low} chains (E-BFMI {np.min(bfmi):.2f} < {_BFMI}): "
+            "heavy tails are explored slowly. Reparametrise",
+        )
+    ]

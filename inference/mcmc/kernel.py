@@ -1,0 +1,197 @@
+"""Kernels of Markov chains that adapt while they warm up: initial points, steps, what is kept of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, override
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.inference.mcmc import warmup
+from mcx.inference.mcmc.initial_points import Start
+from mcx.model.sites import SiteTable
+from mcx.run.kernel import Kernel
+from mcx.target import Target, TargetFunctions
+
+if TYPE_CHECKING:
+    from mcx.types import Flags, Key, PyTree, Scalar, Stats, Vector
+
+__all__ = ["ChainKernel", "MCMCKernel", "MCMCState", "Transition"]
+
+
+type Point = tuple[Vector, Scalar, Vector]
+"""Position, log density there, gradient."""
+
+
+class Transition(Protocol):
+    """One Markov transition on vectors; a frozen dataclass, so that programs can be cached on it."""
+
+    uses_gradient: ClassVar[bool]
+
+    def __call__(
+        self,
+        key: Key,
+        state: Point,
+        log_density: Callable[[Vector], Scalar],
+        step_size: Scalar,
+        inverse_mass_matrix: PyTree,
+    ) -> tuple[Point, dict[str, PyTree]]:
+        """New ``(position, log_density, gradient)`` and ArviZ-named statistics."""
+        ...
+
+
+class MCMCState(NamedTuple):
+    """State of one chain.
+
+    position: (d,), unconstrained.
+    log_density: of the target there, log Jacobians included.
+    gradient: of the log density; zeros where the method takes none.
+    warmup: adaptation state.
+    started: whether a finite starting point was found.
+    """
+
+    position: Vector
+    log_density: Scalar
+    gradient: Vector
+    warmup: PyTree
+    started: Flags
+
+
+@dataclass(frozen=True)
+class ChainKernel(Kernel):
+    """What kernels of adapted Markov chains share: all but the step."""
+
+    functions: TargetFunctions
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    sites: SiteTable
+    target_accept: float
+    step_size: float
+    dense_mass: bool
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the chain needs the gradient of the log density."""
+        raise NotImplementedError
+
+    def adaptation(self, gradient: Vector) -> PyTree:
+        """Adaptation state before the first step, given the gradient of the log density there."""
+        raise NotImplementedError
+
+    def target(self, data: PyTree) -> Target:
+        """The target with these data."""
+        return Target(data, self.functions, self.shapes, self.sites)
+
+    @override
+    def init(self, data: PyTree, key: Key, start: Start) -> PyTree:
+        """Search for a point with a finite density and gradient."""
+        target = self.target(data)
+        evaluate = self._evaluate(target)
+        dim = target.dim
+        zero = jnp.zeros(())
+
+        def unfinished(carry: PyTree) -> Flags:
+            tries, _, _, _, ok = carry
+            return ~ok & (tries < start.tries)
+
+        def attempt(carry: PyTree) -> PyTree:
+            tries = carry[0]
+            noise = jax.random.uniform(jax.random.fold_in(key, tries), (dim,), minval=-1.0, maxval=1.0)
+            position = start.position + start.radius * noise
+            value, gradient = evaluate(position)
+            return tries + 1, position, value, gradient, jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+
+        blank = (jnp.int32(0), jnp.zeros(dim), zero, jnp.zeros(dim), jnp.asarray(False))
+        _, position, value, gradient, ok = jax.lax.while_loop(unfinished, attempt, blank)
+        return MCMCState(position, value, gradient, self.adaptation(gradient), ok)
+
+    def _evaluate(self, target: Target) -> Callable[[Vector], tuple[Scalar, Vector]]:
+        def log_density(x: Vector) -> Scalar:
+            return target.log_density(target.unravel(x))
+
+        if self.uses_gradient:
+            both: Callable[[Vector], tuple[Scalar, Vector]] = jax.value_and_grad(log_density)
+            return both
+        return lambda x: (log_density(x), jnp.zeros_like(x))
+
+    @override
+    def collect(self, state: MCMCState, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
+        """The position and the transition's statistics."""
+        return state.position, info
+
+    @override
+    def emit(self, data: PyTree, draw: Vector) -> PyTree:
+        """A draw as sites, and as the unconstrained vector it came from."""
+        target = self.target(data)
+        return target.constrain(target.unravel(draw)), draw
+
+    @override
+    def report(self, stats: Stats) -> Mapping[str, float]:
+        """Step size, acceptance, leapfrog steps and divergences of a chunk."""
+        shown: dict[str, float] = {
+            "step size": float(np.mean(stats["step_size"][-1])),
+            "acceptance": float(np.mean(stats["acceptance_rate"])),
+        }
+        if "n_steps" in stats:
+            shown["leapfrogs"] = float(np.mean(stats["n_steps"]))
+        if "diverging" in stats:
+            shown["divergences"] = int(np.sum(stats["diverging"]))
+        bad = int(np.sum(~np.isfinite(stats["lp"])))
+        if bad:
+            shown["non-finite"] = bad
+        return shown
+
+
+@dataclass(frozen=True)
+class MCMCKernel(ChainKernel):
+    """A transition on a target, with adaptation: the kernel that the driver runs."""
+
+    transition: Transition
+
+    @property
+    @override
+    def uses_gradient(self) -> bool:
+        return self.transition.uses_gradient
+
+    @property
+    def tuning(self) -> warmup.Tuning:
+        """What warm-up aims at."""
+        return warmup.Tuning(self.target_accept, self.dense_mass, self.uses_gradient)
+
+    @override
+    def adaptation(self, gradient: Vector) -> warmup.WarmupState:
+        return warmup.init(gradient, self.step_size, self.tuning)
+
+    def at(self, data: PyTree, position: Vector) -> MCMCState:
+        """The state at a given point, before any adaptation."""
+        value, gradient = self._evaluate(self.target(data))(position)
+        ok = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+        return MCMCState(position, value, gradient, self.adaptation(gradient), ok)
+
+    def refresh(self, data: PyTree, state: MCMCState) -> MCMCState:
+        """The state with its density and gradient computed anew: due where the data have changed."""
+        value, gradient = self._evaluate(self.target(data))(state.position)
+        return state._replace(log_density=value, gradient=gradient)
+
+    @override
+    def step(
+        self, data: PyTree, key: Key, state: MCMCState, u: PyTree
+    ) -> tuple[MCMCState, dict[str, PyTree]]:
+        """One transition, then adaptation as the code ``u`` says."""
+        target = self.target(data)
+        adapted = state.warmup
+        (position, value, gradient), stats = self.transition(
+            key,
+            (state.position, state.log_density, state.gradient),
+            lambda x: target.log_density(target.unravel(x)),
+            adapted.step_size,
+            adapted.inverse_mass_matrix,
+        )
+        stats = dict(stats)
+        outside = stats.pop("outside", jnp.asarray(False))
+        rate = stats["acceptance_rate"]
+        adapting = warmup.step(adapted, u, position, gradient, rate, self.tuning, outside)
+        stats = {"lp": value, **stats, "step_size": adapted.step_size}
+        return MCMCState(position, value, gradient, adapting, state.started), stats

@@ -1,0 +1,244 @@
+"""Methods whose draws are those of Markov chains: one way to run them, and one to assemble their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, override
+
+import jax
+import jax.numpy as jnp
+
+from mcx.methods.method import Method, interrupted
+from mcx.model.bound import BoundModel
+from mcx.model.compile import compile_model
+from mcx.ops.keys import Stream, stream
+from mcx.ops.validation import Rule, integer
+from mcx.results.posterior import Posterior, RunInfo, fields_of
+from mcx.run.driver import Run, run
+from mcx.run.kernel import Kernel
+from mcx.run.programs import chain_keys, run_steps, start_chains
+from mcx.target import Target
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Shaped
+
+    from mcx.types import Key, PyTree
+
+__all__ = ["ChainMethod", "ChainPlan", "chain_posterior", "run_purely"]
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """A checked run of Markov chains.
+
+    Attributes:
+        target: the posterior; its sites are what draws consist of.
+        kernel: for the driver. Its states say by ``started`` whether the chain has found an initial point,
+            and it emits draws as ``(values by site, unconstrained point)``.
+        data: for the kernel.
+    """
+
+    target: Target
+    kernel: Kernel
+    data: PyTree
+
+    def at(self, bound: BoundModel) -> Self:
+        """The same plan for other data of the same shapes. Checks nothing; may be traced."""
+        return replace(self, data=compile_model(bound).data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainMethod(Method):
+    """A method that runs Markov chains: warm-up first, which is dropped, then draws.
+
+    A subclass has a :meth:`plan`, and initial points unless its kernel needs none.
+
+    Attributes:
+        num_warmup: steps of adaptation a chain, dropped from the results.
+        num_samples: draws that a chain keeps.
+    """
+
+    num_warmup: int = 1000
+    num_samples: int = 1000
+
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {"num_warmup": integer(0), "num_samples": integer(1)}
+
+    # what a method says -------------------------------------------------------------------------------
+
+    def plan(self, bound: BoundModel) -> Any:
+        """The checked run, a :class:`ChainPlan`; raises what the method cannot do with the model."""
+        raise NotImplementedError
+
+    def inputs(self) -> PyTree:
+        """What the kernel is told at every step: a pytree with a leading axis of all steps, or None."""
+        return None
+
+    def initial_points(self, plan: Any, init: PyTree, num_chains: int, key: Key) -> PyTree:
+        """Where chains start, with a leading chain axis; None where the kernel needs no point."""
+        return None
+
+    def calibrated(self, plan: Any, key: Key) -> Any:
+        """The plan, once what has to be measured before the run is in its data; may be traced."""
+        return plan
+
+    def tuned(
+        self, plan: Any, start: PyTree, refuse_start: Callable[[PyTree], None], key: Key, **options: Any
+    ) -> Any:
+        """The plan after pilot runs, which a pure program does without."""
+        return plan
+
+    def refuse_start(self, plan: Any, state: PyTree, key: Key) -> None:
+        """Raise if a chain found no initial point. ``state`` has a leading chain axis."""
+
+    def found(self, plan: Any, result: Run, key: Key) -> Mapping[str, Any]:
+        """Settings that the run itself chose or measured, for ``posterior.info.settings``."""
+        return {}
+
+    def time_stats(self, plan: Any, state: PyTree) -> dict[str, Any]:
+        """``Posterior.smc_stats``: statistics by time, from the last states of the chains."""
+        return {}
+
+    # what all do alike --------------------------------------------------------------------------------
+
+    @override
+    def infer(
+        self,
+        bound: BoundModel,
+        *,
+        key: Key,
+        num_chains: int,
+        init: PyTree,
+        coords: Mapping[str, Any],
+        **options: Any,
+    ) -> Posterior:
+        plan = self.calibrated(self.plan(bound), key)
+        start = self.initial_points(plan, init, num_chains, stream(key, self._start_stream))
+
+        def on_start(state: PyTree) -> None:
+            self.refuse_start(plan, state, key)
+
+        plan = self.tuned(plan, start, on_start, key, **options)
+        result = run(
+            plan.kernel,
+            plan.data,
+            key=key,
+            num_steps=self.num_warmup + self.num_samples,
+            num_chains=num_chains,
+            num_discard=self.num_warmup,
+            init=start,
+            inputs=self.inputs(),
+            title=self.name,
+            on_start=on_start,
+            **options,
+        )
+        if result.draws is None:
+            interrupted(self.name, "warm-up", result)
+        info = {
+            "settings": self.found(plan, result, key),
+            "smc_stats": self.time_stats(plan, jax.device_get(result.state)),
+        }
+        return chain_posterior(bound, plan.target, self, result, key=key, coords=coords, **info)
+
+    @property
+    def _start_stream(self) -> Stream:
+        return Stream.INITIAL_POINTS
+
+    @override
+    def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
+        template = self.plan(bound)
+        inputs = jax.tree_util.tree_map(jnp.asarray, self.inputs())
+
+        def run_program(key: Key, bound: BoundModel = bound) -> Posterior:
+            plan = self.calibrated(template.at(bound), key)
+            start = self.initial_points(template, None, num_chains, key)
+            last, (sites, unconstrained), stats = run_purely(
+                plan.kernel, plan.data, key, start, inputs, self.num_warmup, self.num_samples, num_chains
+            )
+            info = RunInfo(self.name, fields_of(self), num_warmup=self.num_warmup)
+            by_time = self.time_stats(plan, last)
+            return Posterior(sites, unconstrained, stats, {}, bound, info, smc_stats=by_time)
+
+        return run_program
+
+
+def chain_posterior(
+    bound: BoundModel,
+    target: Target,
+    method: Method,
+    result: Run,
+    *,
+    key: Key,
+    coords: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    smc_stats: Mapping[str, Any] | None = None,
+) -> Posterior:
+    """The posterior of a run of Markov chains whose draws are ``(values by site, unconstrained point)``.
+
+    Args:
+        bound: the model and its data.
+        target: whose sites' order the draws take.
+        method: that ran.
+        result: of the driver.
+        key: of the run.
+        coords: as the user gave them.
+        settings: further ones than the method's fields.
+        smc_stats: statistics by time, chain x time.
+    """
+    draws, unconstrained = result.draws
+    split = result.num_discard
+    return Posterior(
+        # leaving a compiled program sorted the sites by name; the program's order is the user's
+        draws={s.name: draws[s.name] for s in target.sites if s.name in draws},
+        unconstrained=unconstrained,
+        stats={k: v[:, split:] for k, v in result.stats.items()},
+        warmup_stats={k: v[:, :split] for k, v in result.stats.items()},
+        bound=bound,
+        info=RunInfo.of(method, result, key=key, coords=coords, dtype=unconstrained.dtype, settings=settings),
+        smc_stats=dict(smc_stats or {}),
+    )
+
+
+def run_purely(
+    kernel: Kernel,
+    data: PyTree,
+    key: Key,
+    start: PyTree,
+    inputs: PyTree,
+    num_warmup: int,
+    num_samples: int,
+    num_chains: int,
+) -> tuple[PyTree, PyTree, dict[str, Shaped[Array, "chain draw ..."]]]:
+    """All steps of all chains as a pure function, which allows ``jit`` and ``vmap``.
+
+    Args:
+        kernel: whose states say by ``started`` whether the chain found an initial point.
+        data: for the kernel.
+        key: of the run.
+        start: initial points, with a leading chain axis.
+        inputs: of every step.
+        num_warmup: steps that are dropped.
+        num_samples: draws that are kept.
+        num_chains: number of chains.
+
+    Returns:
+        The last states, what the kernel emits for every kept draw and its statistics, chain x draw; NaN in
+        chains that did not start.
+    """
+    start_keys, keys = chain_keys(key, num_chains)
+    state = start_chains(kernel, data, start_keys, start)
+    total = num_warmup + num_samples
+    last, draws, stats = run_steps(
+        kernel, data, keys, 0, total, state, inputs, num_samples, discard=num_warmup
+    )
+    emitted = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))(data, draws)
+
+    def by_chain(x: Float[Array, "draw chain ..."]) -> Float[Array, "chain draw ..."]:
+        x = jnp.swapaxes(x, 0, 1)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jnp.where(state.started.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan)
+
+    return last, *jax.tree_util.tree_map(by_chain, (emitted, stats))

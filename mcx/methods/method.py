@@ -1,0 +1,101 @@
+"""The base of all inference methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from mcx.errors import CapabilityError
+from mcx.model.bound import BoundModel
+from mcx.model.check import refuse_data
+from mcx.model.compile import compile_model
+from mcx.ops.validation import Settings
+from mcx.results.advice import Advice
+from mcx.results.posterior import Posterior
+from mcx.run.driver import Run
+from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.types import Key, PyTree
+
+__all__ = ["Method", "checked_target", "interrupted"]
+
+
+class Method(Settings):
+    """An inference method: a frozen dataclass of settings that knows how to run itself.
+
+    Most methods derive from one of its two kinds, which assemble the results: :class:`~.ChainMethod` for
+    Markov chains, and :class:`~.ReplicateMethod` for clouds of particles. Settings have rules (:meth:`rules`,
+    :meth:`check`), which are checked when an object is made.
+
+    Attributes:
+        default_chains: number of chains or replicates where the user names none.
+    """
+
+    default_chains: ClassVar[int] = 4
+
+    @property
+    def name(self) -> str:
+        """Name of the method."""
+        return type(self).__name__
+
+    def infer(
+        self,
+        bound: BoundModel,
+        *,
+        key: Key,
+        num_chains: int,
+        init: PyTree,
+        coords: Mapping[str, Any],
+        **options: Any,
+    ) -> Posterior:
+        """Draw from the posterior. Users call :func:`mcx.infer`, which checks the arguments and the result.
+
+        Args:
+            bound: the model and its data.
+            key: a typed key.
+            num_chains: number of chains or replicates.
+            init: initial points as the user gave them, or None.
+            coords: labels of the results' dimensions.
+            options: for the driver: progress, checkpoint, devices, batch_size.
+        """
+        raise NotImplementedError
+
+    def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
+        """The pure function ``(key, bound) -> Posterior`` behind :meth:`infer`; see :func:`mcx.program`."""
+        raise NotImplementedError
+
+    def advice(self, posterior: Posterior) -> list[Advice]:
+        """What this method finds wrong with a finished run, worst first.
+
+        What any run may suffer from (a stop, draws that are not finite, chains that disagree) is diagnosed
+        for all methods alike.
+        """
+        return []
+
+
+def checked_target(bound: BoundModel) -> Target:
+    """The posterior of a model that has something to infer, and whose data can be used as they are.
+
+    Raises:
+        CapabilityError: if the model has no latent site.
+        DataError: if data are NaN or of a wrong kind.
+    """
+    target = compile_model(bound)
+    refuse_data(target)
+    if target.dim == 0:
+        raise CapabilityError(
+            "the model has no latent site, so there is nothing to infer", remedy="leave out an obs="
+        )
+    return target
+
+
+def interrupted(method: str, during: str, result: Run, remedy: str = "") -> NoReturn:
+    """Raise as a run was interrupted before there were draws.
+
+    The error carries the driver's result as ``.result``.
+    """
+    text = f"{method} was interrupted during its {during}; there are no draws yet"
+    error = KeyboardInterrupt(text + (f". {remedy}" if remedy else ""))
+    error.result = result  # type: ignore[attr-defined]
+    raise error

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from mcx.errors import ModelError
 from mcx.ops.validation import integer, validated
+from mcx.sites import SiteTable
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-    from mcx.model.sites import SiteTable
 
 __all__ = ["FeynmanKac", "LogParts", "StateSpace", "Target", "TargetFunctions"]
 

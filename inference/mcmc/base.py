@@ -15,8 +15,8 @@ from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.initial_points import Start
 from mcx.inference.mcmc.sample import mcmc_program, sample_chains
 from mcx.model.bound import BoundModel
-from mcx.model.sites import SiteTable
 from mcx.results.posterior import Posterior
+from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 
 __all__ = ["ChainKernel", "ChainMethod", "MCMCKernel", "MCMCMethod", "MCMCState", "Transition"]

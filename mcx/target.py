@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import ModelError
+from mcx.ops.validation import integer, validated
+from mcx.sites import SiteTable
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-    from mcx.model.sites import SiteTable
 
 __all__ = ["FeynmanKac", "LogParts", "StateSpace", "Target", "TargetFunctions"]
 
@@ -141,6 +142,9 @@ def _same(params: Any) -> Any:
     return params
 
 
+_SAME = jax.tree_util.Partial(_same)  # one object for all: a Partial equals nothing but itself
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FeynmanKac:
@@ -154,7 +158,7 @@ class FeynmanKac:
         initial: ``(key, ctx, u_0) -> x_0``, a draw from M_0.
         transition: ``(key, ctx, x_prev, u) -> x``, a draw from M_t.
         log_potential: ``(ctx, x_prev, x, u) -> scalar``, log G_t; ``x_prev`` is None at t = 0.
-        num_steps: T, number of times; static.
+        num_times: T, number of times; static.
         inputs: per-step data, a pytree whose leaves have a leading axis of T; u_t is its t-th entry.
         prepare: ``params -> ctx``, run once, outside of the loop; a plain function or a
             ``jax.tree_util.Partial`` that carries data.
@@ -182,9 +186,9 @@ class FeynmanKac:
     initial: Callable[..., Any] = field(metadata={"static": True})
     transition: Callable[..., Any] = field(metadata={"static": True})
     log_potential: Callable[..., Any] = field(metadata={"static": True})
-    num_steps: int = field(metadata={"static": True})
+    num_times: int = field(metadata={"static": True})
     inputs: Any = None
-    prepare: Any = field(default=jax.tree_util.Partial(_same))
+    prepare: Any = field(default=_SAME)
     log_transition: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     log_transition_bound: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     log_initial: Callable[..., Any] | None = field(default=None, metadata={"static": True})
@@ -197,23 +201,27 @@ class FeynmanKac:
         if not isinstance(self.prepare, jax.tree_util.Partial) and callable(self.prepare):
             object.__setattr__(self, "prepare", jax.tree_util.Partial(self.prepare))
 
+    def functions_only(self, num_times: int = 1) -> FeynmanKac:
+        """The functions without the data: equal for equal programs, so that compiled code is found again.
+
+        Args:
+            num_times: of the model that is returned; its own where the program depends on it.
+        """
+        return replace(self, num_times=num_times, inputs=None, prepare=_SAME)
+
     def check(self) -> None:
-        """Raise unless the counts and the inputs fit each other.
+        """Raise unless the number of times and the inputs fit each other.
 
         Raises:
-            ModelError: if ``num_steps`` is no positive int, or an input has another leading axis.
+            MethodError: if ``num_times`` is no positive int.
+            ModelError: if an input has another leading axis.
         """
-        if self.num_steps < 1:
-            raise ModelError(
-                "FeynmanKac(num_steps=...) is out of range",
-                expected="an int >= 1",
-                found=repr(self.num_steps),
-            )
+        validated("FeynmanKac", "num_times", self.num_times, integer(1))
         for path, leaf in jax.tree_util.tree_flatten_with_path(self.inputs)[0]:
-            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != self.num_steps:
+            if jnp.shape(leaf)[:1] != (self.num_times,):
                 raise ModelError(
                     f"FeynmanKac(inputs=...){jax.tree_util.keystr(path)} has the wrong length",
-                    expected=f"a leading axis of {self.num_steps}, one entry a step",
+                    expected=f"a leading axis of {self.num_times}, one entry a time",
                     found=f"shape {jnp.shape(leaf)}",
                 )
 

@@ -8,7 +8,7 @@ coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = [
     "KeyLike",
     "LogWeights",
     "PyTree",
-    "Resampling",
     "Scalar",
     "SiteValues",
     "Stats",
@@ -63,6 +62,3 @@ type Draws = Mapping[str, np.ndarray]
 
 type Stats = Mapping[str, np.ndarray]
 """Statistics by name, chain x step, on the host."""
-
-type Resampling = Callable[[Key, LogWeights, int], Index]
-"""A resampling scheme: ``(key, log_w, num) -> ancestors``."""

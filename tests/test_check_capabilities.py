@@ -57,7 +57,7 @@ class TestCapabilities:
 
     def test_forward_runs_take_discrete_sites(self):
         bound = self.discrete()
-        assert set(bound.simulate(0)) == {"k", "y"}
+        assert set(bound.simulate(key=0)) == {"k", "y"}
         prior = mcx.predict(None, bound, key=0, num_draws=200)
         assert prior["y"].shape == (1, 200, 2)  # as many draws as observations
         np.testing.assert_allclose(prior["y"], 10.0 * prior["k"][..., None] + [0, 0], atol=6.0)
@@ -69,7 +69,7 @@ class TestCapabilities:
 
     def test_forward_runs_take_subsampled_plates(self):
         bound = self.subsampled()
-        assert bound.simulate(0)["y"].shape == (2,)
+        assert bound.simulate(key=0)["y"].shape == (2,)
         assert mcx.predict(None, bound, key=0, num_draws=3)["y"].shape == (1, 3, 2)
         with pytest.raises(CapabilityError, match="site 'row'.*at random"):
             bound.log_density({"x": 0.0})  # which rows?
@@ -88,7 +88,7 @@ class TestCapabilities:
 
         with pytest.raises(CapabilityError, match=r"(?s)site 'x'.*Own declares no support.*constraints.real"):
             infer(model())
-        assert np.isfinite(model().simulate(0)["x"])
+        assert np.isfinite(model().simulate(key=0)["x"])
 
     def test_nothing_to_infer(self):
         with pytest.raises(CapabilityError, match="no latent site"):
@@ -160,8 +160,8 @@ class TestCalls:
     def test_legacy_keys_are_converted_with_a_warning(self):
         bound = self.bound()
         with pytest.warns(DeprecationWarning, match="legacy"):
-            old = bound.simulate(jax.random.PRNGKey(3))
-        np.testing.assert_array_equal(old["z"], bound.simulate(3)["z"])
+            old = bound.simulate(key=jax.random.PRNGKey(3))
+        np.testing.assert_array_equal(old["z"], bound.simulate(key=3)["z"])
 
     def test_check_takes_keys_too(self):
         with pytest.raises(KeyTypeError):

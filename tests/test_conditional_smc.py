@@ -37,7 +37,7 @@ def model(guided=False, look=False, density=True):
         initial=lambda key, ctx, u: choose(key, jnp.log(INITIAL)),
         transition=lambda key, ctx, x, u: choose(key, log_q[x]),
         log_potential=log_potential,
-        num_steps=T,
+        num_times=T,
         inputs=jnp.asarray(LIKELIHOOD),
         log_transition=(lambda ctx, x_prev, x, u: log_q[x_prev, x]) if density else None,
         log_lookahead=(lambda ctx, x, u: jnp.log(0.3 + jnp.exp(2 * log_p[x, 0]) * u[0])) if look else None,
@@ -129,7 +129,7 @@ def linear_gaussian(y):
         initial=lambda key, phi, u: jax.random.normal(key) / jnp.sqrt(1 - phi**2),
         transition=lambda key, phi, x, u: phi * x + jax.random.normal(key),
         log_potential=lambda phi, x_prev, x, u: log_normal(u, x, 0.5),
-        num_steps=len(y),
+        num_times=len(y),
         inputs=jnp.asarray(y),
         log_transition=lambda phi, x_prev, x, u: log_normal(x, phi * x_prev, 1.0),
     )

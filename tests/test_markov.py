@@ -222,9 +222,9 @@ def test_vectors_missing_in_part():
     )
     np.testing.assert_allclose(vectors(y, False).log_density({"x": x}), theirs, rtol=1e-5)
     with pytest.raises(DataError, match="missing in part"):
-        raise vectors(y, True).check(0).problems[0]
+        raise vectors(y, True).check(key=0).problems[0]
     y[3] = np.nan
-    assert vectors(y, True).check(0).ok
+    assert vectors(y, True).check(key=0).ok
     assert np.isfinite(vectors(y, True).log_density({"x": x}))
 
 
@@ -249,7 +249,7 @@ def test_masks_of_integers():
     prior = logpdf(x[0]) + logpdf(x[1:], x[:-1], 0.5).sum()
     likelihood = scipy.stats.poisson.logpmf(COUNTS, np.exp(x))[~missing].sum()
     np.testing.assert_allclose(counts(y, missing).log_density({"x": x}), prior + likelihood, rtol=1e-5)
-    assert counts(y, missing).check(0).ok
+    assert counts(y, missing).check(key=0).ok
 
 
 @mcx.model
@@ -345,7 +345,7 @@ def test_nan_elsewhere_is_still_refused():
 
     y = Y.copy()
     y[0] = np.nan
-    assert not plain(y).check(0).ok
+    assert not plain(y).check(key=0).ok
 
 
 def test_dense_answer():

@@ -67,7 +67,7 @@ class TestCalls:
             mcx.sample("x", dist.Normal(0, 1))
             raise RuntimeError("on purpose")
 
-        for verb in (lambda b: b.sites(), lambda b: b.simulate(0), lambda b: b.check()):
+        for verb in (lambda b: b.sites(), lambda b: b.simulate(key=0), lambda b: b.check()):
             with pytest.raises(RuntimeError, match="on purpose"):
                 verb(broken())
             assert isinstance(coin(), mcx.BoundModel)
@@ -204,7 +204,7 @@ class TestSubmodels:
         def outer():
             mcx.deterministic("value", mcx.sample("middle", middle.bind()))
 
-        drawn = outer().simulate(0)
+        drawn = outer().simulate(key=0)
         assert "middle.inner.sd" in drawn
         np.testing.assert_allclose(
             drawn["value"], drawn["middle.inner.mean"] + drawn["middle.inner.sd"], rtol=1e-6
@@ -290,20 +290,21 @@ class TestCondition:
 class TestSimulate:
     def test_every_site_is_drawn_and_observations_afresh(self):
         bound = eight_schools(SIGMA, y=EFFECT)
-        drawn = bound.simulate(0)
+        drawn = bound.simulate(key=0)
         assert set(drawn) == {"mu", "tau", "z", "theta", "y"}
         assert not np.array_equal(drawn["y"], EFFECT)
         np.testing.assert_allclose(drawn["theta"], drawn["mu"] + drawn["tau"] * drawn["z"], rtol=1e-6)
 
     def test_keys_decide(self):
         bound = coin()
-        assert bound.simulate(1)["p"] == bound.simulate(jax.random.key(1))["p"] != bound.simulate(2)["p"]
+        first, again, other = (bound.simulate(key=k)["p"] for k in (1, jax.random.key(1), 2))
+        assert first == again != other
         with pytest.raises(KeyTypeError):
-            bound.simulate(None)
+            bound.simulate(key=None)
 
     def test_data_fed_back_in_reproduce_the_draw(self):
         bound = eight_schools(SIGMA)
-        drawn = bound.simulate(0)
+        drawn = bound.simulate(key=0)
         fitted = eight_schools(SIGMA, y=drawn["y"])
         joint = bound.log_density({k: drawn[k] for k in ("mu", "tau", "z", "y")})
         np.testing.assert_allclose(
@@ -316,7 +317,7 @@ class TestSimulate:
             mcx.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
 
         with pytest.raises(CapabilityError, match=r"(?s)site 'x'.*improper.*condition"):
-            flat().simulate(0)
+            flat().simulate(key=0)
         assert flat().condition({"x": 1.0}).sites()["x"].observed
 
     def test_factors_are_not_drawn(self):
@@ -325,7 +326,7 @@ class TestSimulate:
             x = mcx.sample("x", dist.Normal(0, 1))
             mcx.factor("f", -x)
 
-        assert set(tilted().simulate(0)) == {"x"}
+        assert set(tilted().simulate(key=0)) == {"x"}
 
     def test_discrete_sites_and_subsampled_plates(self):
         @mcx.model
@@ -334,7 +335,7 @@ class TestSimulate:
                 k = mcx.sample("k", dist.Bernoulli(0.5))
                 mcx.sample("x", dist.Normal(jnp.where(k, 10.0, -10.0), 1.0))
 
-        drawn = mixture().simulate(0)
+        drawn = mixture().simulate(key=0)
         np.testing.assert_array_equal(drawn["x"] > 0, drawn["k"] == 1)
         assert drawn["k"].shape == (4,)
 
@@ -376,7 +377,7 @@ class TestConcreteData:
         assert bound.sites()["mean"].shape == (3,)
         post = mcx.infer(bound, mcx.NUTS(num_warmup=20, num_samples=10), key=0, **QUIET)
         assert post.draws["mean"].shape == (4, 10, 3)
-        assert set(bound.simulate(0)) == {"mean", "y"}
+        assert set(bound.simulate(key=0)) == {"mean", "y"}
         assert bound.check().ok
 
     @pytest.mark.parametrize(

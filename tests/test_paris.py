@@ -56,7 +56,7 @@ def after_one_sweep(fk, method, law=LAW, **options):
     def run(key):
         key_path, key_sweep = jax.random.split(key)
         new, estimate, _, _ = ppg_sweep(key_sweep, recursion(fk, method), paths[choose(key_path, log_p)])
-        return new @ jnp.asarray(2 ** np.arange(fk.num_steps)), estimate
+        return new @ jnp.asarray(2 ** np.arange(fk.num_times)), estimate
 
     return enumerate_outcomes(run, jax.random.key(0), **options)
 
@@ -111,7 +111,7 @@ def test_ppg_is_exact_in_double_precision(case):
 def test_ppg_with_more_of_everything(times, options):
     """More times, steps, draws and particles, as far as there is room for all outcomes."""
     likelihood = np.concatenate([LIKELIHOOD, [[0.3, 0.7]]])[:times]
-    fk = dataclasses.replace(model(), num_steps=times, inputs=jnp.asarray(likelihood))
+    fk = dataclasses.replace(model(), num_times=times, inputs=jnp.asarray(likelihood))
     law = path_law(INITIAL, TRANSITION, np.log(likelihood))
     method = PPG(**{"num_particles": 2, "num_backward": 1, "threshold": 1.0, **options})
     found = after_one_sweep(fk, method, law, max_outcomes=2**23)

@@ -261,7 +261,7 @@ def test_sweeps_and_new_data_in_turn_have_the_prior_law(params, key):
         return ChainData(compile_model(walk(y)).data, {"x": state_space(walk(y), "x", whole=True)})
 
     def start(key):
-        drawn = walk(jnp.zeros(3)).simulate(key)
+        drawn = walk(jnp.zeros(3)).simulate(key=key)
         data = data_of(drawn["x_obs"])
         z = kernel.mcmc.target((data.model, {"x": drawn["x"]})).unconstrain(drawn)
         position = jnp.stack([z["phi"], z["s"]])

@@ -92,7 +92,7 @@ def chain(scale, peak):
         initial=lambda key, ctx, u: 0.0,
         transition=lambda key, ctx, x, u: x,
         log_potential=lambda ctx, x_prev, x, u: -0.5 * x**2,
-        num_steps=2,
+        num_times=2,
         log_transition=lambda ctx, x_prev, x, u: dist.Normal(0.8 * x_prev, scale(x_prev)).log_prob(x),
         log_transition_bound=lambda ctx, x_prev, u: peak - jnp.log(scale(x_prev)),
     )

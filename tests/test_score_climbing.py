@@ -50,7 +50,7 @@ def test_the_fit_has_the_moments_of_the_posterior(key):
     assert loc == pytest.approx(MEAN, abs=0.02 * SD)
     assert sd == pytest.approx(SD, rel=0.02)
     assert fit.quality.log_evidence == pytest.approx(LOG_EVIDENCE, abs=6 * fit.quality.log_evidence_se)
-    draws = fit.sample(0, 50_000)["rate"]
+    draws = fit.sample(key=0, num=50_000)["rate"]
     np.testing.assert_allclose(jnp.mean(jnp.log(draws)), loc, atol=6 * sd / 50_000**0.5)
     assert "as a proposal: k-hat" in repr(fit) and fit.complete
 
@@ -145,7 +145,7 @@ def test_particle_gibbs_underneath(key):
     assert fit.params["loc"][0] == pytest.approx(mean, abs=0.08 * sd)
     assert np.exp(fit.params["log_scale"][0]) == pytest.approx(sd, rel=0.06)
     assert fit.quality is None
-    assert set(fit.sample(1, 3)) >= {"phi"}
+    assert set(fit.sample(key=1, num=3)) >= {"phi"}
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_simulations():
     """Simulations, prior and posterior predictions, and results in ArviZ's form."""
     y = np.array([1.0, -1.0], np.float32)
     bound = noisy(mcx.ScorePrior(ALONE, event_shape=2, num_steps=12), y)
-    assert bound.simulate(0)["y"].shape == (2,)
+    assert bound.simulate(key=0)["y"].shape == (2,)
     drawn = mcx.predict(None, bound, key=0, num_draws=10)
     assert drawn["x"].shape == (1, 10, 2) and np.ptp(drawn["x"]) > 0
     post = mcx.infer(bound, mcx.GuidedDiffusion(64), key=0, num_chains=2, warnings="ignore")
@@ -120,7 +120,7 @@ def test_plates_and_shapes():
             mcx.sample("x", mcx.ScorePrior(lambda x, t: -x, vp(), event_shape=(2, 2), num_steps=4))
 
     assert images().sites()["x"].shape == (3, 2, 2) and images().sites()["x"].dims[0] == "image"
-    assert images().simulate(0)["x"].shape == (3, 2, 2)
+    assert images().simulate(key=0)["x"].shape == (3, 2, 2)
 
 
 def test_products_and_powers():

@@ -291,9 +291,9 @@ def test_settings_that_make_no_sense(key):
 
 def test_models_that_make_no_sense(key):
     for fk, match in (
-        (dataclasses.replace(lg(3), num_steps=0), "num_steps"),
-        (dataclasses.replace(lg(3), num_steps=4), "leading axis of 4"),
+        (dataclasses.replace(lg(3), num_times=0), "num_times"),
+        (dataclasses.replace(lg(3), num_times=4), "leading axis of 4"),
         (dataclasses.replace(lg(3), inputs={"y": jnp.zeros(3), "u": 1.0}), "'u'.*leading|'u'"),
     ):
-        with pytest.raises(ModelError, match=match):
+        with pytest.raises((ModelError, MethodError), match=match):
             smc(key, fk, lg_params(), num_particles=4)

@@ -18,7 +18,7 @@ from mcx.estimators.polynomials.hermite import highest_degree
 from mcx.model.compile import compile_model
 from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
-from mcx.results.weights import draw_weights, error_over_replicates
+from mcx.results.weights import error_over_replicates
 
 __all__ = ["SteinControls"]
 
@@ -66,7 +66,7 @@ class SteinControls:
         """
         target = compile_model(posterior.bound)
         z = np.asarray(posterior.unconstrained)
-        weights = draw_weights(posterior)
+        weights = posterior.draw_weights()
         w = np.full(z.shape[:2], 1 / (z.shape[0] * z.shape[1])) if weights is None else weights
         degree = self._degree(1 / np.sum(w**2), z.shape[-1])
         if degree and z.shape[-1] != target.dim:

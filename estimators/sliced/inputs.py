@@ -12,7 +12,6 @@ from mcx.errors import DataError, MethodError, PosteriorShapeError
 from mcx.model.compile import model_sites
 from mcx.ops.tracing import is_traced
 from mcx.results.posterior import Posterior
-from mcx.results.weights import draw_weights
 
 __all__ = ["as_clouds", "as_points", "as_weights", "check_power", "draws_matrix", "draws_of_both", "whiten"]
 
@@ -165,7 +164,7 @@ def draws_of_both(x: Posterior, y: Posterior) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _own_weights(posterior: Posterior) -> Any:
-    w = draw_weights(posterior)
+    w = posterior.draw_weights()
     return None if w is None else w.ravel()
 
 

@@ -121,7 +121,7 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
         return state, (state.particles, state.log_w, state.ancestors, state.info.ess)
 
     start = (state.particles, state.log_w, state.ancestors, state.info.ess)
-    keys = jax.random.split(key_run, fk.num_steps - 1)
+    keys = jax.random.split(key_run, fk.num_times - 1)
     state, later = jax.lax.scan(step, state, (keys, rest))
     particles, log_w, ancestors, ess = jax.tree_util.tree_map(
         lambda a, b: jnp.concatenate([a[None], b]), start, later

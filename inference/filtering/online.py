@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import DataError
-from mcx.inference.filtering.particle_filter import ParticleFilter, code_of
+from mcx.inference.filtering.particle_filter import ParticleFilter
 from mcx.inference.smc.engine import SMCSettings, SMCState, end_block, initialize, move
 from mcx.inference.smc.history import HistorySettings, check_faults, record
 from mcx.inference.smc.variance import log_evidence_variance
@@ -79,7 +79,7 @@ class OnlineFilter:
         self.params = check_params(bound, self.space, params)
         self.context = self.space.feynman_kac.prepare(self.params)
         self.settings = self.method.settings(num_particles)
-        self.code = code_of(self.space.feynman_kac)
+        self.code = self.space.feynman_kac.functions_only()
         self._keep = HistorySettings("moments", (), self.space.states)
 
     def init(self, key: Any, y: Any, *, inputs: Any = None, missing: Any = None) -> OnlineState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from mcx.results.posterior import RunInfo
 from mcx.run.driver import Run, run
 from mcx.target import FeynmanKac, StateSpace
 
-__all__ = ["FilterKernel", "ParticleFilter", "code_of"]
+__all__ = ["FilterKernel", "ParticleFilter"]
 
 _KINDS = ("auto", "bootstrap", "guided", "auxiliary")
 _PARTICLE_STEPS_PER_CHUNK = 20_000_000  # a second or less between two looks at the host
@@ -143,14 +142,14 @@ class ParticleFilter:
         fk.check()
         settings = self.settings(num_particles)
         keep = HistorySettings(history, tuple(quantiles), space.states)
-        kernel = FilterKernel(code_of(fk), settings, keep, self.max_nonfinite)
+        kernel = FilterKernel(fk.functions_only(), settings, keep, self.max_nonfinite)
         inputs = jax.tree_util.tree_map(np.asarray, fk.inputs)
         at_start: list[Any] = []
         result = run(
             kernel,
             (fk.prepare(values), jax.tree_util.tree_map(lambda x: x[0], inputs)),
             key=key,
-            num_steps=fk.num_steps - 1,
+            num_steps=fk.num_times - 1,
             num_chains=num_chains,
             inputs=jax.tree_util.tree_map(lambda x: x[1:], inputs),
             chunk_size=max(1, _PARTICLE_STEPS_PER_CHUNK // (num_particles * num_chains)),
@@ -268,22 +267,7 @@ def _capacity(bound: BoundModel, space: StateSpace, kernel: FilterKernel, num_ch
     kept = {"none": 0, "moments": 2, "ancestors": 2, "full": 2}[kernel.keep.kind] + len(kernel.keep.quantiles)
     per_particle = {"none": 0, "moments": 0, "ancestors": 2, "full": 2 + entries}[kernel.keep.kind]
     size = 8 * num_chains * (6 + kept * entries + per_particle * kernel.settings.num_particles)
-    return max(1, min(space.feynman_kac.num_steps - 1, _BUFFER_BYTES // size))
-
-
-def code_of(fk: FeynmanKac) -> FeynmanKac:
-    """The functions of a model without its data: equal for equal programs, so that compiled code is found."""
-    bare = FeynmanKac(fk.initial, fk.transition, fk.log_potential, 1)
-    return dataclasses.replace(
-        bare,
-        log_transition=fk.log_transition,
-        log_transition_bound=fk.log_transition_bound,
-        log_initial=fk.log_initial,
-        log_lookahead=fk.log_lookahead,
-        adapt=fk.adapt,
-        batched_draws=fk.batched_draws,
-        population=fk.population,
-    )
+    return max(1, min(space.feynman_kac.num_times - 1, _BUFFER_BYTES // size))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import CapabilityError, InitializationError
-from mcx.model.sites import Site
+from mcx.sites import Site
 from mcx.target import Target
 
 __all__ = ["MAX_TRIES", "Start", "best_start", "starting_points", "value_by_chain"]

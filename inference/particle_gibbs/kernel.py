@@ -112,7 +112,7 @@ class GibbsKernel:
                     path, log_evidence = filtered_path(key_path, space, values, method)
                     values |= path
                     log_z += log_evidence
-                zeros = jnp.zeros(space.feynman_kac.num_steps)
+                zeros = jnp.zeros(space.feynman_kac.num_times)
                 averages[name] = PathAverages(zeros, zeros, zeros)
             given = {k: values[k] for k in given}
             params = self.mcmc.at((data.model, given), position)

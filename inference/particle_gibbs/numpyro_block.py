@@ -113,7 +113,7 @@ class PathGibbs(MCMCKernel):
             )
         key, key_path = jax.random.split(rng_key)
         z, _ = filtered_path(key_path, space, {}, self._states)
-        steps = space.feynman_kac.num_steps
+        steps = space.feynman_kac.num_times
         return PathGibbsState(z, key, jnp.zeros(steps, bool), jnp.zeros(steps))
 
     def sample(

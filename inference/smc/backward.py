@@ -183,7 +183,7 @@ def backward_paths(
     end = jax.tree_util.tree_map(lambda x: x[-1, last], particles)
     before = jax.tree_util.tree_map(lambda x: x[:-1], (particles, log_w))
     inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
-    keys = jax.random.split(key_run, fk.num_steps - 1)
+    keys = jax.random.split(key_run, fk.num_times - 1)
 
     def back(carry: Any, at: Any) -> tuple[Any, Any]:
         x_next, index = carry

@@ -45,6 +45,7 @@ from mcx.inference.smc.resampling_schemes import (
     stratified,
     systematic,
 )
+from mcx.ops.validation import Rule
 from mcx.ops.logspace import as_float, effective_sample_size, normalize
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "birth_death",
     "killing",
     "multinomial",
+    "resampling_rule",
     "residual",
     "ssp",
     "stratified",
@@ -113,6 +115,16 @@ def as_resampling(scheme: str | Resampling) -> Resampling:
         expected=f"one of {', '.join(map(repr, SCHEMES))}; or a function (key, log_w, num) -> ancestors",
         found=repr(scheme),
     )
+
+
+def resampling_rule() -> Rule:
+    """The rule of settings that name a resampling scheme."""
+
+    def plain(value: Any) -> Any:
+        as_resampling(value)
+        return value
+
+    return Rule("a resampling scheme", plain)
 
 
 class Resampled(NamedTuple):

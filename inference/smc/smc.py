@@ -100,7 +100,7 @@ def step_keys(key: Any, num_steps: int) -> tuple[Any, Any]:
 
 def loop(key: Any, fk: FeynmanKac, ctx: Any, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
     """The particle system over all steps, given the context. See :func:`smc`; checks and raises nothing."""
-    return loop_with(*step_keys(key, fk.num_steps), fk, ctx, settings, keep)
+    return loop_with(*step_keys(key, fk.num_times), fk, ctx, settings, keep)
 
 
 def loop_with(
@@ -119,7 +119,7 @@ def loop_with(
         return state, record(state, keep)
 
     start = record(state, keep)
-    state, later = jax.lax.scan(body, state, (keys, jnp.arange(1, fk.num_steps), rest))
+    state, later = jax.lax.scan(body, state, (keys, jnp.arange(1, fk.num_times), rest))
     history = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
     se = jnp.full_like(state.log_w[0], jnp.nan)
     if state.origins is not None:

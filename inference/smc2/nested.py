@@ -43,7 +43,7 @@ class NestedData(NamedTuple):
     @property
     def num_steps(self) -> int:
         """T."""
-        return next(iter(self.spaces.values())).feynman_kac.num_steps
+        return next(iter(self.spaces.values())).feynman_kac.num_times
 
 
 class Times(NamedTuple):
@@ -161,7 +161,7 @@ def nest(nesting: Nesting, data: NestedData) -> FeynmanKac:
     """
     return replace(
         code(nesting),
-        num_steps=data.num_steps,
+        num_times=data.num_steps,
         inputs=times(data.num_steps),
         prepare=jax.tree_util.Partial(_context, data),
     )

@@ -74,7 +74,7 @@ def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:
     """
     plain = nest(nesting, data)
     moved = code(nesting, moves)
-    return replace(moved, num_steps=plain.num_steps, inputs=plain.inputs, prepare=plain.prepare)
+    return replace(moved, num_times=plain.num_times, inputs=plain.inputs, prepare=plain.prepare)
 
 
 @lru_cache(maxsize=64)

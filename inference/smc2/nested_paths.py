@@ -166,4 +166,4 @@ def _held_loop(
 
 def _beginning(fk: FeynmanKac, num_steps: int) -> FeynmanKac:
     inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[:num_steps], fk.inputs)
-    return replace(fk, num_steps=num_steps, inputs=inputs)
+    return replace(fk, num_times=num_steps, inputs=inputs)

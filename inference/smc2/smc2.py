@@ -144,7 +144,7 @@ class SMC2:
     def plan(self, bound: BoundModel) -> Plan:
         """The checked model; raises what stands against it."""
         plan = PMMH(filter=self.filter).plan(bound)
-        lengths = {name: space.feynman_kac.num_steps for name, space in plan.data.spaces.items()}
+        lengths = {name: space.feynman_kac.num_times for name, space in plan.data.spaces.items()}
         if len(set(lengths.values())) > 1:
             raise CapabilityError(
                 "observations of all Markov blocks come in together, so they have to be of the same length",

@@ -106,7 +106,7 @@ def path_average(recursion: Recursion, paths: Any) -> Any:
             return (x, total), term
         return (x, jax.tree_util.tree_map(jnp.add, total, term)), None
 
-    (_, total), terms = jax.lax.scan(step, (first[0], start), (jnp.arange(1, fk.num_steps), later))
+    (_, total), terms = jax.lax.scan(step, (first[0], start), (jnp.arange(1, fk.num_times), later))
     if not summand.by_time:
         return total
     return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, terms)

@@ -157,7 +157,7 @@ class Recursion(NamedTuple):
         )
         if self.summand.by_time:
             terms = jax.tree_util.tree_map(
-                lambda h: jnp.zeros((h.shape[0], self.fk.num_steps, *h.shape[1:]), h.dtype).at[:, 0].set(h),
+                lambda h: jnp.zeros((h.shape[0], self.fk.num_times, *h.shape[1:]), h.dtype).at[:, 0].set(h),
                 terms,
             )
         return Trail(system, terms)
@@ -256,9 +256,9 @@ def forward(
         trail, drawn = recursion.advance(key_back, trail, new, u, t)
         return trail, kept(new, drawn)
 
-    keys = jax.random.split(key_run, fk.num_steps - 1)
+    keys = jax.random.split(key_run, fk.num_times - 1)
     start = kept(system, system.ancestors)
     trail = recursion.start(system, at_start[0])
-    trail, rest = jax.lax.scan(step, trail, (keys, jnp.arange(1, fk.num_steps), later))
+    trail, rest = jax.lax.scan(step, trail, (keys, jnp.arange(1, fk.num_times), later))
     info, history = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
     return trail, info, history

@@ -12,7 +12,6 @@ import numpy as np
 
 from mcx.errors import CapabilityError, MethodError, WeightCollapse
 from mcx.inference.conditional_smc.initial_path import starting_path
-from mcx.inference.filtering.particle_filter import code_of
 from mcx.inference.smc.backward import check_backward
 from mcx.inference.smc.engine import SMCInfo
 from mcx.inference.smc.history import check_faults
@@ -139,7 +138,7 @@ def smooth_model(
     if isinstance(functional, Score):
         _refuse_discrete(values)
     summand = summand_of(functional, fk, space.view)
-    kernel = SmootherKernel(replace(code_of(fk), num_steps=fk.num_steps), summand, method)
+    kernel = SmootherKernel(fk.functions_only(fk.num_times), summand, method)
     burn_in = method.burn_in if isinstance(method, PPG) else 0
     result = run(
         kernel,

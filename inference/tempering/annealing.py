@@ -120,7 +120,7 @@ def with_move(annealing: Annealing, data: PathData, num_stages: int) -> FeynmanK
     Chopin (2002); for chains that are kept, Dau and Chopin (2022), Waste-free sequential Monte Carlo.
     """
     functions = _functions(annealing, jnp.result_type(float).name)
-    return replace(functions, num_steps=num_stages, prepare=jax.tree_util.Partial(context, data))
+    return replace(functions, num_times=num_stages, prepare=jax.tree_util.Partial(context, data))
 
 
 def context(data: PathData, params: Any = None) -> _Context:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from mcx.errors import CapabilityError, MethodError
-from mcx.model.sites import Site, SiteTable
+from mcx.sites import Site, SiteTable
 from mcx.target import Target, TargetFunctions
 
 __all__ = ["Path", "PathData", "annealed_data", "tempered"]

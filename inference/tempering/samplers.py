@@ -14,7 +14,7 @@ from mcx.inference.mcmc.hmc import HMC
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.smc.engine import SMCSettings, SMCState
 from mcx.inference.smc.replicates import orders
-from mcx.inference.smc.resampling import as_resampling, resampling_rule
+from mcx.inference.smc.resampling import Resampling, as_resampling, resampling_rule
 from mcx.inference.tempering.advice import forced_advice, level_advice, moves_advice, survivors_advice
 from mcx.inference.tempering.annealing import Annealing, with_move
 from mcx.inference.tempering.kernel import SamplerKernel
@@ -47,7 +47,7 @@ from mcx.target import Target
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-    from mcx.types import Key, Resampling, Stats
+    from mcx.types import Key, Stats
 
 __all__ = ["DataAnnealedSMC", "TemperedSMC", "constrained_draws"]
 

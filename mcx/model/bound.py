@@ -1,4 +1,4 @@
-"""Models and bound models: a NumPyro program, and the same program with its data."""
+"""Models, and models with their data: what can be done with them before any inference."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from numpyro import handlers
 
 from mcx.errors import ModelError
 from mcx.model.capture import inside_model
+from mcx.model.check import Report, check
+from mcx.model.compile import log_density, model_sites, simulate
+from mcx.model.program import BoundProgram
+from mcx.model.render import render
+from mcx.ops.keys import as_key
+from mcx.sites import SiteTable
 
 if TYPE_CHECKING:
-    from mcx.model.check import Report
-    from mcx.model.sites import SiteTable
+    from jaxtyping import Array
+
+    from mcx.types import KeyLike, Scalar
 
 __all__ = ["BoundModel", "Model", "model"]
 
@@ -78,118 +84,12 @@ def model(fn: Callable[..., Any]) -> Model:
     return fn if isinstance(fn, Model) else Model(fn)
 
 
-class _Static:
-    """A static argument, comparable for caches: by type and value, or by identity if unhashable."""
-
-    __slots__ = ("_key", "value")
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        try:
-            hash(value)
-            # floats by their text: 0.0 == -0.0, and nan equals nothing
-            self._key = (type(value), repr(value) if isinstance(value, float | complex) else value)
-        except TypeError:
-            self._key = (type(value), id(value))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-def _as_data(leaf: Any) -> Any | None:
-    """The array in an argument, or None if the argument is static."""
-    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        return leaf if getattr(leaf.dtype, "kind", "V") not in "OUSMm" else None
-    # columns of data frames and labelled arrays carry one dtype; tables do not and stay static
-    if hasattr(leaf, "__array__") and getattr(getattr(leaf, "dtype", None), "kind", "O") in "biufc":
-        return np.asarray(leaf)
-    return None
-
-
 @jax.tree_util.register_pytree_node_class
-class BoundModel:
+class BoundModel(BoundProgram):
     """A model together with its data. A pytree: array arguments are leaves, the rest is static.
 
     Made by :meth:`Model.bind`, or by calling a model outside of any running model.
     """
-
-    def __init__(self, fn: Callable[..., Any], treedef: Any, slots: tuple[Any, ...], data: tuple[Any, ...]):
-        self.fn, self._treedef, self._slots, self.data = fn, treedef, slots, data
-
-    @classmethod
-    def of(
-        cls,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        conditions: Mapping[str, Any] | None = None,
-    ) -> BoundModel:
-        """Bind ``fn`` to arguments and to conditioned values."""
-        leaves, treedef = jax.tree_util.tree_flatten((args, dict(kwargs or {}), dict(conditions or {})))
-        slots: list[_Static | None] = []
-        data: list[Any] = []
-        for leaf in leaves:
-            array = _as_data(leaf)
-            if array is None:
-                slots.append(_Static(leaf))
-            else:
-                slots.append(None)
-                data.append(array)
-        return cls(fn, treedef, tuple(slots), tuple(data))
-
-    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
-        """The data, and all that is static."""
-        return self.data, (self.fn, self._treedef, self._slots)
-
-    @classmethod
-    def tree_unflatten(cls, aux: Any, children: Any) -> BoundModel:
-        """Inverse of :meth:`tree_flatten`."""
-        fn, treedef, slots = aux
-        return cls(fn, treedef, slots, tuple(children))
-
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """Hashable identity of everything but the data's values: what compiled programs are cached on."""
-        avals = tuple((np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype).name) for x in self.data)
-        return (self.fn, self._treedef, self._slots, avals, bool(jax.config.jax_enable_x64))
-
-    @property
-    def name(self) -> str:
-        """Name of the model function."""
-        return getattr(self.fn, "__name__", type(self.fn).__name__)
-
-    def _unpack(self) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-        data = iter(self.data)
-        leaves = [next(data) if slot is None else slot.value for slot in self._slots]
-        args, kwargs, conditions = jax.tree_util.tree_unflatten(self._treedef, leaves)
-        return args, kwargs, conditions
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments by name, defaults included."""
-        args, kwargs, _ = self._unpack()
-        try:
-            bound = inspect.signature(self.fn).bind(*args, **kwargs)
-        except ValueError:
-            return {f"arg{i}": a for i, a in enumerate(args)} | kwargs
-        bound.apply_defaults()
-        return dict(bound.arguments)
-
-    def conditions(self) -> dict[str, Any]:
-        """Values given through :meth:`condition`, by site."""
-        return self._unpack()[2]
-
-    def run(self) -> Any:
-        """Run the program under the active effect handlers and return what it returns."""
-        args, kwargs, conditions = self._unpack()
-        if conditions:
-            with handlers.condition(data=conditions):
-                return self.fn(*args, **kwargs)
-        return self.fn(*args, **kwargs)
-
-    # The verbs below delegate: each lives with what it needs, and loads it on first use.
 
     def condition(self, data: Mapping[str, Any]) -> BoundModel:
         """Observe further sites.
@@ -203,10 +103,9 @@ class BoundModel:
         Raises:
             ModelError: if a name is no sample site of the model, or a value has the wrong shape.
         """
-        from mcx.model.compile import model_sites
-
         known = model_sites(self)
-        for name in data:
+        values = {k: v if hasattr(v, "dtype") else np.asarray(v) for k, v in data.items()}
+        for name, value in values.items():
             if name not in known or known[name].kind not in ("latent", "discrete", "observed"):
                 raise ModelError(
                     "cannot condition on what is no sample site",
@@ -214,9 +113,6 @@ class BoundModel:
                     expected="one of " + ", ".join(s.name for s in known if s.kind in ("latent", "discrete")),
                     remedy="see .sites() for the model's sites",
                 )
-        args, kwargs, conditions = self._unpack()
-        values = {k: v if hasattr(v, "dtype") else np.asarray(v) for k, v in data.items()}
-        for name, value in values.items():
             site = known[name]
             whole = np.broadcast_shapes(site.shape, site.batch_shape + site.event_shape)
             if not _broadcasts(np.shape(value), whole):
@@ -226,53 +122,55 @@ class BoundModel:
                     expected=f"shape {whole}",
                     found=f"shape {np.shape(value)}",
                 )
-        return BoundModel.of(self.fn, args, kwargs, {**conditions, **values})
+        return self.observing(values)
 
-    def simulate(self, key: Any) -> dict[str, jax.Array]:
+    def simulate(self, *, key: KeyLike) -> dict[str, Array]:
         """Draw every site from the prior, observed sites included.
 
         Args:
             key: a typed JAX key or an int.
 
         Returns:
-            Values by site name: latent, deterministic and (drawn afresh) observed sites.
-        """
-        from mcx.model.compile import simulate
-        from mcx.ops.keys import as_key
+            Values by site name, each of its site's shape: latent, deterministic and (drawn afresh) observed
+            sites. Costs one run of the model.
 
+        Raises:
+            CapabilityError: if a site has an improper prior.
+            KeyTypeError: if ``key`` is neither a typed key nor an int.
+        """
         return simulate(self, as_key(key))
 
-    def log_density(self, values: Mapping[str, Any]) -> jax.Array:
+    def log_density(self, values: Mapping[str, Any]) -> Scalar:
         """Log joint density at constrained values, without Jacobians.
 
         Args:
             values: constrained values of every latent site (discrete sites too).
 
         Returns:
-            A scalar: log prior + log likelihood.
-        """
-        from mcx.model.compile import log_density
+            A scalar: log prior + log likelihood. Costs one run of the model.
 
+        Raises:
+            ModelError: if a latent site has no value, or a value belongs to no latent site.
+            CapabilityError: if the law of a site has no density, or a plate takes a random part of its items.
+        """
         return log_density(self, values)
 
     def sites(self) -> SiteTable:
-        """Table of the model's sites; prints one line a site."""
-        from mcx.model.compile import model_sites
-
+        """Table of the model's sites; prints one line a site. Runs the model abstractly, once."""
         return model_sites(self)
 
-    def check(self, key: Any = 0) -> Report:
-        """Look for mistakes in the model and its data; nothing is raised.
+    def check(self, *, key: KeyLike = 0) -> Report:
+        """Look for mistakes in the model and its data; none is raised.
 
         Args:
             key: seeds the trial starting points.
 
         Returns:
-            A printable report; ``report.ok`` says whether ``infer`` would start.
-        """
-        from mcx.model.check import check
-        from mcx.ops.keys import as_key
+            A printable report; ``report.ok`` says whether ``infer`` would start. Costs 20 gradients.
 
+        Raises:
+            KeyTypeError: if ``key`` is neither a typed key nor an int.
+        """
         return check(self, as_key(key))
 
     def render(self, format: str = "mermaid") -> str:
@@ -283,15 +181,11 @@ class BoundModel:
 
         Returns:
             The text of the diagram: an edge for every direct dependence, a box for every plate.
+
+        Raises:
+            MethodError: on an unknown format.
         """
-        from mcx.model.render import render
-
         return render(self, format)
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{k}={_brief(v)}" for k, v in self.arguments().items())
-        conditioned = ", ".join(self.conditions())
-        return f"<{self.name}({shapes}){' | ' + conditioned if conditioned else ''}>"
 
 
 def _broadcasts(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -299,10 +193,3 @@ def _broadcasts(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
         return np.broadcast_shapes(shape, whole) == whole
     except ValueError:
         return False
-
-
-def _brief(value: Any) -> str:
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
-    text = repr(value)
-    return text if len(text) <= 30 else text[:27] + "..."

@@ -19,11 +19,11 @@ from mcx.errors import (
     SiteNameError,
     SupportError,
 )
-from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
 from mcx.model.density import capability_error
 from mcx.model.path_law import Emission
-from mcx.model.sites import Site, SiteTable
+from mcx.model.program import BoundProgram
+from mcx.sites import Site, SiteTable
 from mcx.target import Target
 
 __all__ = [
@@ -67,7 +67,7 @@ class Report:
     __repr__ = __str__
 
 
-def check(bound: BoundModel, key: Any) -> Report:
+def check(bound: BoundProgram, key: Any) -> Report:
     """See :meth:`BoundModel.check`."""
     try:
         target = compile_model(bound)

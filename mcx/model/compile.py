@@ -18,7 +18,6 @@ import numpy as np
 
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
-from mcx.model.bound import BoundModel
 from mcx.model.density import (
     density_error,
     sample_sites,
@@ -28,9 +27,10 @@ from mcx.model.density import (
     total,
 )
 from mcx.model.describe import describe
-from mcx.model.sites import SiteTable
+from mcx.model.program import BoundProgram
 from mcx.ops.fingerprint import of_code
 from mcx.ops.lru_cache import LRUCache
+from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 
 __all__ = [
@@ -59,13 +59,13 @@ class _Compiled:
     functions: TargetFunctions
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     sites: SiteTable
-    closed: BoundModel | None  # data closed over, for models that need concrete values
+    closed: BoundProgram | None  # data closed over, for models that need concrete values
     simulate: Callable[..., dict[str, Any]]
     log_joint: Callable[..., Any]
     observed: Callable[[Any], dict[str, Any]]
 
 
-def compile_model(bound: BoundModel) -> Target:
+def compile_model(bound: BoundProgram) -> Target:
     """Compile a bound model.
 
     Args:
@@ -83,12 +83,12 @@ def compile_model(bound: BoundModel) -> Target:
     return Target(data, compiled.functions, compiled.shapes, compiled.sites)
 
 
-def model_sites(bound: BoundModel) -> SiteTable:
+def model_sites(bound: BoundProgram) -> SiteTable:
     """The sites of a bound model: :func:`compile_model` without moving its data to the device."""
     return _compiled(bound).sites
 
 
-def _compiled(bound: BoundModel) -> _Compiled:
+def _compiled(bound: BoundProgram) -> _Compiled:
     structure = bound.structure
     entry = _CACHE.find(structure)
     if entry is None:
@@ -116,7 +116,7 @@ def _compiled(bound: BoundModel) -> _Compiled:
         ) from error
 
 
-def _build(sites: SiteTable, closed: BoundModel | None) -> _Compiled:
+def _build(sites: SiteTable, closed: BoundProgram | None) -> _Compiled:
     run = partial(_program, closed)
     return _Compiled(
         functions=target_functions(run, sites),
@@ -129,21 +129,21 @@ def _build(sites: SiteTable, closed: BoundModel | None) -> _Compiled:
     )
 
 
-def _digest(bound: BoundModel) -> str:
+def _digest(bound: BoundProgram) -> str:
     digest = hashlib.sha256()
     for x in bound.data:
         digest.update(np.asarray(x).tobytes())
     return digest.hexdigest()
 
 
-def _program(closed: BoundModel | None, data: Any) -> Callable[[], Any]:
+def _program(closed: BoundProgram | None, data: Any) -> Callable[[], Any]:
     return data.run if closed is None else closed.run
 
 
 # --- whole-model verbs -----------------------------------------------------------------------------
 
 
-def _data(bound: BoundModel, compiled: _Compiled) -> Any:
+def _data(bound: BoundProgram, compiled: _Compiled) -> Any:
     return () if compiled.closed is not None else bound
 
 
@@ -156,12 +156,12 @@ def _simulate(run: Callable[[Any], Any], data: Any, key: Any, values: Mapping[st
     }
 
 
-def predict_once(bound: BoundModel) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, Any]]:
+def predict_once(bound: BoundProgram) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, Any]]:
     """``(data, key, values) -> sites``: run forwards from given latent values; pure and jittable."""
     return _compiled(bound).simulate
 
 
-def simulate(bound: BoundModel, key: jax.Array) -> dict[str, jax.Array]:
+def simulate(bound: BoundProgram, key: jax.Array) -> dict[str, jax.Array]:
     """Draw every site of a model from its prior. See :meth:`BoundModel.simulate`."""
     compiled = _compiled(bound)
     refuse_improper(compiled.sites, "simulate")
@@ -190,7 +190,7 @@ def _term(site: Mapping[str, Any]) -> Any:
     return fn.stand_in(site["value"]) if getattr(fn, "no_density", "") else site_log_prob(site)
 
 
-def log_density(bound: BoundModel, values: Mapping[str, Any]) -> jax.Array:
+def log_density(bound: BoundProgram, values: Mapping[str, Any]) -> jax.Array:
     """Log joint density at constrained values. See :meth:`BoundModel.log_density`."""
     compiled = _compiled(bound)
     for site in compiled.sites.of_kind("plate"):
@@ -212,7 +212,7 @@ def log_density(bound: BoundModel, values: Mapping[str, Any]) -> jax.Array:
     return compiled.log_joint(_data(bound, compiled), dict(values))
 
 
-def fingerprint_model(bound: BoundModel) -> str:
+def fingerprint_model(bound: BoundProgram) -> str:
     """SHA-256 of a model's log density as a function of its sites: operations and constants, not data."""
     compiled = _compiled(bound)
     values = {
@@ -221,7 +221,7 @@ def fingerprint_model(bound: BoundModel) -> str:
     return of_code(jax.make_jaxpr(compiled.log_joint)(_data(bound, compiled), values))
 
 
-def observed_values(bound: BoundModel) -> dict[str, Any]:
+def observed_values(bound: BoundProgram) -> dict[str, Any]:
     """Values of the observed sites, as the model sees them."""
     compiled = _compiled(bound)
     found = compiled.observed(_data(bound, compiled))

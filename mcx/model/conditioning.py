@@ -12,8 +12,8 @@ from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError
 from mcx.model.density import capability_error, target_functions
-from mcx.model.sites import SiteTable
 from mcx.ops.lru_cache import LRUCache
+from mcx.sites import SiteTable
 from mcx.target import Target
 
 __all__ = ["condition_target", "placeholders"]

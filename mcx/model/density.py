@@ -10,8 +10,8 @@ import numpyro.distributions as dist
 
 from mcx.errors import CapabilityError
 from mcx.model import capture
-from mcx.model.sites import Site, SiteTable
 from mcx.model.support import log_prob_in_support
+from mcx.sites import Site, SiteTable
 from mcx.target import LogParts, TargetFunctions
 
 __all__ = [

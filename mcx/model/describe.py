@@ -9,18 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
-from mcx.model.bound import BoundModel
 from mcx.model.path_law import Emission, PathComponent
-from mcx.model.sites import Site, SiteTable, constraint_name, distribution_name
+from mcx.model.program import BoundProgram
+from mcx.sites import Site, SiteTable
 
 __all__ = ["describe"]
 
 
-def describe(bound: BoundModel, concrete: bool = False) -> SiteTable:
+def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
     """Read the sites of a model without running its arithmetic.
 
     Args:
@@ -191,3 +192,29 @@ def _dims(
 
 def _dtype(value: Any) -> str:
     return jnp.result_type(value).name
+
+
+def distribution_name(fn: Any) -> str:
+    """Readable name of a distribution, wrappers peeled off."""
+    return type(capture.unwrapped(fn)).__name__
+
+
+def constraint_name(constraint: Any) -> str:
+    """Readable name of a constraint; bounds are shown where they are plain numbers."""
+    if constraint is None:
+        return "none"
+    if isinstance(constraint, dist.constraints.independent):
+        return constraint_name(constraint.base_constraint)
+    name = type(constraint).__name__.lstrip("_")
+    text = "".join(("_" + c.lower()) if c.isupper() and i else c.lower() for i, c in enumerate(name))
+    bounds = []
+    for attribute in ("lower_bound", "upper_bound"):
+        if hasattr(constraint, attribute):
+            bounds.append(_number(getattr(constraint, attribute)))
+    return f"{text}({', '.join(bounds)})" if bounds else text
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, jax.core.Tracer) or jnp.ndim(value):
+        return "..."
+    return f"{np.asarray(value).item():g}"

@@ -9,21 +9,23 @@ from typing import Any
 from numpyro.infer.inspect import get_dependencies
 
 from mcx.errors import MethodError
-from mcx.model.bound import BoundModel
 from mcx.model.capture import StandIns
 from mcx.model.compile import compile_model
-from mcx.model.sites import Site
+from mcx.model.program import BoundProgram
+from mcx.sites import Site
 
 __all__ = ["render"]
 
 
-def render(bound: BoundModel, format: str) -> str:
+def render(bound: BoundProgram, format: str) -> str:
     """See :meth:`BoundModel.render`."""
     target = compile_model(bound)
     sites = target.sites
     shown = sites.of_kind("latent", "discrete", "observed")
     names = [s.name for s in shown]
-    program = target.data if isinstance(target.data, BoundModel) else bound  # with JAX's arrays, if it can be
+    program = (
+        target.data if isinstance(target.data, BoundProgram) else bound
+    )  # with JAX's arrays, if it can be
 
     def run() -> None:
         with StandIns():

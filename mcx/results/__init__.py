@@ -1,6 +1,7 @@
 """What comes out of a run: posteriors, summaries, predictions, ArviZ."""
 
 from mcx.results.posterior import Posterior, RunInfo
-from mcx.results.predict import Predictions, predict
+from mcx.results.predict import predict
+from mcx.results.predictions import Predictions
 
 __all__ = ["Posterior", "Predictions", "RunInfo", "predict"]

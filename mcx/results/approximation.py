@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ import numpy as np
 from mcx.ops.keys import as_key
 from mcx.results.posterior import RunInfo
 from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.types import KeyLike
 
 __all__ = ["Approximation", "Quality", "quality"]
 
@@ -81,7 +84,7 @@ class Approximation:
         """False where the fit was stopped before its end."""
         return self.info.complete
 
-    def sample(self, key: Any, num: int = 1000) -> dict[str, Any]:
+    def sample(self, *, key: KeyLike, num: int = 1000) -> dict[str, Any]:
         """Draws by site, constrained, (num, ...) each; deterministic sites too.
 
         Args:
@@ -95,7 +98,7 @@ class Approximation:
         steps = len(self.stats["log_density"])
         head = f"{self.info.method}: {steps} steps, {self.info.run_time:.1f} s"
         lines = [f"{head} (compile {self.info.compile_time:.1f} s)"]
-        draws = jax.device_get(self.sample(0, 4000))
+        draws = jax.device_get(self.sample(key=0, num=4000))
         for name, _ in self.target.shapes:
             mean, sd = draws[name].mean(0), draws[name].std(0)
             for index in list(np.ndindex(mean.shape))[:4]:

@@ -7,22 +7,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mcx._version import __version__
 from mcx.errors import PosteriorShapeError
+from mcx.model.bound import BoundModel
 from mcx.model.capture import record
 from mcx.model.compile import compile_model, observed_values
 from mcx.model.density import sample_sites, site_log_prob
-from mcx.model.sites import SiteTable
 from mcx.results.map_draws import map_draws
+from mcx.sites import SiteTable
 from mcx.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mcx.results.posterior import Posterior
+    from mcx.results.predictions import Predictions
 
 __all__ = ["check_coords", "to_datatree"]
 
@@ -30,29 +30,45 @@ SCHEMA = 1
 _NO_TERMS: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
 
 
-def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
-    """See :meth:`Posterior.to_datatree`."""
+def to_datatree(
+    bound: BoundModel,
+    draws: Mapping[str, Any],
+    *,
+    sample_stats: Mapping[str, Any],
+    smc_stats: Mapping[str, Any],
+    coords: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    groups: Mapping[str, Predictions | None],
+) -> xr.DataTree:
+    """Convert a run; see :meth:`~mcx.results.posterior.Posterior.to_datatree`.
+
+    Args:
+        bound: the model and its data.
+        draws: by site, chain x draw x event.
+        sample_stats: by name, chain x draw.
+        smc_stats: by name, chain x time or chain x stage.
+        coords: labels by dimension.
+        attributes: of the root; strings and numbers.
+        groups: further groups of predictive draws, by name.
+    """
     from arviz_base import dict_to_dataset, from_dict
     from xarray import DataTree
 
-    target = compile_model(posterior.bound)
+    target = compile_model(bound)
     latent = {s.name for s in target.sites.of_kind("latent", "discrete")}
-    values = {k: v for k, v in posterior.draws.items() if k in latent}
+    values = {k: v for k, v in draws.items() if k in latent}
     # a run of SMC^2 that was stopped has parameters and no paths, so that there is no density
     whole = latent <= set(values)
     terms = map_draws(_density_terms, target, values, _density_terms) if whole else _NO_TERMS
-    observed = {k: _plain(v) for k, v in observed_values(posterior.bound).items()}
+    observed = {k: _plain(v) for k, v in observed_values(bound).items()}
     content: dict[str, dict[str, Any]] = {
-        "posterior": {k: _plain(v) for k, v in posterior.draws.items()},
-        "sample_stats": {
-            **{k: _plain(v, keep_bool=True) for k, v in posterior.stats.items()},
-            **({} if posterior.weights is None else {"log_weight": _plain(posterior.weights)}),
-        },
+        "posterior": {k: _plain(v) for k, v in draws.items()},
+        "sample_stats": {k: _plain(v, keep_bool=True) for k, v in sample_stats.items()},
         "log_likelihood": terms["likelihood"],
         "log_prior": terms["prior"],
         "observed_data": observed,
     }
-    constant = _constant_data(posterior, observed, target.sites)
+    constant = _constant_data(bound, observed, target.sites)
     if constant:
         content["constant_data"] = constant
     new_dims: dict[str, list[str]] = {}
@@ -62,10 +78,10 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
         content.update({k: {n: _plain(x) for n, x in v.items()} for k, v in predictions.groups(name).items()})
         if name == "predictions":
             new_dims = _dims(predictions.sites)
-    coords = dict(posterior.info.coords)
+    coords = dict(coords)
     library = {"inference_library": "mcx", "inference_library_version": __version__}
-    attrs = {group: dict(library) for group in content}
-    attrs["/"] = _attributes(posterior)
+    attrs: dict[str, dict[str, Any]] = {group: dict(library) for group in content}
+    attrs["/"] = {"mcx_schema": SCHEMA, "model": bound.name, **attributes}
     log_prior = content.pop("log_prior")
     content = {group: variables for group, variables in content.items() if variables}
     with warnings.catch_warnings():
@@ -85,8 +101,8 @@ def to_datatree(posterior: Posterior, **groups: Any) -> xr.DataTree:
                 log_prior, dims=_dims(target.sites), coords=coords, skip_event_dims=True, attrs=library
             )
         )
-    if posterior.smc_stats:
-        statistics = {k: _plain(v) for k, v in posterior.smc_stats.items()}
+    if smc_stats:
+        statistics = {k: _plain(v) for k, v in smc_stats.items()}
         times = {s.shape[0]: s.dims[0] for s in target.sites if (s.markov or s.scanned) and s.shape}
         staged = "level" in statistics  # of a path of laws, not by time
         dims: dict[Any, Any] = {
@@ -145,12 +161,12 @@ def check_coords(coords: Mapping[str, Any], sites: SiteTable) -> None:
 
 
 def _constant_data(
-    posterior: Posterior, observed: Mapping[str, np.ndarray], sites: SiteTable
+    bound: BoundModel, observed: Mapping[str, np.ndarray], sites: SiteTable
 ) -> dict[str, np.ndarray]:
     """Array arguments that are not observations themselves."""
     dims = {dim for s in sites for dim in s.dims}
     found: dict[str, np.ndarray] = {}
-    for name, value in posterior.bound.arguments().items():
+    for name, value in bound.arguments().items():
         leaves = jax.tree_util.tree_flatten_with_path(value)[0]
         for path, leaf in leaves:
             if not hasattr(leaf, "dtype") or getattr(leaf.dtype, "kind", "O") not in "biuf":
@@ -169,16 +185,3 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal arrays, NaN (a missing observation) included."""
     both_float = a.dtype.kind == b.dtype.kind == "f"
     return a.shape == b.shape and np.array_equal(a, b, equal_nan=both_float)
-
-
-def _attributes(posterior: Posterior) -> dict[str, Any]:
-    """Root attributes."""
-    attributes: dict[str, Any] = {
-        "mcx_schema": SCHEMA,
-        "model": posterior.bound.name,
-        **posterior.info.attributes(),
-    }
-    if posterior.log_evidence is not None:
-        attributes["log_evidence"] = float(jnp.asarray(posterior.log_evidence))
-        attributes["log_evidence_se"] = float(jnp.asarray(posterior.log_evidence_se))
-    return attributes

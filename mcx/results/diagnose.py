@@ -53,8 +53,10 @@ def _convergence(posterior: Posterior) -> list[Advice]:
 
     if posterior.num_draws < 4:
         return []
-    latent = [s.name for s in model_sites(posterior.bound).of_kind("latent") if s.name in posterior.draws]
-    checked = [pair for pair in scalars(posterior, latent) if np.isfinite(pair[1]).all()]
+    sites = model_sites(posterior.bound)
+    latent = [s.name for s in sites.of_kind("latent") if s.name in posterior.draws]
+    rows = scalars(posterior.draws, sites, posterior.info.coords, latent)
+    checked = [pair for pair in rows if np.isfinite(pair[1]).all()]
     if len(checked) > _MAX_SCALARS:  # spread over all of them: ESS of thousands takes minutes
         picks = np.linspace(0, len(checked) - 1, _MAX_SCALARS).astype(int)
         checked = [checked[i] for i in picks]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,22 @@ import numpy as np
 import numpyro
 
 from mcx._version import __version__
+from mcx.errors import PosteriorShapeError
 from mcx.model.bound import BoundModel
+from mcx.model.compile import model_sites
+from mcx.results.datatree import to_datatree
+from mcx.results.predictions import Predictions
+from mcx.results.summary import Summary, drawn_sites, scalars, summarize
+from mcx.results.weights import draw_weights
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mcx.results.summary import Summary
     from mcx.run.driver import Run
 
 __all__ = ["Posterior", "RunInfo", "fields_of"]
+
+_ROWS_SHOWN = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,18 +174,43 @@ class Posterior:
         """False where the run was stopped before its end."""
         return self.info.complete
 
-    def summary(self, names: list[str] | None = None, prob: float = 0.9) -> Summary:
+    def summary(self, names: Sequence[str] | None = None, prob: float = 0.9) -> Summary:
         """Table of moments, quantiles and diagnostics, one row a scalar.
 
         Args:
             names: sites to show; all latent and deterministic sites by default.
-            prob: mass of the equal-tailed interval.
+            prob: mass of the equal-tailed interval, between 0 and 1.
+
+        Returns:
+            The table; it prints. Costs O(draws log draws) a scalar.
+
+        Raises:
+            PosteriorShapeError: if a site was not drawn, or weights and draws do not fit each other.
+            WeightCollapse: if no draw has a positive weight.
         """
-        from mcx.results.summary import summarize
+        unknown = [n for n in names or () if n not in self.draws]
+        if unknown:
+            raise PosteriorShapeError(
+                "no such site among the draws", site=unknown[0], expected="one of " + ", ".join(self.draws)
+            )
+        head = f"{self.info.method}: {self.num_chains} chains x {self.num_draws} draws"
+        if self.info.num_warmup:
+            head += f" after {self.info.num_warmup} warm-up steps"
+        if not self.complete:
+            head += " (stopped early)"
+        rows = scalars(self.draws, model_sites(self.bound), self.info.coords, names)
+        return summarize(rows, prob, self.draw_weights(), self.info.cloud, head)
 
-        return summarize(self, names, prob)
+    def draw_weights(self) -> np.ndarray | None:
+        """Weights of the draws, chain x draw of sum 1; None where they weigh the same.
 
-    def to_datatree(self, **groups: Any) -> xr.DataTree:
+        Raises:
+            PosteriorShapeError: if there is not one for each draw.
+            WeightCollapse: if no draw has a positive one.
+        """
+        return draw_weights(self.weights, (self.num_chains, self.num_draws))
+
+    def to_datatree(self, **groups: Predictions | None) -> xr.DataTree:
         """The run as an ``xarray.DataTree`` in ArviZ's schema.
 
         Args:
@@ -189,15 +221,45 @@ class Posterior:
             Groups ``posterior``, ``sample_stats``, ``log_likelihood``, ``log_prior``, ``observed_data``,
             ``constant_data``, and those asked for. Costs one run of the model a draw for the pointwise
             densities, a block of draws at a time.
-        """
-        from mcx.results.datatree import to_datatree
 
-        return to_datatree(self, **groups)
+        Raises:
+            MethodError: if a group has another name.
+        """
+        attributes = self.info.attributes()
+        if self.log_evidence is not None:
+            attributes["log_evidence"] = float(np.asarray(self.log_evidence))
+            attributes["log_evidence_se"] = float(np.asarray(self.log_evidence_se))
+        weights = {} if self.weights is None else {"log_weight": self.weights}
+        return to_datatree(
+            self.bound,
+            self.draws,
+            sample_stats={**self.stats, **weights},
+            smc_stats=self.smc_stats,
+            coords=self.info.coords,
+            attributes=attributes,
+            groups=groups,
+        )
 
     def __repr__(self) -> str:
-        from mcx.results.summary import describe
-
-        return describe(self)
+        if any(not isinstance(x, np.ndarray) for x in self.draws.values()):
+            shapes = ", ".join(f"{k}{tuple(np.shape(v))}" for k, v in self.draws.items())
+            return f"Posterior({self.info.method}; {shapes})"
+        shown: list[str] = []
+        hidden: list[str] = []
+        room = _ROWS_SHOWN
+        for name in drawn_sites(self.draws, model_sites(self.bound)):
+            size = math.prod(self.draws[name].shape[2:])
+            (shown if size <= room else hidden).append(name)
+            room -= size if size <= room else 0
+        lines = [str(self.summary(shown))]
+        if hidden:
+            lines.append("not shown: " + ", ".join(f"{n}{self.draws[n].shape[2:]}" for n in hidden))
+        if self.log_evidence is not None:
+            lines.append(f"log evidence {self.log_evidence:.3f} +- {self.log_evidence_se:.3f}")
+        if "diverging" in self.stats:
+            lines.append(f"divergences: {int(np.sum(self.stats['diverging']))}")
+        times = f"compiled in {self.info.compile_time:.1f} s, ran for {self.info.run_time:.1f} s"
+        return "\n".join([*lines, f"{times} on {self.info.device}"])
 
     def _repr_html_(self) -> str:
         return f"<pre>{self!r}</pre>"

@@ -2,62 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mcx.errors import MethodError, PosteriorShapeError
+from mcx.errors import PosteriorShapeError
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites, predict_once, refuse_improper
-from mcx.model.sites import SiteTable
 from mcx.ops.keys import as_key
 from mcx.results.map_draws import map_draws
 from mcx.results.posterior import Posterior
+from mcx.results.predictions import Predictions
+from mcx.sites import SiteTable
 
-__all__ = ["Predictions", "predict"]
-
-
-class Predictions(Mapping[str, np.ndarray]):
-    """Predictive draws by site name, chain x draw x site shape.
-
-    Attributes:
-        kind: "prior" or "posterior".
-        sites: the sites of the model they were drawn from.
-    """
-
-    def __init__(self, values: dict[str, np.ndarray], kind: str, sites: SiteTable) -> None:
-        self._values, self.kind, self.sites = values, kind, sites
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def groups(self, name: str) -> dict[str, dict[str, np.ndarray]]:
-        """The draws by DataTree group, when stored as ``name``."""
-        observed = {s.name for s in self.sites.of_kind("observed")}
-        predicted = {k: v for k, v in self.items() if k in observed}
-        rest = {k: v for k, v in self.items() if k not in observed}
-        if name == "prior":
-            return {"prior": rest, "prior_predictive": predicted}
-        if name == "posterior_predictive":
-            return {"posterior_predictive": predicted}
-        if name == "predictions":
-            return {"predictions": {**rest, **predicted}}
-        raise MethodError(
-            f"unknown group {name!r}", expected="prior, posterior_predictive or predictions", found=name
-        )
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(f"{k}{v.shape}" for k, v in self.items())
-        return f"Predictions({self.kind}; {shapes})"
+__all__ = ["predict"]
 
 
 def predict(

@@ -1,23 +1,22 @@
-"""The table of a posterior and its one-screen description. Diagnostics are ArviZ's."""
+"""The table of a posterior. Its diagnostics are ArviZ's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mcx.errors import PosteriorShapeError
-from mcx.model.compile import model_sites
-from mcx.results.weights import draw_weights, error_over_replicates
+from mcx.results.weights import error_over_replicates
+from mcx.sites import SiteTable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mcx.results.posterior import Posterior
+    from mcx.types import Draws
 
-__all__ = ["Summary", "describe", "effective_sizes", "scalars", "summarize"]
+__all__ = ["Summary", "drawn_sites", "effective_sizes", "scalars", "summarize"]
 
 
 class Summary:
@@ -85,17 +84,19 @@ def _format(column: str, value: float) -> str:
     return f"{value:.{digits}f}" if 1e-4 < abs(value) < 1e6 or value == 0 else f"{value:.2e}"
 
 
-def site_names(posterior: Posterior) -> list[str]:
-    """The draws' sites in program order (a pytree's dictionaries are sorted by name)."""
-    return [s.name for s in model_sites(posterior.bound) if s.name in posterior.draws]
+def scalars(
+    draws: Draws, sites: SiteTable, coords: Mapping[str, Any], names: Sequence[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every scalar of the draws, chain x draw in float64, labelled by coordinates where there are any.
 
-
-def scalars(posterior: Posterior, names: list[str] | None = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Every scalar of the draws, chain x draw in float64, labelled by coordinates where there are any."""
-    sites = model_sites(posterior.bound)
-    coords = posterior.info.coords
-    for name in site_names(posterior) if names is None else names:
-        values = np.asarray(posterior.draws[name])
+    Args:
+        draws: by site, chain x draw x event.
+        sites: of the model.
+        coords: labels by dimension.
+        names: sites to take; by default all that were drawn, in program order.
+    """
+    for name in drawn_sites(draws, sites) if names is None else names:
+        values = np.asarray(draws[name])
         if values.dtype.kind not in "biuf":
             values = values.astype(np.float32)  # bfloat16 and relatives
         dims = sites[name].dims if name in sites else ()
@@ -108,6 +109,11 @@ def scalars(posterior: Posterior, names: list[str] | None = None) -> Iterator[tu
             )
 
 
+def drawn_sites(draws: Draws, sites: SiteTable) -> list[str]:
+    """The draws' sites in program order (a pytree's dictionaries are sorted by name)."""
+    return [s.name for s in sites if s.name in draws]
+
+
 def effective_sizes(x: np.ndarray) -> tuple[float, float]:
     """Bulk and tail (5 % and 95 %) effective sample size of chain x draw."""
     from arviz_stats.base import array_stats
@@ -117,22 +123,29 @@ def effective_sizes(x: np.ndarray) -> tuple[float, float]:
     )
 
 
-def summarize(posterior: Posterior, names: list[str] | None, prob: float) -> Summary:
-    """See :meth:`Posterior.summary`."""
+def summarize(
+    draws: Iterable[tuple[str, np.ndarray]],
+    prob: float,
+    weights: np.ndarray | None = None,
+    cloud: bool = False,
+    head: str = "",
+) -> Summary:
+    """Summarise scalars.
+
+    Args:
+        draws: label and values, chain x draw, of each scalar.
+        prob: mass of the equal-tailed interval.
+        weights: of the draws, chain x draw of sum 1; None where they weigh the same.
+        cloud: whether each chain is one cloud of particles, whose errors are known from replicates alone.
+        head: a line about the run.
+    """
     from arviz_stats.base import array_stats
 
-    unknown = [n for n in names or () if n not in posterior.draws]
-    if unknown:
-        raise PosteriorShapeError(
-            "no such site among the draws", site=unknown[0], expected="one of " + ", ".join(posterior.draws)
-        )
-    cloud = posterior.info.cloud
-    weights = draw_weights(posterior)
     tail = (1 - prob) / 2
     low, high = f"{100 * tail:g}%", f"{100 * (1 - tail):g}%"
     labels: list[str] = []
     rows: list[list[float]] = []
-    for label, x in scalars(posterior, names):
+    for label, x in draws:
         labels.append(label)
         quantiles = (
             np.quantile(x, [tail, 0.5, 1 - tail], weights=weights, method="inverted_cdf")
@@ -150,7 +163,7 @@ def summarize(posterior: Posterior, names: list[str] | None, prob: float) -> Sum
         rows.append([*_moments(x, weights), *quantiles, *diagnostics])
     columns = ["mean", "sd", low, "50%", high, "ess_bulk", "ess_tail", "r_hat", "mcse_mean"]
     table = np.asarray(rows, float).reshape(len(rows), len(columns))
-    return Summary(labels, {c: table[:, i] for i, c in enumerate(columns)}, _head(posterior))
+    return Summary(labels, {c: table[:, i] for i, c in enumerate(columns)}, head)
 
 
 def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
@@ -158,36 +171,3 @@ def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
         return x.mean(), x.std(ddof=1) if x.size > 1 else math.nan
     mean = np.average(x, weights=weights)
     return mean, math.sqrt(np.average((x - mean) ** 2, weights=weights))
-
-
-def _head(posterior: Posterior) -> str:
-    info = posterior.info
-    text = f"{info.method}: {posterior.num_chains} chains x {posterior.num_draws} draws"
-    if info.num_warmup:
-        text += f" after {info.num_warmup} warm-up steps"
-    return text if posterior.complete else text + " (stopped early)"
-
-
-def describe(posterior: Posterior, rows: int = 12) -> str:
-    """One screen: the run, the first rows of the table, what to watch."""
-    if any(not isinstance(x, np.ndarray) for x in posterior.draws.values()):
-        shapes = ", ".join(f"{k}{tuple(np.shape(v))}" for k, v in posterior.draws.items())
-        return f"Posterior({posterior.info.method}; {shapes})"
-    info = posterior.info
-    small: list[str] = []
-    room = rows
-    for name in site_names(posterior):
-        size = math.prod(posterior.draws[name].shape[2:])
-        if size <= room:
-            small.append(name)
-            room -= size
-    lines = [str(posterior.summary(small))]
-    rest = [f"{n}{posterior.draws[n].shape[2:]}" for n in site_names(posterior) if n not in small]
-    if rest:
-        lines.append("not shown: " + ", ".join(rest))
-    if posterior.log_evidence is not None:
-        lines.append(f"log evidence {posterior.log_evidence:.3f} +- {posterior.log_evidence_se:.3f}")
-    if "diverging" in posterior.stats:
-        lines.append(f"divergences: {int(np.sum(posterior.stats['diverging']))}")
-    lines.append(f"compiled in {info.compile_time:.1f} s, ran for {info.run_time:.1f} s on {info.device}")
-    return "\n".join(lines)

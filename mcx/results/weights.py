@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mcx.errors import PosteriorShapeError, WeightCollapse
 
-if TYPE_CHECKING:
-    from mcx.results.posterior import Posterior
-
 __all__ = ["draw_weights", "error_over_replicates"]
 
 
-def draw_weights(posterior: Posterior) -> np.ndarray | None:
-    """Weights of the draws, (chain, draw) of sum 1; None where they are equal. NaN counts as zero.
+def draw_weights(log_w: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Normalise the weights of draws; NaN counts as zero.
+
+    Args:
+        log_w: log weights, chain x draw; None where draws weigh the same.
+        shape: (chains, draws), of the draws.
+
+    Returns:
+        Weights of that shape and sum 1, or None.
 
     Raises:
         PosteriorShapeError: if there is not one for each draw.
         WeightCollapse: if no draw has a positive one.
     """
-    if posterior.weights is None:
+    if log_w is None:
         return None
-    log_w = np.asarray(posterior.weights, np.float64)
-    shape = np.shape(posterior.unconstrained)[:2]
+    log_w = np.asarray(log_w, np.float64)
     if log_w.shape != shape:
         raise PosteriorShapeError(
             "weights and draws do not fit each other",
@@ -42,9 +45,9 @@ def draw_weights(posterior: Posterior) -> np.ndarray | None:
 def error_over_replicates(x: Any, weights: np.ndarray | None) -> Any:
     """Standard error of the mean of (chain, draw, ...) from replicates alone; NaN of a single one.
 
-    What a replicate's draws tell of each other is not asked: particles of one cloud depend on each other. It
-    is the jackknife, which leaves out one replicate at a time: where one has nearly all of the weight the
-    error is its distance from the others.
+    The spread within a replicate is not used, because the particles of one cloud depend on each other. The
+    estimate is the jackknife, which leaves out one replicate at a time: where one replicate has nearly all
+    of the weight, the error is its distance from the others.
 
     Args:
         x: chain x draw x ...

@@ -16,7 +16,7 @@ import numpy as np
 from mcx.errors import InferenceWarning, MethodError
 from mcx.inference.diffusion.correctors.correctors import Corrected, corrector
 from mcx.inference.diffusion.models.composition import Composition
-from mcx.inference.filtering.particle_filter import FilterKernel, code_of
+from mcx.inference.filtering.particle_filter import FilterKernel
 from mcx.inference.smc.engine import Extras, SMCSettings, SMCState
 from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.replicates import equal_draws, island_log_weights, log_mean_evidence, raise_faults
@@ -156,7 +156,7 @@ def correct(
     model = corrector(composition, like, rho, noise_gain=noise_gain, refresh=refresh)
     first = jax.tree_util.tree_map(lambda x: x[0], model.inputs)
     kernel = FilterKernel(
-        code_of(model),
+        model.functions_only(),
         SMCSettings(num_particles, threshold, as_resampling(resampling), extras=_STARTS),
         HistorySettings("moments", states=_observed),
         _MOST_NONFINITE,
@@ -165,7 +165,7 @@ def correct(
         kernel,
         (model.prepare(None), first),
         key=key,
-        num_steps=model.num_steps - 1,
+        num_steps=model.num_times - 1,
         num_chains=num_chains,
         inputs=jax.tree_util.tree_map(lambda x: x[1:], model.inputs),
         progress=progress,

@@ -63,7 +63,7 @@ class Guided(NamedTuple):
 def guided(how: Guiding, data: GuidedData) -> FeynmanKac:
     """The Feynman-Kac model of a posterior, for :func:`mcx.smc`; K + 1 steps of particles :class:`Guided`."""
     context = jax.tree_util.Partial(_context, data)
-    return replace(code(how), num_steps=data.chain.num_steps + 1, inputs=data.levels, prepare=context)
+    return replace(code(how), num_times=data.chain.num_steps + 1, inputs=data.levels, prepare=context)
 
 
 def _context(data: GuidedData, params: Any = None) -> GuidedData:

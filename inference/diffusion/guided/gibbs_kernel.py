@@ -105,7 +105,7 @@ class GuidedGibbsKernel:
         return new.position, info
 
     def _model(self, data: GuidedData) -> FeynmanKac:
-        return replace(code(self.how), num_steps=data.chain.num_steps + 1, inputs=data.levels)
+        return replace(code(self.how), num_times=data.chain.num_steps + 1, inputs=data.levels)
 
     def _given(self, data: GuidedData, path: Any) -> tuple[Any, dict[str, Any]]:
         return data.model, {self.how.name: path[-1]}

@@ -21,8 +21,8 @@ from mcx.model.check import refuse_observations, static_problems
 from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target
 from mcx.model.density import space_error
-from mcx.model.sites import Site
 from mcx.ops.lru_cache import LRUCache
+from mcx.sites import Site
 from mcx.target import Target, TargetFunctions
 
 __all__ = ["KINDS", "Plan", "make_plan", "prior_chain"]

@@ -72,7 +72,7 @@ def state_space(
         initial=code.initial,
         transition=code.transition,
         log_potential=code.log_potential,
-        num_steps=chain.length,
+        num_times=chain.length,
         inputs=inputs,
         prepare=jax.tree_util.Partial(code.prepare, target.data),
         log_transition=None if chain.no_density else code.log_transition,

@@ -6,16 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import numpyro.distributions as dist
-
-from mcx.model.capture import unwrapped
-
-__all__ = ["Site", "SiteTable", "constraint_name", "distribution_name"]
+__all__ = ["Site", "SiteTable"]
 
 
 @dataclass(frozen=True)
@@ -161,29 +153,3 @@ def _row(site: Site) -> dict[str, str]:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return str(tuple(shape))
-
-
-def distribution_name(fn: Any) -> str:
-    """Readable name of a distribution, wrappers peeled off."""
-    return type(unwrapped(fn)).__name__
-
-
-def constraint_name(constraint: Any) -> str:
-    """Readable name of a constraint; bounds are shown where they are plain numbers."""
-    if constraint is None:
-        return "none"
-    if isinstance(constraint, dist.constraints.independent):
-        return constraint_name(constraint.base_constraint)
-    name = type(constraint).__name__.lstrip("_")
-    text = "".join(("_" + c.lower()) if c.isupper() and i else c.lower() for i, c in enumerate(name))
-    bounds = []
-    for attribute in ("lower_bound", "upper_bound"):
-        if hasattr(constraint, attribute):
-            bounds.append(_number(getattr(constraint, attribute)))
-    return f"{text}({', '.join(bounds)})" if bounds else text
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, jax.core.Tracer) or jnp.ndim(value):
-        return "..."
-    return f"{np.asarray(value).item():g}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.initial_points import Start
-from mcx.model.sites import SiteTable
+from mcx.sites import SiteTable
 from mcx.run.kernel import Kernel
 from mcx.target import Target, TargetFunctions
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mcx.errors import MethodError
 from mcx.inference.smc.engine import SMCInfo, SMCState

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self, override
 
 from jax.sharding import Mesh
 
 from mcx.inference.smc.engine import SMCSettings, SMCState
 from mcx.run.devices import spread
+from mcx.run.kernel import Kernel
+
+if TYPE_CHECKING:
+    from mcx.types import Scalar
 
 __all__ = ["ParticleKernel", "step_stats"]
 
 
-class ParticleKernel:
+class ParticleKernel(Kernel):
     """Base of the driver's kernels whose state is a particle system; a subclass is a frozen dataclass.
 
     Attributes:
@@ -25,10 +29,12 @@ class ParticleKernel:
     mesh: Mesh | None
 
     @property
+    @override
     def size(self) -> int:
         """Particles, which several devices may share."""
         return self.settings.num_particles
 
+    @override
     def over_mesh(self, mesh: Mesh) -> Self:
         """The same, its particles spread over a mesh; resampling gathers what it needs from all devices."""
         changed: Self = dataclasses.replace(self, mesh=mesh)  # type: ignore[type-var]
@@ -39,7 +45,7 @@ class ParticleKernel:
         return spread_state
 
 
-def step_stats(state: SMCState) -> dict[str, Any]:
+def step_stats(state: SMCState) -> dict[str, Scalar]:
     """Statistics that every particle method has of a step."""
     info = state.info
     return {

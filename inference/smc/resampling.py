@@ -45,8 +45,8 @@ from mcx.inference.smc.resampling_schemes import (
     stratified,
     systematic,
 )
-from mcx.ops.validation import Rule
 from mcx.ops.logspace import as_float, effective_sample_size, normalize
+from mcx.ops.validation import Rule
 
 __all__ = [
     "SCHEMES",

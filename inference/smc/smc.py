@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mcx.errors import MethodError, WeightCollapse
 from mcx.inference.smc.engine import Extras, SMCSettings, SMCState, end_block, initialize, move
-from mcx.inference.smc.history import HistorySettings, Record, check_faults, record
+from mcx.inference.smc.faults import FILTER_ADVICE, fault_stats
+from mcx.inference.smc.history import HistorySettings, Record, record
 from mcx.inference.smc.resampling import as_resampling
 from mcx.inference.smc.variance import default_lag, log_evidence_variance
 from mcx.ops.keys import as_key
+from mcx.ops.validation import fraction, integer, validated
+from mcx.results.faults import raise_faults
 from mcx.target import FeynmanKac
 
 __all__ = ["SMCResult", "loop", "loop_with", "smc", "step_keys"]
@@ -72,22 +73,17 @@ def smc(
         MethodError, ModelError: on settings that make no sense.
     """
     fk.check()
-    if not 0 <= max_nonfinite <= 1:
-        raise MethodError(
-            "max_nonfinite is out of range", expected="a fraction between 0 and 1", found=repr(max_nonfinite)
-        )
+    num_particles = validated("smc", "num_particles", num_particles, integer(1))
+    threshold = validated("smc", "threshold", threshold, fraction())
+    max_nonfinite = validated("smc", "max_nonfinite", max_nonfinite, fraction())
     scheme = as_resampling(resampling)
     lag = default_lag(num_particles) if scheme is as_resampling("multinomial") and num_particles > 1 else None
     settings = SMCSettings(num_particles, threshold, scheme, extras, lag)
     keep = HistorySettings(history, tuple(quantiles))
     result = _run(as_key(key), fk, params, settings, keep)
     if not isinstance(result.log_evidence, jax.core.Tracer):
-        info = jax.tree_util.tree_map(np.asarray, result.history.info)
-        try:
-            check_faults(info, num_particles, max_nonfinite)
-        except WeightCollapse as error:
-            error.result = result
-            raise
+        stats = fault_stats(result.history.info)
+        raise_faults(stats, num_particles, max_nonfinite, FILTER_ADVICE, result=result)
     return result
 
 

@@ -1,4 +1,4 @@
-"""What to worry about after stages of weighting, resampling and moving: their end, their moves, their levels."""
+"""What to worry about after stages of weighting, resampling and moving."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ class Moves(Settings):
     Attributes:
         transition: a Markov transition on vectors, such as ``mcx.HMC().transition()``.
         target_accept: mean acceptance probability that the step size is adapted to, move by move.
-        max_correlation: move until neither the log density nor any coordinate, whitened by the cloud's covariance, has
-            a larger correlation with what it was than this; or, as where modes are apart, until it is clear
-            that this is not going to be.
+        max_correlation: move until neither the log density nor any coordinate, whitened by the cloud's
+            covariance, has a larger correlation with what it was than this; or, as where modes are apart,
+            until it is clear that this is not going to be.
         max_moves: stop at this number.
         spread: particles have step sizes from the adapted one down to this fraction of it, drawn anew at
             every move and log-uniform: early on a path some are where the law is narrow, others where it is

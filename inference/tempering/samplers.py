@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, override
 
@@ -224,13 +224,13 @@ class TemperedSMC(_SMCSampler):
         waste_free_length: points that are kept of the moves of a particle. 1 is the last only. With p of them
             (waste-free SMC) ``num_particles / p`` particles, each moved p - 1 times, make up the next cloud.
         levels: increasing inverse temperatures that end at 1, in place of adaptive ones.
-        max_correlation: particles are moved until log density and coordinates have less correlation than this with
-            what they were.
+        max_correlation: particles are moved until log density and coordinates have less correlation than this
+            with what they were.
         max_moves: a stage, at most.
         max_stages: at most; the result is incomplete where they did not suffice.
         resampling: a scheme by name, or a function ``(key, log_w, num) -> ancestors``.
-        dense_mass: whether moves use the full covariance of the cloud; by default where there are 5 particles or
-            more a coordinate.
+        dense_mass: whether moves use the full covariance of the cloud; by default where there are 5 particles
+            or more a coordinate.
         initial_law: a law on unconstrained space to start from in the prior's place, of event shape (d,), or
             the standard deviation of a Gaussian: needed where the prior is improper.
         batch_size: particles that are moved at once, where all of them would need too much memory.
@@ -274,9 +274,7 @@ class DataAnnealedSMC(_SMCSampler):
 
 
 @jax.jit
-def _points(
-    key: Key, state: SMCState
-) -> tuple[Float[Array, "chain draw d"], Float[Array, "chain draw"]]:
+def _points(key: Key, state: SMCState) -> tuple[Float[Array, "chain draw d"], Float[Array, "chain draw"]]:
     """Particles of all replicates, (chain, draw, d), and their log densities, in no order."""
     particles = state.particles
     chains, d = len(particles.position), particles.position.shape[-1]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["log_mean_evidence", "replicate_log_weights"]
 
 
-def log_mean_evidence(log_z: Float[Array, " replicate"]) -> tuple[Scalar, Scalar]:
+def log_mean_evidence(log_z: Float[Array | np.ndarray, " replicate"]) -> tuple[Scalar, Scalar]:
     """Log of the mean evidence over replicates, and its standard error by the jackknife (NaN of one).
 
     Args:
@@ -36,7 +36,7 @@ def log_mean_evidence(log_z: Float[Array, " replicate"]) -> tuple[Scalar, Scalar
 
 
 def replicate_log_weights(
-    log_z: Float[Array, " replicate"], num_draws: int
+    log_z: Float[Array | np.ndarray, " replicate"], num_draws: int
 ) -> Float[Array, "replicate draw"] | None:
     """Log weights of all replicates' draws, of sum 1; None of a single replicate.
 

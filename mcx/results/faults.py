@@ -1,5 +1,4 @@
-"""Steps of a particle system of which nothing can be believed: all weights zero, or potentials that are
-NaN."""
+"""Faults of particle systems: steps at which all weights are zero, or potentials are NaN."""
 
 from __future__ import annotations
 

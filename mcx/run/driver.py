@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -26,6 +26,9 @@ from mcx.run.kernel import Kernel, as_kernel
 from mcx.run.memory import explained
 from mcx.run.programs import Programs, chain_keys, prepare
 from mcx.run.progress import Progress, make_progress
+
+if TYPE_CHECKING:
+    from mcx.types import KeyLike, PyTree
 
 __all__ = ["Run", "run"]
 
@@ -47,9 +50,9 @@ class Run:
         interrupted: whether it was Ctrl-C that ended it.
     """
 
-    draws: Any
+    draws: PyTree
     stats: dict[str, np.ndarray]
-    state: Any
+    state: PyTree
     num_steps: int
     num_discard: int
     complete: bool
@@ -61,21 +64,21 @@ class Run:
 
 def run(
     kernel: Any,
-    data: Any = None,
+    data: PyTree = None,
     *,
-    key: Any,
+    key: KeyLike,
     num_steps: int,
     num_chains: int = 4,
     num_discard: int = 0,
     init: PyTree = None,
     inputs: PyTree = None,
-    collect: Callable[[Any, Any], Any] | None = None,
+    collect: Callable[[PyTree, PyTree], PyTree] | None = None,
     chunk_size: int | None = None,
     capacity: int | None = None,
     progress: Any = True,
     title: str = "mcx",
-    on_start: Callable[[Any], None] | None = None,
-    while_compiling: Callable[[], Any] | None = None,
+    on_start: Callable[[PyTree], None] | None = None,
+    while_compiling: Callable[[], None] | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
     devices: Devices = None,
     batch_size: int | None = None,

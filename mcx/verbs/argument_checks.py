@@ -10,8 +10,8 @@ from mcx.errors import ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
 from mcx.model.compile import fingerprint_model, model_sites
-from mcx.ops.validation import Settings
 from mcx.ops.tracing import refuse_tracing
+from mcx.ops.validation import Settings
 from mcx.results.datatree import check_coords
 from mcx.run.checkpoint import Checkpoint, identified
 
@@ -41,9 +41,7 @@ def check_bound(bound: Any, verb: str = "infer") -> None:
         )
 
 
-def check_state_space(
-    bound: Any, verb: str, coords: Mapping[str, Any] | None
-) -> None:
+def check_state_space(bound: Any, verb: str, coords: Mapping[str, Any] | None) -> None:
     """Raise on what no method for Markov blocks could use."""
     check_bound(bound, verb)
     sites = model_sites(bound)

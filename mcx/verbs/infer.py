@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["infer", "program"]
 
 
-def infer(self, bound: BoundModel, **options: Any) -> Posterior:
-        """Draw from the posterior; options are those of :func:`infer`, checked."""
-        ...
-
-    def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
-        """The pure function behind :meth:`infer`."""
-        ...
-
-
 def infer(
     bound: BoundModel,
     method: Method,

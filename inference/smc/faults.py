@@ -1,0 +1,31 @@
+"""Faults of filters: what is looked at, and what is advised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mcx.inference.smc.engine import SMCInfo
+from mcx.results.faults import FaultAdvice
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
+
+__all__ = ["FILTER_ADVICE", "fault_stats"]
+
+FILTER_ADVICE = FaultAdvice(
+    "take more particles, check that observation and the emission's support, or propose with the "
+    "observation in view (proposal=)",
+    "the emission",
+)
+
+
+def fault_stats(info: SMCInfo) -> dict[str, Shaped[np.ndarray, "*replicate time"]]:
+    """The statistics that :func:`mcx.results.faults.raise_faults` takes, from what happened in each step."""
+    return {
+        "ess": np.asarray(info.ess),
+        "log_evidence_increment": np.asarray(info.log_increment),
+        "nonfinite": np.asarray(info.num_nonfinite),
+        "max_log_weight": np.asarray(info.max_log_weight),
+    }

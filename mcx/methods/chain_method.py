@@ -49,7 +49,7 @@ class ChainPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainMethod(Method):
+class ChainMethod[P: ChainPlan](Method):
     """A method that runs Markov chains: warm-up first, which is dropped, then draws.
 
     A subclass has a :meth:`plan`, and initial points unless its kernel needs none.
@@ -68,36 +68,36 @@ class ChainMethod(Method):
 
     # what a method says -------------------------------------------------------------------------------
 
-    def plan(self, bound: BoundModel) -> Any:
-        """The checked run, a :class:`ChainPlan`; raises what the method cannot do with the model."""
+    def plan(self, bound: BoundModel) -> P:
+        """The checked run; raises what the method cannot do with the model."""
         raise NotImplementedError
 
     def inputs(self) -> PyTree:
         """What the kernel is told at every step: a pytree with a leading axis of all steps, or None."""
         return None
 
-    def initial_points(self, plan: Any, init: PyTree, num_chains: int, key: Key) -> PyTree:
+    def initial_points(self, plan: P, init: PyTree, num_chains: int, key: Key) -> PyTree:
         """Where chains start, with a leading chain axis; None where the kernel needs no point."""
         return None
 
-    def calibrated(self, plan: Any, key: Key) -> Any:
+    def calibrated(self, plan: P, key: Key) -> P:
         """The plan, once what has to be measured before the run is in its data; may be traced."""
         return plan
 
     def tuned(
-        self, plan: Any, start: PyTree, refuse_start: Callable[[PyTree], None], key: Key, **options: Any
-    ) -> Any:
+        self, plan: P, start: PyTree, refuse_start: Callable[[PyTree], None], key: Key, **options: Any
+    ) -> P:
         """The plan after pilot runs, which a pure program does without."""
         return plan
 
-    def refuse_start(self, plan: Any, state: PyTree, key: Key) -> None:
+    def refuse_start(self, plan: P, state: PyTree, key: Key) -> None:
         """Raise if a chain found no initial point. ``state`` has a leading chain axis."""
 
-    def found(self, plan: Any, result: Run, key: Key) -> Mapping[str, Any]:
+    def found(self, plan: P, result: Run, key: Key) -> Mapping[str, Any]:
         """Settings that the run itself chose or measured, for ``posterior.info.settings``."""
         return {}
 
-    def time_stats(self, plan: Any, state: PyTree) -> dict[str, Any]:
+    def time_stats(self, plan: P, state: PyTree) -> dict[str, Any]:
         """``Posterior.smc_stats``: statistics by time, from the last states of the chains."""
         return {}
 

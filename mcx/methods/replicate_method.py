@@ -57,16 +57,16 @@ class Cloud(NamedTuple):
         sites: values by site, chain x draw x event.
         unconstrained: the points they came from, chain x draw x d.
         stats: by name, chain x draw.
-        settings: what was found out along the way, for ``posterior.info.settings``.
+        extra: what :meth:`ReplicateMethod.found` needs to know besides.
     """
 
     sites: Mapping[str, Float[Array, "chain draw ..."]]
     unconstrained: Float[Array, "chain draw d"]
     stats: Mapping[str, Float[Array, "chain draw"]]
-    settings: Mapping[str, Any] = {}
+    extra: PyTree = None
 
 
-class ReplicateMethod(Method):
+class ReplicateMethod[P: ReplicatePlan](Method):
     """A method that runs particle systems which weigh as much as their evidences.
 
     A subclass has a :meth:`plan`, and :meth:`cloud`, which takes draws from the last states.
@@ -95,19 +95,19 @@ class ReplicateMethod(Method):
         """Largest tolerated share of a step's potentials that are NaN or +inf."""
         return 0.5
 
-    def plan(self, bound: BoundModel) -> Any:
-        """The checked run, a :class:`ReplicatePlan`; raises what the method cannot do with the model."""
+    def plan(self, bound: BoundModel) -> P:
+        """The checked run; raises what the method cannot do with the model."""
         raise NotImplementedError
 
-    def at(self, plan: Any, bound: BoundModel) -> Any:
+    def at(self, plan: P, bound: BoundModel) -> P:
         """The same plan for other data of the same shapes; may be traced."""
         raise NotImplementedError
 
-    def calibrated(self, plan: Any, key: Key) -> Any:
+    def calibrated(self, plan: P, key: Key) -> P:
         """The plan, once what has to be measured before the run is in its data; may be traced."""
         return plan
 
-    def execute(self, plan: Any, **options: Any) -> tuple[Any, Run]:
+    def execute(self, plan: P, **options: Any) -> tuple[P, Run]:
         """Run the driver; gives the plan of the run's end, and the run."""
         result = run(
             plan.kernel,
@@ -120,15 +120,19 @@ class ReplicateMethod(Method):
         )
         return plan, result
 
-    def first_stats(self, plan: Any, state: PyTree) -> Stats | None:
+    def first_stats(self, plan: P, state: PyTree) -> Stats | None:
         """Statistics of the states before the first step, by name, (chain,); None where there are none."""
         return None
 
-    def cloud(self, plan: Any, key: Key, state: PyTree, *, complete: bool) -> Cloud:
+    def cloud(self, plan: P, key: Key, state: PyTree, *, complete: bool) -> Cloud:
         """Draws from the last states of all replicates; may be traced."""
         raise NotImplementedError
 
-    def stages(self, plan: Any, result: Run, cloud: Cloud, stats: Stats) -> Mapping[str, Any]:
+    def found(self, plan: P, cloud: Cloud, key: Key) -> Mapping[str, Any]:
+        """Settings that the run itself chose or measured, for ``posterior.info.settings``."""
+        return {}
+
+    def stages(self, plan: P, stats: Stats) -> Mapping[str, Any]:
         """``Posterior.smc_stats``, from the statistics of all steps, chain x step."""
         return stats
 
@@ -142,7 +146,7 @@ class ReplicateMethod(Method):
         found: Bool[Array, " chain"] = jax.vmap(lambda s: s.collapsed)(state)
         return found
 
-    def finished(self, plan: Any, result: Run) -> bool:
+    def finished(self, plan: P, result: Run) -> bool:
         """Whether all replicates came to their proper end."""
         return result.complete
 
@@ -176,7 +180,9 @@ class ReplicateMethod(Method):
         draws, x = jax.device_get((dict(cloud.sites), cloud.unconstrained))
         log_z = np.asarray(jax.device_get(self.log_evidence(result.state)))
         total, se = log_mean_evidence(log_z)
-        info = RunInfo.of(self, result, key=key, coords=coords, dtype=x.dtype, settings=cloud.settings)
+        info = RunInfo.of(
+            self, result, key=key, coords=coords, dtype=x.dtype, settings=self.found(plan, cloud, key)
+        )
         bad = int(np.sum(~np.isfinite(x).all(-1)))
         comparable = complete or self.synchronous
         return Posterior(
@@ -189,7 +195,7 @@ class ReplicateMethod(Method):
             weights=replicate_log_weights(log_z, x.shape[1]) if comparable else None,
             log_evidence=total,
             log_evidence_se=se,
-            smc_stats=dict(self.stages(plan, result, cloud, stats)),
+            smc_stats=dict(self.stages(plan, stats)),
         )
 
     def refuse_init(self, init: PyTree) -> None:

@@ -22,6 +22,8 @@ from mcx.sites import SiteTable
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+    from mcx.types import PyTree, Scalar
+
 
 __all__ = ["FeynmanKac", "LogParts", "StateSpace", "Target", "TargetFunctions"]
 
@@ -33,8 +35,8 @@ class LogParts(NamedTuple):
     likelihood: log likelihood, ``factor`` terms of kind "likelihood" included.
     """
 
-    prior: Any
-    likelihood: Any
+    prior: Scalar
+    likelihood: Scalar
 
 
 class TargetFunctions(NamedTuple):
@@ -65,7 +67,7 @@ class Target:
         sites: the model's sites; static.
     """
 
-    data: Any
+    data: PyTree
     functions: TargetFunctions = field(metadata={"static": True})
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(metadata={"static": True})
     sites: SiteTable = field(metadata={"static": True})
@@ -133,12 +135,12 @@ class Target:
             start = stop
         return z
 
-    def with_data(self, data: Any) -> Target:
+    def with_data(self, data: PyTree) -> Target:
         """The same target with other data of the same structure."""
         return replace(self, data=data)
 
 
-def _same(params: Any) -> Any:
+def _same(params: PyTree) -> PyTree:
     return params
 
 
@@ -187,7 +189,7 @@ class FeynmanKac:
     transition: Callable[..., Any] = field(metadata={"static": True})
     log_potential: Callable[..., Any] = field(metadata={"static": True})
     num_times: int = field(metadata={"static": True})
-    inputs: Any = None
+    inputs: PyTree = None
     prepare: Any = field(default=_SAME)
     log_transition: Callable[..., Any] | None = field(default=None, metadata={"static": True})
     log_transition_bound: Callable[..., Any] | None = field(default=None, metadata={"static": True})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,12 @@ from numpyro.distributions.distribution import Unit
 from numpyro.infer import util as infer_util
 
 from mcx.errors import ModelError
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+    from numpyro.distributions import Distribution
+
+    from mcx.types import Key
 
 __all__ = [
     "SiteTrace",
@@ -66,7 +72,7 @@ def is_factor(site: Mapping[str, Any]) -> bool:
     return isinstance(unwrapped(site["fn"]), Unit)
 
 
-def is_improper(fn: Any) -> bool:
+def is_improper(fn: Distribution) -> bool:
     """Whether a distribution is an ``ImproperUniform``, wrapped or not."""
     return isinstance(unwrapped(fn), dist.ImproperUniform)
 
@@ -228,14 +234,14 @@ class _StandIn(dist.Distribution):
     def support(self) -> Any:
         return self.law.support
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         return self.law.sample(key, sample_shape)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         return jnp.broadcast_to(unwrapped(self.law).stand_in(value), self.batch_shape)
 
 
-def unwrapped(fn: Any) -> Any:
+def unwrapped(fn: Distribution) -> Distribution:
     """A distribution without what expands, masks or declares axes of it."""
     while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
         fn = fn.base_dist
@@ -263,12 +269,12 @@ def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
     return recorder.sites
 
 
-def _constrain_site(z: Mapping[str, Any], site: dict[str, Any]) -> Any:
+def _constrain_site(z: Mapping[str, Any], site: dict[str, Any]) -> Array | None:
     with numpyro.handlers.infer_config(config_fn=lambda _: {"mcx_kind": _JACOBIAN}):
         return infer_util._unconstrain_reparam(z, site)
 
 
-def unconstrained_prototype(site: dict[str, Any]) -> Any:
+def unconstrained_prototype(site: dict[str, Any]) -> Array | None:
     """Value of a continuous latent site at the origin of unconstrained space (None for other sites).
 
     Cheaper to trace than a prior draw, and defined for improper sites too.

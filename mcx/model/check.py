@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,11 @@ from mcx.model.path_law import Emission
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
 from mcx.target import Target
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import Key, PyTree, Vector
 
 __all__ = [
     "Report",
@@ -67,7 +72,7 @@ class Report:
     __repr__ = __str__
 
 
-def check(bound: BoundProgram, key: Any) -> Report:
+def check(bound: BoundProgram, key: Key) -> Report:
     """See :meth:`BoundModel.check`."""
     try:
         target = compile_model(bound)
@@ -171,7 +176,7 @@ class _Trial:
     finite: np.ndarray  # (trials,)
 
     @classmethod
-    def run(cls, target: Target, key: Any, positions: Any = None) -> _Trial:
+    def run(cls, target: Target, key: Key, positions: Array | None = None) -> _Trial:
         if positions is None:
             positions = jax.random.uniform(key, (_TRIALS, target.dim), minval=-2.0, maxval=2.0)
         log_prob, gradient, supported, missing, finite = jax.device_get(_evaluate(target, positions))
@@ -240,11 +245,11 @@ class _Trial:
 
 
 @jax.jit
-def _evaluate(target: Target, positions: Any) -> Any:
+def _evaluate(target: Target, positions: Array) -> PyTree:
     return jax.vmap(partial(_evaluate_one, target))(positions)
 
 
-def _evaluate_one(target: Target, position: Any) -> Any:
+def _evaluate_one(target: Target, position: Vector) -> PyTree:
     value, gradient = jax.value_and_grad(lambda x: target.log_density(target.unravel(x)))(position)
     z = target.unravel(position)
     terms = {**target.prior_terms(z), **target.pointwise(z)}
@@ -254,7 +259,7 @@ def _evaluate_one(target: Target, position: Any) -> Any:
     return log_prob, target.unravel(gradient), supported, missing, finite
 
 
-def _observed_flags(target: Target, z: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _observed_flags(target: Target, z: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of every observed site: whether all values are in the support, and the number of NaN."""
     supported, missing = {}, {}
     for name, site in target.replayed(z).items():
@@ -290,7 +295,7 @@ def refuse_data(target: Target) -> None:
         raise problem
 
 
-def refuse_unsupported(target: Target, positions: Any) -> None:
+def refuse_unsupported(target: Target, positions: Array) -> None:
     """Raise if observed values lie outside of their support at every starting point.
 
     Several densities are finite outside of their support (a half-normal at -1), so nothing else would tell.
@@ -303,7 +308,7 @@ def refuse_unsupported(target: Target, positions: Any) -> None:
             raise problem
 
 
-def refuse_observations(target: Target, positions: Any) -> None:
+def refuse_observations(target: Target, positions: Array) -> None:
     """Raise if observed values are missing, or outside of their support at all of these points.
 
     Needs no density of the latent sites.
@@ -315,11 +320,11 @@ def refuse_observations(target: Target, positions: Any) -> None:
 
 
 @jax.jit
-def _flags(target: Target, positions: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _flags(target: Target, positions: Array) -> tuple[dict[str, Any], dict[str, Any]]:
     return jax.vmap(lambda x: _observed_flags(target, target.unravel(x)))(positions)
 
 
-def refuse_start(target: Target, positions: Any, key: Any) -> None:
+def refuse_start(target: Target, positions: Array, key: Key) -> None:
     """Explain and raise, after the search for starting points failed at ``positions``."""
     trial = _Trial.run(target, key, jnp.asarray(positions))
     for problem in trial.data_problems(target.sites):

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,11 @@ from mcx.ops.fingerprint import of_code
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import Key, PyTree, Scalar
 
 __all__ = [
     "compile_model",
@@ -136,18 +141,18 @@ def _digest(bound: BoundProgram) -> str:
     return digest.hexdigest()
 
 
-def _program(closed: BoundProgram | None, data: Any) -> Callable[[], Any]:
+def _program(closed: BoundProgram | None, data: PyTree) -> Callable[[], Any]:
     return data.run if closed is None else closed.run
 
 
 # --- whole-model verbs -----------------------------------------------------------------------------
 
 
-def _data(bound: BoundProgram, compiled: _Compiled) -> Any:
+def _data(bound: BoundProgram, compiled: _Compiled) -> PyTree:
     return () if compiled.closed is not None else bound
 
 
-def _simulate(run: Callable[[Any], Any], data: Any, key: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def _simulate(run: Callable[[Any], Any], data: PyTree, key: Key, values: Mapping[str, Any]) -> dict[str, Any]:
     recorder = capture.record(run(data), key=key, values=values, resample_observed=True)
     return {
         name: jnp.asarray(s["value"])
@@ -179,12 +184,12 @@ def refuse_improper(sites: SiteTable, verb: str) -> None:
             )
 
 
-def _log_joint(run: Callable[[Any], Any], data: Any, values: Mapping[str, Any]) -> Any:
+def _log_joint(run: Callable[[Any], Any], data: PyTree, values: Mapping[str, Any]) -> Scalar:
     recorder = capture.record(run(data), values=values)
     return total([jnp.sum(_term(s)) for s in sample_sites(recorder.sites)])
 
 
-def _term(site: Mapping[str, Any]) -> Any:
+def _term(site: Mapping[str, Any]) -> Array:
     """Log density of a site; where it has none, what tells its law from others."""
     fn = capture.unwrapped(site["fn"])
     return fn.stand_in(site["value"]) if getattr(fn, "no_density", "") else site_log_prob(site)
@@ -228,6 +233,6 @@ def observed_values(bound: BoundProgram) -> dict[str, Any]:
     return {s.name: found[s.name] for s in compiled.sites if s.name in found}
 
 
-def _observed(run: Callable[[Any], Any], names: frozenset[str], data: Any) -> dict[str, Any]:
+def _observed(run: Callable[[Any], Any], names: frozenset[str], data: PyTree) -> dict[str, Any]:
     recorder = capture.record(run(data), key=jax.random.key(0), substitute_fn=capture.unconstrained_prototype)
     return {name: jnp.asarray(recorder.sites[name]["value"]) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpyro
@@ -15,6 +15,9 @@ from mcx.model.density import capability_error, target_functions
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.types import PyTree
 
 __all__ = ["condition_target", "placeholders"]
 
@@ -53,18 +56,18 @@ def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: jnp.zeros(sites[name].shape, sites[name].dtype) for name in names}
 
 
-def _given(target: Target, names: tuple[str, ...], hidden: tuple[str, ...], data: Any) -> Target:
+def _given(target: Target, names: tuple[str, ...], hidden: tuple[str, ...], data: PyTree) -> Target:
     whole = target.functions.run
 
-    def run(data: Any) -> Callable[[], Any]:
+    def run(data: PyTree) -> Callable[[], Any]:
         model, values = data
         program = whole(model)
 
-        def conditioned() -> Any:
+        def conditioned() -> PyTree:
             with numpyro.handlers.condition(data=values):
                 return program()
 
-        def without_hidden() -> Any:
+        def without_hidden() -> PyTree:
             with numpyro.handlers.block(hide=list(hidden)):
                 return conditioned()
 
@@ -91,7 +94,7 @@ def _refuse_moving_supports(target: Target) -> None:
     z = {name: jnp.zeros(shape) for name, shape in target.shapes}
     model, values = target.data
 
-    def constrained(**values: Any) -> dict[str, Any]:
+    def constrained(**values: PyTree) -> dict[str, Any]:
         found = target.functions.constrain((model, values), z)
         return {name: found[name] for name in free}
 

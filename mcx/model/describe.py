@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,12 @@ from mcx.model import capture
 from mcx.model.path_law import Emission, PathComponent
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+    from numpyro.distributions import Distribution
+
+    from mcx.types import PyTree
 
 __all__ = ["describe"]
 
@@ -33,7 +39,7 @@ def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
     """
     found: list[Site] = []
 
-    def run(data: Any) -> None:
+    def run(data: PyTree) -> None:
         recorder = capture.record(
             (bound if concrete else data).run,
             key=jax.random.key(0),
@@ -147,13 +153,13 @@ def _sample_site(msg: dict[str, Any]) -> Site:
     return Site(name, "latent", **common, unconstrained_shape=unconstrained, improper=capture.is_improper(fn))
 
 
-def _distribution_name(fn: Any) -> str:
+def _distribution_name(fn: Distribution) -> str:
     if isinstance(fn, PathComponent):
         return f"Markov({distribution_name(fn.law.start[fn.component])})"
     return distribution_name(fn.first if isinstance(fn, Emission) else fn)
 
 
-def _terms_shape(name: str, fn: Any, value: Any) -> tuple[int, ...]:
+def _terms_shape(name: str, fn: Distribution, value: Array) -> tuple[int, ...]:
     try:
         return tuple(jnp.shape(fn.log_prob(value)))
     except (TypeError, ValueError) as error:
@@ -190,11 +196,11 @@ def _dims(
     return tuple(dims)
 
 
-def _dtype(value: Any) -> str:
+def _dtype(value: Array) -> str:
     return jnp.result_type(value).name
 
 
-def distribution_name(fn: Any) -> str:
+def distribution_name(fn: Distribution) -> str:
     """Readable name of a distribution, wrappers peeled off."""
     return type(capture.unwrapped(fn)).__name__
 
@@ -214,7 +220,7 @@ def constraint_name(constraint: Any) -> str:
     return f"{text}({', '.join(bounds)})" if bounds else text
 
 
-def _number(value: Any) -> str:
+def _number(value: Array) -> str:
     if isinstance(value, jax.core.Tracer) or jnp.ndim(value):
         return "..."
     return f"{np.asarray(value).item():g}"

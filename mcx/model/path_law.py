@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,12 @@ from mcx.errors import ModelError
 from mcx.model.capture import is_improper
 from mcx.model.support import log_prob_in_support
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+    from numpyro.distributions import Distribution
+
+    from mcx.types import Key, PyTree
 
 __all__ = [
     "Emission",
@@ -35,12 +41,12 @@ __all__ = [
 Laws = Callable[..., dict[str, Any]]
 
 
-def components(laws: Any) -> dict[str, Any]:
+def components(laws: Distribution | dict[str, Distribution]) -> dict[str, Any]:
     """Distributions by component; a bare one is the component ``""``."""
     return dict(laws) if isinstance(laws, dict) else {"": laws}
 
 
-def bare(values: dict[str, Any]) -> Any:
+def bare(values: dict[str, Any]) -> PyTree:
     """The value a user's function sees: a dictionary, or the value itself where there is one component."""
     return values[""] if "" in values else values
 
@@ -72,7 +78,7 @@ class PathLaw:
     name: str
     initial: Laws
     transition: Laws
-    inputs: Any
+    inputs: PyTree
     length: int
     values: dict[str, Any] = field(default_factory=dict)
     drawn: dict[str, Any] | None = None
@@ -117,7 +123,7 @@ class PathLaw:
                     remedy="write the state so that its support is the same at all times",
                 )
 
-    def sample(self, key: Any) -> dict[str, Any]:
+    def sample(self, key: Key) -> dict[str, Any]:
         """Draw all paths, (T, ...) each, forwards in time; those in ``values`` stay as they are."""
         key_start, key_run = jax.random.split(key)
         one = jnp.zeros((), jnp.int32)
@@ -126,7 +132,7 @@ class PathLaw:
             draw_components(ParticleKey(key_start, one), self.start), {k: v[0] for k, v in given.items()}
         )
 
-        def step(x: dict[str, Any], inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        def step(x: dict[str, Any], inputs: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
             t, u, known = inputs
             particle_key = ParticleKey(jax.random.fold_in(key_run, t), one)
             x = self._cast(draw_components(particle_key, self.transition(bare(x), u)), known)
@@ -140,19 +146,19 @@ class PathLaw:
     def _cast(self, x: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         return {k: v.astype(self.shapes[k].dtype) for k, v in (x | given).items()}
 
-    def draw(self, key: Any, component: str) -> Any:
+    def draw(self, key: Key, component: str) -> Array:
         """Draw one component's path; the others of the same draw wait for their turn."""
         if self.drawn is None:
             self.drawn = self.sample(key)
         return self.drawn[component]
 
-    def settle(self, component: str, path: Any) -> None:
+    def settle(self, component: str, path: PyTree) -> None:
         """Take note of a component's path: the one drawn, or one given from outside."""
         self.values[component] = path
         if self.drawn is not None and self.drawn[component] is not path:
             self.drawn = None
 
-    def log_prob(self, component: str, values: dict[str, Any]) -> Any:
+    def log_prob(self, component: str, values: dict[str, Any]) -> Array:
         """Log density of one component's path given those of the others; they add up to the joint one.
 
         Vectorised over time: no scan, so gradients are cheap.
@@ -161,7 +167,7 @@ class PathLaw:
         before = jax.tree_util.tree_map(lambda x: x[:-1], values)
         after = jax.tree_util.tree_map(lambda x: x[1:], values)
 
-        def one(x_prev: Any, x: Any, u: Any) -> Any:
+        def one(x_prev: PyTree, x: PyTree, u: PyTree) -> Array:
             return jnp.sum(self.transition(bare(x_prev), u)[component].log_prob(x[component]))
 
         steps = jax.vmap(one)(before, after, self.later_inputs)
@@ -188,7 +194,7 @@ class PathComponent(dist.Distribution):
         base = start.support
         return None if base is None else dist.constraints.independent(base, 1 + len(start.batch_shape))
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw paths; components of one law drawn from one key belong together."""
         if not sample_shape:
             return self.law.draw(key, self.component)
@@ -198,7 +204,7 @@ class PathComponent(dist.Distribution):
             draw_one = jax.vmap(draw_one)
         return draw_one(keys)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log density of a path."""
         return self.law.log_prob(self.component, {**self.law.values, self.component: value})
 
@@ -213,7 +219,9 @@ class Emission(dist.Distribution):
     arg_constraints: dict[str, Any] = {}
     minds_support = True
 
-    def __init__(self, laws: Laws, key: str, path: dict[str, Any], inputs: Any, missing: Any = None) -> None:
+    def __init__(
+        self, laws: Laws, key: str, path: dict[str, Any], inputs: PyTree, missing: Array | None = None
+    ) -> None:
         self.laws, self.key, self.path, self.inputs, self.missing = laws, key, path, inputs, missing
         x0, u0 = jax.tree_util.tree_map(lambda x: x[0], (path, inputs))
         self.first = laws(bare(x0), u0)[key]
@@ -225,11 +233,11 @@ class Emission(dist.Distribution):
         """Support of one observation."""
         return self.first.support
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw observations; missing ones too."""
         keys = jax.random.split(key, (*sample_shape, self.batch_shape[0]))
 
-        def one(key: Any, x: Any, u: Any) -> Any:
+        def one(key: Key, x: PyTree, u: PyTree) -> Array:
             return self.laws(bare(x), u)[self.key].sample(key)
 
         fn = jax.vmap(one)
@@ -237,20 +245,20 @@ class Emission(dist.Distribution):
             fn = jax.vmap(fn, (0, None, None))
         return fn(keys, self.path, self.inputs)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log density of each observation; 0 where missing."""
         value = jnp.asarray(value)
 
-        def one(x: Any, u: Any, y: Any, missing: Any) -> Any:
+        def one(x: PyTree, u: PyTree, y: Array, missing: Array | None) -> Array:
             return masked_log_prob(self.laws(bare(x), u)[self.key], y, missing)
 
         return jax.vmap(one)(self.path, self.inputs, value, self.missing)
 
-    def unusable(self, value: Any) -> tuple[Any, Any]:
+    def unusable(self, value: Array) -> tuple[Array, Array]:
         """Number of observations missing in part that have no density then; whether the rest is supported."""
         value = jnp.asarray(value)
 
-        def one(x: Any, u: Any, y: Any, missing: Any) -> Any:
+        def one(x: PyTree, u: PyTree, y: Array, missing: Array | None) -> tuple[Array, Array]:
             law = self.laws(bare(x), u)[self.key]
             gone, filled = missing_filled(law, y, missing)
             bad = jnp.isnan(_log_prob(law, filled, gone)) & jnp.any(gone)
@@ -261,7 +269,7 @@ class Emission(dist.Distribution):
         return jnp.sum(bad), jnp.all(inside)
 
 
-def masked_log_prob(law: Any, y: Any, missing: Any = None) -> Any:
+def masked_log_prob(law: Distribution, y: Array, missing: Array | None = None) -> Array:
     """Log density of one time's observation, of the law's batch shape; 0 where it is missing.
 
     Args:
@@ -277,7 +285,7 @@ def masked_log_prob(law: Any, y: Any, missing: Any = None) -> Any:
     return _log_prob(law, filled, gone)
 
 
-def _log_prob(law: Any, y: Any, gone: Any) -> Any:
+def _log_prob(law: Distribution, y: Array, gone: Array) -> Array:
     while isinstance(law, dist.ExpandedDistribution) and isinstance(law.base_dist, dist.Independent):
         # expansion of batches of vectors: the vectors' components stay independent
         inner = law.base_dist
@@ -296,7 +304,7 @@ def _log_prob(law: Any, y: Any, gone: Any) -> Any:
     return jnp.where(gone, 0.0, log_prob)
 
 
-def missing_filled(law: Any, y: Any, missing: Any) -> tuple[Any, Any]:
+def missing_filled(law: Distribution, y: Array, missing: Array | None) -> tuple[Any, Any]:
     """What is missing, elementwise, and the observation with supported entries in its place."""
     shape = law.shape()
     y = jnp.broadcast_to(y, jnp.broadcast_shapes(jnp.shape(y), shape))
@@ -316,7 +324,7 @@ def _elementwise(support: Any) -> Any:
     return support
 
 
-def _dtype(law: Any) -> Any:
+def _dtype(law: Distribution) -> Any:
     if is_improper(law):  # nothing can be drawn from it
         return jnp.result_type(float)
     return jax.eval_shape(lambda: law.sample(jax.random.key(0))).dtype

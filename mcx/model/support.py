@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+if TYPE_CHECKING:
+    from jaxtyping import Array
+    from numpyro.distributions import Distribution
+
 __all__ = ["log_prob_in_support"]
 
 
-def log_prob_in_support(fn: Any, value: Any, *intermediates: Any) -> Any:
+def log_prob_in_support(fn: Distribution, value: Array, *intermediates: Any) -> Array:
     """Log density of a value; -inf outside of the support.
 
     NumPyro gives ``Uniform(0, 1).log_prob(5)`` the value 0 unless validation is on, which it is by default
@@ -33,7 +37,7 @@ def log_prob_in_support(fn: Any, value: Any, *intermediates: Any) -> Any:
     return jnp.where(inside, log_prob, -jnp.inf)
 
 
-def _validates(fn: Any) -> bool:
+def _validates(fn: Distribution) -> bool:
     """Whether NumPyro minds the support: what wraps a distribution leaves that to it."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist

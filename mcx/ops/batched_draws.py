@@ -8,15 +8,21 @@ at once and draws the whole batch from one key.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from numpyro.distributions import Distribution, ExpandedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array
+
+    from mcx.types import Key, PyTree
 
 __all__ = ["ParticleKey", "draw", "particle_keys", "of_site"]
 
@@ -30,11 +36,11 @@ class ParticleKey(NamedTuple):
     index: the particle's number, int32. Two particles of one step must not share it.
     """
 
-    key: Any
-    index: Any
+    key: PyTree
+    index: PyTree
 
 
-def particle_keys(key: Any, num: int, first: Any = 0) -> ParticleKey:
+def particle_keys(key: Key, num: int, first: ArrayLike = 0) -> ParticleKey:
     """Keys of ``num`` particles from number ``first`` on; vectorise with ``in_axes=ParticleKey(None, 0)``."""
     return ParticleKey(key, first + jnp.arange(num, dtype=jnp.int32))
 
@@ -44,7 +50,7 @@ def of_site(particle_key: ParticleKey, site: int) -> ParticleKey:
     return ParticleKey(jax.random.fold_in(particle_key.key, site), particle_key.index)
 
 
-def draw(particle_key: ParticleKey, distribution: Any) -> Any:
+def draw(particle_key: ParticleKey, distribution: Distribution) -> Array:
     """Draw from a distribution, independently for every particle.
 
     Args:
@@ -58,13 +64,13 @@ def draw(particle_key: ParticleKey, distribution: Any) -> Any:
     """
     leaves, treedef = jax.tree_util.tree_flatten(distribution)
 
-    def one(key: Any, index: Any, *leaves: Any) -> Any:
+    def one(key: Key, index: Array, *leaves: PyTree) -> Array:
         return jax.tree_util.tree_unflatten(treedef, leaves).sample(jax.random.fold_in(key, index))
 
     batched_one = custom_vmap(one)
 
     @batched_one.def_vmap
-    def rule(size: int, batched: Any, key: Any, index: Any, *leaves: Any) -> Any:
+    def rule(size: int, batched: PyTree, key: Key, index: Array, *leaves: PyTree) -> tuple[Array, bool]:
         many = _sampler(treedef, leaves, batched[2:]) if batched[1] and not batched[0] else None
         if many is None:
             axes = [0 if b else None for b in jax.tree_util.tree_leaves(batched)]
@@ -77,7 +83,7 @@ def draw(particle_key: ParticleKey, distribution: Any) -> Any:
 _Sampler = Callable[..., Any]  # (key, size, *leaves) -> (size, *shape)
 
 
-def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
+def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) -> _Sampler | None:
     """The fastest way that draws all batch entries from one key, or None if there is none that is right.
 
     A distribution that is made of others (LogNormal, StudentT, mixtures, ...) may draw parts of it once for
@@ -86,13 +92,13 @@ def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
     source.
     """
 
-    def make(leaves: Any) -> Any:
+    def make(leaves: PyTree) -> Distribution:
         return jax.tree_util.tree_unflatten(treedef, leaves)
 
-    def promoted(key: Any, size: int, *leaves: Any) -> Any:
+    def promoted(key: Key, size: int, *leaves: PyTree) -> Array:
         return promote_batch_shape(make(leaves)).sample(key)
 
-    def widened(key: Any, size: int, *leaves: Any) -> Any:
+    def widened(key: Key, size: int, *leaves: PyTree) -> Array:
         wide = [
             x if b else jnp.broadcast_to(x, (size, *jnp.shape(x)))
             for x, b in zip(leaves, batched, strict=True)
@@ -125,11 +131,11 @@ def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
     return None
 
 
-def _probe(sampler: _Sampler, key: Any, *leaves: Any) -> Any:
+def _probe(sampler: _Sampler, key: Key, *leaves: PyTree) -> Array:
     return sampler(key, _PROBE, *leaves)
 
 
-def _parts(d: Any) -> Iterator[Any]:
+def _parts(d: Distribution) -> Iterator[Any]:
     """A distribution, and those that it is made of."""
     yield d
     for value in vars(d).values():
@@ -138,7 +144,7 @@ def _parts(d: Any) -> Iterator[Any]:
                 yield from _parts(part)
 
 
-def _widen(d: Any, size: int) -> Any:
+def _widen(d: Distribution, size: int) -> Distribution:
     """A distribution all of whose leaves have got a new first axis, with batch shapes that say so."""
     wide = copy.copy(d)
     for name, value in vars(d).items():
@@ -150,7 +156,7 @@ def _widen(d: Any, size: int) -> Any:
     return wide
 
 
-def _trace(fn: Callable[..., Any], leaves: Any) -> tuple[Any, tuple[int, ...], list[int]]:
+def _trace(fn: Callable[..., Any], leaves: PyTree) -> tuple[Any, tuple[int, ...], list[int]]:
     """Dtype and shape of a draw, and how many random numbers each of its sources gives."""
     traced = jax.make_jaxpr(fn)(jax.eval_shape(lambda: jax.random.key(0)), *leaves)
     (out,) = traced.out_avals
@@ -169,7 +175,7 @@ def _random_numbers(jaxpr: Any, times: int) -> Iterator[int]:
                     yield times * v.aval.size
 
 
-def _inner(params: Any) -> Iterator[Any]:
+def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for part in value if isinstance(value, list | tuple) else (value,):
             part = getattr(part, "jaxpr", part)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import PyTree
+
 __all__ = ["map_in_batches", "vmap_in_batches"]
 
 
-def map_in_batches(fn: Callable[[Any], Any], points: Any, most: int) -> Any:
+def map_in_batches(fn: Callable[[Any], Any], points: PyTree, most: int) -> PyTree:
     """``jax.vmap(fn)(points)``, with at most ``most`` entries at once, in batches of equal size.
 
     The last batch is filled up with copies of the first entry, so that ``fn`` is traced once.
@@ -27,7 +32,7 @@ def map_in_batches(fn: Callable[[Any], Any], points: Any, most: int) -> Any:
         return jax.vmap(fn)(points)
     size = -(-n // parts)
 
-    def split(x: Any) -> Any:
+    def split(x: Array) -> Array:
         filling = jnp.broadcast_to(x[:1], (parts * size - n, *x.shape[1:]))
         return jnp.concatenate([x, filling]).reshape(parts, size, *x.shape[1:])
 
@@ -53,8 +58,8 @@ def vmap_in_batches(
     if batch_size is None:
         return jax.vmap(fn, in_axes, axis_name=axis_name)
 
-    def run(*args: Any) -> Any:
-        def one(own: list[Any]) -> Any:
+    def run(*args: PyTree) -> PyTree:
+        def one(own: list[Any]) -> PyTree:
             left = iter(own)
             return fn(*(arg if axis is None else next(left) for arg, axis in zip(args, in_axes, strict=True)))
 

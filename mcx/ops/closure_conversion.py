@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from mcx.types import PyTree
 
 __all__ = ["ConvertedClosure", "convert_closure"]
 
@@ -18,10 +21,10 @@ class ConvertedClosure(NamedTuple):
     """
 
     jaxpr: Any
-    out_tree: Any
+    out_tree: jax.tree_util.PyTreeDef
     avals: tuple[Any, ...]
 
-    def __call__(self, consts: Any, *args: Any) -> Any:
+    def __call__(self, consts: PyTree, *args: PyTree) -> PyTree:
         """Run the code with these values of its constants."""
         flat = [
             jnp.asarray(x, v.aval.dtype) if not jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) else x
@@ -36,7 +39,7 @@ class ConvertedClosure(NamedTuple):
         return isinstance(other, ConvertedClosure) and self.jaxpr is other.jaxpr
 
 
-def convert_closure(fn: Callable[..., Any], *args: Any) -> tuple[ConvertedClosure, tuple[Any, ...]]:
+def convert_closure(fn: Callable[..., Any], *args: PyTree) -> tuple[ConvertedClosure, tuple[Any, ...]]:
     """Trace a function, and take out the arrays it closes over.
 
     Args:

@@ -7,10 +7,16 @@ under ``vmap``. Where an axis is not there (a chain on its own, a single device)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array
+
+    from mcx.types import PyTree
 
 __all__ = ["MESH_AXIS", "VMAP_AXIS", "agreed", "every", "index", "mean", "size"]
 
@@ -30,7 +36,7 @@ def _bound(axis: str) -> bool:
     return True
 
 
-def _over_axes(reduce: Callable[[Any, str], Any], tree: Any) -> Any:
+def _over_axes(reduce: Callable[[Any, str], Any], tree: PyTree) -> PyTree:
     for axis in _axes():
         tree = reduce(tree, axis)
     return tree
@@ -44,7 +50,7 @@ def size() -> int:
     return count
 
 
-def index() -> Any:
+def index() -> Array:
     """Number of this chain among all of them."""
     place: Any = jnp.int32(0)
     for axis in reversed(_axes()):
@@ -52,20 +58,20 @@ def index() -> Any:
     return place
 
 
-def mean(tree: Any) -> Any:
+def mean(tree: PyTree) -> PyTree:
     """Mean over chains, leaf by leaf."""
     return _over_axes(jax.lax.pmean, tree)
 
 
-def agreed(tree: Any) -> Any:
+def agreed(tree: PyTree) -> PyTree:
     """What all chains hold alike, as one value; the largest where they differ."""
     return _over_axes(jax.lax.pmax, tree)
 
 
-def every(tree: Any) -> Any:
+def every(tree: PyTree) -> PyTree:
     """The values of all chains, along a new leading axis in the order of :func:`index`."""
 
-    def gather(x: Any) -> Any:
+    def gather(x: ArrayLike) -> Array:
         x = jnp.asarray(x)
         whole = x[None]
         for axis in _axes():

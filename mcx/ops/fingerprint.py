@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+if TYPE_CHECKING:
+    from mcx.types import PyTree
+
 __all__ = ["of_arrays", "of_code", "of_text", "without_addresses"]
 
 
-def of_arrays(tree: Any) -> str:
+def of_arrays(tree: PyTree) -> str:
     """SHA-256 of a pytree's arrays, random keys among them."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

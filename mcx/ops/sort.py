@@ -13,13 +13,17 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import MethodError
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike, DTypeLike
+    from jaxtyping import Array
 
 __all__ = ["argsort", "merge_order", "sort", "unsort"]
 
@@ -32,7 +36,7 @@ _SWITCH = "MCX_SORT"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def sort(x: Any, axis: int = -1) -> Any:
+def sort(x: ArrayLike, axis: int = -1) -> Array:
     """Sort along an axis, ascending, NaN last.
 
     Args:
@@ -54,13 +58,13 @@ def sort(x: Any, axis: int = -1) -> Any:
 
 
 @sort.defjvp
-def _sort_jvp(axis: int, primals: Any, tangents: Any) -> Any:
+def _sort_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     order = argsort(x, axis)
     return _take(x, order, axis), _take(dx, order, axis)
 
 
-def argsort(x: Any, axis: int = -1) -> Any:
+def argsort(x: ArrayLike, axis: int = -1) -> Array:
     """The permutation that sorts; see :func:`sort`.
 
     Returns:
@@ -72,7 +76,7 @@ def argsort(x: Any, axis: int = -1) -> Any:
     return _along_last(x, axis, run)
 
 
-def merge_order(a: Any, b: Any) -> Any:
+def merge_order(a: Array, b: Array) -> Array:
     """The permutation that merges sorted rows.
 
     Args:
@@ -87,7 +91,7 @@ def merge_order(a: Any, b: Any) -> Any:
     return _dispatch(both, host=_host_stable, xla=_xla_stable, dtype=np.int32)
 
 
-def unsort(x: Any, order: Any) -> Any:
+def unsort(x: Array, order: Array) -> Array:
     """Undo a permutation of the last axis: ``y`` with ``y[order] = x``.
 
     Args:
@@ -99,30 +103,32 @@ def unsort(x: Any, order: Any) -> Any:
     return jnp.zeros_like(flat_x).at[rows, flat_order].set(flat_x, unique_indices=True).reshape(x.shape)
 
 
-def _take(x: Any, order: Any, axis: int) -> Any:
+def _take(x: Array, order: Array, axis: int) -> Array:
     return jnp.take_along_axis(x, order, axis, mode="promise_in_bounds")
 
 
-def _along_last(x: Any, axis: int, fn: Callable[[Any], Any]) -> Any:
+def _along_last(x: ArrayLike, axis: int, fn: Callable[[Any], Any]) -> Array:
     x = jnp.asarray(x)
     if axis in (-1, x.ndim - 1):
         return fn(x)
     return jnp.moveaxis(fn(jnp.moveaxis(x, axis, -1)), -1, axis)
 
 
-def _dispatch(x: Any, host: Callable[[Any], Any], xla: Callable[[Any], Any], dtype: Any = None) -> Any:
+def _dispatch(
+    x: Array, host: Callable[[Any], Any], xla: Callable[[Any], Any], dtype: DTypeLike | None = None
+) -> Array:
     """Sort the last axis on whatever it runs on."""
     if x.size == 0 or x.shape[-1] == 1 or not _to_host(x):
         return xla(x)
     out = jax.ShapeDtypeStruct(x.shape, x.dtype if dtype is None else dtype)
 
-    def call(x: Any) -> Any:
+    def call(x: Array) -> Array:
         return jax.pure_callback(host, out, x, vmap_method="expand_dims")
 
     return jax.lax.platform_dependent(x, cpu=call, default=xla)
 
 
-def _to_host(x: Any) -> bool:
+def _to_host(x: Array) -> bool:
     switch = os.environ.get(_SWITCH, "auto")
     if switch not in ("auto", "host", "xla"):
         raise MethodError(
@@ -138,15 +144,15 @@ def _to_host(x: Any) -> bool:
 # --- on the host ---------------------------------------------------------------------------------------
 
 
-def _host_sort(x: Any) -> Any:
+def _host_sort(x: Array) -> np.ndarray:
     return _rows(np.asarray(x), lambda part: np.sort(part, axis=-1))
 
 
-def _host_argsort(x: Any) -> Any:
+def _host_argsort(x: Array) -> np.ndarray:
     return _rows(np.asarray(x), lambda part: np.argsort(part, axis=-1).astype(np.int32))
 
 
-def _host_stable(x: Any) -> Any:
+def _host_stable(x: Array) -> np.ndarray:
     # NumPy's stable sort finds runs that are sorted already, and only merges them
     return _rows(np.asarray(x), lambda part: np.argsort(part, axis=-1, kind="stable").astype(np.int32))
 
@@ -177,7 +183,7 @@ if hasattr(os, "register_at_fork"):  # threads do not survive a fork
 # --- in XLA --------------------------------------------------------------------------------------------
 
 
-def _image(x: Any) -> Any:
+def _image(x: Array) -> Array:
     """Integers in the order of the floats, NaN last; integers as they are."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
@@ -185,28 +191,28 @@ def _image(x: Any) -> Any:
     return _flip(bits)
 
 
-def _from_image(image: Any, dtype: Any) -> Any:
+def _from_image(image: Array, dtype: DTypeLike) -> Array:
     return jax.lax.bitcast_convert_type(_flip(image), dtype) if jnp.issubdtype(dtype, jnp.floating) else image
 
 
-def _flip(bits: Any) -> Any:
+def _flip(bits: Array) -> Array:
     """Turn sign and magnitude into two's complement, and back."""
     return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
-def _integer_of(dtype: Any) -> Any:
+def _integer_of(dtype: DTypeLike) -> DTypeLike:
     return {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize]
 
 
-def _xla_sort(x: Any) -> Any:
+def _xla_sort(x: Array) -> Array:
     return _from_image(jax.lax.sort(_image(x), is_stable=False), x.dtype) if x.ndim else x
 
 
-def _xla_argsort(x: Any, stable: bool = False) -> Any:
+def _xla_argsort(x: Array, stable: bool = False) -> Array:
     index = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     return jax.lax.sort((_image(x), index), num_keys=1, is_stable=stable)[1]
 
 
-def _xla_stable(x: Any) -> Any:
+def _xla_stable(x: Array) -> Array:
     # equal floats of different images, 0 and -0, would not be ties
     return _xla_argsort(x + 0.0 if math.prod(x.shape) else x, stable=True)

@@ -16,7 +16,10 @@ from mcx.results.posterior import RunInfo
 from mcx.target import Target
 
 if TYPE_CHECKING:
-    from mcx.types import KeyLike
+    from jaxtyping import Array
+    from numpyro.distributions import Distribution
+
+    from mcx.types import Key, KeyLike, PyTree
 
 __all__ = ["Approximation", "Quality", "quality"]
 
@@ -52,8 +55,8 @@ class Approximation:
         notes: what to be wary of.
     """
 
-    distribution: Any
-    params: Any
+    distribution: Distribution
+    params: PyTree
     target: Target
     quality: Quality | None
     stats: dict[str, Any]
@@ -63,8 +66,8 @@ class Approximation:
     @classmethod
     def of(
         cls,
-        distribution: Any,
-        params: Any,
+        distribution: Distribution,
+        params: PyTree,
         target: Target,
         quality: Quality | None,
         stats: dict[str, Any],
@@ -114,18 +117,18 @@ class Approximation:
 
 
 @jax.jit
-def _constrained(target: Target, z: Any) -> Any:
+def _constrained(target: Target, z: Array) -> PyTree:
     return jax.vmap(lambda z: target.constrain(target.unravel(z)))(z)
 
 
 @partial(jax.jit, static_argnums=2)
-def _log_weights(key: Any, distribution: Any, num: int, target: Target) -> Any:
+def _log_weights(key: Key, distribution: Distribution, num: int, target: Target) -> Array:
     z = distribution.sample(key, (num,))
     log_p = jax.vmap(lambda z: target.log_density(target.unravel(z)))(z)
     return jnp.where(jnp.isnan(log_p), -jnp.inf, log_p) - distribution.log_prob(z)
 
 
-def quality(key: Any, distribution: Any, target: Target, num: int) -> Quality:
+def quality(key: Key, distribution: Distribution, target: Target, num: int) -> Quality:
     """Judge a distribution by ``num`` weighted draws."""
     from arviz_stats.base import array_stats
 

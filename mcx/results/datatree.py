@@ -21,6 +21,7 @@ from mcx.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
+    from jax.typing import ArrayLike
 
     from mcx.results.predictions import Predictions
 
@@ -128,7 +129,7 @@ def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
     return terms
 
 
-def _plain(x: Any, keep_bool: bool = False) -> np.ndarray:
+def _plain(x: ArrayLike, keep_bool: bool = False) -> np.ndarray:
     """A numpy array of a type that summaries and files can take."""
     array = np.asarray(jax.device_get(x))
     if array.dtype == bool and not keep_bool:

@@ -16,6 +16,8 @@ from mcx.results.posterior import RunInfo
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mcx.types import PyTree
+
 __all__ = ["Estimate", "autocorrelation", "cautions", "standard_error"]
 
 _ENOUGH_CHAINS = 4
@@ -38,9 +40,9 @@ class Estimate:
         notes: what to be wary of; static.
     """
 
-    value: Any
-    se: Any
-    draws: Any = None
+    value: PyTree
+    se: PyTree
+    draws: PyTree = None
     stats: dict[str, Any] = field(default_factory=dict)
     info: RunInfo | None = field(default=None, metadata={"static": True})
     notes: tuple[str, ...] = field(default=(), metadata={"static": True})
@@ -48,7 +50,7 @@ class Estimate:
     @classmethod
     def of(
         cls,
-        draws: Any,
+        draws: PyTree,
         stats: Mapping[str, Any],
         info: RunInfo,
         notes: tuple[str, ...] = (),
@@ -95,7 +97,7 @@ class Estimate:
         """
         import xarray as xr
 
-        def named(tree: Any, prefix: str) -> dict[str, Any]:
+        def named(tree: PyTree, prefix: str) -> dict[str, Any]:
             leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
             return {
                 prefix + (jax.tree_util.keystr(path, simple=True, separator=".") or "value"): np.asarray(x)
@@ -174,7 +176,7 @@ def cautions(stats: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _rows(value: Any, se: Any, most: int = 12) -> list[str]:
+def _rows(value: PyTree, se: PyTree, most: int = 12) -> list[str]:
     rows = []
     errors = jax.tree_util.tree_leaves(se)
     for (path, x), e in zip(jax.tree_util.tree_flatten_with_path(value)[0], errors, strict=True):
@@ -188,7 +190,7 @@ def _rows(value: Any, se: Any, most: int = 12) -> list[str]:
     return rows
 
 
-def _over_chains(means: Any) -> Any:
+def _over_chains(means: PyTree) -> PyTree:
     return jax.tree_util.tree_map(lambda m: m.mean(0), means)
 
 
@@ -207,7 +209,7 @@ def standard_error(x: np.ndarray) -> np.ndarray:
     return np.asarray(errors, np.float64).reshape(x.shape[2:])
 
 
-def _jackknife(finish: Callable[[Any], Any], means: Any, value: Any) -> Any:
+def _jackknife(finish: Callable[[Any], Any], means: PyTree, value: PyTree) -> PyTree:
     chains = jax.tree_util.tree_leaves(means)[0].shape[0]
     if chains < _ENOUGH_CHAINS:
         return jax.tree_util.tree_map(lambda v: np.full(v.shape, np.nan), value)
@@ -216,7 +218,7 @@ def _jackknife(finish: Callable[[Any], Any], means: Any, value: Any) -> Any:
         rest = jax.tree_util.tree_map(lambda m, c=c: np.delete(m, c, 0).mean(0), means)
         left_out.append(jax.tree_util.tree_map(np.asarray, finish(rest)))
 
-    def spread(*parts: Any) -> Any:
+    def spread(*parts: np.ndarray) -> np.ndarray:
         x = np.stack(parts)
         return np.sqrt((chains - 1) / chains * ((x - x.mean(0)) ** 2).sum(0))
 

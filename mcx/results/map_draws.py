@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,16 @@ import numpy as np
 
 from mcx.ops.lru_cache import LRUCache
 
+if TYPE_CHECKING:
+    from mcx.types import PyTree
+
 __all__ = ["map_draws"]
 
 _BLOCK_BYTES = 64 * 2**20
 _CACHE: LRUCache[Any] = LRUCache()
 
 
-def map_draws(fn: Callable[[Any, Any], Any], data: Any, draws: Any, identity: Any) -> Any:
+def map_draws(fn: Callable[[Any, Any], Any], data: PyTree, draws: PyTree, identity: Hashable) -> PyTree:
     """``fn(data, draw)`` for draws of leading axes chain x draw; results leave the device block by block.
 
     Args:

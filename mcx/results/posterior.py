@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from mcx.run.driver import Run
+    from mcx.types import Key, PyTree
 
 __all__ = ["Posterior", "RunInfo", "fields_of"]
 
@@ -67,9 +68,9 @@ class RunInfo:
         method: Any,
         result: Run,
         *,
-        key: Any,
+        key: Key,
         coords: Mapping[str, Any],
-        dtype: Any,
+        dtype: object,
         settings: Mapping[str, Any] | None = None,
         num_nonfinite: int | None = None,
     ) -> RunInfo:
@@ -146,17 +147,17 @@ class Posterior:
     """
 
     draws: dict[str, Any]
-    unconstrained: Any
+    unconstrained: PyTree
     stats: dict[str, Any]
     warmup_stats: dict[str, Any]
     bound: BoundModel
     info: RunInfo = field(metadata={"static": True})
-    weights: Any = None
-    log_evidence: Any = None
-    log_evidence_se: Any = None
+    weights: PyTree = None
+    log_evidence: PyTree = None
+    log_evidence_se: PyTree = None
     smc_stats: dict[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> np.ndarray:
         return self.draws[name]
 
     @property

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,11 @@ from mcx.results.posterior import Posterior
 from mcx.results.predictions import Predictions
 from mcx.sites import SiteTable
 
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import KeyLike, PyTree
+
 __all__ = ["predict"]
 
 
@@ -24,7 +29,7 @@ def predict(
     posterior: Posterior | None,
     bound: BoundModel,
     *,
-    key: Any,
+    key: KeyLike,
     num_draws: int = 1000,
     resample: Sequence[str] = (),
 ) -> Predictions:
@@ -65,8 +70,8 @@ def predict(
     return Predictions(drawn, "prior" if posterior is None else "posterior", sites)
 
 
-def _forward(once: Any) -> Any:
-    def forward(data: Any, draw: Any) -> Any:
+def _forward(once: Callable[..., dict[str, Array]]) -> Callable[[PyTree, PyTree], dict[str, Array]]:
+    def forward(data: PyTree, draw: PyTree) -> dict[str, Array]:
         return once(data, draw["key"], draw["values"])
 
     return forward

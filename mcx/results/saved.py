@@ -17,6 +17,8 @@ from mcx.run.store import Store
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mcx.types import PyTree
+
 __all__ = ["Saved", "load"]
 
 _STEP = re.compile(r"\['((?:[^'\\]|\\.)*)'\]|\[(\d+)\]|\.(\w+)")
@@ -147,7 +149,7 @@ def _path(name: str) -> list[str]:
     return [next(g for g in found.groups() if g is not None) for found in _STEP.finditer(name)]
 
 
-def _sites(draws: Any) -> dict[str, Any]:
+def _sites(draws: PyTree) -> dict[str, Any]:
     """Draws by site: what :func:`mcx.infer` keeps is a pair of these and of the unconstrained point."""
     if isinstance(draws, np.ndarray):
         return {"value": draws}
@@ -155,7 +157,7 @@ def _sites(draws: Any) -> dict[str, Any]:
     return dict(draws["0"] if pair else draws)
 
 
-def _flat(tree: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+def _flat(tree: PyTree, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     """Leaves of nested dictionaries, their names joined by dots."""
     if isinstance(tree, np.ndarray):
         return [(prefix or "value", tree)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from mcx.errors import McxError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["StatisticalFailure", "check_mean", "key_for"]
 
@@ -29,10 +32,10 @@ def key_for(name: str) -> jax.Array:
 
 
 def check_mean(
-    draws: Any,
-    truth: Any,
+    draws: ArrayLike,
+    truth: ArrayLike,
     *,
-    delta: Any,
+    delta: ArrayLike,
     alpha: float = 1e-6,
     power: float = 0.99,
     independent: bool = False,

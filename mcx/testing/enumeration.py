@@ -8,7 +8,7 @@ simulation can only make likely: that a kernel leaves its target invariant, that
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ import numpy as np
 
 from mcx.testing.expand import KeyReuse, TooManyOutcomes, expand
 from mcx.testing.unroll import Compute, EnumerationError, Program, unroll
+
+if TYPE_CHECKING:
+    from mcx.types import PyTree
 
 __all__ = [
     "Enumeration",
@@ -41,10 +44,10 @@ class Enumeration(NamedTuple):
         probabilities: (L,) float64, sums to 1.
     """
 
-    outcomes: Any
+    outcomes: PyTree
     probabilities: np.ndarray
 
-    def mean(self, values: Any = None) -> Any:
+    def mean(self, values: PyTree = None) -> PyTree:
         """Exact expectations.
 
         Args:
@@ -58,7 +61,7 @@ class Enumeration(NamedTuple):
             self.outcomes if values is None else values,
         )
 
-    def law(self, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    def law(self, values: PyTree) -> tuple[np.ndarray, np.ndarray]:
         """Exact law of a function of the outcomes.
 
         Args:
@@ -74,7 +77,7 @@ class Enumeration(NamedTuple):
 
 def enumerate_outcomes(
     fn: Callable[..., Any],
-    *args: Any,
+    *args: PyTree,
     max_outcomes: int = 2**20,
     batch: int = 2**16,
     allow_other_draws: bool = False,

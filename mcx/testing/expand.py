@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ import numpy as np
 
 from mcx.ops.random import CHOOSE
 from mcx.testing.unroll import Choice, Compute, EnumerationError, Program
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
 
 __all__ = ["KeyReuse", "TooManyOutcomes", "expand"]
 
@@ -220,5 +223,5 @@ def _check_distinct(keys: list[tuple[Choice, np.ndarray]]) -> None:
             others.append(choice)
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: Array) -> bool:
     return bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))

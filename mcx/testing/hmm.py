@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mcx.errors import CapabilityError, DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["HMMResult", "PathLaw", "forward_backward", "path_law"]
 
@@ -48,7 +51,7 @@ class PathLaw(NamedTuple):
     probabilities: np.ndarray
 
 
-def forward_backward(initial: Any, transition: Any, log_likelihood: Any) -> HMMResult:
+def forward_backward(initial: ArrayLike, transition: ArrayLike, log_likelihood: ArrayLike) -> HMMResult:
     """Filter and smooth a hidden Markov model.
 
     Args:
@@ -89,7 +92,9 @@ def forward_backward(initial: Any, transition: Any, log_likelihood: Any) -> HMMR
     return HMMResult(float(log_increments.sum()), log_increments, filtered, smoothed, pairwise)
 
 
-def path_law(initial: Any, transition: Any, log_likelihood: Any, *, max_paths: int = 2**20) -> PathLaw:
+def path_law(
+    initial: ArrayLike, transition: ArrayLike, log_likelihood: ArrayLike, *, max_paths: int = 2**20
+) -> PathLaw:
     """List every path of a hidden Markov model with its posterior probability.
 
     Args:
@@ -121,7 +126,9 @@ def path_law(initial: Any, transition: Any, log_likelihood: Any, *, max_paths: i
     return PathLaw(float(top + math.log(p.sum())), paths, p / p.sum())
 
 
-def _model(initial: Any, transition: Any, log_likelihood: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _model(
+    initial: ArrayLike, transition: ArrayLike, log_likelihood: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     p0, P, log_g = (np.asarray(v, np.float64) for v in (initial, transition, log_likelihood))
     if log_g.ndim != 2 or not log_g.size:
         raise DataError("log_likelihood does not fit", expected="(T, K)", found=str(log_g.shape))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.testing.check import StatisticalFailure, check_mean
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from mcx.types import Key
 
 __all__ = ["check_resampling"]
 
@@ -33,7 +38,7 @@ CASES = {
 
 def check_resampling(
     resampling: Callable[[Any, Any, int], Any],
-    key: Any,
+    key: Key,
     *,
     alpha: float = 1e-6,
     any_num: bool = True,
@@ -69,7 +74,7 @@ def check_resampling(
         runs += [(f"{num} offspring of 5", UNEVEN, num) for num in (3, 11)]
     programs: dict[int, Callable[[Any, Any], Any]] = {}
 
-    def draw(key: Any, log_w: Any, num: int) -> np.ndarray:
+    def draw(key: Key, log_w: ArrayLike, num: int) -> np.ndarray:
         if num not in programs:
             programs[num] = jax.jit(jax.vmap(lambda key, log_w: resampling(key, log_w, num), (0, None)))
         keys = jax.random.split(key, num_replicates)

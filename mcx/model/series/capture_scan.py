@@ -6,7 +6,7 @@ With ``capture.py`` it holds all that touches NumPyro's private parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from numpyro.ops.pytree import PytreeTrace
 
 from mcx.errors import CapabilityError
 from mcx.model.capture import SiteTrace, SubmodelScope, is_factor, is_scan, unconstrained_prototype
+
+if TYPE_CHECKING:
+    from mcx.types import PyTree
 
 __all__ = ["ScanStatement", "run_body", "scans_taken"]
 
@@ -36,14 +39,14 @@ class ScanStatement(NamedTuple):
     """
 
     body: Callable[..., Any]
-    init: Any
-    xs: Any
+    init: PyTree
+    xs: PyTree
     length: int
     reverse: bool
     history: int
     prefix: str
     latent: tuple[str, ...]
-    carry: Any
+    carry: PyTree
     given: tuple[tuple[str, Any], ...]
     handlers: tuple[str, ...]
 
@@ -121,7 +124,7 @@ def _scan_shapes(msg: dict[str, Any]) -> tuple[Any, list[str]]:
         "substitute_stack": [*msg["kwargs"]["substitute_stack"], ("substitute", unconstrained_prototype)],
     }
 
-    def run() -> Any:
+    def run() -> PyTree:
         with numpyro.handlers.block():
             (_, _, carry), (trace, ys) = msg["fn"](*msg["args"], **kwargs)
         for name, site in trace.trace.items():
@@ -175,7 +178,7 @@ class _Body(primitives.Messenger):
 
 
 def run_body(
-    scan: ScanStatement, carry: Any, x: Any, assign: Callable[[str, dict[str, Any]], Any]
+    scan: ScanStatement, carry: PyTree, x: PyTree, assign: Callable[[str, dict[str, Any]], Any]
 ) -> tuple[Any, SiteTrace]:
     """Run the body of a scan for one step.
 

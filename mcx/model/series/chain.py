@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from mcx.model.series.capture_scan import scans_taken
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.types import Key, PyTree, Scalar
 
 __all__ = [
     "Chain",
@@ -64,7 +67,7 @@ class Chain(Protocol):
     no_forecast: str
     examples: dict[str, tuple[Any, ...]]
 
-    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
+    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
         """One time's functions by role, closing over what the parameters determine.
 
         initial: ``(particle_key, u)``; transition: ``(particle_key, x_prev, u)``; potential_0 and density_0:
@@ -75,31 +78,31 @@ class Chain(Protocol):
         """
         ...
 
-    def series(self, data: Any) -> dict[str, Any]:
+    def series(self, data: PyTree) -> dict[str, Any]:
         """What changes with time, (T, ...) each: inputs ``u``, observations ``y`` and masks ``missing``."""
         ...
 
-    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
         """Support of each parameter's site, given the others."""
         ...
 
-    def states(self, x: Any) -> dict[str, Any]:
+    def states(self, x: PyTree) -> dict[str, Any]:
         """Values of a particle by site."""
         ...
 
-    def view(self, x: Any) -> Any:
+    def view(self, x: PyTree) -> PyTree:
         """A particle as the program's own functions see the state."""
         ...
 
-    def path_values(self, path: Any) -> dict[str, Any]:
+    def path_values(self, path: PyTree) -> dict[str, Any]:
         """Values of a path by site, those of ``start_names`` included."""
         ...
 
-    def path_of(self, values: Mapping[str, Any]) -> Any:
+    def path_of(self, values: Mapping[str, Any]) -> PyTree:
         """The path with these values, where its particles hold nothing else."""
         ...
 
-    def observed(self, u: Any) -> dict[str, Any]:
+    def observed(self, u: PyTree) -> dict[str, Any]:
         """Observations among the series, by site."""
         ...
 
@@ -116,42 +119,42 @@ class ChainCode:
         self.series = jax.jit(chain.series)
         self.valid = jax.jit(self._valid)
 
-    def prepare(self, data: Any, params: Any) -> Any:
+    def prepare(self, data: PyTree, params: PyTree) -> PyTree:
         """The context: constants of every function."""
         strong = {k: jnp.asarray(v, jnp.result_type(v)) for k, v in dict(params or {}).items()}
         return self.contexts(data, strong)
 
-    def initial(self, particle_key: ParticleKey, ctx: Any, u: Any) -> Any:
+    def initial(self, particle_key: ParticleKey, ctx: PyTree, u: PyTree) -> PyTree:
         """A draw of x_0."""
         return self.code["initial"](ctx["initial"], particle_key, u)
 
-    def transition(self, particle_key: ParticleKey, ctx: Any, x_prev: Any, u: Any) -> Any:
+    def transition(self, particle_key: ParticleKey, ctx: PyTree, x_prev: PyTree, u: PyTree) -> PyTree:
         """A draw of x_t given x_{t-1}."""
         return self.code["transition"](ctx["transition"], particle_key, x_prev, u)
 
-    def log_potential(self, ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
+    def log_potential(self, ctx: PyTree, x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
         """Log density of the observations of one time."""
         if x_prev is None:
             return self.code["potential_0"](ctx["potential_0"], x, u)
         return self.code["potential"](ctx["potential"], x_prev, x, u)
 
-    def log_transition(self, ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
+    def log_transition(self, ctx: PyTree, x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
         """Log density of x_t given x_{t-1}."""
         return self.code["density"](ctx["density"], x_prev, x, u)
 
-    def log_transition_bound(self, ctx: Any, x_prev: Any, u: Any) -> Any:
+    def log_transition_bound(self, ctx: PyTree, x_prev: PyTree, u: PyTree) -> Scalar:
         """Largest log density of x_t given x_{t-1}."""
         return self.code["transition_bound"](ctx["transition_bound"], x_prev, u)
 
-    def log_initial(self, ctx: Any, x: Any, u: Any) -> Any:
+    def log_initial(self, ctx: PyTree, x: PyTree, u: PyTree) -> Scalar:
         """Log density of x_0."""
         return self.code["density_0"](ctx["density_0"], x, u)
 
-    def log_lookahead(self, ctx: Any, x: Any, u_next: Any) -> Any:
+    def log_lookahead(self, ctx: PyTree, x: PyTree, u_next: PyTree) -> Scalar:
         """How promising a particle is for the next observation."""
         return self.code["lookahead"](ctx["lookahead"], x, u_next)
 
-    def path_of(self, ctx: Any, values: Mapping[str, Any], inputs: Any) -> Any:
+    def path_of(self, ctx: PyTree, values: Mapping[str, Any], inputs: PyTree) -> PyTree:
         """The path with these values by site; what else its particles hold is computed from the context."""
         if "place" not in self.code:
             return self.chain.path_of(values)
@@ -163,14 +166,14 @@ class ChainCode:
         start = {site: values[site] for site in self.chain.start_names}
         x0 = self.code["place_0"](ctx["place_0"], {**first[0], **start}, first[1])
 
-        def step(x_prev: Any, now: Any) -> tuple[Any, Any]:
+        def step(x_prev: PyTree, now: PyTree) -> tuple[Any, Any]:
             x = self.code["place"](ctx["place"], x_prev, *now)
             return x, x
 
         _, later = jax.lax.scan(step, x0, rest)
         return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
-    def observe(self, key: Any, ctx: Any, x: Any, u: Any) -> dict[str, Any]:
+    def observe(self, key: Key, ctx: PyTree, x: PyTree, u: PyTree) -> dict[str, Any]:
         """A draw of the observations of one time."""
         if self.chain.no_forecast:
             raise CapabilityError(
@@ -182,7 +185,7 @@ class ChainCode:
         drawn: dict[str, Any] = self.code["observe"](ctx["observe"], key, x, u)
         return drawn
 
-    def _contexts(self, data: Any, params: Any) -> dict[str, Any]:
+    def _contexts(self, data: PyTree, params: PyTree) -> dict[str, Any]:
         consts = {}
         for role, fn in self.chain.functions(data, params).items():
             code, consts[role] = convert_closure(fn, *self.chain.examples[role])
@@ -197,7 +200,7 @@ class ChainCode:
                 )
         return consts
 
-    def _valid(self, data: Any, params: Any) -> dict[str, Any]:
+    def _valid(self, data: PyTree, params: PyTree) -> dict[str, Any]:
         """Whether each parameter lies in its site's support."""
         return {
             k: jnp.asarray(True) if s is None else jnp.all(s(jnp.asarray(params[k])))
@@ -207,7 +210,7 @@ class ChainCode:
 
 def run_program(
     target: Target,
-    data: Any,
+    data: PyTree,
     params: Mapping[str, Any],
     draw: Callable[[dict[str, Any]], Any] | None = None,
     scans: scans_taken | None = None,
@@ -226,7 +229,7 @@ def run_program(
         The recorded sites.
     """
 
-    def value(site: dict[str, Any]) -> Any:
+    def value(site: dict[str, Any]) -> PyTree:
         if site["type"] == "sample" and site["name"] in params:
             return params[site["name"]]
         if site["value"] is not None:
@@ -236,7 +239,7 @@ def run_program(
 
     run = target.functions.run(data)
 
-    def program() -> Any:
+    def program() -> PyTree:
         with nullcontext() if scans is None else scans:
             return run()
 

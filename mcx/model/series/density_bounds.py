@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from mcx.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
 
 __all__ = ["has_peak", "log_transition_bound"]
 
@@ -16,12 +19,12 @@ __all__ = ["has_peak", "log_transition_bound"]
 # NaN stands for a pole
 
 
-def _gamma_mode(fn: Any) -> Any:
+def _gamma_mode(fn: Any) -> Array:
     c = fn.concentration
     return jnp.where(c < 1, jnp.nan, jnp.maximum((c - 1) / fn.rate, _tiny(c)))
 
 
-def _beta_mode(fn: Any) -> Any:
+def _beta_mode(fn: Any) -> Array:
     a, b = fn.concentration1, fn.concentration0
     inside = (a - 1) / jnp.where(a + b == 2, 1.0, a + b - 2)
     end = jnp.finfo(inside.dtype).eps
@@ -29,12 +32,12 @@ def _beta_mode(fn: Any) -> Any:
     return jnp.where(pole, jnp.nan, jnp.where(a + b == 2, 0.5, jnp.clip(inside, end, 1 - end)))
 
 
-def _tiny(x: Any) -> Any:
+def _tiny(x: Array) -> Array:
     """The end of the support at 0, to which 0 itself does not belong."""
     return jnp.full(jnp.shape(x), jnp.finfo(jnp.result_type(x)).tiny)
 
 
-def _truncated_mode(fn: Any) -> Any:
+def _truncated_mode(fn: Any) -> Array:
     low, high = getattr(fn, "low", -jnp.inf), getattr(fn, "high", jnp.inf)
     return jnp.clip(fn.base_dist.loc, low, high)
 
@@ -76,7 +79,7 @@ def has_peak(fn: Any) -> bool:
     return type(fn) in _MODES
 
 
-def log_transition_bound(fn: Any) -> Any:
+def log_transition_bound(fn: Any) -> Array:
     """Largest log density of a distribution; of independent entries, summed.
 
     Args:
@@ -91,7 +94,7 @@ def log_transition_bound(fn: Any) -> Any:
     return jnp.sum(_entries(fn))
 
 
-def _entries(fn: Any) -> Any:
+def _entries(fn: Any) -> Array:
     """Largest log density of every entry of the batch."""
     if isinstance(fn, dist.Independent):
         inner = _entries(fn.base_dist)

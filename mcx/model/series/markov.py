@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,11 @@ import numpyro
 from mcx.errors import ModelError
 from mcx.model.capture import active_plates, inside_model, scope_prefix
 from mcx.model.path_law import Emission, PathComponent, PathLaw, bare, components
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import PyTree
 
 __all__ = ["MarkovBlock", "collect_blocks", "markov"]
 
@@ -64,14 +69,14 @@ def markov(
     initial: Callable[..., Any],
     transition: Callable[..., Any],
     emission: Callable[..., Any] | None = None,
-    obs: Any = None,
-    inputs: Any = None,
-    missing: Any = None,
+    obs: PyTree = None,
+    inputs: PyTree = None,
+    missing: PyTree = None,
     length: int | None = None,
     proposal: Callable[..., Any] | None = None,
     initial_proposal: Callable[..., Any] | None = None,
     lookahead: Callable[..., Any] | None = None,
-) -> Any:
+) -> PyTree:
     """A Markov chain x_0, ..., x_{T-1} with observations y_0, ..., y_{T-1}; y_t belongs to x_t.
 
     The functions return a distribution, or a dictionary of them for a structured state (independent given the
@@ -161,13 +166,18 @@ def _laws(fn: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     return lambda *args: components(fn(*args))
 
 
-def _by_key(values: Any) -> dict[str, Any]:
+def _by_key(values: PyTree) -> dict[str, Any]:
     if values is None:
         return {}
     return dict(values) if isinstance(values, Mapping) else {"": values}
 
 
-def _check_keys(name: str, observations: Any, masks: Any, emission: Any) -> None:
+def _check_keys(
+    name: str,
+    observations: Mapping[str, Array],
+    masks: Mapping[str, Array],
+    emission: Callable[..., Any] | None,
+) -> None:
     if observations and emission is None:
         raise ModelError(
             "there are observations but no emission", site=name, remedy="give emission=lambda x, u: ..."
@@ -195,7 +205,7 @@ def _check_emission(name: str, laws: dict[str, Any], observations: dict[str, Any
         )
 
 
-def _length(name: str, observations: dict[str, Any], inputs: Any, length: int | None) -> int:
+def _length(name: str, observations: dict[str, Any], inputs: PyTree, length: int | None) -> int:
     """T, on which everything that tells it has to agree."""
     told: dict[str, int] = {}
     for key, value in observations.items():

@@ -8,8 +8,8 @@ inputs are observations) is read from one abstract run, see :mod:`mcx.model.seri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,12 @@ from mcx.model.series.chain import Functions, latent_shapes, run_program
 from mcx.model.series.scan_analysis import ScanFacts, analyse
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
 from mcx.target import Target
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+    from numpyro.distributions import Distribution
+
+    from mcx.types import Key, PyTree, Scalar
 
 __all__ = ["ScanChain", "refuse_missing"]
 
@@ -78,33 +84,33 @@ class ScanChain:
             "observe": (key, x, u),
         }
 
-    def states(self, x: Any) -> dict[str, Any]:
+    def states(self, x: PyTree) -> dict[str, Any]:
         """See :class:`~mcx.model.series.chain.Chain`."""
         return dict(x["sites"])
 
-    def view(self, x: Any) -> Any:
+    def view(self, x: PyTree) -> PyTree:
         """See :class:`~mcx.model.series.chain.Chain`."""
         return self.states(x)
 
-    def path_values(self, path: Any) -> dict[str, Any]:
+    def path_values(self, path: PyTree) -> dict[str, Any]:
         """See :class:`~mcx.model.series.chain.Chain`."""
         return {**path["sites"], **{site: x[0] for site, x in path["start"].items()}}
 
-    def path_of(self, values: Mapping[str, Any]) -> Any:
+    def path_of(self, values: Mapping[str, Any]) -> PyTree:
         """See :class:`~mcx.model.series.chain.Chain`."""
         sites = {site: values[site] for site in self.state_names}
         return {"sites": sites, "carry": (), "before": (), "start": {}}
 
-    def observed(self, u: Any) -> dict[str, Any]:
+    def observed(self, u: PyTree) -> dict[str, Any]:
         """See :class:`~mcx.model.series.chain.Chain`."""
         return {site: u["y"][key] for site, key in self._keys.items()}
 
-    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`~mcx.model.series.chain.Chain`."""
         sites = run_program(self.target, data, params, scans=scans_taken())
         return {k: sites[k]["fn"].support for k in params}
 
-    def series(self, data: Any) -> dict[str, Any]:
+    def series(self, data: PyTree) -> dict[str, Any]:
         """See :class:`~mcx.model.series.chain.Chain`; one observed site alone has the key ``""``."""
         sites = run_program(self.target, data, {})
         inputs = [
@@ -119,65 +125,67 @@ class ScanChain:
             "missing": {},
         }
 
-    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
+    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
         """See :class:`~mcx.model.series.chain.Chain`."""
         scan = self._read(data, params)
 
         def step(
-            particle_key: ParticleKey, carry: Any, u: Any, start: Mapping[str, Any] | None = None
+            particle_key: ParticleKey, carry: PyTree, u: PyTree, start: Mapping[str, Any] | None = None
         ) -> dict[str, Any]:
             """Draw the step's latent sites."""
             values: dict[str, Any] = {}
 
-            def draw_site(name: str, msg: dict[str, Any]) -> Any:
+            def draw_site(name: str, msg: dict[str, Any]) -> Array:
                 values[name] = _strong(draw(of_site(particle_key, len(values)), _law(msg)))
                 return values[name]
 
             new, _ = self._run(scan, carry, u, draw_site)
             return self._particle(carry, values, new, start)
 
-        def initial(particle_key: ParticleKey, u: Any) -> Any:
+        def initial(particle_key: ParticleKey, u: PyTree) -> PyTree:
             if not self.facts.initial_sites:
                 return step(particle_key, self._cast(scan.init), u)
             init, start = self._drawn(data, params, particle_key)
             return step(particle_key, self._cast(init), u, start)
 
-        def place_0(values: Mapping[str, Any], u: Any) -> Any:
+        def place_0(values: Mapping[str, Any], u: PyTree) -> PyTree:
             first = self._read(data, {**params, **{k: values[k] for k in self.start_names}})
             return placed(self._cast(first.init), values, u, values)
 
-        def place(x_prev: Any, values: Mapping[str, Any], u: Any) -> Any:
+        def place(x_prev: PyTree, values: Mapping[str, Any], u: PyTree) -> PyTree:
             return placed(self._carry(x_prev), values, u)
 
-        def placed(carry: Any, values: Any, u: Any, start: Mapping[str, Any] | None = None) -> Any:
+        def placed(
+            carry: PyTree, values: PyTree, u: PyTree, start: Mapping[str, Any] | None = None
+        ) -> PyTree:
             new, _ = self._run(scan, carry, u, lambda name, msg: values[name])
             return self._particle(carry, {k: values[k] for k in self.state_names}, new, start)
 
-        def transition(particle_key: ParticleKey, x_prev: Any, u: Any) -> Any:
+        def transition(particle_key: ParticleKey, x_prev: PyTree, u: PyTree) -> PyTree:
             return step(particle_key, self._carry(x_prev), u)
 
-        def likelihood(carry: Any, x: Any, u: Any) -> Any:
+        def likelihood(carry: PyTree, x: PyTree, u: PyTree) -> Scalar:
             _, sites = self._given(scan, carry, x, u)
             return total([jnp.sum(site_log_prob(s)) for n, s in sites.items() if n not in self.state_names])
 
-        def potential_0(x: Any, u: Any) -> Any:
+        def potential_0(x: PyTree, u: PyTree) -> Scalar:
             return likelihood(self._before(x), x, u)
 
-        def potential(x_prev: Any, x: Any, u: Any) -> Any:
+        def potential(x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
             return likelihood(self._carry(x_prev), x, u)
 
-        def density(x_prev: Any, x: Any, u: Any) -> Any:
+        def density(x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
             _, sites = self._given(scan, self._carry(x_prev), x, u)
             return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
 
-        def density_0(x: Any, u: Any) -> Any:
+        def density_0(x: PyTree, u: PyTree) -> Scalar:
             _, sites = self._given(scan, self._cast(scan.init), x, u)
             return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
 
-        def observe(key: Any, x: Any, u: Any) -> dict[str, Any]:
+        def observe(key: Key, x: PyTree, u: PyTree) -> dict[str, Any]:
             drawn: dict[str, Any] = {}
 
-            def value(name: str, msg: dict[str, Any]) -> Any:
+            def value(name: str, msg: dict[str, Any]) -> Array | None:
                 if name in x["sites"]:
                     return x["sites"][name]
                 drawn[name] = _law(msg).sample(jax.random.fold_in(key, len(drawn)))
@@ -200,20 +208,20 @@ class ScanChain:
 
     # reading the program -------------------------------------------------------------------------
 
-    def _read(self, data: Any, params: Mapping[str, Any], draw: Any = None) -> ScanStatement:
+    def _read(self, data: PyTree, params: Mapping[str, Any], draw: Any = None) -> ScanStatement:
         taken = scans_taken()
         run_program(self.target, data, params, draw, taken)
         return taken.scans[self.facts.number]
 
     def _drawn(
-        self, data: Any, params: Mapping[str, Any], particle_key: ParticleKey
+        self, data: PyTree, params: Mapping[str, Any], particle_key: ParticleKey
     ) -> tuple[Any, dict[str, Any]]:
         """The scan's initial carry with draws for the sites that reach it, and these draws."""
         first = len(self.state_names)
         numbers = {name: first + i for i, name in enumerate(self.facts.initial_sites)}
         drawn: dict[str, Any] = {}
 
-        def draw_site(msg: dict[str, Any]) -> Any:
+        def draw_site(msg: dict[str, Any]) -> Array | None:
             number = numbers.get(msg["name"]) if msg["type"] == "sample" else None
             if number is None:
                 return None
@@ -222,13 +230,13 @@ class ScanChain:
 
         return self._read(data, params, draw_site).init, drawn
 
-    def _example(self, data: Any, u: Any) -> Any:
+    def _example(self, data: PyTree, u: PyTree) -> PyTree:
         """A particle."""
         scan = self._read(data, {})
         carry = self._cast(scan.init)
         values = {}
 
-        def zeros(name: str, msg: dict[str, Any]) -> Any:
+        def zeros(name: str, msg: dict[str, Any]) -> Array:
             values[name] = _strong(jnp.asarray(_law(msg).sample(jax.random.key(0))))
             return values[name]
 
@@ -238,20 +246,22 @@ class ScanChain:
 
     # running the body ----------------------------------------------------------------------------
 
-    def _run(self, scan: ScanStatement, carry: Any, u: Any, latent: Any) -> tuple[Any, SiteTrace]:
+    def _run(
+        self, scan: ScanStatement, carry: PyTree, u: PyTree, latent: Callable[[str, dict[str, Any]], Array]
+    ) -> tuple[Any, SiteTrace]:
         """One step, given the observations."""
 
-        def value(name: str, msg: dict[str, Any]) -> Any:
+        def value(name: str, msg: dict[str, Any]) -> Array | None:
             if name in self.state_names:
                 return latent(name, msg)
             return observation(msg, u["y"][self._keys[name]])
 
         return run_body(scan, carry, self._inputs(u), value)
 
-    def _given(self, scan: ScanStatement, carry: Any, x: Any, u: Any) -> tuple[Any, SiteTrace]:
+    def _given(self, scan: ScanStatement, carry: PyTree, x: PyTree, u: PyTree) -> tuple[Any, SiteTrace]:
         return self._run(scan, carry, u, lambda name, msg: x["sites"][name])
 
-    def _inputs(self, u: Any) -> Any:
+    def _inputs(self, u: PyTree) -> PyTree:
         """The body's second argument; nothing looks at observations in it, their sites have them already."""
         given = iter(jax.tree_util.tree_leaves(u["u"]))
         leaves = [
@@ -260,12 +270,12 @@ class ScanChain:
         ]
         return jax.tree_util.tree_unflatten(self.facts.inputs_tree, leaves)
 
-    def _cast(self, carry: Any) -> Any:
+    def _cast(self, carry: PyTree) -> PyTree:
         """An initial carry with the dtypes of the later ones; numbers of Python have weak ones."""
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), carry, self.facts.carry)
 
     def _particle(
-        self, before: Any, values: dict[str, Any], new: Any, start: Mapping[str, Any] | None = None
+        self, before: PyTree, values: dict[str, Any], new: PyTree, start: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         old, leaves = jax.tree_util.tree_leaves(before), jax.tree_util.tree_leaves(new)
         shapes = latent_shapes(self.target)
@@ -281,13 +291,13 @@ class ScanChain:
             "before": tuple(old[i] for i in self.facts.kept_before),
         }
 
-    def _carry(self, x: Any) -> Any:
+    def _carry(self, x: PyTree) -> PyTree:
         """The new carry of a particle."""
         own = iter(x["carry"])
         leaves = [next(own) if site is None else x["sites"][site] for site in self.facts.aliases]
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(self.facts.carry), leaves)
 
-    def _before(self, x: Any) -> Any:
+    def _before(self, x: PyTree) -> PyTree:
         """The carry before a particle's step, as far as observations depend on it."""
         shapes, tree = jax.tree_util.tree_flatten(self.facts.carry)
         leaves = [jnp.zeros(s.shape, s.dtype) for s in shapes]
@@ -296,24 +306,24 @@ class ScanChain:
         return jax.tree_util.tree_unflatten(tree, leaves)
 
 
-def observation(msg: dict[str, Any], value: Any) -> Any:
+def observation(msg: dict[str, Any], value: Array) -> Array:
     """An observed value, as the site would have it: the series may have got axes of size one."""
     msg["is_observed"] = True
     raw = msg["value"]
     return value if raw is None else jnp.reshape(value, jnp.shape(raw)).astype(jnp.result_type(raw))
 
 
-def _law(msg: dict[str, Any]) -> Any:
+def _law(msg: dict[str, Any]) -> Distribution:
     """The distribution of a site's value, with its sample shape."""
     shape = tuple(msg["kwargs"].get("sample_shape", ()))
     return msg["fn"].expand(shape + tuple(msg["fn"].batch_shape)) if shape else msg["fn"]
 
 
-def _strong(x: Any) -> Any:
+def _strong(x: PyTree) -> Array:
     return jnp.asarray(x, jnp.result_type(x))
 
 
-def refuse_missing(chain: ScanChain, series: Any) -> None:
+def refuse_missing(chain: ScanChain, series: PyTree) -> None:
     """Raise if an observation is NaN.
 
     Raises:

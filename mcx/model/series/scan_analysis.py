@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,11 @@ from mcx.model.series.chain import latent_shapes, refuse_dependent_series, run_p
 from mcx.model.series.scan_refusals import refuse_likelihood_outside, refuse_statement
 from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import PyTree
 
 __all__ = ["ScanFacts", "analyse"]
 
@@ -50,12 +55,12 @@ class ScanFacts:
     factors: tuple[str, ...]
     initial_sites: tuple[str, ...]
     params: tuple[str, ...]
-    carry: Any
+    carry: PyTree
     aliases: tuple[str | None, ...]
     kept_before: tuple[int, ...]
     input_shapes: tuple[Any, ...]
     needed_inputs: tuple[bool, ...]
-    inputs_tree: Any
+    inputs_tree: jax.tree_util.PyTreeDef
     no_density: str
     no_forecast: str
 
@@ -123,7 +128,7 @@ class _Look:
         self.target = target
         taken = scans_taken()
 
-        def run(data: Any) -> Any:
+        def run(data: PyTree) -> PyTree:
             run_program(target, data, {}, scans=taken)
             (self.number,) = [i for i, s in enumerate(taken.scans) if name in s.latent[:1]]
             self.scan: ScanStatement = taken.scans[self.number]
@@ -157,7 +162,7 @@ class _Look:
     def aliases(self) -> tuple[str | None, ...]:
         """For every leaf of the new carry, the latent site whose value it is."""
 
-        def step(carry: Any, inputs: Any, values: Any) -> Any:
+        def step(carry: PyTree, inputs: PyTree, values: PyTree) -> PyTree:
             scan = self._scan({}, {})[0]
             return self._run(scan, carry, inputs, values, values)[0]
 
@@ -215,20 +220,20 @@ class _Look:
         sites = run_program(self.target, self.target.data, params, scans=taken)
         return taken.scans[self.number], sites, [s for i, s in enumerate(taken.scans) if i != self.number]
 
-    def _start(self, scan: ScanStatement) -> Any:
+    def _start(self, scan: ScanStatement) -> PyTree:
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), scan.init, scan.carry)
 
     def _run(
         self,
         scan: ScanStatement,
-        carry: Any,
-        inputs: Any,
+        carry: PyTree,
+        inputs: PyTree,
         latent: Mapping[str, Any],
         observed: Mapping[str, Any],
     ) -> tuple[Any, Mapping[str, Any]]:
         """One step with given values; some value where there is none, observations as they are."""
 
-        def value(name: str, msg: dict[str, Any]) -> Any:
+        def value(name: str, msg: dict[str, Any]) -> Array | None:
             given = (latent if name in scan.latent else observed).get(name)
             if given is not None or msg["value"] is not None:
                 return given
@@ -237,11 +242,11 @@ class _Look:
         return run_body(scan, carry, inputs, value)
 
 
-def _contents(scan: ScanStatement) -> Any:
+def _contents(scan: ScanStatement) -> PyTree:
     """All that a scan is made of."""
 
-    def body(carry: Any, x: Any) -> Any:
-        def value(name: str, msg: dict[str, Any]) -> Any:
+    def body(carry: PyTree, x: PyTree) -> PyTree:
+        def value(name: str, msg: dict[str, Any]) -> Array | None:
             if msg["value"] is not None:
                 return None
             return msg["fn"].sample(jax.random.key(0), msg["kwargs"].get("sample_shape", ()))
@@ -322,7 +327,7 @@ def _clocks(look: _Look, found: dict[str, Any], drawn: _Deps) -> frozenset[int]:
         clocks -= moving
 
 
-def _is_deps(x: Any) -> bool:
+def _is_deps(x: PyTree) -> bool:
     return isinstance(x, frozenset)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ from mcx.model.series.markov_functions import MarkovChain
 from mcx.model.series.scan import ScanChain, refuse_missing
 from mcx.ops.lru_cache import LRUCache
 from mcx.target import FeynmanKac, StateSpace, Target
+
+if TYPE_CHECKING:
+    from mcx.types import PyTree
 
 __all__ = [
     "ChainData",
@@ -112,7 +115,7 @@ class ChainData(NamedTuple):
     spaces: state-space models by Markov block.
     """
 
-    model: Any
+    model: PyTree
     spaces: dict[str, StateSpace]
 
 
@@ -167,7 +170,7 @@ def _names(target: Target) -> dict[str, bool]:
 
     taken = scans_taken()
 
-    def run(data: Any) -> Any:
+    def run(data: PyTree) -> PyTree:
         run_program(target, data, {}, scans=taken)
         return 0
 

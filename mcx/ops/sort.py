@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
     from jaxtyping import Array
 
-__all__ = ["argsort", "merge_order", "sort", "unsort"]
+__all__ = ["argsort", "merge_order", "sort"]
 
 # Below this the call to Python costs more than XLA's sort. Programs that call Python cannot be kept in the
 # persistent compilation cache, which is one more reason to leave small sorts where they are.
@@ -89,22 +89,6 @@ def merge_order(a: Array, b: Array) -> Array:
     """
     both = jax.lax.stop_gradient(jnp.concatenate([a, b], -1))
     return _dispatch(both, host=_host_stable, xla=_xla_stable, dtype=np.int32)
-
-
-def unsort(x: Array, order: Array) -> Array:
-    """Undo a permutation of the last axis: ``y`` with ``y[order] = x``.
-
-    Args:
-        x: (..., n).
-        order: int32 (..., n), permutations.
-    """
-    flat_x, flat_order = x.reshape(-1, x.shape[-1]), order.reshape(-1, x.shape[-1])
-    rows = jnp.arange(flat_x.shape[0])[:, None]
-    return jnp.zeros_like(flat_x).at[rows, flat_order].set(flat_x, unique_indices=True).reshape(x.shape)
-
-
-def _take(x: Array, order: Array, axis: int) -> Array:
-    return jnp.take_along_axis(x, order, axis, mode="promise_in_bounds")
 
 
 def _along_last(x: ArrayLike, axis: int, fn: Callable[[Any], Any]) -> Array:

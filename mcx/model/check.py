@@ -1,4 +1,4 @@
-"""Look for mistakes in a model and its data before anything expensive runs."""
+"""Checks of a model and its data before anything expensive runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Report:
 
     Attributes:
         problems: errors that ``infer`` would raise, in the order of the sites.
-        notes: what is legal but worth knowing.
+        notes: findings that are legal but worth knowing.
         starts: per-site table of the trial starting points, as text.
     """
 
@@ -92,7 +92,7 @@ def check(bound: BoundProgram, key: Key) -> Report:
 
 
 def static_problems(sites: SiteTable) -> Iterator[ModelError]:
-    """Mistakes that show in the structure alone; costs nothing."""
+    """Mistakes that the structure alone shows; nothing is computed."""
     dims = {dim for s in sites for dim in s.dims}
     for site in sites:
         if site.kind != "plate":
@@ -127,7 +127,7 @@ def _name_problems(site: Site, dims: set[str]) -> Iterator[ModelError]:
 
 
 def _broadcast_problems(site: Site) -> Iterator[ModelError]:
-    """Find a value that broadcasting repeats along an axis nobody declared.
+    """Find a value that broadcasting repeats along an axis that no plate declares.
 
     Scoring one value several times is legal where a plate says so, and only if the value does not at the
     same time stretch the distribution along another axis.
@@ -287,7 +287,7 @@ def _no_start(trial: _Trial, sites: SiteTable) -> InitializationError:
 
 
 def refuse_data(target: Target) -> None:
-    """Raise what is wrong with the model's structure."""
+    """Raise if the model has no density, or if there is a mistake in its structure."""
     unfit = capability_error(target.sites)
     if unfit is not None:
         raise unfit
@@ -298,7 +298,8 @@ def refuse_data(target: Target) -> None:
 def refuse_unsupported(target: Target, positions: Array) -> None:
     """Raise if observed values lie outside of their support at every starting point.
 
-    Several densities are finite outside of their support (a half-normal at -1), so nothing else would tell.
+    Several densities are finite outside of their support (a half-normal at -1), so nothing else would show
+    it.
     """
     if all(s.support in ("real", "real_vector") for s in target.sites.of_kind("observed")):
         return

@@ -83,7 +83,7 @@ def compile_model(bound: BoundProgram) -> Target:
         DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.
     """
     compiled = _compiled(bound)
-    # JAX arrays, so that programs may index data by traced values outside of jit and in closures, too
+    # JAX arrays, so that programs may index data by traced values, outside of jit and in closures too
     data = () if compiled.closed is not None else jax.tree_util.tree_map(jnp.asarray, bound)
     return Target(data, compiled.functions, compiled.shapes, compiled.sites)
 
@@ -162,7 +162,7 @@ def _simulate(run: Callable[[Any], Any], data: PyTree, key: Key, values: Mapping
 
 
 def predict_once(bound: BoundProgram) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, Any]]:
-    """``(data, key, values) -> sites``: run forwards from given latent values; pure and jittable."""
+    """``(data, key, values) -> sites``: run forwards from values of latent sites; pure and jittable."""
     return _compiled(bound).simulate
 
 
@@ -190,7 +190,7 @@ def _log_joint(run: Callable[[Any], Any], data: PyTree, values: Mapping[str, Any
 
 
 def _term(site: Mapping[str, Any]) -> Array:
-    """Log density of a site; where it has none, what tells its law from others."""
+    """Log density of a site; where it has none, the number that stands in for it."""
     fn = capture.unwrapped(site["fn"])
     return fn.stand_in(site["value"]) if getattr(fn, "no_density", "") else site_log_prob(site)
 
@@ -227,7 +227,7 @@ def fingerprint_model(bound: BoundProgram) -> str:
 
 
 def observed_values(bound: BoundProgram) -> dict[str, Any]:
-    """Values of the observed sites, as the model sees them."""
+    """Values of the observed sites by name, with the shapes that the model gives them."""
     compiled = _compiled(bound)
     found = compiled.observed(_data(bound, compiled))
     return {s.name: found[s.name] for s in compiled.sites if s.name in found}

@@ -127,12 +127,12 @@ def total(terms: list[Any]) -> Scalar:
 
 
 def capability_error(sites: SiteTable) -> CapabilityError | None:
-    """What stops a density on continuous space, if anything does."""
+    """The reason why there is no density on continuous space, or None."""
     return space_error(sites) or density_error(sites)
 
 
 def density_error(sites: SiteTable) -> CapabilityError | None:
-    """What stops the joint density: a site whose law has none."""
+    """The reason why there is no joint density, that is a site without one, or None."""
     for site in sites:
         if site.no_density and site.observed:
             return CapabilityError(
@@ -153,7 +153,7 @@ def density_error(sites: SiteTable) -> CapabilityError | None:
 
 
 def space_error(sites: SiteTable) -> CapabilityError | None:
-    """What stops the map from continuous space to the sites' values, if anything does."""
+    """The reason why continuous space does not map to the sites' values, or None."""
     for site in sites:
         if site.kind == "discrete" and not site.discrete_support:
             return CapabilityError(
@@ -174,7 +174,7 @@ def space_error(sites: SiteTable) -> CapabilityError | None:
 
 
 def subsampling_error(site: Site) -> CapabilityError:
-    """What is wrong with a plate that takes a random part of its items."""
+    """The error about a plate that takes a random part of its items."""
     return CapabilityError(
         f"the plate takes {site.subsample_size} of {site.size} items at random, so the density is random",
         site=site.name,

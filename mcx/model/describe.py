@@ -1,4 +1,4 @@
-"""What a program consists of, read from one abstract run: no arithmetic happens."""
+"""The sites of a program, read from one abstract run in which nothing is computed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
 
 
 def _with_time(sites: list[Site]) -> tuple[Site, ...]:
-    """Name the time axis of chains and scans: "time", or after the site where another length has it."""
+    """Name the time axis of Markov blocks and scans "time"; a second length is named after its site."""
     lengths: dict[int, str] = {}
     named = []
     for site in sites:

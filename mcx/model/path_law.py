@@ -2,7 +2,7 @@
 
 To NumPyro a Markov block is one latent site for every component of the state, whose value is a path, and one
 observed site for every emission. Components of a structured state share one law: they are drawn together, and
-the density of one is given the others' values.
+the density of one is conditional on the values of the others.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def bare(values: dict[str, Any]) -> PyTree:
 
 
 def draw_components(particle_key: ParticleKey, laws: dict[str, Any]) -> dict[str, Any]:
-    """Draw every component, independently given the past."""
+    """Draw every component; they are independent given the past."""
     return {name: draw(of_site(particle_key, i), law) for i, (name, law) in enumerate(laws.items())}
 
 
@@ -92,7 +92,7 @@ class PathLaw:
             self._check_step()
 
     def _check_step(self) -> None:
-        """Raise unless the transition gives what the initial law gives."""
+        """Raise unless the transition gives states of the same structure as the initial law."""
         u = jax.tree_util.tree_map(lambda x: x[0], self.later_inputs)
         zeros = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.shapes.items()}
         laws = self.transition(bare(zeros), u)
@@ -127,9 +127,9 @@ class PathLaw:
         """Draw all paths, (T, ...) each, forwards in time; those in ``values`` stay as they are."""
         key_start, key_run = jax.random.split(key)
         one = jnp.zeros((), jnp.int32)
-        given = self.values
+        fixed = self.values
         x0 = self._cast(
-            draw_components(ParticleKey(key_start, one), self.start), {k: v[0] for k, v in given.items()}
+            draw_components(ParticleKey(key_start, one), self.start), {k: v[0] for k, v in fixed.items()}
         )
 
         def step(x: dict[str, Any], inputs: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -139,21 +139,21 @@ class PathLaw:
             return x, x
 
         times = jnp.arange(1, self.length, dtype=jnp.uint32)
-        later_given = {k: v[1:] for k, v in given.items()}
-        _, later = jax.lax.scan(step, x0, (times, self.later_inputs, later_given))
+        later_fixed = {k: v[1:] for k, v in fixed.items()}
+        _, later = jax.lax.scan(step, x0, (times, self.later_inputs, later_fixed))
         return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
-    def _cast(self, x: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        return {k: v.astype(self.shapes[k].dtype) for k, v in (x | given).items()}
+    def _cast(self, x: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.astype(self.shapes[k].dtype) for k, v in (x | fixed).items()}
 
     def draw(self, key: Key, component: str) -> Array:
-        """Draw one component's path; the others of the same draw wait for their turn."""
+        """Draw one component's path; those of the other components are kept until they are drawn."""
         if self.drawn is None:
             self.drawn = self.sample(key)
         return self.drawn[component]
 
     def settle(self, component: str, path: PyTree) -> None:
-        """Take note of a component's path: the one drawn, or one given from outside."""
+        """Record a component's path: the one drawn, or one assigned from outside."""
         self.values[component] = path
         if self.drawn is not None and self.drawn[component] is not path:
             self.drawn = None
@@ -175,13 +175,14 @@ class PathLaw:
 
 
 class PathComponent(dist.Distribution):
-    """Path of one component of a Markov chain's state; event shape (T, ...).
+    """The path of one component of a Markov block's state; event shape (T, ...).
 
-    ``log_prob`` is given the other components' paths: those in ``law.values`` at the time of the call.
+    ``log_prob`` is conditional on the other components' paths, those in ``law.values`` at the time of the
+    call.
     """
 
     arg_constraints: dict[str, Any] = {}
-    minds_support = True
+    checks_support = True
 
     def __init__(self, law: PathLaw, component: str) -> None:
         self.law, self.component = law, component
@@ -217,7 +218,7 @@ class Emission(dist.Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    minds_support = True
+    checks_support = True
 
     def __init__(
         self, laws: Laws, key: str, path: dict[str, Any], inputs: PyTree, missing: Array | None = None
@@ -255,7 +256,7 @@ class Emission(dist.Distribution):
         return jax.vmap(one)(self.path, self.inputs, value, self.missing)
 
     def unusable(self, value: Array) -> tuple[Array, Array]:
-        """Number of observations missing in part that have no density then; whether the rest is supported."""
+        """How many observations are missing in part and have no density; whether the rest is supported."""
         value = jnp.asarray(value)
 
         def one(x: PyTree, u: PyTree, y: Array, missing: Array | None) -> tuple[Array, Array]:
@@ -278,8 +279,8 @@ def masked_log_prob(law: Distribution, y: Array, missing: Array | None = None) -
         missing: mask of ``y``'s shape or of the law's batch shape, for integers; or None.
 
     Returns:
-        Log densities. A vector that is missing in part is summed over its independent components that are
-        there; with dependent components it is NaN (checked beforehand where the data are known).
+        Log densities. A vector that is missing in part is summed over those of its independent components
+        that were observed; with dependent components it is NaN (checked beforehand where data are known).
     """
     gone, filled = missing_filled(law, y, missing)
     return _log_prob(law, filled, gone)
@@ -305,7 +306,7 @@ def _log_prob(law: Distribution, y: Array, gone: Array) -> Array:
 
 
 def missing_filled(law: Distribution, y: Array, missing: Array | None) -> tuple[Any, Any]:
-    """What is missing, elementwise, and the observation with supported entries in its place."""
+    """Flags of the missing entries, and the observation with supported values in their place."""
     shape = law.shape()
     y = jnp.broadcast_to(y, jnp.broadcast_shapes(jnp.shape(y), shape))
     gone = jnp.isnan(y) if jnp.issubdtype(y.dtype, jnp.floating) else jnp.zeros(y.shape, bool)
@@ -318,7 +319,7 @@ def missing_filled(law: Distribution, y: Array, missing: Array | None) -> tuple[
 
 
 def _elementwise(support: Any) -> Any:
-    """A support with what declares its axes one event taken off."""
+    """The support of a single entry: without the declaration that its axes belong to one event."""
     while isinstance(support, dist.constraints.independent):
         support = support.base_constraint
     return support

@@ -1,8 +1,8 @@
-"""One batched draw for all particles, where a key of its own for every particle would be slow.
+"""Batched draws: one draw for all particles, because a key for each particle would be slow.
 
-Particle code is written for one particle and vectorised by ``vmap``. A :class:`ParticleKey` stands for "this
-step's key, and which particle I am". Under ``vmap`` over the particles' indices :func:`draw` sees all of them
-at once and draws the whole batch from one key.
+Particle code is written for one particle and vectorised by ``vmap``. A :class:`ParticleKey` holds the key of
+the step and the number of the particle. Under ``vmap`` over the particles' numbers :func:`draw` sees all of
+them at once, and draws the whole batch from one key.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def draw(particle_key: ParticleKey, distribution: Distribution) -> Array:
 
     Returns:
         One draw, of the distribution's shape. Under ``vmap`` over ``particle_key.index`` the batch comes from
-        ``fold_in(key, index[0])``, so two parts of one population do not repeat each other. Distributions
-        that cannot be batched so draw from a key of their own each, which gives the same law.
+        ``fold_in(key, index[0])``, so that two parts of one population do not repeat each other. For
+        distributions that cannot be batched in this way, each particle draws from a key of its own, which
+        gives the same law.
     """
     leaves, treedef = jax.tree_util.tree_flatten(distribution)
 
@@ -84,12 +85,12 @@ _Sampler = Callable[..., Any]  # (key, size, *leaves) -> (size, *shape)
 
 
 def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) -> _Sampler | None:
-    """The fastest way that draws all batch entries from one key, or None if there is none that is right.
+    """The fastest correct way to draw all batch entries from one key, or None if there is none.
 
     A distribution that is made of others (LogNormal, StudentT, mixtures, ...) may draw parts of it once for
-    all batch entries when only its own parameters are batched, and the shape would not tell. So a way is
-    right if it draws as many random numbers for the batch as it takes for as many batch entries, source by
-    source.
+    all batch entries when only its own parameters are batched, which the shape of the draw does not show. So
+    a way is correct if, source by source, it draws as many random numbers for the batch as single draws of
+    all entries take.
     """
 
     def make(leaves: PyTree) -> Distribution:
@@ -108,7 +109,7 @@ def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) 
     if not any(batched):
         return lambda key, size, *leaves: make(leaves).sample(key, (size,))
     if any(isinstance(part, ExpandedDistribution) for part in _parts(make(leaves))):
-        return None  # it lays the copies out before the batch entries, and so would mix the lanes up
+        return None  # it lays the copies out before the batch entries, and so would mix the entries up
     lone = [
         jax.ShapeDtypeStruct(jnp.shape(x)[b:], jnp.result_type(x))
         for x, b in zip(leaves, batched, strict=True)
@@ -120,7 +121,7 @@ def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) 
     try:
         dtype, shape, numbers = _trace(lambda key, *xs: make(xs).sample(key), lone)
     except Exception:
-        return None  # the same error comes again, and is told, where batch entries are drawn one by one
+        return None  # the error is raised again where batch entries are drawn one by one
     for sampler in (promoted, widened):
         try:
             found = _trace(partial(_probe, sampler), probes)
@@ -136,7 +137,7 @@ def _probe(sampler: _Sampler, key: Key, *leaves: PyTree) -> Array:
 
 
 def _parts(d: Distribution) -> Iterator[Any]:
-    """A distribution, and those that it is made of."""
+    """A distribution and those that it is made of."""
     yield d
     for value in vars(d).values():
         for part in value if isinstance(value, list | tuple) else (value,):
@@ -145,7 +146,7 @@ def _parts(d: Distribution) -> Iterator[Any]:
 
 
 def _widen(d: Distribution, size: int) -> Distribution:
-    """A distribution all of whose leaves have got a new first axis, with batch shapes that say so."""
+    """A distribution all of whose leaves have got a new first axis, with its batch shapes updated."""
     wide = copy.copy(d)
     for name, value in vars(d).items():
         if isinstance(value, Distribution):
@@ -157,7 +158,7 @@ def _widen(d: Distribution, size: int) -> Distribution:
 
 
 def _trace(fn: Callable[..., Any], leaves: PyTree) -> tuple[Any, tuple[int, ...], list[int]]:
-    """Dtype and shape of a draw, and how many random numbers each of its sources gives."""
+    """Dtype and shape of a draw, and the number of random numbers from each of its sources."""
     traced = jax.make_jaxpr(fn)(jax.eval_shape(lambda: jax.random.key(0)), *leaves)
     (out,) = traced.out_avals
     return out.dtype, tuple(out.shape), list(_random_numbers(traced.jaxpr, 1))

@@ -1,4 +1,4 @@
-"""``vmap`` a part of the axis at a time, where all of it at once would not fit into memory."""
+"""``vmap`` over a part of the axis at a time, where all of it at once would not fit into memory."""
 
 from __future__ import annotations
 

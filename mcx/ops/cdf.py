@@ -80,8 +80,8 @@ def ancestors_from_cumulative(counts_cumulative: Array, n: int) -> Array:
         n: number of offspring.
 
     Returns:
-        int32 ancestors (n,), sorted: i as often as it has offspring, never where it has none. Costs
-        O(m + n): no search, no sort.
+        Ancestors, int32 (n,), sorted; parent i appears as often as it has offspring. Costs O(m + n), without
+        a search or a sort.
     """
     # the ancestor of offspring k is the number of parents whose offspring all come before it. Adding them up
     # takes half the time, on CPU, of spreading each parent from its first slot by a running maximum

@@ -1,4 +1,4 @@
-"""Functions with their closed-over arrays made arguments."""
+"""Closure conversion: functions with the arrays that they close over as arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ConvertedClosure", "convert_closure"]
 
 
 class ConvertedClosure(NamedTuple):
-    """A traced function. Hashable by identity: it is code, without values.
+    """A traced function without the values it closes over. It compares, and hashes, by identity.
 
     ``call(consts, *args)`` runs it; ``avals`` are the shapes and dtypes of its constants.
     """
@@ -40,15 +40,15 @@ class ConvertedClosure(NamedTuple):
 
 
 def convert_closure(fn: Callable[..., Any], *args: PyTree) -> tuple[ConvertedClosure, tuple[Any, ...]]:
-    """Trace a function, and take out the arrays it closes over.
+    """Trace a function and take out the arrays that it closes over.
 
     Args:
         fn: the function.
         *args: examples of its arguments, or their shapes and dtypes.
 
     Returns:
-        The code, and its constants, traced values among them: what was closed over where ``fn`` was made. The
-        same program traced again gives the same constants in the same order, with their new values.
+        The code and its constants: the values, traced ones among them, that ``fn`` closes over. Tracing the
+        same program again gives the same constants in the same order, with their new values.
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     consts = tuple(closed.consts)

@@ -1,7 +1,8 @@
 """Sums over all chains of a run, from within one chain: across the vectorised axis and across devices.
 
-Results are the same for every chain, and JAX knows it: a loop bound computed from them stays one number
-under ``vmap``. Where an axis is not there (a chain on its own, a single device), nothing is pooled over it.
+Results are the same for every chain, and JAX knows it: a loop bound that is computed from them stays one
+number under ``vmap``. Where an axis does not exist (a single chain, a single device), nothing is pooled over
+it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MESH_AXIS", "VMAP_AXIS", "agreed", "every", "index", "mean", "size"]
 
-VMAP_AXIS = "mcx_lane"  # the vmap over the chains of a device
+VMAP_AXIS = "mcx_lane"  # the vmap over the chains of a device; checkpoints compare programs with this name
 MESH_AXIS = "chain"  # the mesh axis that chains are spread over
 
 
@@ -64,7 +65,7 @@ def mean(tree: PyTree) -> PyTree:
 
 
 def agreed(tree: PyTree) -> PyTree:
-    """What all chains hold alike, as one value; the largest where they differ."""
+    """A value that all chains share, as one value; the largest where they differ."""
     return _over_axes(jax.lax.pmax, tree)
 
 

@@ -28,7 +28,7 @@ def of_arrays(tree: PyTree) -> str:
 
 
 def of_code(traced: Any) -> str:
-    """SHA-256 of what ``jax.make_jaxpr`` gave: operations and constants."""
+    """SHA-256 of the result of ``jax.make_jaxpr``: operations and constants."""
     return of_text(f"{without_addresses(str(traced.jaxpr))} {of_arrays(list(traced.consts))}")
 
 
@@ -38,5 +38,5 @@ def of_text(text: str) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """A text without the places in memory of what it names."""
+    """A text without addresses in memory."""
     return re.sub(r" at 0x[0-9a-f]+|0x[0-9a-f]{6,}", "", text)

@@ -1,7 +1,7 @@
 """Weights kept as logarithms, and sums that keep the digits float32 drops.
 
-Two conventions hold throughout, for log weights anywhere in mcx: NaN counts as -inf, that is as weight zero
-(callers who want to know count them beforehand); and where some weights are +inf only those count, equally.
+Two conventions hold for log weights anywhere in mcx: NaN counts as -inf, that is as weight zero (callers who
+want to know count them beforehand); and where some weights are +inf, only those count, equally.
 Everything here is differentiable and can be vmapped, and no gradient is NaN because a weight is zero, or
 because all are.
 """
@@ -117,7 +117,7 @@ class Compensated(NamedTuple):
     """A running sum as two floats: their exact sum has about twice the digits of one."""
 
     total: Array  # the sum, rounded
-    carry: Array  # what rounding took off it, at most half an ulp of the total
+    carry: Array  # the rounding error, at most half an ulp of the total
 
 
 def compensated(x: ArrayLike) -> Compensated:

@@ -1,8 +1,8 @@
-"""The two functions through which every discrete draw of a particle method goes.
+"""The two functions by which particle methods make discrete draws.
 
-Each is a jitted function of a known name, so that its call stays visible in a traced program with all
-batch axes in front: :mod:`mcx.testing.enumeration` finds the calls there and tries every outcome, and thus
-enumerates the algorithm that is shipped, not a copy of it.
+Each is a jitted function of a known name, so that its call stays visible in a traced program, with all batch
+axes first. :mod:`mcx.testing.enumeration` finds these calls and tries every outcome, so that it enumerates
+the algorithm that is shipped, not a copy of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def choose(key: Key, log_w: Array, shape: tuple[int, ...] = ()) -> Array:
     Args:
         key: a typed key.
         log_w: log weights, (n,); unnormalised. Entries of -inf are never drawn; NaN counts as -inf. If all
-            are -inf, the draws are uniform: the caller has to look at the weights.
+            are -inf, the draws are uniform; callers that care have to look at the weights.
         shape: of the draws.
 
     Returns:

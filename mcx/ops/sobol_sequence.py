@@ -1,4 +1,4 @@
-"""Sobol' points, and what makes random points of them: each uniform, together evenly spread."""
+"""Sobol' points and their randomisation: each point is uniform, together they are evenly spread."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def sobol_bits(num: int, d: int) -> np.ndarray:
 
 
 def shifted(key: Key, bits: Array) -> Array:
-    """Points (n, d) moved by a random digital shift: each is uniform."""
+    """Points (n, d) moved by a random digital shift, which makes each of them uniform."""
     return bits ^ (jax.random.bits(key, (bits.shape[1],), jnp.uint32) >> (32 - BITS))
 
 
 def scrambled(key: Key, bits: Array) -> Array:
-    """Points (n, d) whose digits random triangular matrices mix, and then a random shift.
+    """Points (n, d) scrambled: random triangular matrices mix their digits, and a random shift follows.
 
     Each point is uniform; the first 2^m of a Sobol' sequence are as evenly spread as they were. Costs
     O(30 n d).
@@ -72,6 +72,6 @@ def scrambled(key: Key, bits: Array) -> Array:
 
 
 def uniforms(bits: Array, dtype: DTypeLike) -> Array:
-    """Numbers in (0, 1), neither 0 nor 1, of 30-bit integers: of their first 23 digits in float32."""
+    """Numbers strictly between 0 and 1 from 30-bit integers; float32 takes their first 23 digits."""
     kept = BITS if dtype == jnp.float64 else _FLOAT32_BITS
     return ((bits >> (BITS - kept)).astype(dtype) + 0.5) / 2.0**kept  # the half, too, is held exactly

@@ -44,15 +44,18 @@ def sort(x: ArrayLike, axis: int = -1) -> Array:
         axis: which axis.
 
     Returns:
-        Of ``x``'s shape. Differentiable in both modes: the derivative is the permutation, so that it costs
-        an :func:`argsort`.
+        The sorted array, of ``x``'s shape. It is differentiable in both modes; the derivative is the
+        permutation, so that it costs an :func:`argsort`.
 
-    On CPU arrays of 2^15 entries or more are handed to NumPy, whose sort uses the vector units; large ones
-    are shared among the cores. Set the environment variable ``MCX_SORT=xla`` before the first call where a
-    program must not call Python: to export it, or to keep it in the persistent compilation cache;
-    ``MCX_SORT=host`` hands over every sort. Inside ``vmap`` the size of one lane counts. A program that XLA
-    partitions over devices by itself brings all entries to one of them for the call; within ``shard_map``
-    each sorts its own. Subnormal numbers may come back as zeros.
+    Raises:
+        MethodError: if the environment variable ``MCX_SORT`` has an unknown value.
+
+    On CPU, arrays of 2^15 entries or more are handed to NumPy, whose sort uses the vector units; large ones
+    are shared among the cores. Set ``MCX_SORT=xla`` before the first call where a program must not call
+    Python: to export it, or to keep it in the persistent compilation cache. ``MCX_SORT=host`` hands over
+    every sort. Under ``vmap`` the size of one batch entry counts. A program that XLA partitions over devices
+    by itself brings all entries to one of them for the call; within ``shard_map`` each device sorts its own.
+    Subnormal numbers may come back as zeros.
     """
     return _along_last(x, axis, functools.partial(_dispatch, host=_host_sort, xla=_xla_sort))
 
@@ -68,8 +71,8 @@ def argsort(x: ArrayLike, axis: int = -1) -> Array:
     """The permutation that sorts; see :func:`sort`.
 
     Returns:
-        int32, of ``x``'s shape. Equal entries come in any order, which may differ between devices. It has no
-        derivative.
+        The permutation, int32, of ``x``'s shape. Equal entries come in any order, which may differ between
+        devices. It has no derivative.
     """
     x = jax.lax.stop_gradient(jnp.asarray(x))
     run = functools.partial(_dispatch, host=_host_argsort, xla=_xla_argsort, dtype=np.int32)
@@ -84,11 +87,15 @@ def merge_order(a: Array, b: Array) -> Array:
         b: (..., m), likewise; leading axes are those of ``a``.
 
     Returns:
-        int32 (..., n + m): where ``concatenate([a, b], -1)`` is sorted; entries of ``a`` before equal ones of
-        ``b``. On CPU it costs O(n + m) instead of a sort. It has no derivative.
+        The permutation that sorts ``concatenate([a, b], -1)``, int32 (..., n + m), with entries of ``a``
+        before equal ones of ``b``. On CPU it costs O(n + m) instead of a sort. It has no derivative.
     """
     both = jax.lax.stop_gradient(jnp.concatenate([a, b], -1))
     return _dispatch(both, host=_host_stable, xla=_xla_stable, dtype=np.int32)
+
+
+def _take(x: Array, order: Array, axis: int) -> Array:
+    return jnp.take_along_axis(x, order, axis, mode="promise_in_bounds")
 
 
 def _along_last(x: ArrayLike, axis: int, fn: Callable[[Any], Any]) -> Array:
@@ -101,7 +108,7 @@ def _along_last(x: ArrayLike, axis: int, fn: Callable[[Any], Any]) -> Array:
 def _dispatch(
     x: Array, host: Callable[[Any], Any], xla: Callable[[Any], Any], dtype: DTypeLike | None = None
 ) -> Array:
-    """Sort the last axis on whatever it runs on."""
+    """Sort the last axis, on the host or in XLA."""
     if x.size == 0 or x.shape[-1] == 1 or not _to_host(x):
         return xla(x)
     out = jax.ShapeDtypeStruct(x.shape, x.dtype if dtype is None else dtype)

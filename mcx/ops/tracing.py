@@ -20,9 +20,9 @@ def is_traced(*trees: PyTree) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
-def refuse_tracing(verb: str, remedy: str, *given: PyTree) -> None:
-    """Raise within ``jit``, ``vmap`` or ``grad``: runs compile programs of their own, and look at results."""
-    if is_traced(given):
+def refuse_tracing(verb: str, remedy: str, *arguments: PyTree) -> None:
+    """Raise within ``jit``, ``vmap`` or ``grad``, because runs compile programs and look at their results."""
+    if is_traced(arguments):
         raise MethodError(
             f"mcx.{verb} was called within a function that JAX traces (jit, vmap, grad)",
             expected="concrete arrays and keys",

@@ -1,4 +1,4 @@
-"""A fitted distribution that stands for a posterior."""
+"""A fitted distribution in place of a posterior."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Approximation:
         quality: as a proposal for the posterior; None where that has no density to compare with.
         stats: by name, (steps,).
         info: how the run went.
-        notes: what to be wary of.
+        notes: reasons not to rely on the fit.
     """
 
     distribution: Distribution
@@ -74,7 +74,7 @@ class Approximation:
         info: RunInfo,
         notes: Sequence[str],
     ) -> Approximation:
-        """With a note where the quality is bad."""
+        """An approximation, with a note where its quality is bad."""
         notes = list(notes)
         if quality is not None and not quality.khat < _KHAT:
             notes.append(
@@ -88,11 +88,18 @@ class Approximation:
         return self.info.complete
 
     def sample(self, *, key: KeyLike, num: int = 1000) -> dict[str, Any]:
-        """Draws by site, constrained, (num, ...) each; deterministic sites too.
+        """Draw from the fitted distribution.
 
         Args:
-            key: a typed key or an int.
+            key: a typed JAX key or an int.
             num: number of draws.
+
+        Returns:
+            Constrained draws by site, (num, ...) each, deterministic sites too. Costs one run of the model a
+            draw.
+
+        Raises:
+            KeyTypeError: if ``key`` is neither a typed key nor an int.
         """
         values: dict[str, Any] = _constrained(self.target, self.distribution.sample(as_key(key), (num,)))
         return values
@@ -129,7 +136,7 @@ def _log_weights(key: Key, distribution: Distribution, num: int, target: Target)
 
 
 def quality(key: Key, distribution: Distribution, target: Target, num: int) -> Quality:
-    """Judge a distribution by ``num`` weighted draws."""
+    """Judge a distribution by ``num`` draws, weighted to the posterior; costs as many densities."""
     from arviz_stats.base import array_stats
 
     log_w = np.asarray(_log_weights(key, distribution, num, target), float)

@@ -31,13 +31,13 @@ class Estimate:
 
     Attributes:
         value: the estimates, a pytree.
-        se: their standard errors, of the same structure. Of a run of chains: from the spread of the chains
-            where there are at least 4 of them, else from the autocorrelation within chains; NaN where neither
-            can tell.
-        draws: what was averaged, chain x iteration x ...; None where no run of chains gave it.
-        stats: by name: chain x iteration x ... of a run of chains, else diagnostics of the estimator.
-        info: how the run went; None where no run of chains gave it; static.
-        notes: what to be wary of; static.
+        se: their standard errors, of the same structure. Those of a run of chains come from the spread of the
+            chains where there are at least 4 of them, else from the autocorrelation within chains; they are
+            NaN where both are unknown.
+        draws: the values that were averaged, chain x iteration x ...; None without a run of chains.
+        stats: statistics by name: chain x iteration x ... of a run of chains, else of the estimator.
+        info: how the run went; None without a run of chains; static.
+        notes: reasons not to rely on the estimate; static.
     """
 
     value: PyTree
@@ -87,7 +87,7 @@ class Estimate:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why not to rely on the standard errors: the notes, and what the statistics say."""
+        """Reasons not to rely on the standard errors: the notes, and those that the statistics show."""
         return (*self.notes, *cautions(self.stats))
 
     def to_datatree(self) -> xr.DataTree:
@@ -152,7 +152,7 @@ class Estimate:
 
 
 def cautions(stats: Mapping[str, Any]) -> list[str]:
-    """What statistics of a weighted sample say against an estimate's standard error.
+    """Reasons in the statistics of a weighted sample not to rely on an estimate's standard error.
 
     Args:
         stats: those of :class:`Estimate`: of interest are ``khat`` (of the weights) and ``khat_integrand``
@@ -164,7 +164,7 @@ def cautions(stats: Mapping[str, Any]) -> list[str]:
     size = float(np.max(stats["num_samples"])) if "num_samples" in stats else math.inf
     limit = min(1 - 1 / math.log10(size), 0.7) if 1 < size < math.inf else 0.7
     for name, of in (("khat", "weights"), ("khat_integrand", "integrand x weight")):
-        # no estimate of k, as of a tail of equal values, is no warning, and silences none
+        # an unknown k, as of a tail of equal values, neither gives a warning nor silences one
         k = float(np.fmax.reduce(np.ravel(stats[name]), initial=-np.inf)) if name in stats else -math.inf
         if k > limit:
             found.append(f"Pareto k = {k:.2f} of the {of} is above {limit:.2f}: the error may be far larger")

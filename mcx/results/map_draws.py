@@ -1,4 +1,4 @@
-"""Evaluate a function at every draw, a block of draws at a time."""
+"""Evaluation of a function at every draw, a block of draws at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CACHE: LRUCache[Any] = LRUCache()
 
 
 def map_draws(fn: Callable[[Any, Any], Any], data: PyTree, draws: PyTree, identity: Hashable) -> PyTree:
-    """``fn(data, draw)`` for draws of leading axes chain x draw; results leave the device block by block.
+    """Evaluate ``fn(data, draw)`` at every draw of chain x draw; results leave the device in blocks.
 
     Args:
         fn: pure function of one draw.

@@ -37,15 +37,15 @@ def predict(
 
     Args:
         posterior: draws of the latent sites; None draws them from the prior.
-        bound: the model with the data to predict for: the posterior's own, or new covariates (leave
-            observations out, or in: they are drawn afresh either way).
+        bound: the model with the data to predict for: the posterior's own, or new covariates (with or without
+            observations, which are drawn afresh either way).
         key: a typed JAX key or an int.
-        num_draws: of the prior; a posterior's draws are all used.
+        num_draws: number of prior draws; of a posterior, all draws are used.
         resample: latent sites to draw afresh given the others, such as the effects of new groups.
 
     Returns:
-        Posterior: observed and deterministic sites and those resampled, chain x draw x site shape. Prior:
-        all of these and the latent sites, with one chain.
+        For a posterior, draws of observed, deterministic and resampled sites, chain x draw x site shape. For
+        the prior, draws of these and of the latent sites, with one chain. Costs one run of the model a draw.
 
     Raises:
         PosteriorShapeError: if draws do not fit the model's sites.

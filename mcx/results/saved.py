@@ -1,4 +1,4 @@
-"""Checkpoints opened without the model they come from."""
+"""Checkpoints, opened without the model that they come from."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _STEP = re.compile(r"\['((?:[^'\\]|\\.)*)'\]|\[(\d+)\]|\.(\w+)")
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        draws: kept draws as nested dictionaries of arrays, chain x draw x event; of :func:`mcx.infer`, by
-            site. Empty while the run was in its warm-up.
+        draws: kept draws as nested dictionaries of arrays, chain x draw x event; by site for
+            :func:`mcx.infer`. Empty if the run was still in its warm-up.
         stats: statistics of the same steps by name, chain x draw.
         warmup_stats: those of the discarded steps before, chain x step.
-        identity: what the run is: hashes of model and data, the method, the key, versions; text by name.
+        identity: of the run, as text by name: hashes of model and data, the method, the key, versions.
         num_steps: steps that were saved, discarded ones included.
         complete: whether the run came to its end.
         path: the directory.
@@ -50,8 +50,8 @@ class Saved:
     def to_datatree(self) -> xr.DataTree:
         """The draws and their statistics in ArviZ's schema.
 
-        What needs the model (densities, names of dimensions) is missing: run the call again for these, which
-        goes on from here.
+        Densities and names of dimensions are missing, because they need the model; to have them, make the
+        call that wrote the checkpoint again, which resumes the run.
         """
         from arviz_base import from_dict
 
@@ -82,7 +82,7 @@ def load(path: str | Path) -> Saved:
         path: the directory given to ``checkpoint=``.
 
     Returns:
-        What was saved; see :class:`Saved`.
+        Its content; see :class:`Saved`.
 
     Raises:
         CheckpointError: if there is no checkpoint.

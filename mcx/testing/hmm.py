@@ -136,7 +136,7 @@ def _model(
     if p0.shape != (states,) or P.shape not in ((states, states), (steps, states, states)):
         raise DataError(
             "the hidden Markov model's shapes do not fit",
-            expected=f"initial ({states},), transition ({states}, {states}) or with {steps} in front",
+            expected=f"initial ({states},), transition ({states}, {states}) or with {steps} first",
             found=f"{p0.shape}, {P.shape}",
         )
     if not (log_g < np.inf).all():

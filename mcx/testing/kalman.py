@@ -144,7 +144,7 @@ def kalman(
     cross_covs, gains, backward_covs = np.empty((3, steps - 1, d, d))
     for t in range(steps - 2, -1, -1):
         A, P = m.A[t + 1], filtered_covs[t]
-        # a singular predicted covariance says what is known for certain: those directions carry no news
+        # in directions where the predicted covariance is singular, the state is known for certain
         gain = P @ A.T @ np.linalg.pinv(predicted_covs[t + 1], hermitian=True)
         left = np.eye(d) - gain @ A
         gains[t] = gain

@@ -1,4 +1,4 @@
-"""One test for every resampling scheme, mcx's own and others'."""
+"""A test of resampling schemes, those of mcx and those of users."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ def _check_run(
         )
     law = _law(log_w)
     counts = np.stack([(ancestors == i).sum(-1) for i in range(n)], axis=-1)
-    # weights that float32 cannot tell from zero may or may not be drawn once in a lifetime; zero may not
+    # weights that are zero in float32 alone may be drawn, once in a lifetime; true zeros may not
     if counts[:, law == 0].any():
         raise StatisticalFailure(
             f"{name}: parents of weight zero have offspring",
             expected=f"none of {np.flatnonzero(law == 0)}",
             found=f"log weights {log_w}, mean numbers {counts.mean(0)}",
         )
-    # a number that never varies has to be the right one; there is nothing to test
+    # a number that never varies has to be right, and needs no test
     varies = counts.std(0) > 0
     wrong = ~varies & (np.abs(counts[0] - num * law) > 1e-4)
     if wrong.any():

@@ -1,4 +1,4 @@
-"""The largest value of a distribution's density, for the families whose mode has a closed form."""
+"""Bounds of densities: the largest value, for the families whose mode has a closed form."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mcx.errors import CapabilityError
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-__all__ = ["has_peak", "log_transition_bound"]
+__all__ = ["has_density_bound", "log_density_bound"]
 
 
-# NaN stands for a pole
+# Modes by family; NaN stands for a pole.
 
 
 def _gamma_mode(fn: Any) -> Array:
@@ -72,15 +72,15 @@ _MODES: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def has_peak(fn: Any) -> bool:
-    """Whether :func:`log_transition_bound` knows the family of a distribution."""
+def has_density_bound(fn: Any) -> bool:
+    """Whether :func:`log_density_bound` knows the family of a distribution."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return type(fn) in _MODES
 
 
-def log_transition_bound(fn: Any) -> Array:
-    """Largest log density of a distribution; of independent entries, summed.
+def log_density_bound(fn: Any) -> Array:
+    """The largest log density of a distribution, summed over independent entries.
 
     Args:
         fn: a NumPyro distribution of a known family, independent copies and expansions included.
@@ -95,7 +95,7 @@ def log_transition_bound(fn: Any) -> Array:
 
 
 def _entries(fn: Any) -> Array:
-    """Largest log density of every entry of the batch."""
+    """The largest log density of every entry of the batch."""
     if isinstance(fn, dist.Independent):
         inner = _entries(fn.base_dist)
         return jnp.sum(inner.reshape(*fn.batch_shape, -1), -1)

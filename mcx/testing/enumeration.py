@@ -137,7 +137,7 @@ def _refuse_draws(program: Program) -> None:
                 "the outcomes depend on random numbers that are not enumerated",
                 found=f"primitive '{step.draws}'",
                 expected="randomness through ops.choose and ops.accept only",
-                remedy="or set allow_other_draws=True: the result is then the law conditional on these numbers",
+                remedy="or set allow_other_draws=True: the result is then conditional on these numbers",
             )
             error.primitive = step.draws
             raise error

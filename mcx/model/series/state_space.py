@@ -241,7 +241,9 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
                 expected=str(site.shape),
                 found=str(values[name].shape),
             )
-    (data,) = space.feynman_kac.prepare.args
+    prepare = space.feynman_kac.prepare
+    assert isinstance(prepare, jax.tree_util.Partial)
+    (data,) = prepare.args
     for name, inside in jax.device_get(_functions_of(space).valid(data, values)).items():
         if not inside:
             raise SupportError(

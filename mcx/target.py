@@ -10,19 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mcx.errors import ModelError
 from mcx.ops.validation import integer, validated
 from mcx.sites import SiteTable
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, Scalar, SiteValues, Vector
+from mcx.types import Key, PyTree, Scalar, SiteValues, Vector
 
 __all__ = ["FeynmanKac", "LogParts", "StateSpace", "Target", "TargetFunctions"]
 

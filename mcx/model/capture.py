@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jax import Array
 from numpyro import primitives
+from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
 from numpyro.infer import util as infer_util
 
 from mcx.errors import ModelError
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-    from numpyro.distributions import Distribution
-
-    from mcx.types import Key
+from mcx.types import Key
 
 __all__ = [
     "SiteTrace",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import (
     BroadcastError,
@@ -25,11 +26,7 @@ from mcx.model.path_law import Emission
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, Vector
+from mcx.types import Key, PyTree, Vector
 
 __all__ = [
     "Report",

@@ -10,11 +10,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
@@ -32,11 +33,7 @@ from mcx.ops.fingerprint import of_code
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar
 
 __all__ = [
     "compile_model",

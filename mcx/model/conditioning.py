@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpyro
@@ -15,9 +15,7 @@ from mcx.model.density import capability_error, target_functions
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import PyTree
+from mcx.types import PyTree
 
 __all__ = ["condition_target", "placeholders"]
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
 
 from mcx.errors import CapabilityError
 from mcx.model import capture
 from mcx.model.support import log_prob_in_support
 from mcx.sites import Site, SiteTable
 from mcx.target import LogParts, TargetFunctions
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar
 
 __all__ = [
     "capability_error",

@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
 from mcx.model.path_law import Emission, PathComponent
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-    from numpyro.distributions import Distribution
-
-    from mcx.types import PyTree
+from mcx.types import PyTree
 
 __all__ = ["describe"]
 

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.errors import ModelError
 from mcx.model.capture import is_improper
 from mcx.model.support import log_prob_in_support
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-    from numpyro.distributions import Distribution
-
-    from mcx.types import Key, PyTree
+from mcx.types import Key, PyTree
 
 __all__ = [
     "Emission",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-    from numpyro.distributions import Distribution
+from jax import Array
+from numpyro.distributions import Distribution
 
 __all__ = ["log_prob_in_support"]
 

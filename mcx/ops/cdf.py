@@ -7,14 +7,10 @@ weight zero.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array
+from jax import Array
+from jax.typing import ArrayLike
 
 __all__ = ["ancestors_from_cumulative", "invert_cdf", "monotone_cdf"]
 

@@ -9,14 +9,12 @@ because all are.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array
+from jax import Array
+from jax.typing import ArrayLike
 
 __all__ = [
     "Compensated",

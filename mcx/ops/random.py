@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
 
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array
-
-    from mcx.types import Key
+from mcx.ops.cdf import invert_cdf, monotone_cdf
+from mcx.ops.logspace import relative_weights
+from mcx.types import Key
 
 __all__ = ["ACCEPT", "CHOOSE", "accept", "choose"]
 
@@ -60,9 +60,6 @@ def accept(key: Key, log_p: ArrayLike) -> Array:
 
 
 def _choose_one(key: Key, log_w: Array, shape: tuple[int, ...]) -> Array:
-    from mcx.ops.cdf import invert_cdf, monotone_cdf
-    from mcx.ops.logspace import relative_weights
-
     u = jax.random.uniform(key, shape, log_w.dtype)
     return invert_cdf(monotone_cdf(relative_weights(log_w)), u)
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from mcx.errors import MethodError
-
-if TYPE_CHECKING:
-    from jax.typing import DTypeLike
-    from jaxtyping import Array
-
-    from mcx.types import Key
+from mcx.types import Key
 
 __all__ = ["BITS", "MOST_DIMENSIONS", "scrambled", "shifted", "sobol_bits", "uniforms"]
 

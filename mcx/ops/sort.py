@@ -13,17 +13,15 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
 
 from mcx.errors import MethodError
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike, DTypeLike
-    from jaxtyping import Array
 
 __all__ = ["argsort", "merge_order", "sort"]
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, validated
 from mcx.results.posterior import RunInfo
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-    from numpyro.distributions import Distribution
-
-    from mcx.types import Key, KeyLike, PyTree
+from mcx.types import Key, KeyLike, PyTree
 
 __all__ = ["Approximation", "Quality", "quality"]
 
@@ -99,8 +97,10 @@ class Approximation:
             draw.
 
         Raises:
+            MethodError: if ``num`` is no int of at least 1.
             KeyTypeError: if ``key`` is neither a typed key nor an int.
         """
+        num = validated("Approximation.sample", "num", num, integer(1))
         values: dict[str, Any] = _constrained(self.target, self.distribution.sample(as_key(key), (num,)))
         return values
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx._version import __version__
 from mcx.errors import PosteriorShapeError
@@ -21,7 +22,6 @@ from mcx.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
-    from jax.typing import ArrayLike
 
     from mcx.results.predictions import Predictions
 

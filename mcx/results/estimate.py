@@ -12,11 +12,10 @@ import numpy as np
 
 from mcx.ops.tracing import is_traced
 from mcx.results.posterior import RunInfo
+from mcx.types import PyTree
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mcx.types import PyTree
 
 __all__ = ["Estimate", "autocorrelation", "cautions", "standard_error"]
 

@@ -16,16 +16,17 @@ from mcx._version import __version__
 from mcx.errors import PosteriorShapeError
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
+from mcx.ops.validation import number, validated
 from mcx.results.datatree import to_datatree
 from mcx.results.predictions import Predictions
 from mcx.results.summary import Summary, drawn_sites, scalars, summarize
 from mcx.results.weights import draw_weights
+from mcx.types import Key, PyTree
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from mcx.run.driver import Run
-    from mcx.types import Key, PyTree
 
 __all__ = ["Posterior", "RunInfo", "fields_of"]
 
@@ -186,6 +187,7 @@ class Posterior:
             The table; it prints. Costs O(draws log draws) a scalar.
 
         Raises:
+            MethodError: if ``prob`` is not between 0 and 1.
             PosteriorShapeError: if a site was not drawn, or weights and draws do not fit each other.
             WeightCollapse: if no draw has a positive weight.
         """
@@ -199,6 +201,7 @@ class Posterior:
             head += f" after {self.info.num_warmup} warm-up steps"
         if not self.complete:
             head += " (stopped early)"
+        prob = validated("Posterior.summary", "prob", prob, number(above=0, below=1))
         rows = scalars(self.draws, model_sites(self.bound), self.info.coords, names)
         return summarize(rows, prob, self.draw_weights(), self.info.cloud, head)
 

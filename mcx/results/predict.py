@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mcx.errors import PosteriorShapeError
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites, predict_once, refuse_improper
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, validated
 from mcx.results.map_draws import map_draws
 from mcx.results.posterior import Posterior
 from mcx.results.predictions import Predictions
 from mcx.sites import SiteTable
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import KeyLike, PyTree
+from mcx.types import KeyLike, PyTree
 
 __all__ = ["predict"]
 
@@ -48,9 +46,11 @@ def predict(
         the prior, draws of these and of the latent sites, with one chain. Costs one run of the model a draw.
 
     Raises:
+        MethodError: if ``num_draws`` is no int of at least 1.
         PosteriorShapeError: if draws do not fit the model's sites.
         CapabilityError: for a prior that cannot be drawn from.
     """
+    num_draws = validated("predict", "num_draws", num_draws, integer(1))
     key = as_key(key)
     sites = model_sites(bound)
     if posterior is None:

@@ -13,11 +13,10 @@ import numpy as np
 from mcx.errors import CheckpointError
 from mcx.run.manifest import Manifest
 from mcx.run.store import Store
+from mcx.types import PyTree
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mcx.types import PyTree
 
 __all__ = ["Saved", "load"]
 

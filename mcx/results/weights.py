@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx.errors import PosteriorShapeError, WeightCollapse
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
 
 __all__ = ["draw_weights", "error_over_replicates"]
 

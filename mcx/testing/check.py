@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import McxError
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 __all__ = ["StatisticalFailure", "check_mean", "key_for"]
 

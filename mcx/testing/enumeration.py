@@ -8,7 +8,7 @@ kernel leaves its target invariant, or that an estimator is unbiased.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,7 @@ import numpy as np
 
 from mcx.testing.expand import KeyReuse, TooManyOutcomes, expand
 from mcx.testing.unroll import Compute, EnumerationError, Program, unroll
-
-if TYPE_CHECKING:
-    from mcx.types import PyTree
+from mcx.types import PyTree
 
 __all__ = [
     "Enumeration",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.ops.random import CHOOSE
 from mcx.testing.unroll import Choice, Compute, EnumerationError, Program
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
 
 __all__ = ["KeyReuse", "TooManyOutcomes", "expand"]
 

@@ -7,17 +7,14 @@ the plates around it, in (-1, 1). Every parameter depends on u smoothly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import constraints, transforms
+from jax import Array
+from numpyro.distributions import Distribution, constraints, transforms
 
 from mcx import dist
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-    from numpyro.distributions import Distribution
 
 __all__ = ["DATA", "LATENT_FAMILIES", "OBSERVED_FAMILIES", "Family"]
 

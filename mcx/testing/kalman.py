@@ -7,14 +7,12 @@ The model, with time counted as in :func:`mcx.markov`: ``x_0 ~ N(initial_mean, i
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import DataError
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 __all__ = ["DenseGaussian", "KalmanResult", "dense_gaussian", "kalman", "sample_paths"]
 

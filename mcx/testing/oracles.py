@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import CapabilityError, McxError
 from mcx.model.bound import BoundModel
 from mcx.model.capture import record
 from mcx.model.compile import compile_model
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
 
 __all__ = ["Moments", "enumerate_discrete", "quadrature"]
 

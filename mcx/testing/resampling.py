@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.testing.check import StatisticalFailure, check_mean
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from mcx.types import Key
+from mcx.types import Key
 
 __all__ = ["check_resampling"]
 

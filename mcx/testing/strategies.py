@@ -16,11 +16,13 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax import Array
+from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 
@@ -29,10 +31,6 @@ from mcx.model.bound import BoundModel, Model
 from mcx.model.primitives import deterministic, factor, plate, sample
 from mcx.target import Target
 from mcx.testing.families import DATA, LATENT_FAMILIES, OBSERVED_FAMILIES
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array
 
 try:
     import hypothesis

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,7 @@ from mcx.model.series.capture_scan import scans_taken
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar
 
 __all__ = [
     "Block",

@@ -6,7 +6,7 @@ With ``capture.py`` it holds all that touches NumPyro's private parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,7 @@ from numpyro.ops.pytree import PytreeTrace
 
 from mcx.errors import CapabilityError
 from mcx.model.capture import SiteTrace, SubmodelScope, is_factor, is_scan, unconstrained_prototype
-
-if TYPE_CHECKING:
-    from mcx.types import PyTree
+from mcx.types import PyTree
 
 __all__ = ["ScanStatement", "run_body", "scans_taken"]
 

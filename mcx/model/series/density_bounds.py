@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
 
 from mcx.errors import CapabilityError
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
 
 __all__ = ["has_density_bound", "log_density_bound"]
 

@@ -6,20 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
+from jax import Array
 
 from mcx.errors import ModelError
 from mcx.model.capture import active_plates, inside_model, scope_prefix
 from mcx.model.path_law import Emission, PathComponent, PathLaw, bare, components
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import PyTree
+from mcx.types import PyTree
 
 __all__ = ["MarkovStatement", "collect_statements", "markov"]
 

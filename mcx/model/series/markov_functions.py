@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError
@@ -20,11 +21,7 @@ from mcx.model.series.markov import MarkovStatement, collect_statements
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar
 
 __all__ = ["MarkovBlock"]
 

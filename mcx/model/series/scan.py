@@ -9,11 +9,13 @@ are observations) is read from one abstract run, see :mod:`mcx.model.series.scan
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.errors import DataError
 from mcx.model.capture import SiteTrace
@@ -23,12 +25,7 @@ from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
 from mcx.model.series.scan_analysis import ScanFacts, analyse
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-    from numpyro.distributions import Distribution
-
-    from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar
 
 __all__ = ["ScanBlock", "refuse_missing"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,9 +19,7 @@ from mcx.model.series.markov_functions import MarkovBlock
 from mcx.model.series.scan import ScanBlock, refuse_missing
 from mcx.ops.lru_cache import LRUCache
 from mcx.target import FeynmanKac, StateSpace, Target
-
-if TYPE_CHECKING:
-    from mcx.types import PyTree
+from mcx.types import PyTree
 
 __all__ = [
     "ChainData",

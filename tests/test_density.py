@@ -388,7 +388,7 @@ def test_prior_draws_have_the_priors_law(key):
 def test_simulations_have_the_joint_law(key):
     """x given u is uniform, y given x is normal, and the observed value does not matter."""
     bound = triangle(y=np.float32(1e3))
-    draws = jax.device_get(jax.jit(jax.vmap(bound.simulate))(jax.random.split(key, 4000)))
+    draws = jax.device_get(jax.jit(jax.vmap(lambda k: bound.simulate(key=k)))(jax.random.split(key, 4000)))
     check_mean(draws["u"], 2.0, delta=0.2, independent=True)
     check_mean(draws["y"] - draws["x"], 0.0, delta=0.15, independent=True)
     check_mean((draws["y"] - draws["x"]) * draws["x"], 0.0, delta=0.3, independent=True)

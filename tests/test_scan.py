@@ -376,9 +376,9 @@ def test_names_decide_between_chains():
         )
 
     model = bound(both, Y)
-    with pytest.raises(ModelError, match="several Markov chains"):
+    with pytest.raises(ModelError, match="several Markov blocks"):
         state_space(model)
-    with pytest.raises(ModelError, match="no such Markov chain"):
+    with pytest.raises(ModelError, match="no such Markov block"):
         state_space(model, "x0")
     assert state_space(model, "x").params == state_space(model, "w").params[:2] == ("phi", "s")
     # of the Markov chain, whatever belongs to no chain is a parameter; the scan's path is none

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from statistics import NormalDist
-from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import McxError
 
@@ -29,10 +29,10 @@ def key_for(name: str) -> jax.Array:
 
 
 def check_mean(
-    draws: Any,
-    truth: Any,
+    draws: ArrayLike,
+    truth: ArrayLike,
     *,
-    delta: Any,
+    delta: ArrayLike,
     alpha: float = 1e-6,
     power: float = 0.99,
     independent: bool = False,

@@ -54,7 +54,7 @@ class ScorePrior(dist.Distribution):
     arg_constraints: dict[str, Any] = {}
     pytree_data_fields = ("model", "rho")
     pytree_aux_fields = ("noise_gain",)
-    minds_support = True
+    checks_support = True
     is_diffusion = True
     model: Any
     rho: Any

@@ -79,7 +79,7 @@ def expect(
         raise MethodError("expect needs a key for a model", expected="key=, a typed key or an int")
     method = AdaptiveImportance() if method is None else method
     if isinstance(method, AdaptiveImportance):
-        return expect_by_importance(of, functions, method, as_key(key))
+        return expect_by_importance(of, functions, method, key=as_key(key))
     if isinstance(method, SteinControls):
         raise MethodError(
             "control variates need draws", expected="a posterior, or a method that draws", found=repr(method)

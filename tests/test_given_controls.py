@@ -182,12 +182,14 @@ class TestProposals:
     @pytest.mark.slow
     def test_training_finds_a_banana(self, key):
         """The optimal proposal's second coordinate given the first is known; so is its mean."""
-        params, losses = train_proposal(Banana, START, ridge, PLANE, num_steps=600, key=key)
+        params, losses = train_proposal(Banana, START, ridge, PLANE, num_updates=600, key=key)
         shrink = 1 / (1 + WIDTH**2)
         np.testing.assert_allclose(params["b"], np.array([-2, 0, 2]) * shrink, atol=0.08)
         assert np.exp(params["log_scale"][1]) == pytest.approx(WIDTH * shrink**0.5, rel=0.1)
         assert losses[-100:].mean() < losses[:20].mean()
-        again, squares = train_proposal(Banana, params, ridge, PLANE, loss="variance", num_steps=300, key=key)
+        again, squares = train_proposal(
+            Banana, params, ridge, PLANE, loss="variance", num_updates=300, key=key
+        )
         assert squares[-100:].mean() <= 1.02 * squares[:100].mean() < 3
 
         truth, se = ridge_mean(), {}
@@ -216,13 +218,13 @@ class TestProposals:
             return dist.TransformedDistribution(PLANE, [flow])
 
         optimizer = optax.adam(3e-3)
-        params, _ = train_proposal(build, start, ridge, PLANE, num_steps=400, optimizer=optimizer, key=key)
+        params, _ = train_proposal(build, start, ridge, PLANE, num_updates=400, optimizer=optimizer, key=key)
         method = mcx.AdaptiveImportance(budget=4000, num_iterations=2, proposals=(build(params),))
         found = expectations(ridge, PLANE, method=method, key=key)
         assert abs(found.value - ridge_mean()) < 5 * found.se < 0.1 * ridge_mean()
 
     def test_refusals(self):
-        for settings in ({"loss": "huber"}, {"num_steps": 0}, {"defensive": 0.0}):
+        for settings in ({"loss": "huber"}, {"num_updates": 0}, {"defensive": 0.0}):
             with pytest.raises(MethodError):
                 train_proposal(Banana, START, ridge, PLANE, key=0, **settings)
         with pytest.raises(MethodError, match="within a function that JAX traces"):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train_proposal"]
 
-_MOST_NORM = 10.0  # of a gradient: weights of one step may be far larger than those of others
+_MOST_NORM = 10.0  # of a gradient: weights of one update may be far larger than those of others
 
 
 def train_proposal(
@@ -36,12 +36,12 @@ def train_proposal(
     law: dist.Distribution,
     *,
     loss: str = "kl",
-    num_steps: int = 500,
+    num_updates: int = 500,
     batch_size: int = 500,
     defensive: float = 0.1,
     optimizer: optax.GradientTransformation | None = None,
     key: KeyLike,
-) -> tuple[PyTree, Float[Array, " step"]]:
+) -> tuple[PyTree, Float[Array, " update"]]:
     """Fit a proposal to the integrands |phi_j| f_j by gradient descent.
 
     The proposal q is mixed with a share of the laws, h = (1 - a) q + a f, as in
@@ -58,15 +58,15 @@ def train_proposal(
         function: of a point (d,), as for :func:`~mcx.estimators.expectations`.
         law: of event shape (d,), one or a batch of many.
         loss: "kl" or "variance".
-        num_steps: of the optimizer.
-        batch_size: evaluations of the function in each step.
+        num_updates: of the optimizer.
+        batch_size: evaluations of the function in each update.
         defensive: a, the laws' share.
         optimizer: of optax; by default Adam with a step of 0.01 that falls to zero, on gradients of a norm of
             at most 10.
         key: a typed JAX key or an int.
 
     Returns:
-        The parameters, and the losses of the steps (num_steps,), "kl" up to a constant. Costs num_steps
+        The parameters, and the losses of the updates (num_updates,), "kl" up to a constant. Costs num_updates
         batch_size evaluations, and a program of its own for each call.
 
     Raises:
@@ -79,12 +79,12 @@ def train_proposal(
     refuse_tracing("estimators.train_proposal", "call it outside of jit, vmap and grad", law, params, key)
     validate = partial(validated, "train_proposal")
     loss = validate("loss", loss, one_of("variance", "kl"))
-    num_steps = validate("num_steps", num_steps, integer(1))
+    num_updates = validate("num_updates", num_updates, integer(1))
     batch_size = validate("batch_size", batch_size, integer(2))
     defensive = validate("defensive", defensive, number(above=0, below=1))
     problem = integrals(function, law)
     if optimizer is None:
-        descent = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
+        descent = optax.adam(optax.cosine_decay_schedule(0.01, num_updates))
         optimizer = optax.chain(optax.clip_by_global_norm(_MOST_NORM), descent)
     step = partial(
         _step,
@@ -105,11 +105,11 @@ def train_proposal(
         (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), keys)
         return params, losses
 
-    found, losses = trained(params, jax.random.split(as_key(key), num_steps))
+    found, losses = trained(params, jax.random.split(as_key(key), num_updates))
     if not bool(jnp.isfinite(losses).all()):
         raise NonFiniteError(
             "training a proposal gave a loss that is not finite",
-            found=f"{int((~jnp.isfinite(losses)).sum())} of {num_steps} steps",
+            found=f"{int((~jnp.isfinite(losses)).sum())} of {num_updates} updates",
             remedy="take smaller steps, optimizer=optax.adam(1e-3), a larger batch_size= or loss='kl'",
         )
     return found, losses

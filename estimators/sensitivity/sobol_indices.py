@@ -52,9 +52,10 @@ def sobol_indices(
     Polynomials g are fitted to f by least squares, of a degree that generalised cross-validation chooses.
     Their indices are sums of squares of coefficients; pick-freeze estimates the rest, from r = f - g and from
     products of r and parts of g, averaged over all points. Each sequence of Sobol' points, or fifth of the
-    random blocks, takes the coefficients from the others, so that a g that fits badly costs accuracy and makes
-    no bias. The product r(A) r(B), and differences of terms of the same mean, are further control variates:
-    they turn the estimator of Saltelli and others into that of Janon and others where that is better.
+    random blocks, takes the coefficients from the others, so that a g that fits badly costs accuracy and
+    makes no bias. The product r(A) r(B), and differences of terms of the same mean, are further control
+    variates: they turn the estimator of Saltelli and others into that of Janon and others where that is
+    better.
 
     Args:
         function: of a point (d,); returns a number, an array or a pytree; traced by JAX.

@@ -146,7 +146,7 @@ class Values:
 
 
 @jax.jit
-def _rows(leaves: list[Array], x: Float[Array, "n d"]) -> tuple[Float[Array, "n J"], Bool[Array, " n"]]:
+def _rows(leaves: list[Array], x: Array) -> tuple[Array, Array]:
     """Values in one row a point (n, J), and where one is not finite (n,)."""
     found = jnp.concatenate([leaf.reshape(x.shape[0], -1) for leaf in leaves], 1).astype(x.dtype)
     return found, ~jnp.all(jnp.isfinite(found), 1)
@@ -190,7 +190,7 @@ def leaves_at(
 
 
 @jax.jit
-def _not_finite(leaves: list[Array], counts: Bool[Array, " n"] | None) -> Bool[Array, " n"]:
+def _not_finite(leaves: list[Array], counts: Array | None) -> Array:
     n = leaves[0].shape[0]
     finite = [jnp.all(jnp.isfinite(leaf.reshape(n, -1)), 1) for leaf in leaves if leaf.size]
     bad = ~jnp.all(jnp.stack(finite), 0)

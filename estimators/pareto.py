@@ -44,7 +44,7 @@ from mcx.ops.validation import one_of, validated
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Float
 
     from mcx.types import LogWeights, Scalar
 
@@ -149,7 +149,7 @@ def khat_of(values: ArrayLike, log_weights: ArrayLike) -> Float[Array, "..."]:
     return jnp.fmax(pareto_khat(spread, log=True), of_weights).T
 
 
-def _draws(values: ArrayLike) -> Float[Array, "... S"]:
+def _draws(values: ArrayLike) -> Array:
     x: Array = as_float(values)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise MethodError("there are no draws", expected="(..., S), S at least 1", found=str(x.shape))
@@ -173,7 +173,7 @@ def _smooth(log_weights: LogWeights) -> tuple[LogWeights, Scalar]:
     return normalize(jnp.where(jnp.isfinite(khat), smoothed, log_w))[0], khat
 
 
-def _fit_weights(log_weights: LogWeights) -> tuple[Scalar, Scalar, Int[Array, " tail"]]:
+def _fit_weights(log_weights: LogWeights) -> tuple[Scalar, Scalar, Array]:
     """Fit the right tail of weights, the largest being 1: k, scale, and where the tail is, descending."""
     w = relative_weights(log_weights)
     size = tail_size(w.shape[0])
@@ -191,7 +191,7 @@ def _fit_weights(log_weights: LogWeights) -> tuple[Scalar, Scalar, Int[Array, " 
     return jnp.where(largest(log_weights) == -jnp.inf, jnp.inf, khat), scale, where
 
 
-def _khat_of_draws(x: Float[Array, " S"], tail: str) -> Scalar:
+def _khat_of_draws(x: Array, tail: str) -> Scalar:
     """pareto_khat of one vector of draws."""
     size = tail_size(x.shape[0], tail)
     if size < _LEAST_TAIL:
@@ -210,7 +210,7 @@ def _quartile(n: int) -> int:
     return int(n / 4 - 0.5)
 
 
-def _fit(excess: Float[Array, " tail"]) -> tuple[Scalar, Scalar]:
+def _fit(excess: Array) -> tuple[Scalar, Scalar]:
     """Fit a generalised Pareto law to sorted excesses over a cutoff; NaN where the quartile is the minimum.
 
     The posterior mean of Zhang & Stephens (2009), with their sign of k reversed; the shape is then drawn
@@ -233,7 +233,7 @@ def _fit(excess: Float[Array, " tail"]) -> tuple[Scalar, Scalar]:
     return jnp.where(usable, (n * k + 10 * 0.5) / (n + 10), jnp.nan), jnp.where(usable, scale, jnp.nan)
 
 
-def _quantile(p: Float[Array, " tail"], k: Scalar, scale: Scalar) -> Float[Array, " tail"]:
+def _quantile(p: Array, k: Scalar, scale: Scalar) -> Array:
     """Quantiles of the generalised Pareto law."""
     log_survival = jnp.log1p(-p)
     flat = jnp.abs(k) < jnp.finfo(p.dtype).tiny

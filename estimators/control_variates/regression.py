@@ -146,7 +146,7 @@ class Decomposed(NamedTuple):
     kept: Bool[Array, " r"]
 
 
-def _mean(w: Float[Array, " n"], y: Float[Array, "n J"]) -> Float[Array, " J"]:
+def _mean(w: Array, y: Array) -> Array:
     """Weighted mean, in two passes: one float32 sum of 10,000 terms is off by 5e-5, always the same way."""
     first = w @ y
     return first + w @ (y - first)
@@ -202,7 +202,7 @@ def solve(y: Float[Array, "n J"], d: Decomposed, w: Float[Array, " n"], *, ridge
     return Solved(mean - project @ solved, part, residual, coefficients, factors, explained)
 
 
-def _in_sample(y: Float[Array, "n J"], h: Float[Array, "n K"], w: Float[Array, " n"], fit: str) -> Fitted:
+def _in_sample(y: Array, h: Array, w: Array, fit: str) -> Fitted:
     d = decompose(h, w)
     found = solve(y, d, w, ridge=fit == "ridge")
     leverage = w[:, None] + d.u**2 @ found.factors  # a sample's part in its own fitted value
@@ -216,9 +216,7 @@ def _in_sample(y: Float[Array, "n J"], h: Float[Array, "n K"], w: Float[Array, "
     return Fitted(value, se, left_out, found.coefficients, rank, found.explained, jnp.max(leverage))
 
 
-def _ridge_factors(
-    c: Float[Array, "r J"], total: Float[Array, " J"], d: Decomposed, n: int
-) -> Float[Array, "r J"]:
+def _ridge_factors(c: Array, total: Array, d: Decomposed, n: int) -> Array:
     """What ridge keeps of each singular direction, (K, J), at the penalty of least cross-validated error."""
     largest = jnp.max(d.s * d.kept)
     penalties = (largest * jnp.logspace(-6.0, 3.0, _PENALTIES, dtype=c.dtype)) ** 2
@@ -232,9 +230,7 @@ def _ridge_factors(
     return d.kept[:, None] * d.s[:, None] ** 2 / (d.s[:, None] ** 2 + best)
 
 
-def _cross_fit(
-    y: Float[Array, "n J"], h: Float[Array, "n K"], w: Float[Array, " n"], groups: int | None
-) -> Fitted:
+def _cross_fit(y: Array, h: Array, w: Array, groups: int | None) -> Fitted:
     n = y.shape[0]
     fold = jnp.arange(n) // (1 if groups is None else n // groups) % _FOLDS
 
@@ -267,14 +263,12 @@ def _cross_fit(
     )
 
 
-def _rounding(
-    h: Float[Array, "n K"], coefficients: Float[Array, "K J"], w: Float[Array, " n"]
-) -> Float[Array, " J"]:
+def _rounding(h: Array, coefficients: Array, w: Array) -> Array:
     """What rounding may do to means of sums of large terms, (J,): all that is left where a fit is exact."""
     return jnp.finfo(h.dtype).eps * (w @ (jnp.abs(h) @ jnp.abs(coefficients)))
 
 
-def _plain(y: Float[Array, "n J"], w: Float[Array, " n"], groups: int | None = None) -> Fitted:
+def _plain(y: Array, w: Array, groups: int | None = None) -> Fitted:
     """A weighted mean. Residuals are the values."""
     value = _mean(w, y)
     if groups is None:

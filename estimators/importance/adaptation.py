@@ -75,19 +75,13 @@ def fit_populations(
     return Elliptical(loc.reshape(-1, d), tril.reshape(-1, d, d), df), shares
 
 
-def _log_shares(column: Float[Array, " n"], member: Float[Array, "n k"]) -> Float[Array, " k"]:
+def _log_shares(column: Array, member: Array) -> Array:
     shares = jax.nn.log_softmax(jax.nn.logsumexp(column[:, None] + member, 0))
     # a component that dies comes back
     return jax.nn.log_softmax(jnp.logaddexp(shares, jnp.log(0.01 / len(shares))))
 
 
-def _log_joint(
-    x: Float[Array, "n d"],
-    column: Float[Array, " n"],
-    member: Float[Array, "n k"],
-    df: float | None,
-    shrink_to: Float[Array, "k d d"] | None,
-) -> Float[Array, "n k"]:
+def _log_joint(x: Array, column: Array, member: Array, df: float | None, shrink_to: Array | None) -> Array:
     fitted = fit_elliptical(x, column[:, None] + member, df=df, jitter=1e-4, shrink_to=shrink_to)
     return fitted.log_prob(x) + _log_shares(column, member)
 

@@ -128,7 +128,7 @@ def _check_support(law: dist.Distribution) -> None:
 
 
 @jax.jit
-def _inside(law: dist.Distribution, x: Float[Array, "n d"]) -> Bool[Array, " n"]:
+def _inside(law: dist.Distribution, x: Array) -> Array:
     """Whether any of the laws has mass at points (n,)."""
     return jnp.any(log_densities(law, x) > -jnp.inf, 1)
 

@@ -27,7 +27,7 @@ from mcx.ops.logspace import effective_sample_size
 
 if TYPE_CHECKING:
     import numpyro.distributions as dist
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Float
 
     from mcx.types import Key, Scalar
 
@@ -155,9 +155,7 @@ def digest(
     return now, _next(now, proposal, adaptation), deviation, relative
 
 
-def _slopes(
-    y: Float[Array, "n J"], control: Float[Array, "n J"], weights: Float[Array, " n"] | None = None
-) -> Float[Array, " J"]:
+def _slopes(y: Array, control: Array, weights: Array | None = None) -> Array:
     """Regression coefficients of each column on the same column of the control."""
     w = jnp.ones(len(y), y.dtype) if weights is None else weights
     w = w / jnp.sum(w)
@@ -167,12 +165,7 @@ def _slopes(
 
 
 def _predicted(
-    proposal: LawProposal,
-    x: Float[Array, "n d"],
-    values: Float[Array, "n J"],
-    log_laws: Float[Array, "n laws"],
-    fitted: Bool[Array, ""],
-    adaptation: Adaptation,
+    proposal: LawProposal, x: Array, values: Array, log_laws: Array, fitted: Array, adaptation: Adaptation
 ) -> tuple[Scalar, Scalar]:
     log_q = proposal.log_prob(x)[:, None]
     y = values * jnp.exp(log_laws - log_q)

@@ -35,7 +35,7 @@ from mcx.results.estimate import Estimate
 from mcx.target import Target
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array
 
     from mcx.types import Key, LogWeights, PyTree, Scalar, SiteValues
 
@@ -152,18 +152,13 @@ def _own_parts(method: AdaptiveImportance, d: int) -> tuple[Part, ...]:
     return parts
 
 
-def _mixture(parts: tuple[Part, ...], shares: Float[Array, " C"], wide: Elliptical, share: float) -> Mixture:
+def _mixture(parts: tuple[Part, ...], shares: Array, wide: Elliptical, share: float) -> Mixture:
     return Mixture((*parts, wide), jnp.append(shares + jnp.log1p(-share), jnp.log(share)))
 
 
 def _shares(
-    x: Float[Array, "room d"],
-    log_w: Float[Array, " room"],
-    parts: tuple[Part, ...],
-    wide: Elliptical,
-    share: float,
-    fitted: Float[Array, " k"],
-) -> Float[Array, " C"]:
+    x: Array, log_w: Array, parts: tuple[Part, ...], wide: Elliptical, share: float, fitted: Array
+) -> Array:
     """Log shares of the fitted components and the user's, by likelihood.
 
     ``fitted`` are the shares of the fitted components among themselves. EM starts as if these together were
@@ -224,10 +219,7 @@ def _iterate(
 
 
 def _predicted(
-    target: Target,
-    x: Float[Array, "n d"],
-    log_w: LogWeights,
-    functions: Mapping[str, Callable[[SiteValues], PyTree]],
+    target: Target, x: Array, log_w: LogWeights, functions: Mapping[str, Callable[[SiteValues], PyTree]]
 ) -> float:
     """The largest relative standard error of an iteration's weighted averages, without control variates."""
     draws, w = _constrained(target, x), jnp.exp(log_w - jnp.max(log_w))
@@ -251,7 +243,7 @@ def _wide(target: Target, key: Key, size: int) -> Elliptical:
 
 
 @jax.jit
-def _log_density(target: Target, x: Float[Array, "n d"]) -> Float[Array, " n"]:
+def _log_density(target: Target, x: Array) -> Array:
     log_p = jax.lax.map(lambda v: target.log_density(target.unravel(v)), x, batch_size=_AT_ONCE)
     return jnp.where(jnp.isfinite(log_p), log_p, -jnp.inf)
 
@@ -276,7 +268,7 @@ def _tempered(log_w: LogWeights, least: Scalar | float) -> LogWeights:
 
 def _estimates(
     target: Target,
-    x: Float[Array, "n d"],
+    x: Array,
     log_w: LogWeights,
     proposal: Mixture,
     functions: Mapping[str, Callable[[SiteValues], PyTree]],
@@ -316,15 +308,8 @@ def _estimates(
 
 @partial(jax.jit, static_argnames=("degree", "ratios", "fit"))
 def _weighed(
-    target: Target,
-    x: Float[Array, "n d"],
-    log_w: LogWeights,
-    proposal: Mixture,
-    *,
-    degree: int,
-    ratios: bool,
-    fit: str,
-) -> tuple[Float[Array, " n"], Float[Array, "n K"], Scalar, Scalar, Scalar]:
+    target: Target, x: Array, log_w: LogWeights, proposal: Mixture, *, degree: int, ratios: bool, fit: str
+) -> tuple[Array, Array, Scalar, Scalar, Scalar]:
     """Weights, Stein control variates, k-hat of the weights, log evidence and its standard error."""
     shift = jnp.max(log_w)
     w = jnp.exp(log_w - shift)
@@ -344,12 +329,7 @@ def _weighed(
 
 @partial(jax.jit, static_argnames="fit")
 def _average(
-    values: Float[Array, "n ..."],
-    controls: Float[Array, "n K"] | None,
-    w: Float[Array, " n"],
-    log_w: LogWeights,
-    *,
-    fit: str,
+    values: Array, controls: Array | None, w: Array, log_w: LogWeights, *, fit: str
 ) -> tuple[Array, Array, Scalar]:
     """Weighted means, their standard errors, and the heaviest tail of what is averaged, w |h - mean|."""
     flat = jnp.where((w > 0)[:, None], values.reshape(len(w), -1), 0.0)
@@ -360,7 +340,7 @@ def _average(
 
 
 @jax.jit
-def _constrained(target: Target, x: Float[Array, "n d"]) -> dict[str, Array]:
+def _constrained(target: Target, x: Array) -> dict[str, Array]:
     found: dict[str, Array] = jax.lax.map(
         lambda v: target.constrain(target.unravel(v)), x, batch_size=_AT_ONCE
     )

@@ -261,7 +261,7 @@ def fit_elliptical(
     return Elliptical(loc, jax.vmap(one, (0, 1, None if shrink_to is None else 0))(loc, w, shrink_to), df)
 
 
-def _chi_square(key: Key, df: float, n: int, dtype: DTypeLike) -> Float[Array, " n"]:
+def _chi_square(key: Key, df: float, n: int, dtype: DTypeLike) -> Array:
     if df == int(df) and df <= _MOST_NORMALS:  # compiles in a tenth of the time of a gamma variable
         return jnp.sum(jax.random.normal(key, (int(df), n), dtype) ** 2, 0)
     return 2 * jax.random.gamma(key, 0.5 * df, (n,), dtype)
@@ -291,7 +291,7 @@ def _elliptical(law: dist.MultivariateNormal) -> Elliptical:
     return Elliptical(loc.reshape(-1, d), tril.reshape(-1, d, d))
 
 
-def _draw(part: Part, key: Key, component: Int[Array, " n"], n: int) -> Float[Array, "n d"]:
+def _draw(part: Part, key: Key, component: Array, n: int) -> Array:
     if isinstance(part, Elliptical | Drawable):
         return part.sample(key, component)
     if not part.batch_shape:

@@ -46,12 +46,12 @@ class KnownControls(NamedTuple):
 @partial(jax.jit, static_argnames=("basis", "many_laws", "controls", "fit"))
 def _estimated(
     law: dist.Distribution,
-    values: Float[Array, "n J"],
-    log_components: Float[Array, "n C"],
-    log_q: Float[Array, " n"],
-    x: Float[Array, "n d"],
+    values: Array,
+    log_components: Array,
+    log_q: Array,
+    x: Array,
     reference: tuple[Array, Array] | None,
-    means: Float[Array, "laws K"],
+    means: Array,
     own: tuple[Array, Array] | None,
     known: KnownControls | None,
     *,
@@ -135,12 +135,7 @@ def _sizes(basis: int | Products, d: int) -> list[int]:
     return sorted({math.comb(d + k, d) - 1 for k in (degree, degree // 2, 0)}, reverse=True)
 
 
-def _by_surrogate(
-    values: Float[Array, "n 1"],
-    w: Float[Array, "n laws"],
-    polynomials: Float[Array, "n K"],
-    means: Float[Array, "laws K"],
-) -> Fitted:
+def _by_surrogate(values: Array, w: Array, polynomials: Array, means: Array) -> Fitted:
     """Fit one surrogate for all laws, whose means under each are known, and average the rest.
 
     The points have the weights of the laws taken together, so that a heavy tail of proposals is not fitted.
@@ -157,11 +152,8 @@ def _by_surrogate(
 
 
 def _polynomials(
-    law: dist.Distribution,
-    x: Float[Array, "n d"],
-    reference: tuple[Array, Array] | None,
-    basis: int | Products,
-) -> Float[Array, "n K"]:
+    law: dist.Distribution, x: Array, reference: tuple[Array, Array] | None, basis: int | Products
+) -> Array:
     """Polynomials: up to a degree in the reference's coordinates, or products in independent ones."""
     if isinstance(basis, Products):
         found = basis.values(Inputs.of(law).standard(x))[:, 1:]
@@ -254,9 +246,7 @@ def estimate_from(
     )
 
 
-def _reference(
-    problem: Integrals, degree: int, dtype: DTypeLike
-) -> tuple[tuple[Array, Array] | None, Float[Array, "laws K"]]:
+def _reference(problem: Integrals, degree: int, dtype: DTypeLike) -> tuple[tuple[Array, Array] | None, Array]:
     """A Gaussian that covers all laws, and the means (laws, K) of its polynomials under each."""
     if not degree:
         return None, jnp.zeros((problem.num_laws, 1), dtype)

@@ -73,7 +73,7 @@ class Basis(ABC):
 
 
 @jax.jit
-def _evaluate(basis: Basis, x: Float[Array, "... d"]) -> Float[Array, "... m"]:
+def _evaluate(basis: Basis, x: Array) -> Array:
     return basis.values(x.reshape(-1, basis.dim)).reshape(*x.shape[:-1], basis.size)
 
 

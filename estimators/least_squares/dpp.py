@@ -98,7 +98,7 @@ def dpp_by_rejection(
     return jax.lax.fori_loop(0, size, step, start)[0]
 
 
-def _orthogonal(v: Float[Array, " m"], directions: Float[Array, "m m"]) -> Float[Array, " m"]:
+def _orthogonal(v: Array, directions: Array) -> Array:
     """Unit vector along the part of ``v`` that is orthogonal to orthonormal rows (or zero ones)."""
     for _ in range(2):  # once leaves rounding errors relative to v, not to what is left of it
         v = v - (directions @ v) @ directions

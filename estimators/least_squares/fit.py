@@ -83,7 +83,7 @@ def fit(design: Design, values: ArrayLike) -> LeastSquaresFit:
 
 
 @jax.jit
-def _solve(design: Design, values: Float[Array, "n ..."]) -> LeastSquaresFit:
+def _solve(design: Design, values: Array) -> LeastSquaresFit:
     n = design.weights.shape[0]
     scale = jnp.sqrt(design.weights / n)[:, None]
     a = scale * design.basis(design.points)

@@ -72,7 +72,7 @@ class GridBasis(Basis):
         return self.points[dpp_on_grid(key, self._features)]
 
     @property
-    def _features(self) -> Float[Array, "M m"]:
+    def _features(self) -> Array:
         return self.values(self.points) * jnp.sqrt(self.masses)[:, None]
 
 
@@ -137,9 +137,7 @@ def _is_measure(masses: np.ndarray) -> bool:
 
 
 @partial(jax.jit, static_argnums=0)
-def _factor(
-    fn: Callable[[Array], Array], points: Float[Array, "M d"], masses: Float[Array, " M"]
-) -> tuple[Float[Array, " M"], Float[Array, "m m"], Scalar]:
+def _factor(fn: Callable[[Array], Array], points: Array, masses: Array) -> tuple[Array, Array, Scalar]:
     """Masses that sum to 1, the R of the weighted functions, and its condition number."""
     masses = masses / jnp.sum(masses)
     factor = jnp.linalg.qr(jax.vmap(fn)(points) * jnp.sqrt(masses)[:, None], mode="r")

@@ -18,7 +18,7 @@ from mcx.estimators.polynomials.orthonormal import products, univariate
 from mcx.ops.validation import integer, one_of, validated
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Float
 
     from mcx.types import Key
 
@@ -118,7 +118,7 @@ def _of_degree(total: int, dim: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def _cdf(x: Float[Array, "..."], degrees: Int[Array, "..."], family: str, degree: int) -> Float[Array, "..."]:
+def _cdf(x: Array, degrees: Array, family: str, degree: int) -> Array:
     """Distribution function of the law p_n^2 d mu, with a degree n for each entry of x.
 
     Legendre: the derivative of x (P_n^2 + P_(n-1)^2) - 2 P_n P_(n-1) is (2 n + 1) P_n^2 -
@@ -139,9 +139,7 @@ def _cdf(x: Float[Array, "..."], degrees: Int[Array, "..."], family: str, degree
     return first + jnp.sum(jnp.where(n <= degrees, increments, 0.0), 0)
 
 
-def _invert(
-    u: Float[Array, "..."], degrees: Int[Array, "..."], family: str, degree: int
-) -> Float[Array, "..."]:
+def _invert(u: Array, degrees: Array, family: str, degree: int) -> Array:
     """Where the distribution functions of :func:`_cdf` are u, by bisection to rounding."""
     bits = jnp.finfo(u.dtype).nmant + 6
     # beyond the largest zero the Hermite laws fall off faster than N(0, 1) does

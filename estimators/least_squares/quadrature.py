@@ -19,7 +19,7 @@ from mcx.ops.validation import integer, validated
 from mcx.results.estimate import Estimate
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array
 
     from mcx.types import Key, KeyLike
 
@@ -93,9 +93,7 @@ def integrate(
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _run(
     key: Key, basis: Basis, fn: Callable[[Array], Array], n: int, scheme: str, replicates: int
-) -> tuple[
-    Float[Array, "replicate ..."], Float[Array, " replicate"], Float[Array, " replicate"], Bool[Array, ""]
-]:
+) -> tuple[Array, Array, Array, Array]:
     def once(k: Key) -> tuple[Array, Array, Array, Array]:
         drawn = design(basis, n, scheme=scheme, key=k)
         values = jax.vmap(fn)(drawn.points)

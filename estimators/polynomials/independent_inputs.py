@@ -214,7 +214,7 @@ def _folded(law: dist.Distribution) -> bool:
     return isinstance(law, dist.FoldedDistribution)
 
 
-def _standard(law: dist.Distribution, x: Float[Array, "n m"]) -> Float[Array, "n m"]:
+def _standard(law: dist.Distribution, x: Array) -> Array:
     family = _family(law)
     if family is None:
         return jnp.zeros_like(x)
@@ -226,7 +226,7 @@ def _standard(law: dist.Distribution, x: Float[Array, "n m"]) -> Float[Array, "n
     return 2 * u - 1 if family == "legendre" else jax.scipy.special.ndtri(u)
 
 
-def _quantile(law: dist.Distribution, u: Float[Array, "n m"]) -> Float[Array, "n m"]:
+def _quantile(law: dist.Distribution, u: Array) -> Array:
     """Draws of a law of numbers from uniform ones; not increasing in them where a transform is not."""
     if isinstance(law, dist.ExpandedDistribution):
         return _quantile(law.base_dist, u)

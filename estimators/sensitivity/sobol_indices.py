@@ -154,7 +154,7 @@ def sobol_indices(
     return Estimate(pair("first", "total"), pair("first_se", "total_se"), stats=stats, notes=notes)
 
 
-def _blocks(a: Float[Array, "n d"], b: Float[Array, "n d"]) -> Float[Array, "n d+2 d"]:
+def _blocks(a: Array, b: Array) -> Array:
     """A, B, and A with one coordinate of B: (n, d + 2, d)."""
     mixed = jnp.where(jnp.eye(a.shape[1], dtype=bool), b[:, None], a[:, None])
     return jnp.concatenate([a[:, None], b[:, None], mixed], 1)
@@ -176,9 +176,7 @@ class _Found(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("polynomials", "groups"))
-def _analysed(
-    t: Float[Array, "F n d+2 d"], y: Float[Array, "F n d+2 J"], *, polynomials: Products, groups: int | None
-) -> _Found:
+def _analysed(t: Array, y: Array, *, polynomials: Products, groups: int | None) -> _Found:
     """From points in standard form (F, n, d + 2, d) and values (F, n, d + 2, J)."""
     coefficients = _cross_fitted(t, y, polynomials)  # (F, K, J)
     return jax.lax.map(
@@ -187,9 +185,7 @@ def _analysed(
     )
 
 
-def _cross_fitted(
-    t: Float[Array, "F n d+2 d"], y: Float[Array, "F n d+2 J"], polynomials: Products
-) -> Float[Array, "F K J"]:
+def _cross_fitted(t: Array, y: Array, polynomials: Products) -> Array:
     """Coefficients (F, K, J) for each fold from the other folds, of the degree that suits them."""
     folds, n, points, d = t.shape
     outputs = y.shape[3]
@@ -229,13 +225,7 @@ def _cross_fitted(
     return jnp.take_along_axis(fits, best[:, None, None], 1)[:, 0]
 
 
-def _indices(
-    t: Float[Array, "F n d+2 d"],
-    y: Float[Array, "F n d+2"],
-    coefficients: Float[Array, "F K"],
-    polynomials: Products,
-    groups: int | None,
-) -> _Found:
+def _indices(t: Array, y: Array, coefficients: Array, polynomials: Products, groups: int | None) -> _Found:
     """Of one output: values (F, n, d + 2) and coefficients (F, K)."""
     folds, n, points, d = t.shape
     exponents = polynomials.exponents
@@ -295,11 +285,11 @@ def _indices(
     )  # fmt: skip
 
 
-def _contrasts(x: Float[Array, "n m ..."]) -> Float[Array, "n m ..."]:
+def _contrasts(x: Array) -> Array:
     """Deviations from the mean along axis 1."""
     return x - jnp.mean(x, 1, keepdims=True)
 
 
-def _largest(k: Float[Array, " d"]) -> Scalar:
+def _largest(k: Array) -> Scalar:
     """The largest estimate, leaving out those that are NaN."""
     return jax.lax.reduce(jnp.ravel(k), jnp.asarray(-jnp.inf, k.dtype), jnp.fmax, (0,))

@@ -121,11 +121,11 @@ def random_rotation(key: Key, d: int, dtype: DTypeLike = jnp.float32) -> Float[A
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0).astype(dtype)
 
 
-def _normalised(x: Float[Array, "L d"]) -> Float[Array, "L d"]:
+def _normalised(x: Array) -> Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _rotated(key: Key, points: Float[Array, "L d"], dtype: DTypeLike) -> Float[Array, "L d"]:
+def _rotated(key: Key, points: Array, dtype: DTypeLike) -> Array:
     rotation = random_rotation(key, points.shape[1], dtype)
     return _normalised(jnp.matmul(points.astype(dtype), rotation, precision="highest"))
 
@@ -150,11 +150,11 @@ def _angles(num: int, d: int) -> np.ndarray:
     return np.arange(num) / num
 
 
-def _equispaced(key: Key, points: Float[Array, " L"], dtype: DTypeLike) -> Float[Array, "L 2"]:
+def _equispaced(key: Key, points: Array, dtype: DTypeLike) -> Array:
     start = jax.random.uniform(key, (), dtype)
     angle = math.pi * (points.astype(dtype) + start)
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
 
 
-def _sobol(key: Key, bits: Array, dtype: DTypeLike) -> Float[Array, "L d"]:
+def _sobol(key: Key, bits: Array, dtype: DTypeLike) -> Array:
     return _normalised(jax.scipy.special.ndtri(uniforms(shifted(key, bits), dtype)))

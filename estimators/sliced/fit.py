@@ -37,10 +37,7 @@ class ControlFit(NamedTuple):
 
 
 def fit_controls(
-    values: Float[Array, " n"],
-    controls: Float[Array, "n K"] | None = None,
-    *,
-    num_groups: int | None = None,
+    values: Float[Array, " n"], controls: Float[Array, "n K"] | None = None, *, num_groups: int | None = None
 ) -> ControlFit:
     """Estimate a mean by least squares on controls of mean zero.
 
@@ -97,9 +94,7 @@ def fit_controls(
     )
 
 
-def _left_out(
-    u: Float[Array, "n r"], weights: Float[Array, " n"], residuals: Float[Array, " n"], groups: int
-) -> Float[Array, " group"]:
+def _left_out(u: Array, weights: Array, residuals: Array, groups: int) -> Array:
     """By how much the intercept changes when a group is left out; (groups,)."""
     size, rank = u.shape[0] // groups, u.shape[1]
     parts = u.reshape(groups, size, rank)

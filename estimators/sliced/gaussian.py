@@ -116,7 +116,7 @@ def gaussian_mean(key: Key, x: Moments, y: Moments, p: float, num: int) -> tuple
     return fit.value, fit.se
 
 
-def _many_frames(key: Key, num: int, d: int, dtype: DTypeLike) -> Float[Array, "L d"]:
+def _many_frames(key: Key, num: int, d: int, dtype: DTypeLike) -> Array:
     """Orthonormal frames, any two of which are independent: products of pairs of few random rotations.
 
     The product of a random rotation and any other is a random rotation, and the variance of a mean depends on
@@ -130,9 +130,9 @@ def _many_frames(key: Key, num: int, d: int, dtype: DTypeLike) -> Float[Array, "
     return jnp.einsum("aij,bjk->abik", left, right, precision="highest").reshape(-1, d)
 
 
-def _dot(theta: Float[Array, "L d"], v: Float[Array, " d"]) -> Float[Array, " L"]:
+def _dot(theta: Array, v: Array) -> Array:
     return jnp.matmul(theta, v, precision="highest")
 
 
-def _form(theta: Float[Array, "L d"], matrix: Float[Array, "d d"]) -> Float[Array, " L"]:
+def _form(theta: Array, matrix: Array) -> Array:
     return jnp.sum(jnp.matmul(theta, matrix, precision="highest") * theta, -1)

@@ -173,12 +173,7 @@ def sliced_wasserstein(
 
 @functools.partial(jax.jit, static_argnums=5)
 def _estimate(
-    key: Key,
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    x_weights: Float[Array, " n"] | None,
-    y_weights: Float[Array, " m"] | None,
-    settings: SlicedSettings,
+    key: Key, x: Array, y: Array, x_weights: Array | None, y_weights: Array | None, settings: SlicedSettings
 ) -> Estimate:
     d = x.shape[1]
     if d == 1:
@@ -272,7 +267,7 @@ def in_batches[T](
     return jax.lax.map(fn, split_args).reshape(-1)[:num]
 
 
-def _project(theta: Float[Array, "L d"], x: Float[Array, "n d"]) -> Float[Array, "L n"]:
+def _project(theta: Array, x: Array) -> Array:
     # directions first: sorts run along the last axis
     return jax.lax.dot_general(theta, x, (((1,), (1,)), ((), ())), precision="highest")
 

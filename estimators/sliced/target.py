@@ -140,7 +140,7 @@ class SlicedTarget:
         return _compare(self, sample, as_weights(x_weights, sample.shape[0], "x_weights"))
 
 
-def _layout(settings: SlicedSettings, y: Float[Array, "m d"]) -> Directions:
+def _layout(settings: SlicedSettings, y: Array) -> Directions:
     """The static fields of the directions, without drawing any."""
     found: list[Directions] = []
     jax.eval_shape(lambda key: found.append(_draw(key, settings, y.shape[1], y.dtype)), jax.random.key(0))
@@ -155,8 +155,8 @@ def _draw(key: Key, settings: SlicedSettings, d: int, dtype: DTypeLike) -> Direc
 
 @functools.partial(jax.jit, static_argnums=3)
 def _prepare(
-    key: Key, y: Float[Array, "m d"], y_weights: Float[Array, " m"] | None, settings: SlicedSettings
-) -> tuple[Float[Array, "L d"], Ordered, Float[Array, " d"], Moments]:
+    key: Key, y: Array, y_weights: Array | None, settings: SlicedSettings
+) -> tuple[Array, Ordered, Array, Moments]:
     theta = _draw(key, settings, y.shape[1], y.dtype).theta
     middle = jnp.mean(y, 0)
     y = y - middle
@@ -165,7 +165,7 @@ def _prepare(
 
 
 @jax.jit
-def _compare(target: SlicedTarget, x: Float[Array, "n d"], x_weights: Float[Array, " n"] | None) -> Estimate:
+def _compare(target: SlicedTarget, x: Array, x_weights: Array | None) -> Estimate:
     settings = target.settings
     x = x - target.middle
     values = sliced_powers(

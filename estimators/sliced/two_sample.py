@@ -118,12 +118,7 @@ def two_sample_test(
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _test(
-    key: Key,
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    settings: tuple[float, int, int, str, int | None],
-) -> TwoSampleTest:
+def _test(key: Key, x: Array, y: Array, settings: tuple[float, int, int, str, int | None]) -> TwoSampleTest:
     p, num_projections, num_permutations, kind, batch_size = settings
     n, d = x.shape
     x, y = centred(x, y)
@@ -148,7 +143,7 @@ def _test(
     return TwoSampleTest(found ** (1 / p), p_value, root, jnp.median(root), jnp.array([n, y.shape[0]]))
 
 
-def _thinned(x: Posterior, y: Posterior) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
+def _thinned(x: Posterior, y: Posterior) -> tuple[Array, Array]:
     """Nearly independent draws of both, whitened alike: by the moments of all of them together."""
     parts = [side[:: _stride(post)] for side, post in zip(draws_of_both(x, y), (x, y), strict=True)]
     both = np.concatenate(parts)

@@ -88,10 +88,10 @@ def max_sliced_wasserstein(
 @functools.partial(jax.jit, static_argnums=5)
 def _ascend(
     key: Key,
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    x_weights: Float[Array, " n"] | None,
-    y_weights: Float[Array, " m"] | None,
+    x: Array,
+    y: Array,
+    x_weights: Array | None,
+    y_weights: Array | None,
     settings: tuple[float, int, int],
 ) -> MaxSliced:
     p, num_starts, num_updates = settings
@@ -135,7 +135,7 @@ def _ascend(
     return MaxSliced(root, best)
 
 
-def _unit(v: Float[Array, "... d"]) -> Float[Array, "... d"]:
+def _unit(v: Array) -> Array:
     size = jnp.linalg.norm(v, axis=-1, keepdims=True)
     return jnp.where(size > 0, v / jnp.where(size > 0, size, 1.0), jnp.eye(v.shape[-1], dtype=v.dtype)[0])
 
@@ -196,10 +196,10 @@ def energy_sliced_wasserstein(
 @functools.partial(jax.jit, static_argnums=(5, 6))
 def _weighted(
     key: Key,
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    x_weights: Float[Array, " n"] | None,
-    y_weights: Float[Array, " m"] | None,
+    x: Array,
+    y: Array,
+    x_weights: Array | None,
+    y_weights: Array | None,
     settings: SlicedSettings,
     energy: str,
 ) -> Estimate:

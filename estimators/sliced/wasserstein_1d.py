@@ -11,7 +11,7 @@ import numpy as np
 from mcx.ops.sort import argsort, merge_order, sort
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Float
 
 __all__ = ["Ordered", "match", "order", "wasserstein_1d"]
 
@@ -108,7 +108,7 @@ def wasserstein_1d(
     return match(order(x, x_weights), order(y, y_weights), p)
 
 
-def _cost(gap: Float[Array, "..."], p: float) -> Float[Array, "..."]:
+def _cost(gap: Array, p: float) -> Array:
     if p == 1:
         return jnp.abs(gap)
     if p == 2:
@@ -124,27 +124,23 @@ def _steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (starts // m).astype(np.int32), (starts // n).astype(np.int32), (ends - starts) / (n * m)
 
 
-def _columns(values: Float[Array, "... n"], index: np.ndarray) -> Float[Array, "... k"]:
+def _columns(values: Array, index: np.ndarray) -> Array:
     return values.at[..., index].get(mode="promise_in_bounds", indices_are_sorted=True)
 
 
-def _steps_of(side: Ordered) -> Float[Array, "... n"]:
+def _steps_of(side: Ordered) -> Array:
     if side.cumulative is not None:
         return side.cumulative
     n = side.values.shape[-1]
     return jnp.arange(1, n + 1, dtype=side.values.dtype) / n
 
 
-def _broadcast(
-    a: Float[Array, "... n"], b: Float[Array, "... m"]
-) -> tuple[Float[Array, "... n"], Float[Array, "... m"]]:
+def _broadcast(a: Array, b: Array) -> tuple[Array, Array]:
     lead = jnp.broadcast_shapes(a.shape[:-1], b.shape[:-1])
     return jnp.broadcast_to(a, (*lead, a.shape[-1])), jnp.broadcast_to(b, (*lead, b.shape[-1]))
 
 
-def _pick(
-    values: Float[Array, "... n"], index: Int[Array, "... k"], lead: tuple[int, ...]
-) -> Float[Array, "... k"]:
+def _pick(values: Array, index: Array, lead: tuple[int, ...]) -> Array:
     values = jnp.broadcast_to(values, (*lead, values.shape[-1]))
     index = jax.lax.stop_gradient(index)
     return jnp.take_along_axis(values, index, -1, mode="promise_in_bounds")

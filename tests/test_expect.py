@@ -89,7 +89,7 @@ def test_importance_sampling(truth, key):
 @pytest.mark.slow
 def test_coverage_of_importance_sampling(truth):
     """200 runs: 95 % intervals of a mean, a variance's root and the evidence hold."""
-    method = mcx.AdaptiveImportance(budget=2000, num_stages=4)
+    method = mcx.AdaptiveImportance(budget=2000, num_iterations=4)
     inside = []
     for seed in range(200):
         found = mcx.expect(normal(Y), FUNCTIONS, method=method, key=seed)

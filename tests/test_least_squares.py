@@ -328,21 +328,21 @@ def test_integrals(key):
 
 def test_refusals(key):
     basis = small(4)
-    with pytest.raises(MethodError, match="fewer points"):
+    with pytest.raises(MethodError, match="at least 4"):
         design(basis, 3, key=key)
     with pytest.raises(MethodError, match="multiple of 4"):
         design(basis, 6, scheme="dpp", key=key)
-    with pytest.raises(MethodError, match="no such scheme"):
+    with pytest.raises(MethodError, match=r"design\(scheme=...\) is out of range"):
         design(basis, 6, scheme="sobol", key=key)
     with pytest.raises(MethodError, match="one value"):
         fit(Design(basis, jnp.zeros((6, 1)), jnp.ones(6), "iid"), jnp.ones(5))
-    with pytest.raises(MethodError, match="at least 2"):
+    with pytest.raises(MethodError, match=r"integrate\(replicates=...\) is out of range"):
         integrate(lambda x: x[0], basis, 6, replicates=1, key=key)
     with pytest.raises(NonFiniteError, match="not finite"):
         integrate(lambda x: jnp.where(x[0] > -0.8, jnp.nan, 1.0), small(2), 4, key=key)
     with pytest.raises(MethodError, match="dimension"):
         basis(jnp.ones((5, 2)))
-    with pytest.raises(MethodError, match="no such polynomials"):
+    with pytest.raises(MethodError, match=r"legendre\(degree=...\) is out of range"):
         legendre(-1)
     grid = jnp.linspace(0, 1, 9)[:, None]
     with pytest.raises(MethodError, match="dependent"):

@@ -9,7 +9,8 @@ from mcx.inference.diffusion.denoising_mcmc.level_laws import (
     LevelsFromScore,
 )
 from mcx.inference.diffusion.integrators.adaptive import RungeKutta45
-from mcx.inference.diffusion.integrators.base import Integrator, integrate
+from mcx.inference.diffusion.integrators.base import Integrator
+from mcx.inference.diffusion.integrators.integrate import integrate
 from mcx.inference.diffusion.integrators.langevin import PredictorCorrector
 from mcx.inference.diffusion.integrators.likelihood import log_likelihood
 from mcx.inference.diffusion.integrators.linear import DDIM, DEIS, DPMSolver, EulerMaruyama, SDEDPMSolver

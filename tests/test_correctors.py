@@ -297,7 +297,7 @@ def test_mixture():
 def test_the_start_is_that_of_a_gaussian():
     """Where models are Gaussian the start's law is exact, and so is its integral."""
     composition = anneal(GaussianMixture.of([3.0, -1.0], [0.5, 2.0]), 2.0)
-    mean, variance, log_z = composition.start(20.0, jnp.zeros(2))
+    mean, variance, log_z = composition.initial_law(20.0, jnp.zeros(2))
     for i, (m, v) in enumerate(((3.0, 0.5 + 400), (-1.0, 2.0 + 400))):
         assert mean[i] == pytest.approx(m, rel=1e-2) and variance[i] == pytest.approx(v / 2, rel=1e-3)
     exact = sum(gaussian_integral((2.0, m, v))[2] for m, v in ((3.0, 400.5), (-1.0, 402.0)))

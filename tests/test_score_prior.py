@@ -166,8 +166,8 @@ def test_refusals():
         ({"model": 3.0}, "no diffusion model"),
         ({"model": lambda x, t: x, "event_shape": 2}, "how much noise"),
         ({"model": ALONE}, "shape of its draws"),
-        ({"model": GAUSSIAN, "levels": [1.0, 2.0]}, "go down along"),
-        ({"model": GAUSSIAN, "levels": [1.0]}, "go down along"),
+        ({"model": GAUSSIAN, "levels": [1.0, 2.0]}, "no noise levels"),
+        ({"model": GAUSSIAN, "levels": [1.0]}, "no noise levels"),
         ({"model": mcx.ScorePrior(GAUSSIAN)}, "of a ScorePrior"),
     ):
         with pytest.raises(MethodError, match=what):

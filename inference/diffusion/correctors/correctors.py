@@ -117,7 +117,7 @@ def corrector(
 
 
 def _prepare(composition: Composition, like: Any, rho: Any, params: Any = None) -> _Context:
-    return _Context(composition, *composition.start(rho, like))
+    return _Context(composition, *composition.initial_law(rho, like))
 
 
 def _initial(key: Any, ctx: _Context, u: _Step) -> Corrected:

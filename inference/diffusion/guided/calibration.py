@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.inference.diffusion.guided.observation import Linear, linearize, log_likelihood
-from mcx.inference.diffusion.models.reverse_chain import ReverseChain, Steps
+from mcx.inference.diffusion.models.reverse_process import ReverseProcess, StepLevels
 from mcx.target import TargetFunctions
 
 __all__ = ["GuidedData", "Guiding", "Levels", "calibrate"]
@@ -60,7 +60,7 @@ class Levels(NamedTuple):
     share: how much of a change of y it follows along them, or None.
     """
 
-    steps: Steps
+    steps: StepLevels
     last: Any
     offset: Any
     gain: Any
@@ -82,7 +82,7 @@ class GuidedData(NamedTuple):
     """
 
     model: Any
-    chain: ReverseChain
+    chain: ReverseProcess
     levels: Levels
     linear: Linear | None
     floor: Any
@@ -92,7 +92,7 @@ class GuidedData(NamedTuple):
 
 @partial(jax.jit, static_argnames=("how",))
 def calibrate(
-    how: Guiding, model: Any, chain: ReverseChain, key: Any, given: Mapping[str, Any] | None = None
+    how: Guiding, model: Any, chain: ReverseProcess, key: Any, given: Mapping[str, Any] | None = None
 ) -> GuidedData:
     """Look at a diffusion model and a likelihood at points that the model draws.
 
@@ -158,7 +158,7 @@ def calibrate(
     worst = jnp.min(jnp.where(jnp.isfinite(values), values, jnp.inf))
     floor = jnp.where(jnp.isfinite(worst), worst, 0.0)
     half = jnp.argmax(error <= 0.5 * jnp.var(x, 0).mean())
-    levels = Levels(known.steps(), last, offset, gain, power, along, share)
+    levels = Levels(known.step_levels(), last, offset, gain, power, along, share)
     return GuidedData(model, known, levels, linear, floor, half, given)
 
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from mcx.inference.diffusion.guided.calibration import GuidedData, Guiding, Levels
 from mcx.inference.diffusion.guided.observation import log_likelihood
-from mcx.inference.diffusion.models.reverse_chain import Move, Seen
+from mcx.inference.diffusion.models.reverse_process import Evaluation, ReverseStep
 from mcx.ops.logspace import log_sum_exp
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
@@ -53,7 +53,7 @@ class Guided(NamedTuple):
     """
 
     position: Any
-    seen: Seen
+    seen: Evaluation
     log_guess: Any
     place: Any
     slope: Any
@@ -78,9 +78,9 @@ def code(how: Guiding) -> FeynmanKac:
     """
     soft, linear = how.kind == "soft_value", how.kind == "linear_gaussian"
 
-    def led(ctx: GuidedData, x: Guided, u: Levels) -> tuple[Move, Any]:
+    def led(ctx: GuidedData, x: Guided, u: Levels) -> tuple[ReverseStep, Any]:
         """The chain's step, and how the proposal differs: a shift, or its moments along directions."""
-        move = ctx.chain.move(x.position, x.seen, u.steps)
+        move = ctx.chain.reverse_step(x.position, x.seen, u.steps)
         if linear:
             return move, _conditional(ctx, move, x.place, u, how.noised)
         if soft:
@@ -89,7 +89,7 @@ def code(how: Guiding) -> FeynmanKac:
         length, farthest = jnp.sqrt(jnp.sum(shift**2)), _FARTHEST * jnp.sqrt(move.variance * shift.size)
         return move, shift * jnp.minimum(1.0, farthest / jnp.maximum(length, farthest * 1e-6))
 
-    def log_ratio(ctx: GuidedData, move: Move, lead: Any, y: Any) -> Any:
+    def log_ratio(ctx: GuidedData, move: ReverseStep, lead: Any, y: Any) -> Any:
         """Log density of the chain's step over that of the proposal."""
         moved = y - move.mean
         if linear:
@@ -97,17 +97,17 @@ def code(how: Guiding) -> FeynmanKac:
         return jnp.sum(lead * (0.5 * lead - moved)) / move.variance
 
     def initial(key: Any, ctx: GuidedData, u: Levels) -> Guided:
-        start = ctx.chain.start()
+        start = ctx.chain.initial_law()
         shape, dtype = ctx.chain.shape, ctx.chain.rho.dtype
         noise = jax.random.normal(key, shape, dtype)
         if linear and how.noised:  # the guess is sharp from the start
-            move = Move(start.mean, start.variance, jnp.zeros((), dtype))
+            move = ReverseStep(start.mean, start.variance, jnp.zeros((), dtype))
             lead = _conditional(ctx, move, None, u, True)
             y = start.mean + _stretched(ctx, move, lead, noise)
             bonus = log_ratio(ctx, move, lead, y)
         else:
             y, bonus = start.mean + jnp.sqrt(start.variance) * noise, jnp.zeros((), dtype)
-        return _look(how, ctx, y, u, bonus + ctx.chain.start_increment(y, start))
+        return _look(how, ctx, y, u, bonus + ctx.chain.initial_log_weight(y, start))
 
     def transition(key: Any, ctx: GuidedData, x: Guided, u: Levels) -> Guided:
         move, lead = led(ctx, x, u)
@@ -157,12 +157,12 @@ def path_of(how: Guiding, ctx: GuidedData, key: Any, positions: Any) -> Guided:
     """
     zero = jnp.zeros((), positions.dtype)
     path = jax.vmap(lambda y, u: _look(how, ctx, y, u, zero))(positions, ctx.levels)
-    first = ctx.chain.start_increment(positions[0], ctx.chain.start())
+    first = ctx.chain.initial_log_weight(positions[0], ctx.chain.initial_law())
     rest = jnp.zeros(len(positions) - 1, positions.dtype)
     if how.kind == "soft_value":
 
-        def mean(key: Any, y: Any, seen: Seen, guess: Any, u: Levels) -> Any:
-            move = ctx.chain.move(y, seen, u.steps)
+        def mean(key: Any, y: Any, seen: Evaluation, guess: Any, u: Levels) -> Any:
+            move = ctx.chain.reverse_step(y, seen, u.steps)
             noise = jax.random.normal(key, (how.num_children - 1, *y.shape), y.dtype)
             others = jax.vmap(lambda e: _look(how, ctx, move.mean + jnp.sqrt(move.variance) * e, u, zero))
             return _log_mean(jnp.concatenate([guess[None], others(noise).log_guess]))
@@ -179,8 +179,8 @@ def path_of(how: Guiding, ctx: GuidedData, key: Any, positions: Any) -> Guided:
 def _look(how: Guiding, ctx: GuidedData, y: Any, u: Levels, bonus: Any) -> Guided:
     """The particle at a position: what the model shows there, and the guess."""
 
-    def guess(y: Any) -> tuple[Any, tuple[Seen, Any]]:
-        seen = ctx.chain.see(y, u.steps.rho)
+    def guess(y: Any) -> tuple[Any, tuple[Evaluation, Any]]:
+        seen = ctx.chain.evaluate(y, u.steps.rho)
         if how.kind == "linear_gaussian":
             place = u.offset + u.gain * _along(ctx, y if how.noised else seen.denoised)
             value = log_likelihood(how.functions, how.name, ctx.model, y, ctx.given)
@@ -216,7 +216,7 @@ def _linear_guess(ctx: GuidedData, place: Any, u: Levels) -> Any:
     return linear.constant - 0.5 * jnp.sum(residual**2 / variance + jnp.log(2 * jnp.pi * variance))
 
 
-def _conditional(ctx: GuidedData, move: Move, place: Any, u: Levels, noised: bool) -> tuple[Any, Any]:
+def _conditional(ctx: GuidedData, move: ReverseStep, place: Any, u: Levels, noised: bool) -> tuple[Any, Any]:
     """Mean, from the step's, and variance of the next point along the directions, given the observation.
 
     On average the data will be thought to be where they are now, and that follows the next point by
@@ -233,7 +233,7 @@ def _conditional(ctx: GuidedData, move: Move, place: Any, u: Levels, noised: boo
     return variance * slope * residual / noise, variance
 
 
-def _stretched(ctx: GuidedData, move: Move, lead: tuple[Any, Any], noise: Any) -> Any:
+def _stretched(ctx: GuidedData, move: ReverseStep, lead: tuple[Any, Any], noise: Any) -> Any:
     """Noise of the step, moved and narrowed along the directions."""
     assert ctx.linear is not None
     mean, variance = lead
@@ -242,7 +242,7 @@ def _stretched(ctx: GuidedData, move: Move, lead: tuple[Any, Any], noise: Any) -
     return sd * noise + (along @ ctx.linear.directions).reshape(noise.shape)
 
 
-def _conditional_ratio(ctx: GuidedData, move: Move, lead: tuple[Any, Any], moved: Any) -> Any:
+def _conditional_ratio(ctx: GuidedData, move: ReverseStep, lead: tuple[Any, Any], moved: Any) -> Any:
     mean, variance = lead
     along = _along(ctx, moved)
     log_p = along**2 / move.variance + jnp.log(move.variance)

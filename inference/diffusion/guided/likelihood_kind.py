@@ -14,7 +14,8 @@ from numpyro.ops.provenance import eval_provenance
 from mcx.errors import CapabilityError, MethodError
 from mcx.inference.diffusion.guided.calibration import GuidedData, Guiding, calibrate
 from mcx.inference.diffusion.guided.observation import log_likelihood, looks_linear, slope_vanishes
-from mcx.inference.diffusion.models.reverse_chain import ReverseChain, closure_converted
+from mcx.inference.diffusion.models.converted_process import closure_converted
+from mcx.inference.diffusion.models.reverse_process import ReverseProcess
 from mcx.model import capture
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_observations, static_problems
@@ -43,7 +44,7 @@ class Plan(NamedTuple):
     """
 
     target: Target
-    chain: ReverseChain
+    chain: ReverseProcess
     how: Guiding
     rest: Target | None
 
@@ -182,7 +183,7 @@ def _diffusion_site(target: Target, with_params: bool) -> Site:
     return found[0]
 
 
-def _chain(functions: TargetFunctions, name: str, data: Any, given: Mapping[str, Any]) -> ReverseChain:
+def _chain(functions: TargetFunctions, name: str, data: Any, given: Mapping[str, Any]) -> ReverseProcess:
     def value(site: dict[str, Any]) -> Any:
         if site["type"] == "sample" and site["name"] in given:
             return given[site["name"]]
@@ -191,12 +192,12 @@ def _chain(functions: TargetFunctions, name: str, data: Any, given: Mapping[str,
     found = capture.record(functions.run(data), key=jax.random.key(0), substitute_fn=value).sites[name]
     prior = capture.unwrapped(found["fn"])
     shape = jnp.shape(found["value"])
-    chain: ReverseChain = prior.chain(shape[: len(shape) - len(prior.event_shape)])
+    chain: ReverseProcess = prior.reverse_process(shape[: len(shape) - len(prior.event_shape)])
     return closure_converted(chain)
 
 
 @partial(jax.jit, static_argnames=("functions", "name", "num_steps"))
-def prior_chain(functions: TargetFunctions, name: str, data: Any, num_steps: int | None) -> ReverseChain:
+def prior_chain(functions: TargetFunctions, name: str, data: Any, num_steps: int | None) -> ReverseProcess:
     """The reverse process of a site's prior, with code and values apart."""
     chain = _chain(functions, name, data, {})
     if num_steps is None:
@@ -233,9 +234,9 @@ def _some_values(rest: Target) -> dict[str, Any]:
 
 
 @jax.jit
-def _scale(chain: ReverseChain) -> tuple[Any, Any]:
+def _scale(chain: ReverseProcess) -> tuple[Any, Any]:
     """About where the data are, and how far they spread."""
-    start = chain.start()
+    start = chain.initial_law()
     return start.mean, jnp.sqrt(jnp.maximum(start.variance - chain.rho[0] ** 2, 1e-6 * start.variance))
 
 

@@ -247,7 +247,7 @@ def test_members_of_a_plate(key):
 
 
 @pytest.mark.slow
-def test_new_data_and_parameters_trace_nothing():
+def test_new_data_and_parameters_of_guided_diffusion_trace_nothing():
     traced = []
     schedule = ve(0.01, 20.0)
 
@@ -287,7 +287,7 @@ def test_program(key):
     assert abs(float(moved.log_evidence) - mixture.given(matrix, scale, y + 1)[1]) < 0.5
 
 
-def test_refusals():
+def test_refusals_of_guided_diffusion():
     y = np.zeros(2, np.float32)
     gaussian = GaussianMixture.of([0.0, 0.0], 1.0)
     prior = mcx.ScorePrior(gaussian, num_steps=8)
@@ -413,7 +413,7 @@ def shifted(prior, y):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["twisted", "soft_value"])
-def test_particle_gibbs(guidance, key):
+def test_guided_particle_gibbs(guidance, key):
     """Shift and site of a Gaussian, in closed form; finds a seventh of an sd."""
     y = np.array([2.0, -1.0], np.float32)
     prior = mcx.ScorePrior(GaussianMixture.of([1.0, 0.0], 0.5), num_steps=40)

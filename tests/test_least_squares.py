@@ -326,7 +326,7 @@ def test_integrals(key):
     assert len(integrate(lambda x: x[0], small(2), 4, scheme="iid", replicates=2, key=key).warnings) == 1
 
 
-def test_refusals(key):
+def test_refusals_of_least_squares(key):
     basis = small(4)
     with pytest.raises(MethodError, match="fewer points"):
         design(basis, 3, key=key)

@@ -198,7 +198,7 @@ def test_many_particles(key):
 
 
 @pytest.mark.slow
-def test_results(few):
+def test_results_of_pmmh(few):
     assert list(few.draws) == ["phi", "x", "squared"]
     assert few["x"].shape == (1, 30_000, T) and few.unconstrained.shape == (1, 30_000, 1)
     tree = few.to_datatree()
@@ -320,12 +320,12 @@ def scale():
         (mcx.model(chain_after_chain)(Y[0]), "'b'"),
     ],
 )
-def test_models_that_it_cannot_take(bound, message):
+def test_models_that_pmmh_cannot_take(bound, message):
     with pytest.raises(CapabilityError, match=message):
         mcx.infer(bound, mcx.PMMH(10), key=0, progress=False)
 
 
-def test_settings_that_make_no_sense():
+def test_settings_of_pmmh_that_make_no_sense():
     for bad in (
         {"num_particles": 0}, {"num_particles": 2.5}, {"num_samples": 0}, {"target_accept": 1.0},
         {"filter": "bootstrap"},
@@ -362,21 +362,21 @@ def test_starts_without_evidence():
 
 
 @pytest.mark.slow
-def test_two_chains_with_a_common_parameter(key):
+def test_two_chains_with_a_common_parameter_by_pmmh(key):
     method = mcx.PMMH(20, num_warmup=1000, num_samples=30_000)
     check_two_chains(mcx.infer(two_chains(Y), method, key=key, **ONE))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [forecasting_scan, innovations_scan])
-def test_scan(program, key):
+def test_pmmh_of_scan(program, key):
     """Particles that hold what depends on the parameter; a state before time 0; no transition density."""
     method = mcx.PMMH(30, num_warmup=1000, num_samples=30_000)
     check_scan(mcx.infer(mcx.model(program)(Y[0]), method, key=key, **ONE).draws)
 
 
 @pytest.mark.slow
-def test_discrete_states_and_an_improper_prior(key):
+def test_discrete_states_and_an_improper_prior_by_pmmh(key):
     """The covariance of two parameters is adapted; one of them is seen outside of the chain, too."""
     method = mcx.PMMH(20, num_warmup=1000, num_samples=40_000)
     check_regimes(mcx.infer(regimes(Y[0], seen=0.4), method, key=key, **ONE), seen=0.4)
@@ -420,7 +420,7 @@ def test_filters_with_the_observation_in_view(particle_filter, few, key):
 
 
 @pytest.mark.slow
-def test_number_of_particles(key):
+def test_number_of_particles_of_pmmh(key):
     """Chosen for a standard deviation of 1.2 of the log evidence, from a start that is far off."""
     y = np.tile(Y[0], 12) + 0.2 * np.random.default_rng(0).normal(size=12 * T).astype(np.float32)
     post = mcx.infer(persistence(y), mcx.PMMH(num_warmup=1000, num_samples=5000), key=key, progress=False)
@@ -435,7 +435,7 @@ def test_number_of_particles(key):
 
 
 @pytest.mark.slow
-def test_ways_to_run(tmp_path):
+def test_ways_to_run_pmmh(tmp_path):
     bound, method = persistence(Y[0]), mcx.PMMH(10, num_warmup=100, num_samples=40)
     options = {"key": 3, "num_chains": 4, "progress": False, "warnings": "ignore"}
     plain = mcx.infer(bound, method, **options)
@@ -462,7 +462,7 @@ def test_ways_to_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_sp500(key):
+def test_sp500_by_pmmh(key):
     bound = sp500.stochastic_volatility(sp500.last_100()[0])
     post = mcx.infer(bound, mcx.PMMH(num_samples=10_000), key=key, progress=False, warnings="ignore")
     assert post.info.settings["log_evidence_sd"] < 1.8

@@ -385,7 +385,7 @@ def test_names_decide_between_chains():
     assert state_space(model, "w").params == ("phi", "s", "x0")
 
 
-def test_new_data_and_parameters_trace_nothing(key):
+def test_new_data_and_parameters_of_scan_trace_nothing(key):
     runs = []
 
     def counted(y):

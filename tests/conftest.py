@@ -16,7 +16,7 @@ hypothesis.settings.load_profile("mcx")
 
 @pytest.fixture
 def own_name(request):
-    """Class, function and parameters of the test, without its file: a test that moves keeps its random numbers."""
+    """Class, function and parameters of the test, not its file: one that moves keeps its random numbers."""
     return request.node.nodeid.split("::", 1)[1]
 
 

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from test_scan import QUIET, Y, bound, linear
+from scan_problems import QUIET, Y, bound, linear
 
 import mcx
 from mcx.errors import CapabilityError, DataError, ModelError

@@ -15,9 +15,15 @@ hypothesis.settings.load_profile("mcx")
 
 
 @pytest.fixture
-def key(request):
+def own_name(request):
+    """Class, function and parameters of the test, not its file: one that moves keeps its random numbers."""
+    return request.node.nodeid.split("::", 1)[1]
+
+
+@pytest.fixture
+def key(own_name):
     """A random key that is a function of the test's name: nobody picks seeds."""
-    return key_for(request.node.nodeid)
+    return key_for(own_name)
 
 
 @pytest.fixture(autouse=True)

@@ -304,7 +304,7 @@ def test_the_start_is_that_of_a_gaussian():
     assert log_z == pytest.approx(exact, abs=1e-3)
 
 
-def test_refusals():
+def test_refusals_of_correctors():
     like = jnp.zeros(1)
     for bad in ([1.0], [1.0, 2.0], [1.0, 0.0]):
         with pytest.raises(MethodError, match="noise levels"):

@@ -182,7 +182,7 @@ def test_a_prior_of_levels(key):
     np.testing.assert_array_equal(turned.rho, found.rho)
 
 
-def test_results(key):
+def test_results_of_denoising_mcmc(key):
     found = run(key, 3, 8)
     assert found.x.shape == found.noisy.shape == (8, 3, 2) and found.rho.shape == (8, 3)
     assert found.acceptance.shape == (8, 11) and "8 chains x 3 draws" in repr(found)
@@ -190,7 +190,7 @@ def test_results(key):
     assert tree["posterior"]["x"].shape == (8, 3, 2) and tree["sample_stats"]["rho"].shape == (8, 3)
 
 
-def test_refusals():
+def test_refusals_of_denoising_mcmc():
     alone = Score(lambda x, t: -x, ve())
     good = DenoisingMCMC(num_samples=1, num_warmup=0)
     options = {"key": 0, "num_chains": 2, "progress": False}

@@ -105,7 +105,7 @@ def test_coverage_of_importance_sampling(truth):
     assert (np.mean(inside, 0) > 0.86).all(), np.mean(inside, 0)
 
 
-def test_refusals():
+def test_refusals_of_expect():
     with pytest.raises(ModelError, match="no bound model"):
         mcx.expect(normal, FUNCTIONS, key=0)
     with pytest.raises(MethodError, match="by name"):

@@ -301,7 +301,7 @@ class TestWhatOnceWentWrong:
         assert not any("zero at all samples" in note for note in found.notes)
 
 
-def test_refusals():
+def test_refusals_of_importance():
     for law in (dist.Bernoulli(0.3).expand([2]).to_event(1), dist.Dirichlet(jnp.ones(3))):
         with pytest.raises(DataError, match=r"no density on R\^d"):
             expectations(lambda x: x[0], law, key=0)

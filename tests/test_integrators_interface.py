@@ -127,7 +127,7 @@ class Shrinking:
         return -0.5 * jnp.sum(y**2) / (1 + rho**2)
 
 
-def test_refusals():
+def test_refusals_of_integrators():
     y = jnp.ones(2)
     for bad in (
         [1.0],

@@ -88,7 +88,7 @@ def left_of(x):
 
 
 @pytest.mark.parametrize("method", slow_unless([DPMSolver()], [DPMSolver(), PredictorCorrector()]))
-def test_draws_of_a_gaussian(method, key):
+def test_random_integrators_draw_a_gaussian(method, key):
     """Far from the origin, from a first level that is not large: the start's moments come from the model."""
     model = GaussianMixture.of([30.0, -20.0], 0.25)
     draws = np.asarray(sample(model, 4000, (2,), levels(40.0, 0.1, 60, to_zero=True), key=key, method=method))
@@ -174,7 +174,7 @@ def test_start_from_the_teleport(key):
     check_mean(draws**2, weights @ (spread + means**2) + 0.05**2, delta=0.12, independent=True)
 
 
-def test_refusals():
+def test_refusals_of_random_integrators():
     for bad in (
         ([0.0, 1.0], -1.0),
         ([0.0, 1.0], np.ones(3)),

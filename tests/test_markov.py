@@ -316,7 +316,7 @@ def statement(**changes):
         ({"missing": {"q": np.zeros(T, bool)}}, "masks an observation that is not given"),
     ],
 )
-def test_refusals(changes, message):
+def test_refusals_of_markov(changes, message):
     with pytest.raises(ModelError, match=message):
         statement(**changes).sites()
 

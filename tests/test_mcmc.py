@@ -53,7 +53,7 @@ def check_problem(draws, problem: Problem, name: str):
 
 
 @pytest.mark.parametrize("name", slow_unless(["NUTS"], METHODS))
-def test_moments(name: str, key):
+def test_moments_of_samplers(name: str, key):
     post = infer(product(), METHODS[name], key, num_chains=8)
     for i, problem in enumerate(SMOOTH):
         check_problem(post.draws[f"p{i}.{problem.site}"], problem, name)

@@ -31,7 +31,7 @@ def draws(n, seed=0):
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_moments(dense):
+def test_moments_of_metrics(dense):
     x, g = draws(30)
     found = moments(x + 100 * SCALE.astype(np.float32), g, dense)
     for i, data in enumerate((x, g)):

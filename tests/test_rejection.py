@@ -162,7 +162,7 @@ def test_smoothers_by_rejection(method, key):
     assert np.all(se < 0.05)
 
 
-def test_refusals(key):
+def test_refusals_of_rejection(key):
     bound = volatility(Y, proposal=lambda x, u, y: dist.Normal(y, 0.5))
     with pytest.raises(CapabilityError, match="needs the largest value of the transition's density"):
         mcx.smooth(

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from test_scan import QUIET, Y, bound, linear
+from scan_problems import QUIET, Y, bound, linear
 
 import mcx
 from mcx.errors import CapabilityError, DataError, ModelError
@@ -185,7 +185,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("program", "message", "remedy"), REFUSED, ids=lambda v: getattr(v, "__name__", ""))
-def test_refusals(program, message, remedy, key):
+def test_refusals_of_scan(program, message, remedy, key):
     with pytest.raises((CapabilityError, ModelError), match=message) as caught:
         mcx.filter(bound(program, Y), params={}, num_particles=10, key=key, **QUIET)
     assert remedy in caught.value.remedy

@@ -12,7 +12,6 @@ from mcx.errors import MethodError, PosteriorShapeError
 from mcx.estimators.sliced.inputs import as_pair, as_weights
 from mcx.model.compile import model_sites
 from mcx.results.posterior import Posterior
-from mcx.results.weights import draw_weights
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -46,7 +45,7 @@ def as_samples(
     if isinstance(x, Posterior) and isinstance(y, Posterior):
         weights: list[Array | None] = []
         for posterior, own, name in ((x, x_weights, "x_weights"), (y, y_weights, "y_weights")):
-            if own is None and (w := draw_weights(posterior)) is not None:
+            if own is None and (w := posterior.draw_weights()) is not None:
                 own = w.ravel()
             weights.append(as_weights(own, posterior.num_chains * posterior.num_draws, name))
         return as_pair(*whiten(*draws_of_both(x, y), *weights), *weights)

@@ -23,7 +23,7 @@ def key_for(name: str) -> jax.Array:
     """A random key that is a function of a test's name, so that nobody picks seeds.
 
     Args:
-        name: such as pytest's node id.
+        name: such as pytest's node id without the file.
     """
     return jax.random.key(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
 

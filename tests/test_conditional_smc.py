@@ -65,13 +65,13 @@ def after_one_sweep(fk, method):
 
 
 @pytest.mark.parametrize("threshold", slow_unless([0.8], [0.0, 0.8, 1.0]))
-@pytest.mark.parametrize("sampling", ["none", "ancestor", "backward"])
-def test_leaves_the_smoothing_law_invariant(sampling, threshold):
+@pytest.mark.parametrize("backward", ["none", "ancestor", "exact"])
+def test_leaves_the_smoothing_law_invariant(backward, threshold):
     """N = 2, where bookkeeping errors are largest; potentials depend on the state before, with a look-ahead.
 
     Also E[1 / Zhat] = 1 / Z under the conditional law.
     """
-    method = ConditionalSMC(num_particles=2, sampling=sampling, threshold=threshold)
+    method = ConditionalSMC(num_particles=2, backward=backward, threshold=threshold)
     found, law = after_one_sweep(model(guided=True, look=True), method)
     code, log_z = found.outcomes
     assert total_variation(code, found.probabilities, law) < 1e-6
@@ -80,15 +80,15 @@ def test_leaves_the_smoothing_law_invariant(sampling, threshold):
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("sampling", slow_unless(["backward"], ["none", "ancestor", "backward"]))
-def test_leaves_the_smoothing_law_invariant_to_double_precision(sampling):
-    method = ConditionalSMC(num_particles=2, sampling=sampling, threshold=0.8)
+@pytest.mark.parametrize("backward", slow_unless(["exact"], ["none", "ancestor", "exact"]))
+def test_leaves_the_smoothing_law_invariant_to_double_precision(backward):
+    method = ConditionalSMC(num_particles=2, backward=backward, threshold=0.8)
     found, law = after_one_sweep(model(guided=True, look=True), method)
     assert total_variation(found.outcomes[0], found.probabilities, law) < 1e-12
 
 
 def test_three_particles():
-    found, law = after_one_sweep(model(), ConditionalSMC(num_particles=3, sampling="none", threshold=0.0))
+    found, law = after_one_sweep(model(), ConditionalSMC(num_particles=3, backward="none", threshold=0.0))
     assert total_variation(found.outcomes[0], found.probabilities, law) < 1e-6
 
 
@@ -99,7 +99,7 @@ def test_a_wrong_kernel_is_found(monkeypatch):
         return lambda key, log_w, num: jnp.sort(choose(key, log_w, (num,))).at[0].set(0)
 
     monkeypatch.setattr(conditional_smc, "pinned", ordered)
-    found, law = after_one_sweep(model(), ConditionalSMC(num_particles=2, sampling="none", threshold=1.0))
+    found, law = after_one_sweep(model(), ConditionalSMC(num_particles=2, backward="none", threshold=1.0))
     assert total_variation(found.outcomes[0], found.probabilities, law) > 5e-3
 
 
@@ -162,7 +162,7 @@ def test_a_chain_of_sweeps_has_the_smoothing_moments(key):
 
 
 def test_refusals_of_conditional_smc():
-    for bad in ({"num_particles": 1}, {"sampling": "sideways"}, {"threshold": 2.0}):
+    for bad in ({"num_particles": 1}, {"backward": "sideways"}, {"threshold": 2.0}):
         with pytest.raises(MethodError):
             ConditionalSMC(**bad)
     fk = model(density=False)

@@ -70,10 +70,10 @@ def joint_law():
     return bits, p / p.sum()
 
 
-def after_one_sweep(sampling, sweep):
+def after_one_sweep(backward, sweep):
     """Total variation between the posterior and its image."""
     method = mcx.ParticleGibbs(
-        states=mcx.ConditionalSMC(num_particles=2, sampling=sampling, threshold=1.0), params=draw_theta
+        states=mcx.ConditionalSMC(num_particles=2, backward=backward, threshold=1.0), params=draw_theta
     )
     plan = method.plan(tiny(LIKELIHOOD))
     bits, law = joint_law()
@@ -107,9 +107,9 @@ def stale(kernel, data, key, state):
     return {"x": moved.values["x"], "theta": drawn.values["theta"]}
 
 
-@pytest.mark.parametrize("sampling", slow_unless(["backward"], ["backward", "ancestor", "none"]))
-def test_a_sweep_leaves_the_posterior_invariant(sampling):
-    assert after_one_sweep(sampling, right) < (1e-12 if jax.config.jax_enable_x64 else 1e-6)
+@pytest.mark.parametrize("backward", slow_unless(["exact"], ["exact", "ancestor", "none"]))
+def test_a_sweep_leaves_the_posterior_invariant(backward):
+    assert after_one_sweep(backward, right) < (1e-12 if jax.config.jax_enable_x64 else 1e-6)
 
 
 def test_parameters_of_the_sweep_before_are_found_out():
@@ -125,7 +125,7 @@ def both():
     method = mcx.ParticleGibbs(
         states={
             "a": mcx.ConditionalSMC(num_particles=10),
-            "b": mcx.ConditionalSMC(num_particles=10, sampling="ancestor"),
+            "b": mcx.ConditionalSMC(num_particles=10, backward="ancestor"),
         },
         params=mcx.RandomWalk(),
         num_warmup=500,
@@ -182,7 +182,7 @@ def test_a_path_that_does_not_move_is_told(both):
     stuck[:, :3] = 0.02
     posterior = dataclasses.replace(both, smc_stats={**both.smc_stats, "b.update_rate": stuck})
     (found,) = [a.text for a in diagnose(posterior) if a.code == "MCX-W008"]
-    assert "path of 'b'" in found and "at 3 of 12 times" in found and 'sampling="backward"' in found
+    assert "path of 'b'" in found and "at 3 of 12 times" in found and 'backward="exact"' in found
     posterior = dataclasses.replace(both, smc_stats={**both.smc_stats, "a.update_rate": stuck})
     (found,) = [a.text for a in diagnose(posterior) if a.code == "MCX-W008"]
     assert "Use more particles" in found
@@ -190,7 +190,7 @@ def test_a_path_that_does_not_move_is_told(both):
 
 
 SCANS = [
-    (forecasting_scan, "backward", 10),
+    (forecasting_scan, "exact", 10),
     (forecasting_scan, "ancestor", 10),
     (innovations_scan, "none", 50),
 ]
@@ -199,8 +199,8 @@ SCANS = [
 @pytest.mark.parametrize("case", slow_unless([], SCANS))
 def test_particle_gibbs_of_scan(case, key):
     """Carries that depend on a parameter are computed anew when it changes; x0 is drawn along."""
-    program, sampling, num_particles = case
-    states = mcx.ConditionalSMC(num_particles=num_particles, sampling=sampling)
+    program, backward, num_particles = case
+    states = mcx.ConditionalSMC(num_particles=num_particles, backward=backward)
     method = mcx.ParticleGibbs(states=states, params=mcx.RandomWalk(), num_warmup=500, num_samples=24_000)
     check_scan(mcx.infer(mcx.model(program)(Y[0]), method, key=key, **ONE).draws)
 

@@ -49,9 +49,9 @@ def test_starting_points(key):
 
 @pytest.mark.slow
 def test_one_line_of_descent_is_warned_about(key):
-    states = mcx.ConditionalSMC(num_particles=2, sampling="none")
+    states = mcx.ConditionalSMC(num_particles=2, backward="none")
     method = mcx.ParticleGibbs(states=states, num_warmup=50, num_samples=200, params=mcx.RandomWalk())
-    with pytest.warns(InferenceWarning, match='MCX-W008.*sampling="backward"'):
+    with pytest.warns(InferenceWarning, match='MCX-W008.*backward="exact"'):
         mcx.infer(walk(np.tile(Y[0], 5)), method, key=key, progress=False)
 
 
@@ -75,7 +75,7 @@ PLANE = {
     ("bound", "changes", "message"),
     [
         (mcx.model(no_chain)(), {}, "no_chain has no Markov chain(.|\n)*mcx.NUTS"),
-        (mcx.model(innovations_scan)(Y[0]), {}, "site 'e': .*backward(.|\n)*sampling='none'"),
+        (mcx.model(innovations_scan)(Y[0]), {}, "site 'e': .*backward(.|\n)*backward='none'"),
         (chain_model(**PLANE), {}, "site 'x': the initial state has no law to draw from"),
         (chain_model(obs=None, length=5), {}, "site 'x_obs': the emission is not observed"),
         (

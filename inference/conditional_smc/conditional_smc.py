@@ -2,58 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import CapabilityError, MethodError
+from mcx.errors import CapabilityError
 from mcx.inference.conditional_smc.system import conditional, pinned
 from mcx.inference.smc.backward import backward_path
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import trace_paths, unique_ancestors
 from mcx.ops.random import choose
+from mcx.ops.validation import Rule, Settings, fraction, integer, one_of
 from mcx.target import FeynmanKac, StateSpace
 
-__all__ = ["ConditionalSMC", "SweepInfo", "refuse_sampling", "sweep"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
 
-_SAMPLING = ("backward", "ancestor", "none")
+    from mcx.types import Key, PyTree, Scalar
+
+__all__ = ["ConditionalSMC", "SweepInfo", "refuse_backward", "sweep"]
+
+_FORMER = {"exact": "backward"}  # how checkpoints of older versions name the draws
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionalSMC:
+class ConditionalSMC(Settings):
     """Settings of a conditional SMC kernel.
 
-    Ancestors are drawn independently, with the path given in slot 0: the scheme for which the kernel is exact
-    (other schemes need a conditional version of their own, not just an overwritten slot).
+    Ancestors are drawn independently, and particle 0 follows the present path: the scheme for which the kernel
+    is exact (other schemes need a conditional version of their own, not just an overwritten particle).
 
     Attributes:
         num_particles: N, at least 2.
-        sampling: how the new path is drawn: "backward" (from the last time back, among all particles: mixes
-            best), "ancestor" (the given path's ancestors are drawn on the way), or "none" (one line of
-            descent; needs no transition density, and mixes badly at early times).
+        backward: how the new path is drawn: "exact" (backward sampling, from the last time back, among all
+            particles: mixes best), "ancestor" (ancestors of the present path are drawn on the way), or "none"
+            (one line of descent; needs no transition density, and mixes badly at early times).
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
     """
 
     num_particles: int = field(default=50, kw_only=False)
-    sampling: str = "backward"
+    backward: Literal["exact", "ancestor", "none"] = "exact"
     threshold: float = 0.5
 
-    def __post_init__(self) -> None:
-        if self.num_particles < 2:
-            raise MethodError(
-                "ConditionalSMC(num_particles=...) is out of range",
-                expected="an int >= 2: one particle is the given path itself",
-                found=repr(self.num_particles),
-            )
-        if self.sampling not in _SAMPLING:
-            raise MethodError(
-                "ConditionalSMC(sampling=...) is unknown",
-                expected="one of " + ", ".join(map(repr, _SAMPLING)),
-                found=repr(self.sampling),
-            )
-        SMCSettings(self.num_particles, self.threshold)  # checks the threshold
+    former: ClassVar[Mapping[str, str]] = {"backward": "sampling"}
+
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        particles = "an int >= 2: one particle is the present path itself"
+        return {
+            "num_particles": integer(2)._replace(expected=particles),
+            "backward": one_of("exact", "ancestor", "none"),
+            "threshold": fraction(),
+        }
+
+    @override
+    def identifiers(self) -> dict[str, Any]:
+        return {**super().identifiers(), "sampling": _FORMER.get(self.backward, self.backward)}
 
 
 class SweepInfo(NamedTuple):
@@ -62,17 +69,19 @@ class SweepInfo(NamedTuple):
     log_evidence: of the conditional system. The inverse of the evidence is estimated without bias under
         stationarity: E[1 / Zhat] = 1 / Z.
     ess: effective sample sizes, (T,).
-    updated: whether the new path left the given one at each time, (T,).
+    updated: whether the new path left the old one at each time, (T,).
     unique_ancestors: number of different parents at each time, (T,).
     """
 
-    log_evidence: Any
-    ess: Any
-    updated: Any
-    unique_ancestors: Any
+    log_evidence: Scalar
+    ess: Float[Array, " T"]
+    updated: Bool[Array, " T"]
+    unique_ancestors: Int[Array, " T"]
 
 
-def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC) -> tuple[Any, SweepInfo]:
+def sweep(
+    key: Key, fk: FeynmanKac, ctx: PyTree, path: PyTree, method: ConditionalSMC
+) -> tuple[PyTree, SweepInfo]:
     """Draw a new path given the old one.
 
     Args:
@@ -84,7 +93,7 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
 
     Returns:
         The new path, and what happened. Leaves the law ``M_0 G_0 prod_t M_t G_t`` invariant for every N >= 2,
-        threshold and way of sampling. Costs O(T N); memory O(T N).
+        threshold and way of drawing. Costs O(T N); memory O(T N).
 
     Raises:
         CapabilityError: for backward and ancestor sampling without a transition density, and for models that
@@ -93,31 +102,31 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
     Source: Andrieu, Doucet and Holenstein (2010), algorithm of section 2.4.3; backward sampling: Whiteley
     (2010); ancestor sampling: Lindsten, Jordan and Schon (2014), algorithm 2.
     """
-    if method.sampling != "none" and fk.log_transition is None:
+    if method.backward != "none" and fk.log_transition is None:
         raise CapabilityError(
-            f"ConditionalSMC(sampling={method.sampling!r}) needs the density of the transition",
-            remedy="give log_transition=, or use sampling='none'",
+            f"ConditionalSMC(backward={method.backward!r}) needs the density of the transition",
+            remedy="give log_transition=, or use backward='none'",
         )
     if fk.adapt is not None:
         raise CapabilityError(
-            "conditional SMC is not exact for a model that adapts to the particles: the given path, one of "
-            "them, would change the law that it is to be drawn from",
+            "conditional SMC is not exact for a model that adapts to the particles: the path, one of them, "
+            "would change the law that it is to be drawn from",
             expected="FeynmanKac(adapt=None)",
             remedy="adapt in a run of mcx.smc beforehand, and hold the result fixed",
         )
-    nailed = conditional(fk, path)
+    model = conditional(fk, path)
     settings = SMCSettings(method.num_particles, method.threshold)
     key_start, key_run, key_back = jax.random.split(key, 3)
     first, rest = (
-        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], nailed.inputs)
+        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], model.inputs)
         for part in (0, slice(1, None))
     )
-    state = initialize(key_start, nailed, ctx, first, settings)
+    state = initialize(key_start, model, ctx, first, settings)
 
-    def step(state: SMCState, x: Any) -> tuple[SMCState, Any]:
+    def step(state: SMCState, x: tuple[Key, PyTree]) -> tuple[SMCState, PyTree]:
         key, u = x
-        scheme = pinned(nailed, ctx, state, u, method.sampling == "ancestor")
-        state = move(key, nailed, ctx, state, u, replace(settings, resampling=scheme))
+        scheme = pinned(model, ctx, state, u, method.backward == "ancestor")
+        state = move(key, model, ctx, state, u, replace(settings, resampling=scheme))
         return state, (state.particles, state.log_w, state.ancestors, state.info.ess)
 
     start = (state.particles, state.log_w, state.ancestors, state.info.ess)
@@ -126,7 +135,7 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
     particles, log_w, ancestors, ess = jax.tree_util.tree_map(
         lambda a, b: jnp.concatenate([a[None], b]), start, later
     )
-    if method.sampling == "backward":
+    if method.backward == "exact":
         new, index = backward_path(key_back, fk, ctx, particles, log_w)
         updated = index != 0
     else:
@@ -137,17 +146,17 @@ def sweep(key: Any, fk: FeynmanKac, ctx: Any, path: Any, method: ConditionalSMC)
     return new, SweepInfo(state.log_evidence, ess, updated, unique_ancestors(ancestors))
 
 
-def refuse_sampling(method: ConditionalSMC, space: StateSpace) -> None:
+def refuse_backward(method: ConditionalSMC, space: StateSpace) -> None:
     """Raise if paths cannot be drawn in this way.
 
     Raises:
         CapabilityError: for backward and ancestor sampling without a transition density; says what keeps it.
     """
-    if method.sampling != "none" and space.no_density:
+    if method.backward != "none" and space.no_density:
         raise CapabilityError(
-            f"ConditionalSMC(sampling={method.sampling!r}) needs the density of the transition, but "
+            f"ConditionalSMC(backward={method.backward!r}) needs the density of the transition, but "
             f"{space.no_density}",
             site=space.name,
-            remedy="ConditionalSMC(sampling='none', num_particles=...), with many particles; or write the "
+            remedy="ConditionalSMC(backward='none', num_particles=...), with many particles; or write the "
             "model so that the state, with all that it remembers, is drawn by its sites",
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,19 @@ from mcx.inference.smc.resampling import systematic
 from mcx.inference.smc.smc import loop
 from mcx.target import FeynmanKac, StateSpace
 
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import Key, PyTree, Scalar, SiteValues
+
 __all__ = ["filtered_path", "starting_path"]
 
 _MIN_PARTICLES = 100  # a path of positive density is needed, and the filter runs once
 
 
 def starting_path(
-    key: Any, fk: FeynmanKac, ctx: Any, num_particles: int, *, backward: bool
-) -> tuple[Any, Any]:
+    key: Key, fk: FeynmanKac, ctx: PyTree, num_particles: int, *, backward: bool
+) -> tuple[PyTree, Scalar]:
     """Draw a path from a particle filter.
 
     Args:
@@ -52,8 +56,8 @@ def starting_path(
 
 
 def filtered_path(
-    key: Any, space: StateSpace, values: Mapping[str, Any], method: ConditionalSMC
-) -> tuple[dict[str, Any], Any]:
+    key: Key, space: StateSpace, values: SiteValues, method: ConditionalSMC
+) -> tuple[dict[str, Array], Scalar]:
     """Values of such a path by site, and the filter's log evidence.
 
     Args:
@@ -67,8 +71,8 @@ def filtered_path(
     """
     fk = space.feynman_kac
     ctx = fk.prepare({k: values[k] for k in space.params})
-    backward = method.sampling == "backward"
-    path, log_z = starting_path(key, fk, ctx, method.num_particles, backward=backward)
+    exact = method.backward == "exact"
+    path, log_z = starting_path(key, fk, ctx, method.num_particles, backward=exact)
     if not isinstance(log_z, jax.core.Tracer) and log_z == -jnp.inf:
         raise WeightCollapse(
             "no particle of the filter that draws the first path explains the observations",

@@ -1,9 +1,9 @@
-"""Particle systems given one of their paths: what conditional SMC is made of."""
+"""Particle systems one of whose particles follows a path: what conditional SMC is made of."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +13,41 @@ from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
 
+if TYPE_CHECKING:
+    from mcx.inference.smc.resampling import Resampling
+    from mcx.types import Index, Key, LogWeights, PyTree, Scalar
+
 __all__ = ["conditional", "pinned"]
 
 
-def conditional(fk: FeynmanKac, path: Any) -> FeynmanKac:
-    """The Feynman-Kac model whose particle 0 is nailed to a path.
+def conditional(fk: FeynmanKac, path: PyTree) -> FeynmanKac:
+    """The Feynman-Kac model whose particle 0 follows a path.
 
     Args:
         fk: the model.
         path: pytree of states with a leading axis of T.
 
     Returns:
-        A model with inputs ``(u, x)``. With ancestors that keep slot 0 to itself (or to an ancestor drawn for
-        it) its particle system is conditional SMC.
+        A model with inputs ``(u, x)``. With ancestors that keep particle 0 to itself (or to an ancestor drawn
+        for it, see :func:`pinned`) its particle system is conditional SMC.
     """
 
-    def nailed(particle_key: ParticleKey, drawn: Any, ref: Any) -> Any:
+    def follow(particle_key: ParticleKey, drawn: PyTree, x: PyTree) -> PyTree:
         first = particle_key.index == 0
-        return jax.tree_util.tree_map(lambda x, r: jnp.where(first, r, x), drawn, ref)
+        return jax.tree_util.tree_map(lambda new, own: jnp.where(first, own, new), drawn, x)
 
-    def randomness(particle_key: ParticleKey) -> Any:
+    def randomness(particle_key: ParticleKey) -> Key | ParticleKey:
         return particle_key if fk.batched_draws else jax.random.fold_in(particle_key.key, particle_key.index)
 
-    def initial(particle_key: ParticleKey, ctx: Any, u: Any) -> Any:
-        return nailed(particle_key, fk.initial(randomness(particle_key), ctx, u[0]), u[1])
+    def initial(particle_key: ParticleKey, ctx: PyTree, u: PyTree) -> PyTree:
+        return follow(particle_key, fk.initial(randomness(particle_key), ctx, u[0]), u[1])
 
-    def transition(particle_key: ParticleKey, ctx: Any, x_prev: Any, u: Any) -> Any:
-        return nailed(particle_key, fk.transition(randomness(particle_key), ctx, x_prev, u[0]), u[1])
+    def transition(particle_key: ParticleKey, ctx: PyTree, x_prev: PyTree, u: PyTree) -> PyTree:
+        return follow(particle_key, fk.transition(randomness(particle_key), ctx, x_prev, u[0]), u[1])
 
-    def log_potential(ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
-        return fk.log_potential(ctx, x_prev, x, u[0])
+    def log_potential(ctx: PyTree, x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
+        value: Scalar = fk.log_potential(ctx, x_prev, x, u[0])
+        return value
 
     density, look = fk.log_transition, fk.log_lookahead
     return replace(
@@ -57,19 +62,31 @@ def conditional(fk: FeynmanKac, path: Any) -> FeynmanKac:
     )
 
 
-def pinned(nailed: FeynmanKac, ctx: Any, state: SMCState, u: Any, draw_ancestor: bool) -> Any:
-    """Independent ancestors, but for slot 0: itself, or drawn by how well it leads to the given path."""
+def pinned(model: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, draw_ancestor: bool) -> Resampling:
+    """The resampling scheme of conditional SMC for one step.
 
-    def scheme(key: Any, log_w: Any, num: int) -> Any:
+    Args:
+        model: what :func:`conditional` made.
+        ctx: what ``fk.prepare`` gave.
+        state: the system before the step.
+        u: the model's input of the step.
+        draw_ancestor: whether the ancestor of particle 0 is drawn, by how well it leads to the path
+            (ancestor sampling); otherwise it is particle 0.
+
+    Returns:
+        Multinomial resampling but for particle 0.
+    """
+
+    def scheme(key: Key, log_w: LogWeights, num: int) -> Index:
         key_all, key_first = jax.random.split(key)
         ancestors = choose(key_all, log_w, (num,))
         if not draw_ancestor:
             return ancestors.at[0].set(0)
-        density = nailed.log_transition
+        density = model.log_transition
         assert density is not None
 
-        def leads_to(x_prev: Any) -> Any:
-            return density(ctx, x_prev, u[1], u) + nailed.log_potential(ctx, x_prev, u[1], u)
+        def leads_to(x_prev: PyTree) -> Scalar:
+            return density(ctx, x_prev, u[1], u) + model.log_potential(ctx, x_prev, u[1], u)
 
         # the filter's own weights, also where a look-ahead has others resample by more than these
         weights = state.log_w + jax.vmap(leads_to)(state.particles)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,18 @@ import numpy as np
 
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepInfo, sweep
 from mcx.inference.conditional_smc.initial_path import filtered_path
-from mcx.inference.mcmc.base import MCMCKernel, MCMCState
 from mcx.inference.mcmc.initial_points import Start, best_start
+from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.model import capture
 from mcx.model.conditioning import placeholders
 from mcx.model.series.state_space import ChainData, path_sites
+from mcx.run.kernel import Kernel
 from mcx.target import TargetFunctions
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Flags, Key, PyTree, Scalar, SiteValues, Stats, Vector
 
 __all__ = ["GibbsKernel", "GibbsStart", "GibbsState", "PathAverages"]
 
@@ -30,15 +36,15 @@ class GibbsStart(NamedTuple):
     """
 
     params: Start
-    values: dict[str, Any]
+    values: dict[str, Array]
 
 
 class PathAverages(NamedTuple):
     """Averages of conditional SMC over the kept sweeps of a chain, (T,) each; see :class:`SweepInfo`."""
 
-    update_rate: Any
-    ess: Any
-    unique_ancestors: Any
+    update_rate: Float[Array, " T"]
+    ess: Float[Array, " T"]
+    unique_ancestors: Float[Array, " T"]
 
     @classmethod
     def of(cls, info: SweepInfo) -> PathAverages:
@@ -57,19 +63,19 @@ class GibbsState(NamedTuple):
     num_kept: sweeps that the averages count.
     """
 
-    values: dict[str, Any]
+    values: dict[str, Array]
     params: MCMCState
     averages: dict[str, PathAverages]
-    num_kept: Any
+    num_kept: Int[Array, ""]
 
     @property
-    def started(self) -> Any:
+    def started(self) -> Flags:
         """Whether a finite starting point was found."""
         return self.params.started
 
 
 @dataclass(frozen=True)
-class GibbsKernel:
+class GibbsKernel(Kernel):
     """Particle Gibbs on a model: the kernel that the driver runs.
 
     Attributes:
@@ -81,14 +87,15 @@ class GibbsKernel:
     """
 
     blocks: tuple[tuple[str, ConditionalSMC], ...]
-    updates: tuple[Callable[..., Mapping[str, Any]], ...]
+    updates: tuple[Callable[[Key, SiteValues], SiteValues], ...]
     drawn: tuple[str, ...]
     mcmc: MCMCKernel
     whole: TargetFunctions
 
     # start -----------------------------------------------------------------------------------------
 
-    def init(self, data: ChainData, key: Any, start: GibbsStart) -> GibbsState:
+    @override
+    def init(self, data: ChainData, key: Key, start: GibbsStart) -> GibbsState:
         """Search for parameters and paths with a finite joint density and gradient.
 
         Paths come from a particle filter at the starting parameters, unless the user gave them. Of several
@@ -96,17 +103,17 @@ class GibbsKernel:
         them, which then holds on to the parameters.
         """
 
-        def attempt(number: Any) -> tuple[Any, GibbsState]:
+        def attempt(number: Int[Array, ""]) -> tuple[Scalar, GibbsState]:
             key_params, key_drawn, key_paths = jax.random.split(jax.random.fold_in(key, number), 3)
             position, radius, _ = start.params
             noise = jax.random.uniform(key_params, position.shape, minval=-1.0, maxval=1.0)
             position = position + radius * noise
             paths = tuple(site for space in data.spaces.values() for site in path_sites(space))
-            given = {**placeholders(self.mcmc.sites, paths), **self._prior_draws(data, key_drawn)}
-            given |= start.values
-            values = self._values(data, given, position)
+            others = {**placeholders(self.mcmc.sites, paths), **self._prior_draws(data, key_drawn)}
+            others |= start.values
+            values = self._values(data, others, position)
             averages, log_z = {}, jnp.zeros(())
-            for (name, method), key_path in zip(self.blocks, self._keys(key_paths, self.blocks), strict=True):
+            for (name, method), key_path in zip(self.blocks, _keys(key_paths, self.blocks), strict=True):
                 space = data.spaces[name]
                 if not set(path_sites(space)) <= set(start.values):
                     path, log_evidence = filtered_path(key_path, space, values, method)
@@ -114,22 +121,23 @@ class GibbsKernel:
                     log_z += log_evidence
                 zeros = jnp.zeros(space.feynman_kac.num_times)
                 averages[name] = PathAverages(zeros, zeros, zeros)
-            given = {k: values[k] for k in given}
-            params = self.mcmc.at((data.model, given), position)
-            state = GibbsState(given, params, averages, jnp.zeros((), jnp.int32))
+            others = {k: values[k] for k in others}
+            params = self.mcmc.at((data.model, others), position)
+            state = GibbsState(others, params, averages, jnp.zeros((), jnp.int32))
             return jnp.where(state.started, log_z, -jnp.inf), state
 
         best: GibbsState = best_start(attempt, start.params)
         return best
 
-    def _prior_draws(self, data: ChainData, key: Any) -> dict[str, Any]:
+    def _prior_draws(self, data: ChainData, key: Key) -> dict[str, Array]:
         """Values of the sites that updates give, until these do: from the prior, where it is proper."""
         if not self.drawn:
             return {}
 
-        def improper(site: dict[str, Any]) -> Any:
+        def improper(site: dict[str, Any]) -> Array | None:
             if site["type"] == "sample" and capture.is_improper(site["fn"]):
-                return capture.unconstrained_prototype(site)
+                value: Array = capture.unconstrained_prototype(site)
+                return value
             return None
 
         sites = capture.record(self.whole.run(data.model), key=key, substitute_fn=improper).sites
@@ -137,7 +145,10 @@ class GibbsKernel:
 
     # sweep -----------------------------------------------------------------------------------------
 
-    def step(self, data: ChainData, key: Any, state: GibbsState, u: Any) -> tuple[GibbsState, Any]:
+    @override
+    def step(
+        self, data: ChainData, key: Key, state: GibbsState, u: PyTree
+    ) -> tuple[GibbsState, dict[str, Array]]:
         """One sweep; ``u`` holds the adaptation code and whether the sweep counts.
 
         Leaves the posterior invariant (without adaptation): each part draws from a kernel that leaves its
@@ -160,12 +171,12 @@ class GibbsKernel:
         return state._replace(averages=averages, num_kept=count), stats
 
     def move_paths(
-        self, data: ChainData, key: Any, state: GibbsState
+        self, data: ChainData, key: Key, state: GibbsState
     ) -> tuple[GibbsState, dict[str, SweepInfo]]:
         """A new path for every block in turn, given the parameters and the other blocks' paths."""
         values = self._values(data, state.values, state.params.position)
         swept = {}
-        for (name, method), key_block in zip(self.blocks, self._keys(key, self.blocks), strict=True):
+        for (name, method), key_block in zip(self.blocks, _keys(key, self.blocks), strict=True):
             space = data.spaces[name]
             fk = space.feynman_kac
             ctx = fk.prepare({k: values[k] for k in space.params})
@@ -174,46 +185,49 @@ class GibbsKernel:
         return state._replace(values={k: values[k] for k in state.values}), swept
 
     def move_params(
-        self, data: ChainData, key: Any, state: GibbsState, code: Any
-    ) -> tuple[GibbsState, dict[str, Any]]:
+        self, data: ChainData, key: Key, state: GibbsState, code: Int[Array, ""]
+    ) -> tuple[GibbsState, dict[str, Array]]:
         """New parameters given the paths: by the updates, then by the Markov chain method on the rest."""
         key_mcmc, key_updates = jax.random.split(key)
         values = self._values(data, state.values, state.params.position)
-        for update, key_update in zip(self.updates, self._keys(key_updates, self.updates), strict=True):
+        for update, key_update in zip(self.updates, _keys(key_updates, self.updates), strict=True):
             values |= {k: jnp.asarray(v, values[k].dtype) for k, v in update(key_update, values).items()}
-        given = {k: values[k] for k in state.values}
+        others = {k: values[k] for k in state.values}
         params = state.params
-        stats: dict[str, Any] = {}
+        stats: dict[str, Array] = {}
         if self.mcmc.shapes:
-            # what the state remembers of its density is given the old paths
-            params = self.mcmc.refresh((data.model, given), params)
-            params, stats = self.mcmc.step((data.model, given), key_mcmc, params, code)
-        return state._replace(values=given, params=params), dict(stats)
+            # what the state remembers of its density belongs to the old paths
+            params = self.mcmc.refresh((data.model, others), params)
+            params, stats = self.mcmc.step((data.model, others), key_mcmc, params, code)
+        return state._replace(values=others, params=params), dict(stats)
 
-    def _values(self, data: ChainData, given: Mapping[str, Any], position: Any) -> dict[str, Any]:
-        """Constrained values of all latent sites."""
-        target = self.mcmc.target((data.model, dict(given)))
+    def _values(self, data: ChainData, others: SiteValues, position: Vector) -> dict[str, Array]:
+        """Constrained values of all latent sites: the ``others``, and those at the chain's position."""
+        target = self.mcmc.target((data.model, dict(others)))
         moved = target.constrain(target.unravel(position))
-        return {**given, **{name: moved[name] for name, _ in self.mcmc.shapes}}
-
-    @staticmethod
-    def _keys(key: Any, parts: tuple[Any, ...]) -> list[Any]:
-        return [jax.random.fold_in(key, i) for i in range(len(parts))]
+        return {**others, **{name: moved[name] for name, _ in self.mcmc.shapes}}
 
     # results ---------------------------------------------------------------------------------------
 
-    def collect(self, state: GibbsState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+    @override
+    def collect(self, state: GibbsState, info: dict[str, Array]) -> tuple[PyTree, Mapping[str, Array]]:
         """Paths and parameters, and the sweep's statistics."""
         return (state.values, state.params.position), info
 
-    def emit(self, data: ChainData, draw: Any) -> Any:
+    @override
+    def emit(self, data: ChainData, draw: PyTree) -> tuple[dict[str, Array], Vector]:
         """A draw as sites, deterministic ones too, and the unconstrained parameters among it."""
-        given, position = draw
-        target = self.mcmc.target((data.model, given))
-        return {**target.constrain(target.unravel(position)), **given}, position
+        others, position = draw
+        target = self.mcmc.target((data.model, others))
+        return {**target.constrain(target.unravel(position)), **others}, position
 
-    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+    @override
+    def report(self, stats: Stats) -> Mapping[str, float]:
         """Update rates of the paths, and what the Markov chain method shows."""
         rates = [np.mean(stats[f"{name}.update_rate"]) for name, _ in self.blocks]
         shown = {"update rate": float(min(rates))}
         return {**shown, **self.mcmc.report(stats)} if self.mcmc.shapes else shown
+
+
+def _keys(key: Key, parts: tuple[Any, ...]) -> list[Key]:
+    return [jax.random.fold_in(key, i) for i in range(len(parts))]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,16 @@ import numpyro
 from numpyro.infer.mcmc import MCMCKernel
 
 from mcx.errors import CapabilityError, MissingExtraError
-from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, refuse_sampling, sweep
+from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, refuse_backward, sweep
 from mcx.inference.conditional_smc.initial_path import filtered_path
 from mcx.model.bound import Model
 from mcx.model.series.state_space import path_sites, state_space
 from mcx.target import StateSpace
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+    from mcx.types import Key, SiteValues
 
 __all__ = ["PathGibbs", "PathGibbsState"]
 
@@ -30,10 +35,10 @@ class PathGibbsState(NamedTuple):
     ess: effective sample sizes in the last sweep, (T,).
     """
 
-    z: dict[str, Any]
-    rng_key: Any
-    updated: Any
-    ess: Any
+    z: dict[str, Array]
+    rng_key: Key
+    updated: Bool[Array, " T"]
+    ess: Float[Array, " T"]
 
 
 class PathGibbs(MCMCKernel):
@@ -46,13 +51,13 @@ class PathGibbs(MCMCKernel):
         kernel = Gibbs([(mcx.PathGibbs(model), ["x"]), (NUTS(model), None)])
         MCMC(kernel, num_warmup=500, num_samples=500).run(key, y)
 
-    The block owns the latent sites of one chain, and may own those that are drawn just to start a scan; the
-    sites of other blocks are given.
+    The block owns the latent sites of one Markov chain, and may own those that are drawn just to start a scan;
+    it draws them given the sites of the other blocks.
 
     Args:
         model: the model of all blocks.
         states: how to draw the path.
-        chain: name of the Markov chain, where the model has several.
+        name: of the Markov chain, where the model has several.
 
     Raises:
         MissingExtraError: with a NumPyro older than 0.22, which has no composable ``Gibbs``.
@@ -63,7 +68,7 @@ class PathGibbs(MCMCKernel):
     sample_field = "z"
 
     def __init__(
-        self, model: Callable[..., Any], states: ConditionalSMC | None = None, chain: str | None = None
+        self, model: Callable[..., Any], states: ConditionalSMC | None = None, name: str | None = None
     ) -> None:
         if not hasattr(numpyro.infer, "Gibbs"):
             raise MissingExtraError(
@@ -75,7 +80,7 @@ class PathGibbs(MCMCKernel):
             )
         self._model = model
         self._states = ConditionalSMC() if states is None else states
-        self._chain = chain
+        self._name = name
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -89,9 +94,9 @@ class PathGibbs(MCMCKernel):
 
     def init(
         self,
-        rng_key: Any,
+        rng_key: Key,
         num_warmup: int,
-        init_params: Mapping[str, Any] | None,
+        init_params: SiteValues | None,
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any] | None,
     ) -> PathGibbsState:
@@ -102,7 +107,7 @@ class PathGibbs(MCMCKernel):
             WeightCollapse: if no particle explains an observation.
         """
         space = self._space(model_args, model_kwargs)
-        refuse_sampling(self._states, space)
+        refuse_backward(self._states, space)
         sites = path_sites(space)
         if init_params is not None and set(init_params) != set(sites):
             raise CapabilityError(
@@ -129,11 +134,13 @@ class PathGibbs(MCMCKernel):
         z = {k: v.astype(state.z[k].dtype) for k, v in space.path_values(path).items()}
         return PathGibbsState(z, key, info.updated, info.ess.astype(state.ess.dtype))
 
-    def refresh(self, state: PathGibbsState, model_args: Any, model_kwargs: Any) -> PathGibbsState:
+    def refresh(
+        self, state: PathGibbsState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
+    ) -> PathGibbsState:
         """As it is: the state holds nothing that depends on other blocks."""
         return state
 
-    def wrap_model(self, wrapper: Callable[[Any], Any]) -> PathGibbs:
+    def wrap_model(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> PathGibbs:
         """The same block of ``wrapper(model)``."""
         wrapped = copy.copy(self)
         wrapped._model = wrapper(self._model)
@@ -146,7 +153,7 @@ class PathGibbs(MCMCKernel):
     def _space(self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None) -> StateSpace:
         """The chain's state-space model; other blocks' values are conditions of the wrapped model."""
         bound = Model(self._model).bind(*model_args, **(model_kwargs or {}))
-        space = state_space(bound, self._chain, whole=True)
+        space = state_space(bound, self._name, whole=True)
         if space.params:
             raise CapabilityError(
                 "mcx.PathGibbs draws a path given everything else",

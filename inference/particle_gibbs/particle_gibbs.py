@@ -3,38 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self, override
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import CapabilityError, MethodError
-from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, refuse_sampling
+from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, refuse_backward
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.base import MCMCMethod
+from mcx.inference.mcmc.advice import transition_advice
 from mcx.inference.mcmc.initial_points import MAX_TRIES, starting_points, value_by_chain
+from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.nuts import NUTS
-from mcx.inference.mcmc.sample import posterior_of, run_purely
+from mcx.inference.particle_gibbs.advice import path_advice
 from mcx.inference.particle_gibbs.kernel import GibbsKernel, GibbsStart, GibbsState
+from mcx.methods.chain_method import ChainMethod, ChainPlan
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
 from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target, placeholders
 from mcx.model.series.block import latent_shapes
 from mcx.model.series.state_space import ChainData, chain_names, path_sites, refuse_unobserved, state_space
-from mcx.results.posterior import Posterior, RunInfo, fields_of
-from mcx.run.driver import run
+from mcx.ops.validation import Rule
+from mcx.results.advice import Advice
+from mcx.results.posterior import Posterior
+from mcx.run.driver import Run
 from mcx.target import Target
 
-__all__ = ["ParticleGibbs"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
-Update = Callable[..., Mapping[str, Any]]
+    from mcx.types import Key, PyTree, SiteValues
+
+__all__ = ["GibbsPlan", "ParticleGibbs"]
+
+type Update = Callable[[Key, SiteValues], SiteValues]
+"""A draw of sites from their full conditional, given the values of all latent sites."""
+
+
+@dataclass(frozen=True)
+class GibbsPlan(ChainPlan):
+    """A checked run of particle Gibbs.
+
+    Attributes:
+        kernel: for the driver.
+        data: for the kernel.
+        rest: density of the sites that the Markov chain method moves, given all others.
+        paths: sites of the paths.
+    """
+
+    kernel: GibbsKernel
+    data: ChainData
+    rest: Target
+    paths: tuple[str, ...]
+
+    @override
+    def at(self, bound: BoundModel) -> Self:
+        spaces = {name: state_space(bound, name, whole=True) for name in self.data.spaces}
+        return replace(self, data=ChainData(compile_model(bound).data, spaces))
+
+    def rest_at(self, values: SiteValues) -> Target:
+        """Density of the sites that the Markov chain method moves, at values of the others."""
+        return self.rest.with_data((self.data.model, dict(values)))
+
+    def at_placeholders(self) -> Target:
+        """Density of the same sites where the others have some values: for what does not depend on these."""
+        return self.rest_at(placeholders(self.target.sites, (*self.paths, *self.kernel.drawn)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParticleGibbs:
+class ParticleGibbs(ChainMethod[GibbsPlan]):
     """Particle Gibbs: paths by conditional SMC given the parameters, then the parameters given the paths.
 
     Exact for any number of particles. States may be discrete, and need no gradient; parameters need what the
@@ -59,51 +99,26 @@ class ParticleGibbs:
 
     states: ConditionalSMC | Mapping[str, ConditionalSMC] = field(default_factory=ConditionalSMC)
     params: MCMCMethod | Update | tuple[MCMCMethod | Update, ...] = field(default_factory=NUTS)
-    num_warmup: int = 1000
-    num_samples: int = 1000
 
-    def __post_init__(self) -> None:
-        for name, least in (("num_warmup", 0), ("num_samples", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < least:
-                raise MethodError(
-                    f"ParticleGibbs({name}=...) is out of range",
-                    expected=f"an int >= {least}",
-                    found=repr(value),
-                )
-        by_block = self.states.values() if isinstance(self.states, Mapping) else (self.states,)
-        if not by_block or not all(isinstance(method, ConditionalSMC) for method in by_block):
-            raise MethodError(
-                "ParticleGibbs(states=...) says how to draw paths",
-                expected="mcx.ConditionalSMC(...), or a mapping from Markov blocks to that",
-                found=repr(self.states),
-            )
-        methods = [part for part in self._parts if isinstance(part, MCMCMethod)]
-        if len(methods) > 1 or not all(callable(part) for part in self._updates):
-            raise MethodError(
-                "ParticleGibbs(params=...) says how to draw the parameters",
-                expected="a method such as mcx.NUTS(), functions (key, values) -> {site: new value}, or a "
-                "tuple of functions and at most one method",
-                found=repr(self.params),
-            )
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {"states": _STATES, "params": _PARAMS, **super().rules()}
+
+    @override
+    def identifiers(self) -> dict[str, Any]:
+        return {"states": self.states, "params": self.params, **super().identifiers()}
 
     @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
+    def updates(self) -> tuple[Update, ...]:
+        """The functions among ``params``."""
+        return tuple(part for part in _parts(self.params) if not isinstance(part, MCMCMethod))
 
     @property
-    def _parts(self) -> tuple[Any, ...]:
-        return self.params if isinstance(self.params, tuple) else (self.params,)
+    def method(self) -> MCMCMethod | None:
+        """The Markov chain method among ``params``."""
+        return next((part for part in _parts(self.params) if isinstance(part, MCMCMethod)), None)
 
-    @property
-    def _updates(self) -> tuple[Update, ...]:
-        return tuple(part for part in self._parts if not isinstance(part, MCMCMethod))
-
-    @property
-    def _method(self) -> MCMCMethod | None:
-        return next((part for part in self._parts if isinstance(part, MCMCMethod)), None)
-
+    @override
     def inputs(self) -> dict[str, np.ndarray]:
         """Of every sweep: its adaptation code, and whether it counts."""
         return {
@@ -111,88 +126,22 @@ class ParticleGibbs:
             "keep": np.arange(self.num_warmup + self.num_samples) >= self.num_warmup,
         }
 
-    def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Any,
-        num_chains: int,
-        init: Any,
-        coords: Mapping[str, Any],
-        **options: Any,
-    ) -> Posterior:
-        """Run the chains. Use :func:`mcx.infer`, which checks the options and the result."""
-        plan = self.plan(bound)
-
-        def on_start(state: GibbsState) -> None:
-            started = np.asarray(state.started)
-            chain = int(np.argmin(started))
-            given = jax.tree_util.tree_map(lambda x: x[chain], state.values)
-            rest, positions = plan.rest(given), state.params.position[chain : chain + 1]
-            if not started.all():
-                refuse_start(rest, positions, key)
-            refuse_unsupported(rest, positions)
-
-        result = run(
-            plan.kernel,
-            plan.data,
-            key=key,
-            num_steps=self.num_warmup + self.num_samples,
-            num_chains=num_chains,
-            num_discard=self.num_warmup,
-            start=plan.start(init, num_chains, jax.random.fold_in(key, 5)),
-            inputs=self.inputs(),
-            title=self.name,
-            on_start=on_start,
-            **options,
-        )
-        if result.draws is None:
-            raise KeyboardInterrupt(f"{self.name} was interrupted during warm-up; there are no draws yet")
-        method = self._method
-        return posterior_of(
-            bound,
-            plan.target,
-            self,
-            result,
-            key=key,
-            coords=coords,
-            settings={} if method is None else {"target_accept": method.target_accept},
-            smc_stats=_smc_stats(jax.device_get(result.state)),
-        )
-
-    def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
-        """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
-        template = self.plan(bound)
-        inputs = jax.tree_util.tree_map(jnp.asarray, self.inputs())
-
-        def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
-            spaces = {name: state_space(bound, name, whole=True) for name in template.data.spaces}
-            data = ChainData(compile_model(bound).data, spaces)
-            start = template.start(None, num_chains, key)
-            last, (sites, unconstrained), stats = run_purely(
-                template.kernel, data, key, start, inputs, self, num_chains
-            )
-            info = RunInfo(self.name, fields_of(self), num_warmup=self.num_warmup)
-            return Posterior(sites, unconstrained, stats, {}, bound, info, smc_stats=_smc_stats(last))
-
-        return run_program
-
-    def plan(self, bound: BoundModel) -> Plan:
-        """What is to run; raises what stands against it."""
+    @override
+    def plan(self, bound: BoundModel) -> GibbsPlan:
         target = compile_model(bound)
         for problem in static_problems(target.sites):
             raise problem
         blocks = self._blocks(target, chain_names(bound))
         spaces = {name: state_space(bound, name, whole=True) for name in blocks}
         for name, method in blocks.items():
-            refuse_sampling(method, spaces[name])
+            refuse_backward(method, spaces[name])
         paths = tuple(site for space in spaces.values() for site in path_sites(space))
-        drawn = _drawn_sites(self._updates, target, paths)
+        drawn = _drawn_sites(self.updates, target, paths)
         refuse_unobserved(target)
         _refuse_discrete(target, (*paths, *drawn))
         rest = condition_target(target, (*paths, *drawn))
         refuse_data(rest)
-        if rest.shapes and self._method is None:
+        if rest.shapes and self.method is None:
             raise CapabilityError(
                 "nothing draws this site",
                 site=rest.shapes[0][0],
@@ -201,11 +150,12 @@ class ParticleGibbs:
                 remedy="params=(function, mcx.NUTS())",
             )
         # where nothing is left to a method, the kernel still holds the density of the rest
-        mcmc = (self._method or NUTS()).kernel(rest)
-        kernel = GibbsKernel(tuple(blocks.items()), self._updates, drawn, mcmc, target.functions)
-        return Plan(target, rest, kernel, ChainData(target.data, spaces), paths)
+        mcmc = (self.method or NUTS()).kernel(rest)
+        kernel = GibbsKernel(tuple(blocks.items()), self.updates, drawn, mcmc, target.functions)
+        return GibbsPlan(target, kernel, ChainData(target.data, spaces), rest, paths)
 
     def _blocks(self, target: Target, names: tuple[str, ...]) -> dict[str, ConditionalSMC]:
+        """How to draw the path of every Markov block that is drawn by conditional SMC."""
         if not names:
             raise CapabilityError(
                 f"{target.sites.model} has no Markov chain whose path particle Gibbs could draw",
@@ -223,48 +173,86 @@ class ParticleGibbs:
                 )
         return {name: self.states[name] for name in names if name in self.states}
 
-
-class Plan(NamedTuple):
-    """A checked run.
-
-    target: the whole posterior; rest: given paths and what updates draw.
-    kernel, data: for the driver.
-    paths: sites of the paths.
-    """
-
-    target: Target
-    given: Target
-    kernel: GibbsKernel
-    data: ChainData
-    paths: tuple[str, ...]
-
-    def rest(self, values: Mapping[str, Any]) -> Target:
-        """Density of the sites that the Markov chain method moves, given values of the others."""
-        return self.given.with_data((self.data.model, dict(values)))
-
-    def at_placeholders(self) -> Target:
-        """Density of the same sites where the others have some values: for what does not depend on these."""
-        return self.rest(placeholders(self.target.sites, (*self.paths, *self.kernel.drawn)))
-
-    def start(self, init: Any, num_chains: int, key: Any) -> GibbsStart:
-        """Starting points of all chains; see :func:`~mcx.inference.mcmc.initial_points.starting_points`."""
-        params = starting_points(self.given, init, num_chains, key)
+    @override
+    def initial_points(self, plan: GibbsPlan, init: PyTree, num_chains: int, key: Key) -> GibbsStart:
+        params = starting_points(plan.rest, init, num_chains, key)
         # paths are drawn from a filter, which may do better the next time
         params = params._replace(tries=jnp.full_like(params.tries, MAX_TRIES))
         known = init if isinstance(init, Mapping) else {}
-        sites = self.target.sites
+        sites = plan.target.sites
         values = {
             name: value_by_chain(sites[name], known[name], num_chains)
-            for name in (*self.paths, *self.kernel.drawn)
+            for name in (*plan.paths, *plan.kernel.drawn)
             if name in known
         }
         return GibbsStart(params, values)
 
+    @override
+    def refuse_start(self, plan: GibbsPlan, state: GibbsState, key: Key) -> None:
+        started = np.asarray(state.started)
+        chain = int(np.argmin(started))
+        rest = plan.rest_at(jax.tree_util.tree_map(lambda x: x[chain], state.values))
+        positions = state.params.position[chain : chain + 1]
+        if not started.all():
+            refuse_start(rest, positions, key)
+        refuse_unsupported(rest, positions)
 
-def _refuse_discrete(target: Target, given: tuple[str, ...]) -> None:
+    @override
+    def found(self, plan: GibbsPlan, result: Run, key: Key) -> Mapping[str, Any]:
+        return {} if self.method is None else {"target_accept": self.method.target_accept}
+
+    @override
+    def time_stats(self, plan: GibbsPlan, state: GibbsState) -> dict[str, Float[Array, "chain T"]]:
+        return {
+            f"{block}.{statistic}": value
+            for block, averages in state.averages.items()
+            for statistic, value in averages._asdict().items()
+        }
+
+    @override
+    def advice(self, posterior: Posterior) -> list[Advice]:
+        moved = [] if self.method is None else transition_advice(posterior, self.method.target_accept)
+        return [*moved, *path_advice(posterior, self.states)]
+
+
+# --- settings ----------------------------------------------------------------------------------------
+
+
+def _parts(params: Any) -> tuple[Any, ...]:
+    return params if isinstance(params, tuple) else (params,)
+
+
+def _states(value: Any) -> Any:
+    by_block = value.values() if isinstance(value, Mapping) else (value,)
+    if not by_block or not all(isinstance(method, ConditionalSMC) for method in by_block):
+        raise ValueError
+    return value
+
+
+def _params(value: Any) -> Any:
+    others = [part for part in _parts(value) if not isinstance(part, MCMCMethod)]
+    if len(others) < len(_parts(value)) - 1 or not all(callable(part) for part in others):
+        raise ValueError
+    if any(isinstance(part, type) for part in others):  # a method without its brackets
+        raise ValueError
+    return value
+
+
+_STATES = Rule("mcx.ConditionalSMC(...), or a mapping from Markov blocks to that", _states)
+_PARAMS = Rule(
+    "a method such as mcx.NUTS(), functions (key, values) -> {site: new value}, or a tuple of functions and "
+    "at most one method",
+    _params,
+)
+
+
+# --- models ------------------------------------------------------------------------------------------
+
+
+def _refuse_discrete(target: Target, drawn: tuple[str, ...]) -> None:
     """Raise on discrete parameters that no function draws."""
     for site in target.sites.of_kind("discrete"):
-        if site.discrete_support and site.name not in given:
+        if site.discrete_support and site.name not in drawn:
             raise CapabilityError(
                 f"a discrete parameter ({site.distribution}), which no gradient can move",
                 site=site.name,
@@ -301,11 +289,3 @@ def _drawn_sites(updates: tuple[Update, ...], target: Target, paths: tuple[str, 
                 )
             found.add(name)
     return tuple(name for name in free if name in found)
-
-
-def _smc_stats(state: GibbsState) -> dict[str, Any]:
-    return {
-        f"{block}.{statistic}": value
-        for block, averages in state.averages.items()
-        for statistic, value in averages._asdict().items()
-    }

@@ -67,11 +67,14 @@ class Settings:
     def check(self) -> None:
         """Raise on fields that do not fit each other; each keeps its own rule by then."""
 
+    def identifiers(self) -> dict[str, Any]:
+        """Fields by name, in names, values and order of the version that wrote the first checkpoints."""
+        names = (f.name for f in fields(self))  # type: ignore[arg-type]
+        return {self.former.get(name, name): getattr(self, name) for name in names}
+
     def identity(self) -> str:
         """The settings as text, the same in all versions: what a checkpoint compares."""
-        shown = []
-        for name in (f.name for f in fields(self)):  # type: ignore[arg-type]
-            shown.append(f"{self.former.get(name, name)}={_identity(getattr(self, name))}")
+        shown = (f"{name}={_identity(value)}" for name, value in self.identifiers().items())
         return f"{type(self).__qualname__}({', '.join(shown)})"
 
     def refuse(self, name: str, expected: str, remedy: str | None = None) -> NoReturn:
@@ -80,7 +83,15 @@ class Settings:
 
 
 def _identity(value: Any) -> str:
-    return value.identity() if isinstance(value, Settings) else repr(value)
+    """As ``repr``, with the identities of settings within."""
+    if isinstance(value, Settings):
+        return value.identity()
+    if type(value) is tuple:
+        inside = ", ".join(map(_identity, value))
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{k!r}: {_identity(v)}" for k, v in value.items()) + "}"
+    return repr(value)
 
 
 def validated(owner: str, name: str, value: Any, rule: Rule) -> Any:

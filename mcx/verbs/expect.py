@@ -14,9 +14,9 @@ from mcx.verbs.argument_checks import check_bound, refuse_tracing
 if TYPE_CHECKING:
     from mcx.estimators.control_variates.posterior_controls import SteinControls
     from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
+    from mcx.methods.method import Method
     from mcx.results.estimate import Estimate
     from mcx.types import KeyLike, PyTree, SiteValues
-    from mcx.verbs.infer import Method
 
 __all__ = ["expect"]
 

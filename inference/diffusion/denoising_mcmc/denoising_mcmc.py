@@ -236,7 +236,7 @@ class DenoisingMCMC(Settings):
             num_steps=self.num_warmup + self.num_samples,
             num_chains=num_chains,
             num_discard=self.num_warmup,
-            start=_noised(key_noise, x, data.rho, data.log_prior),
+            init=_noised(key_noise, x, data.rho, data.log_prior),
             progress=progress,
             title="DenoisingMCMC",
             checkpoint=identified(checkpoint, method=self.identity()),

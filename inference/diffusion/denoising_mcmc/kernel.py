@@ -12,7 +12,7 @@ import numpy as np
 
 from mcx.inference.diffusion.denoising_mcmc.level_laws import LevelLaw
 from mcx.inference.diffusion.integrators.base import Integrator
-from mcx.inference.diffusion.models.arguments import Point
+from mcx.inference.diffusion.models.arguments import ByLevel, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops import collectives
 from mcx.ops.random import accept, choose
@@ -41,8 +41,8 @@ class ProductSpace(NamedTuple):
 
     model: Denoiser
     level_law: LevelLaw
-    rho: Float[Array, " K"]
-    log_prior: Float[Array, " K"]
+    rho: ByLevel
+    log_prior: ByLevel
     tables: PyTree
     key: UInt32[Array, " words"]
 

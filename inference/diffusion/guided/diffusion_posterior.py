@@ -68,7 +68,7 @@ class DiffusionPosterior:
         return replace(self, target=target, process=process, rest=rest)
 
     def pilot(self, key: Key) -> GuidedData:
-        """The data of guided particles, from a pilot run with some values of the other sites; may be traced."""
+        """The data of guided particles, from a pilot run at some values of other sites; may be traced."""
         pilot_key = stream(key, Stream.PILOT)
         return calibrate(self.guidance, self.target.data, self.process, pilot_key, _some_values(self.rest))
 
@@ -200,7 +200,7 @@ def _refuse_dependent(target: Target, name: str, rest: Target) -> None:
 
 
 def _some_values(rest: Target | None) -> SiteValues:
-    """Constrained values of the other sites at the origin of unconstrained space; none without other sites."""
+    """Constrained values of the other sites, at the origin of unconstrained space."""
     return {} if rest is None else _values_at_origin(rest)
 
 

@@ -1,10 +1,10 @@
 """Posteriors of diffusion priors as Feynman-Kac models: the reverse process, guided to the observations.
 
-With the reverse process ``p(y_K) prod_k p(y_k | y_{k+1})`` and a positive guess ``h_k(y_k)`` at the likelihood
-that a point will have in the end, exact there (``h_0`` is the likelihood), particles are proposed with the
-guess in view and weighted by ``p h_k / (q h_{k+1})``. The guesses cancel except for the last: whatever they
-are, the particles sample the posterior under the process, and their evidence estimates its evidence without
-bias. Good guesses keep the weights equal.
+With the reverse process ``p(y_K) prod_k p(y_k | y_{k+1})`` and a positive guess ``h_k(y_k)`` at the
+likelihood that a point will have in the end, exact there (``h_0`` is the likelihood), particles are proposed
+with the guess in view and weighted by ``p h_k / (q h_{k+1})``. The guesses cancel except for the last:
+whatever they are, the particles sample the posterior under the process, and their evidence estimates its
+evidence without bias. Good guesses keep the weights equal.
 
 - **twisted**: the likelihood of the denoised point, to a power; proposals follow its gradient through the
   denoiser.

@@ -112,9 +112,7 @@ class GuidedGibbsKernel(Kernel):
         stats = {**stats, **{f"{self.guidance.name}.{k}": jnp.mean(v) for k, v in now._asdict().items()}}
         return GuidedGibbsState(path, params, averages, count), stats
 
-    def _move_path(
-        self, data: GuidedData, key: Key, state: GuidedGibbsState
-    ) -> tuple[Path, SweepInfo]:
+    def _move_path(self, data: GuidedData, key: Key, state: GuidedGibbsState) -> tuple[Path, SweepInfo]:
         """A new path given the parameters."""
         key_siblings, key_sweep = jax.random.split(key)
         ctx = data._replace(given=self._values(data, state.path[-1], state.params.position))
@@ -133,9 +131,7 @@ class GuidedGibbsKernel(Kernel):
         return {name: found[name] for name, _ in self.mcmc.shapes}
 
     @override
-    def collect(
-        self, state: GuidedGibbsState, info: dict[str, Scalar]
-    ) -> tuple[Draw, Mapping[str, Scalar]]:
+    def collect(self, state: GuidedGibbsState, info: dict[str, Scalar]) -> tuple[Draw, Mapping[str, Scalar]]:
         """The site's value and the parameters, and the sweep's statistics."""
         return (state.path[-1], state.params.position), info
 

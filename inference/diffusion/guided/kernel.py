@@ -46,9 +46,7 @@ class GuidedKernel(ParticleKernel):
         return self._spread(initialize(key, fk, data, _row(data, 0), self.settings))
 
     @override
-    def step(
-        self, data: GuidedData, key: Key, state: SMCState, u: Int[Array, ""]
-    ) -> tuple[SMCState, Scalar]:
+    def step(self, data: GuidedData, key: Key, state: SMCState, u: Int[Array, ""]) -> tuple[SMCState, Scalar]:
         """One level down."""
         row = _row(data, u)
         new = move(key, guided(self.guidance, data), data, state, row, self.settings)

@@ -78,7 +78,7 @@ class _White(NamedTuple):
 
 
 def _white(functions: TargetFunctions, name: str, data: PyTree, x: Float[Array, "..."]) -> _White | None:
-    """All observations given a value of the site, with independent unit noise; None unless all are Gaussian."""
+    """All observations at a value of the site, scaled to unit noise; None unless all are Gaussian."""
     sites = capture.record(functions.run(data), values={name: x}).sites
     parts = []
     for site in sample_sites(sites):

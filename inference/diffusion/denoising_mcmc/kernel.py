@@ -16,6 +16,7 @@ from mcx.inference.diffusion.models.arguments import ByLevel, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops import collectives
 from mcx.ops.random import accept, choose
+from mcx.run.kernel import Kernel
 from mcx.types import Key, PyTree, Scalar, Stats
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class _Info(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DenoisingKernel:
+class DenoisingKernel(Kernel):
     """A step makes ``num_skip`` moves, each of the point and then of its level; hashable.
 
     Attributes:

@@ -238,7 +238,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
         }
 
     @override
-    def stages(self, plan: NestedPlan, stats: Stats) -> Stats:
+    def stages(self, plan: NestedPlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
         """Statistics, chain x time, NaN where a run did not come to.
 
         A step's moves belong to the time before. Where the last step is there it is nothing else.

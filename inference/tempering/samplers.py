@@ -185,7 +185,7 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
         return bool(np.all(np.asarray(jax.vmap(plan.kernel.finished)(result.state))))
 
     @override
-    def stages(self, plan: ReplicatePlan, stats: Stats) -> Stats:
+    def stages(self, plan: ReplicatePlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
         took_place = stats["took_place"]
         count = int(took_place.any(0).sum())
         shown = {k: v for k, v in stats.items() if k != "took_place"}

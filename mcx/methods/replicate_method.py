@@ -132,7 +132,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
         """Settings that the run itself chose or measured, for ``posterior.info.settings``."""
         return {}
 
-    def stages(self, plan: P, stats: Stats) -> Mapping[str, Any]:
+    def stages(self, plan: P, result: Run, cloud: Cloud, stats: Stats) -> Mapping[str, Any]:
         """``Posterior.smc_stats``, from the statistics of all steps, chain x step."""
         return stats
 
@@ -195,7 +195,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
             weights=replicate_log_weights(log_z, x.shape[1]) if comparable else None,
             log_evidence=total,
             log_evidence_se=se,
-            smc_stats=dict(self.stages(plan, stats)),
+            smc_stats=dict(self.stages(plan, result, cloud, stats)),
         )
 
     def refuse_init(self, init: PyTree) -> None:

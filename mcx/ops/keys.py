@@ -1,4 +1,4 @@
-"""Random keys from users: converted once, to typed keys."""
+"""Random keys at the front door: typed keys only, converted once."""
 
 from __future__ import annotations
 

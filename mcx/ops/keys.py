@@ -36,7 +36,7 @@ def as_key(key: Any) -> jax.Array:
                 "one key is needed, not a batch of keys",
                 expected="a key of shape ()",
                 found=f"shape {key.shape}",
-                remedy="pass one of them; mcx derives the keys of chains itself",
+                remedy="pass one of them; mcx derives the chains' keys itself",
             )
         return key
     if dtype == jnp.uint32 and getattr(key, "ndim", 0) == 1:

@@ -1,4 +1,4 @@
-"""Random keys at the front door: typed keys only, converted once."""
+"""Random keys from users: converted once, to typed keys."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_key(key: Any) -> jax.Array:
                 "one key is needed, not a batch of keys",
                 expected="a key of shape ()",
                 found=f"shape {key.shape}",
-                remedy="pass one of them; mcx derives the chains' keys itself",
+                remedy="pass one of them; mcx derives the keys of chains itself",
             )
         return key
     if dtype == jnp.uint32 and getattr(key, "ndim", 0) == 1:

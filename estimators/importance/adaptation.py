@@ -1,4 +1,4 @@
-"""How proposals adapt to weighted points: moments and cross-entropy, populations by EM, mixture weights."""
+"""Fits of proposals to weighted points: moments and cross-entropy, mixtures by EM, mixture weights."""
 
 from __future__ import annotations
 

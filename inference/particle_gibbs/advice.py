@@ -15,9 +15,7 @@ __all__ = ["UPDATE_RATE", "path_advice"]
 UPDATE_RATE = 0.1  # least share of the sweeps that change a path at a time: a draw in ten is new
 
 
-def path_advice(
-    posterior: Posterior, states: ConditionalSMC | Mapping[str, ConditionalSMC]
-) -> list[Advice]:
+def path_advice(posterior: Posterior, states: ConditionalSMC | Mapping[str, ConditionalSMC]) -> list[Advice]:
     """Findings about the paths of all Markov blocks, as a rule at early times.
 
     Args:

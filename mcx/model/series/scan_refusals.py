@@ -85,7 +85,7 @@ def _refuse_given(target: Target, scan: ScanStatement, kind: str, values: Any) -
                 site=full,
                 expected="an observation at every step",
                 remedy="scan over the observed times alone, and forecast the others: "
-                "mcx.filter(...).forecast(num_steps, key=...)",
+                "mcx.filter(...).forecast(horizon, key=...)",
             )
 
 

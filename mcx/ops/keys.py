@@ -29,6 +29,7 @@ class Stream(IntEnum):
     STEPS = 1
     PILOT = 2
     RESAMPLED_PARTICLES = 2
+    FIT_QUALITY = 2
     EVIDENCE_ERROR = 3
     GUIDED_DRAWS = 3
     GUIDED_INITIAL_POINTS = 4

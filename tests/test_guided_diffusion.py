@@ -1,4 +1,4 @@
-"""``mcx.GuidedDiffusion`` against exact posteriors, quadrature, and its own chain in closed form."""
+"""``mcx.GuidedDiffusion`` and ``mcx.GuidedGibbs`` against exact posteriors, quadrature, and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import mcx
 import mcx.dist as dist
 from mcx.diffusion import GaussianMixture, Score, ve
 from mcx.errors import CapabilityError, DataError, DiagnosticWarning, MethodError, WeightCollapse
-from mcx.inference.diffusion.guided import feynman_kac as guided_steps
+from mcx.inference.diffusion.guided import feynman_kac
 from mcx.inference.diffusion.guided.calibration import calibrate
 from mcx.inference.diffusion.guided.feynman_kac import guided
 from mcx.testing import StatisticalFailure, check_mean
@@ -29,9 +29,9 @@ def evidence(kind, key, threshold=0.5, num=8, replicates=4000):
     """Estimated over exact evidence of the discretised chain, of independent particle systems of size N."""
     mixture, matrix, scale, y = problem(3, 2, 1, scale=0.5)
     bound = linear(mcx.ScorePrior(mixture.model, num_steps=8), matrix, scale, y)
-    plan = mcx.GuidedDiffusion(**KINDS[kind]).plan(bound)
-    data = calibrate(plan.how, plan.target.data, plan.chain, jax.random.key(0))
-    fk = guided(plan.how, data)
+    posterior = mcx.GuidedDiffusion(**KINDS[kind]).plan(bound).posterior
+    data = calibrate(posterior.guidance, posterior.target.data, posterior.process, jax.random.key(0))
+    fk = guided(posterior.guidance, data)
 
     @jax.jit
     def run(keys):
@@ -39,7 +39,7 @@ def evidence(kind, key, threshold=0.5, num=8, replicates=4000):
         return jax.vmap(one)(keys).log_evidence
 
     log_z = np.asarray(run(jax.random.split(key, replicates)), float)
-    mean, cov = chain_law(mixture, data.levels.steps, plan.chain.start())
+    mean, cov = chain_law(mixture, data.levels.steps, posterior.process.start())
     law = multivariate_normal(matrix @ mean, matrix @ cov @ matrix.T + scale**2 * np.eye(len(y)))
     return np.exp(log_z - law.logpdf(y))
 
@@ -60,17 +60,17 @@ def test_mutants_are_caught(key, monkeypatch):
     """Without the children's mean as a weight, and without the proposal's density, the evidence is biased."""
 
     def caught(kind):
-        guided_steps.code.cache_clear()
+        feynman_kac._functions.cache_clear()
         with pytest.raises(StatisticalFailure, match="mean is off"):
             check_mean(evidence(kind, key), 1.0, delta=0.2, independent=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(guided_steps, "_log_mean", lambda log_w: jnp.max(log_w))
+        patch.setattr(feynman_kac, "_log_mean", lambda log_w: jnp.max(log_w))
         caught("soft_value")
     with monkeypatch.context() as patch:
-        patch.setattr(guided_steps, "_conditional_ratio", lambda *args: jnp.zeros(()))
+        patch.setattr(feynman_kac, "_conditional_ratio", lambda *args: jnp.zeros(()))
         caught("linear_gaussian")
-    guided_steps.code.cache_clear()
+    feynman_kac._functions.cache_clear()
 
 
 def check_posterior(post, exact, log_z, size, modes=True):
@@ -326,7 +326,7 @@ def test_refusals():
         mcx.infer(above(prior, np.array(1)), mcx.GuidedDiffusion(guidance="twisted"), key=0)
     with pytest.raises(DataError, match="NaN"):
         mcx.infer(linear(prior, np.eye(2), 1.0, np.array([0.0, np.nan])), method, key=0)
-    with pytest.raises(MethodError, match="starts from noise"):
+    with pytest.raises(MethodError, match="start from noise"):
         mcx.infer(linear(prior, np.eye(2), 1.0, y), method, key=0, init="prior")
     for wrong in (
         {"num_particles": 1},
@@ -335,6 +335,8 @@ def test_refusals():
         {"lookahead": "far"},
         {"threshold": 2.0},
         {"num_pilot": 1},
+        {"num_reverse_steps": 0},
+        {"batch_size": 0},
     ):
         with pytest.raises(MethodError, match=next(iter(wrong))):
             mcx.GuidedDiffusion(**wrong)
@@ -417,9 +419,7 @@ def test_particle_gibbs(guidance, key):
     """Shift and site of a Gaussian, in closed form; finds a seventh of an sd."""
     y = np.array([2.0, -1.0], np.float32)
     prior = mcx.ScorePrior(GaussianMixture.of([1.0, 0.0], 0.5), num_steps=40)
-    method = mcx.GuidedDiffusion(
-        20, guidance=guidance, params=mcx.NUTS(), num_warmup=200, num_samples=3000, num_children=2
-    )
+    method = mcx.GuidedGibbs(20, guidance=guidance, num_warmup=200, num_samples=3000, num_children=2)
     post = mcx.infer(shifted(prior, y), method, key=key, num_chains=16, warnings="ignore")
     seen = np.concatenate([np.eye(2), np.ones((2, 1))], 1)
     before = np.diag([0.5, 0.5, 1.0])
@@ -440,7 +440,7 @@ def test_particle_gibbs_refuses():
     y = np.zeros(2, np.float32)
     gaussian = GaussianMixture.of([0.0, 0.0], 1.0)
     prior = mcx.ScorePrior(gaussian, num_steps=4)
-    method = mcx.GuidedDiffusion(params=mcx.NUTS())
+    method = mcx.GuidedGibbs()
 
     @mcx.model
     def within(y):
@@ -453,6 +453,6 @@ def test_particle_gibbs_refuses():
     with pytest.raises(MethodError, match="other sites"):
         mcx.infer(linear(prior, np.eye(2), 1.0, y), method, key=0)
     with pytest.raises(MethodError, match="takes the observation apart"):
-        mcx.infer(
-            shifted(prior, y), mcx.GuidedDiffusion(params=mcx.NUTS(), guidance="linear_gaussian"), key=0
-        )
+        mcx.GuidedGibbs(guidance="linear_gaussian")
+    with pytest.raises(MethodError, match="params"):
+        mcx.GuidedGibbs(params=mcx.TemperedSMC())

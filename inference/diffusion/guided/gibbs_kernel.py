@@ -79,7 +79,7 @@ class GuidedGibbsKernel(Kernel):
             position = start.position + start.radius * noise
             zeros = jnp.zeros(data.chain.shape, data.chain.rho.dtype)
             ctx = data._replace(given=self._values(data, zeros, position))
-            backward = self.paths.sampling == "backward"
+            backward = self.paths.backward == "exact"
             path, log_z = starting_path(
                 key_path, guided(self.guidance, data), ctx, self.paths.num_particles, backward=backward
             )

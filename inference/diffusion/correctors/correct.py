@@ -192,12 +192,13 @@ def correct(
     unique = np.array([len(np.unique(s)) / num_particles for s in starts])
     log_z = np.asarray(stats["log_evidence"][:, -1], np.float64)
     total, se = log_mean_evidence(log_z)
+    weights = replicate_log_weights(log_z, num_particles)
     notes = _notes(stats, unique, num_particles)
     if notes and warnings == "warn":
         python_warnings.warn("correctors finished, but " + "; ".join(notes), InferenceWarning, stacklevel=2)
     return Corrections(
         x=x,
-        weights=replicate_log_weights(log_z, num_particles),
+        weights=None if weights is None else np.asarray(weights),
         log_evidence=float(total),
         log_evidence_se=float(se),
         stats=stats,

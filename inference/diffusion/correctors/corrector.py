@@ -116,8 +116,8 @@ def corrector(
             remedy="leave refresh out, and take short steps",
         )
     like = jnp.zeros_like(jnp.asarray(like, float))
-    steps = _Step(np.concatenate([rho[:1], rho[:-1]]), rho, np.concatenate([[0.0], gain]))
-    steps = jax.tree_util.tree_map(lambda x: jnp.asarray(x, like.dtype), steps)
+    before, gains = np.concatenate([rho[:1], rho[:-1]]), np.concatenate([[0.0], gain])
+    steps = _Step(*(jnp.asarray(x, like.dtype) for x in (before, rho, gains)))
     return FeynmanKac(
         _initial,
         _refreshed if refresh else _langevin,

@@ -248,6 +248,7 @@ def _along(ctx: GuidedData, x: Point) -> Along:
 def _linear_guess(ctx: GuidedData, place: Along, u: Levels) -> Scalar:
     """Log density of the observation around a place along the directions, its error added to the noise."""
     linear = _linear(ctx)
+    assert u.error is not None
     variance = 1 + linear.scale**2 * u.error
     residual = linear.value - linear.scale * place
     return linear.constant - 0.5 * jnp.sum(residual**2 / variance + jnp.log(2 * jnp.pi * variance))
@@ -261,8 +262,10 @@ def _conditional(
     The estimate of the data is expected to stay where it is, and follows the next point by ``u.share``.
     """
     linear = _linear(ctx)
+    assert u.error is not None and u.share is not None
     centre = _along(ctx, move.mean)
     if not noised:
+        assert place is not None
         centre = jnp.where(u.last, centre, place)
     slope, noise = linear.scale * u.share, 1 + linear.scale**2 * u.error
     variance = 1 / (1 / move.variance + slope**2 / noise)

@@ -108,9 +108,12 @@ class GuidedGibbs(GuidedSettings, ChainMethod[GuidedGibbsPlan]):
         posterior = self.posterior(bound, with_params=True)
         assert posterior.rest is not None
         refuse_data(posterior.rest)
-        # children of "soft_value" have no density to sample backwards with
-        backward = "none" if posterior.guidance.kind == "soft_value" else "exact"
-        paths = ConditionalSMC(self.num_particles, backward=backward, threshold=self.threshold)
+        paths = ConditionalSMC(
+            self.num_particles,
+            # what is picked among children has no density to sample backwards with
+            backward="none" if posterior.guidance.kind == "soft_value" else "exact",
+            threshold=self.threshold,
+        )
         kernel = GuidedGibbsKernel(posterior.guidance, paths, self.params.kernel(posterior.rest))
         return GuidedGibbsPlan(target=posterior.target, kernel=kernel, data=None, posterior=posterior)
 

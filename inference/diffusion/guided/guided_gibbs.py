@@ -62,20 +62,15 @@ class GuidedGibbs(GuidedSettings, ChainMethod[GuidedGibbsPlan]):
     particles but for the length of the reverse steps; there is no evidence. No density of the prior is
     needed.
 
+    Further attributes are those of :class:`mcx.GuidedDiffusion` of the same names.
+
     Attributes:
         num_particles: N of conditional SMC.
-        num_reverse_steps: of the reverse process; by default at the prior's own levels.
-        guidance: how particles are guided. "twisted": by the gradient of the likelihood through the denoiser;
-            "soft_value": by choosing among ``num_children`` steps, for any likelihood, without gradients.
-            "auto" takes the first of these that the model admits.
-        num_children: steps that are tried per particle, for "soft_value".
-        fade: ``rho -> exponent`` of the likelihood that is looked at with that much noise left. By default a
-            pilot run finds how much the denoiser's error matters.
-        threshold: resample below this effective sample size, as a fraction of N; 1 is at every step.
-        num_pilot: draws from the prior that measure the denoiser's error at every level.
+        guidance: how particles are guided: "twisted", "soft_value", or "auto", the first of these that the
+            model admits.
         params: a Markov chain method for the other latent sites, whose numbers of steps are not used.
         num_warmup: sweeps during which that method adapts, dropped from the results.
-        num_samples: draws a chain keeps.
+        num_samples: draws that a chain keeps.
 
     A sweep costs a call of the diffusion model per particle and reverse step, with its gradient for
     "twisted", ``num_children`` calls for "soft_value"; and a transition of ``params``. Memory O(K N d) per

@@ -1,1 +1,1 @@
-"""What an inference method is: settings, a checked plan, a run of the driver, a posterior."""
+"""What an inference method is: settings that make a checked plan, a run of the driver, and a posterior."""

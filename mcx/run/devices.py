@@ -86,7 +86,7 @@ def _chosen(devices: Devices) -> list[jax.Device]:
             "run",
             "devices",
             devices,
-            f"a number from 1 to {len(there)}, 'all', different ones of jax.devices(), or a jax.sharding.Mesh",
+            f"a number from 1 to {len(there)}, 'all', different devices of JAX, or a jax.sharding.Mesh",
             "on a CPU, jax.config.update('jax_num_cpu_devices', n) before anything else makes n devices",
         )
     if chosen == "all":

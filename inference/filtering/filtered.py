@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx._version import __version__
 from mcx.errors import MethodError
+from mcx.inference.filtering.datatree import filtering_tree
 from mcx.inference.filtering.forecast import Forecast, forecast_particles
-from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths, unique_ancestors
+from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths
 from mcx.model.bound import BoundModel
-from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, validated
 from mcx.results.evidence import log_mean_evidence
@@ -229,7 +227,18 @@ class Filtered:
             ``site_quantile``), ``smc_stats`` (chain, step), ``observed_data``, and with ``history="full"``
             ``weighted_posterior`` (chain, time, particle), the particles and ``log_weight``.
         """
-        return _to_datatree(self)
+        summaries = (self.mean, self.sd, self.quantiles)
+        tree = filtering_tree(
+            self.bound, self.space, summaries, self.quantile_levels, self.stats, self.record, self.info.coords
+        )
+        tree.attrs = {
+            "model": self.bound.name,
+            "params": json.dumps({k: np.asarray(v).tolist() for k, v in self.params.items()}),
+            "log_evidence": float(self.log_evidence),
+            "log_evidence_se": float(self.log_evidence_se),
+            **self.info.attributes(),
+        }
+        return tree
 
     def __repr__(self) -> str:
         return _describe(self)
@@ -284,63 +293,3 @@ def _plus_minus(filtered: Filtered) -> str:
     if math.isinf(error):
         return " (error unknown: all lines of descent have coalesced; take more particles)"
     return " (error unknown from one run with this resampling: num_chains=10 tells it)"
-
-
-def _to_datatree(filtered: Filtered) -> xr.DataTree:
-    from arviz_base import dict_to_dataset
-    from xarray import DataTree
-
-    sites = model_sites(filtered.bound)
-    names = list(filtered.space.state_names)
-    time = sites[names[0]].dims[0]
-    steps = filtered.num_times  # fewer than the data have, where the run was stopped
-    coords = {k: v[:steps] if k == time else v for k, v in filtered.info.coords.items()}
-    dims = {name: list(sites[name].dims) for name in names}
-    observed = {
-        k: np.asarray(v)[:steps]
-        for k, v in filtered.space.observed(filtered.space.feynman_kac.inputs).items()
-    }
-    library = {"inference_library": "mcx", "inference_library_version": __version__}
-
-    def dataset(
-        data: Mapping[str, np.ndarray], axes: Mapping[str, Sequence[str]], leading: list[str], **more: Any
-    ) -> xr.Dataset:
-        return dict_to_dataset(
-            dict(data), dims=dict(axes), coords={**coords, **more}, sample_dims=leading, attrs=dict(library),
-            check_conventions=False,
-        )  # fmt: skip
-
-    groups: dict[str, Any] = {}
-    if filtered.mean is not None and filtered.sd is not None:
-        summary = dict(filtered.mean)
-        axes = dict(dims)
-        for name in names:
-            summary[f"{name}_sd"], axes[f"{name}_sd"] = filtered.sd[name], dims[name]
-            if filtered.quantiles is not None:
-                summary[f"{name}_quantile"] = filtered.quantiles[name]
-                axes[f"{name}_quantile"] = ["quantile", *dims[name]]
-        more = {"quantile": list(filtered.quantile_levels)} if filtered.quantiles is not None else {}
-        groups["filtering"] = dataset(summary, axes, [], **more)
-    stats = {k: np.asarray(v) for k, v in filtered.stats.items()}
-    if filtered.record.ancestors is not None:
-        stats["unique_ancestors"] = np.asarray(
-            jax.vmap(unique_ancestors)(jnp.asarray(filtered.record.ancestors))
-        )
-    groups["smc_stats"] = dataset(stats, {}, ["chain", "step"])
-    if observed:
-        groups["observed_data"] = dataset(observed, {k: list(sites[k].dims) for k in observed}, [])
-    if filtered.record.particles is not None:
-        states = jax.vmap(jax.vmap(jax.vmap(filtered.space.states)))(filtered.record.particles)
-        particles = {k: np.asarray(v) for k, v in states.items()}
-        axes = {k: dims[k][1:] for k in particles}
-        particles["log_weight"] = np.asarray(filtered.record.log_w)
-        groups["weighted_posterior"] = dataset(particles, axes, ["chain", time, "particle"])
-    tree = DataTree.from_dict(groups, name="mcx")
-    tree.attrs = {
-        "model": filtered.bound.name,
-        "params": json.dumps({k: np.asarray(v).tolist() for k, v in filtered.params.items()}),
-        "log_evidence": float(filtered.log_evidence),
-        "log_evidence_se": float(filtered.log_evidence_se),
-        **filtered.info.attributes(),
-    }
-    return tree

@@ -51,7 +51,7 @@ class Forecast(Mapping[str, np.ndarray]):
 def forecast_particles(
     bound: BoundModel,
     block: str,
-    params: SiteValues,
+    params: Mapping[str, Array | np.ndarray],
     particles: PyTree,
     log_w: LogWeights,
     *,

@@ -142,7 +142,7 @@ class _Climb(Kernel):
         keys = jax.random.split(key, self.num_chains)
         proposal = self.family.distribution(state.params)
 
-        def move(key: Key, chain: ChainState) -> ChainState:
+        def move(key: Key, chain: PyTree) -> ChainState:
             if isinstance(self.kernel, ImportanceKernel):
                 return self.kernel.step(data, key, chain, proposal)
             return self.kernel.step(data, key, chain, u["chain"])[0]

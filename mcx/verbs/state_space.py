@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from mcx.errors import ModelError
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
-from mcx.ops.validation import fraction, instance, integer, one_of, optional, tuple_of, validated
+from mcx.ops.validation import instance, integer, optional, validated
 from mcx.results.posterior import Posterior
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.devices import Devices
@@ -81,15 +81,14 @@ def filter(
     check_state_space(bound, "filter", coords)
     num_particles = validated("filter", "num_particles", num_particles, integer(1))
     num_chains = validated("filter", "num_chains", num_chains, integer(1))
-    validated("filter", "history", history, one_of("none", "moments", "ancestors", "full"))
-    probabilities = validated(
-        "filter", "quantiles", quantiles, tuple_of(fraction(), "probabilities between 0 and 1")
-    )
     from mcx.inference.filtering.filter import filter_model
     from mcx.inference.filtering.particle_filter import ParticleFilter
+    from mcx.inference.smc.history import HISTORY, QUANTILES
 
     method = ParticleFilter() if method is None else method
     validated("filter", "method", method, instance(ParticleFilter, "mcx.ParticleFilter(...)"))
+    keep = validated("filter", "history", history, HISTORY)
+    probabilities = validated("filter", "quantiles", quantiles, QUANTILES)
     identity = {"chain": name, "particles": num_particles, "history": history, "quantiles": quantiles}
     return filter_model(
         bound,
@@ -98,7 +97,7 @@ def filter(
         num_particles=num_particles,
         key=as_key(key),
         num_chains=num_chains,
-        history=history,
+        history=keep,
         quantiles=probabilities,
         block=name,
         coords=coords or {},

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import Start, best_start
+from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import ChainKernel
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc.engine import SMCSettings
@@ -99,7 +99,7 @@ class PMMHKernel(ChainKernel):
         return warmup.init(gradient, self.step_size, self.tuning)
 
     @override
-    def init(self, data: ChainData, key: Key, start: Start) -> PyTree:
+    def init(self, data: ChainData, key: Key, start: InitialPoints) -> PyTree:
         """The best of several starting points, by the evidence that a filter finds there."""
 
         def attempt(number: Int[Array, ""]) -> tuple[Scalar, PMMHState]:
@@ -110,7 +110,7 @@ class PMMHKernel(ChainKernel):
             state = PMMHState(point, self.adaptation(jnp.zeros_like(point.position)), started)
             return jnp.where(started, point.log_evidence, -jnp.inf), state
 
-        return best_start(attempt, start)
+        return best_initial_point(attempt, start)
 
     @override
     def step(

@@ -13,7 +13,7 @@ import numpy as np
 from mcx.errors import MethodError
 from mcx.inference.filtering.particle_filter import ParticleFilter
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import MAX_TRIES, Start, starting_points
+from mcx.inference.mcmc.initial_points import MAX_TRIES, InitialPoints, starting_points
 from mcx.inference.mcmc.method import AdaptiveMethod
 from mcx.inference.pmmh.advice import noise_advice
 from mcx.inference.pmmh.kernel import PMMHKernel, PMMHState
@@ -127,7 +127,7 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
         return MarginalPlan(model.target, kernel, model.data, model, self.filter)
 
     @override
-    def initial_points(self, plan: MarginalPlan, init: PyTree, num_chains: int, key: Key) -> Start:
+    def initial_points(self, plan: MarginalPlan, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
         start = starting_points(plan.model.marginal, init, num_chains, key)
         # a filter may do better the next time
         return start._replace(tries=jnp.full_like(start.tries, MAX_TRIES))
@@ -140,7 +140,7 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
     def tuned(
         self,
         plan: MarginalPlan,
-        start: Start,
+        start: InitialPoints,
         refuse_start: Callable[[PyTree], None],
         key: Key,
         **options: Any,

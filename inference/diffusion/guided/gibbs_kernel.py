@@ -15,7 +15,7 @@ from mcx.inference.conditional_smc.initial_path import starting_path
 from mcx.inference.diffusion.guided.calibration import GuidedData, Guiding
 from mcx.inference.diffusion.guided.feynman_kac import code, path_of
 from mcx.inference.mcmc.base import MCMCKernel, MCMCState
-from mcx.inference.mcmc.initial_points import Start, best_start
+from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
 from mcx.inference.particle_gibbs.kernel import PathAverages
 from mcx.target import FeynmanKac
 
@@ -60,7 +60,7 @@ class GuidedGibbsKernel:
     paths: ConditionalSMC
     mcmc: MCMCKernel
 
-    def init(self, data: GuidedData, key: Any, start: Start) -> GuidedGibbsState:
+    def init(self, data: GuidedData, key: Any, start: InitialPoints) -> GuidedGibbsState:
         """The best of several starting parameters, by the evidence of a guided run at each."""
 
         def attempt(number: Any) -> tuple[Any, GuidedGibbsState]:
@@ -79,7 +79,7 @@ class GuidedGibbsKernel:
             state = GuidedGibbsState(path.position, params, averages, jnp.zeros((), jnp.int32))
             return jnp.where(state.started, log_z, -jnp.inf), state
 
-        best: GuidedGibbsState = best_start(attempt, start)
+        best: GuidedGibbsState = best_initial_point(attempt, start)
         return best
 
     def step(self, data: GuidedData, key: Any, state: GuidedGibbsState, u: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
-from mcx.inference.tempering.paths import Path, PathData
+from mcx.inference.tempering.paths import LawPath, PathData
 from mcx.target import FeynmanKac, StateSpace
 
 __all__ = [
@@ -127,7 +127,7 @@ class Nesting:
         settings: of the inner systems.
     """
 
-    path: Path
+    path: LawPath
     settings: SMCSettings
 
 
@@ -229,7 +229,7 @@ def populate(nesting: Nesting, data: NestedData, key: Any, position: Any, t: Any
 
 # Values and contexts are had anew at every time: kept, the contexts of all parameters may take more memory
 # than their particles, and the model's own code is small beside N particles.
-def values_at(path: Path, data: NestedData, position: Any) -> dict[str, Any]:
+def values_at(path: LawPath, data: NestedData, position: Any) -> dict[str, Any]:
     """Parameters by site at an unconstrained point (d,)."""
     target = path.target(data.path)
     return target.constrain(target.unravel(position))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc2.nested import Context, Nested, Nesting, Stage, Times, nest, populate
-from mcx.inference.tempering.moves import cloud_moments, until_forgotten
+from mcx.inference.tempering.moves import cloud_moments, until_decorrelated
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.random import accept
 from mcx.ops.validation import Rule, Settings, integer, number, optional
@@ -140,7 +140,7 @@ def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles:
 
     one_step = jnp.ones((), particles.position.dtype)
     # `rest` and no condition: under `vmap` a condition runs both sides, a loop of no rounds none
-    found = until_forgotten(
+    found = until_decorrelated(
         key, once, particles, look, one_step, ctx.covariance, moves.max_correlation, moves.max_moves, ~ctx.due
     )
     stage = Stage(ctx.due, found.acceptance, found.num_moves, found.places, found.densities)

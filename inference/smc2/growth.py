@@ -15,6 +15,7 @@ from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc2.kernel import SMC2Kernel, inputs, lost
 from mcx.inference.smc2.nested import NestedData, Nesting, populate
 from mcx.inference.smc2.nested_paths import grow
+from mcx.ops.keys import Stream, stream
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.driver import Run, run
 
@@ -64,7 +65,7 @@ def run_growing(
         result = run(
             kernel,
             data,
-            key=key if part == 0 else _key(key, 2, part),
+            key=key if part == 0 else _part_key(key, Stream.GROWING_PARTS, part),
             num_steps=end - done,
             init=state,
             inputs=jax.tree_util.tree_map(lambda x, begin=done, end=end: x[begin:end], inputs(total)),
@@ -81,21 +82,23 @@ def run_growing(
         if done == total or result.interrupted or lost(result.stats):
             return kernel.nesting, _as_one(parts)
         state, seen = result.state, done + 1
-        sd = _noise(kernel.nesting, data, _key(key, 5, part), state, seen)
+        sd = _noise(kernel.nesting, data, _part_key(key, Stream.GROWING_NOISE, part), state, seen)
         refused = kernel.stop(result.stats)
         most = min(number * _factor(sd), _MOST_PARTICLES)
         if most > number and (refused or sd > MOST_SD):
             settings = replace(kernel.nesting.settings, num_particles=most)
             wider = replace(kernel.nesting, settings=settings)
-            particles = grow(kernel.nesting, wider, data, _key(key, 6, part), state.particles, seen)
+            particles = grow(
+                kernel.nesting, wider, data, _part_key(key, Stream.GROWTH, part), state.particles, seen
+            )
             state = state._replace(particles=particles)
             kernel = replace(kernel, nesting=wider)
         elif number == _MOST_PARTICLES:
             kernel = replace(kernel, least_acceptance=0.0)
 
 
-def _key(key: Key, purpose: int, part: int) -> Key:
-    return jax.random.fold_in(jax.random.fold_in(key, purpose), part)
+def _part_key(key: Key, name: Stream, part: int) -> Key:
+    return jax.random.fold_in(stream(key, name), part)
 
 
 def _factor(sd: float) -> int:

@@ -95,10 +95,8 @@ class LawPath:
             terms, total = terms + ours, total + jnp.sum(ours)
         # what belongs to no group, such as a factor, comes in with the first
         other = jnp.where(jnp.isfinite(total), likelihood - total, 0.0)
-        return terms.at[0].add(other) if self._has_others() else terms
-
-    def _has_others(self) -> bool:
-        return any(s.likelihood and _axis(s.dims, self.dim) is None for s in self.sites if s.num_terms)
+        has_others = any(s.likelihood and _axis(s.dims, self.dim) is None for s in self.sites if s.num_terms)
+        return terms.at[0].add(other) if has_others else terms
 
     def weights(self, level: Scalar | float) -> Float[Array, " groups"]:
         """Weights of the terms, (groups,)."""

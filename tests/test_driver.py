@@ -81,13 +81,13 @@ def test_nuts_has_the_same_bits_for_every_chunk_length(key):
 
 
 def _nuts_setup():
-    from mcx.inference.mcmc.initial_points import Start
+    from mcx.inference.mcmc.initial_points import InitialPoints
     from mcx.model.compile import compile_model
 
     x, y = regression_data()
     target = compile_model(regression(x, y=y))
     ones = jnp.ones(4)
-    return target, Start(jnp.zeros((4, target.dim)), 2 * ones, jnp.full(4, 100, jnp.int32))
+    return target, InitialPoints(jnp.zeros((4, target.dim)), 2 * ones, jnp.full(4, 100, jnp.int32))
 
 
 def test_inputs_are_each_seen_once():

@@ -1,4 +1,4 @@
-"""What to worry about after Markov transitions: divergences, short trajectories, poor energies."""
+"""Advice about Markov transitions: divergences, deep trees, energies that vary too little."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def transition_advice(posterior: Posterior, target_accept: float) -> list[Advice
     """Findings about the transitions of Hamiltonian methods, worst first.
 
     Args:
-        posterior: with statistics of whichever transition it was.
-        target_accept: that the step size was adapted to.
+        posterior: with the statistics of its transitions.
+        target_accept: acceptance probability that the step size was adapted to.
     """
     return [*_divergences(posterior, target_accept), *_deep_trees(posterior), *_energy(posterior)]
 

@@ -1,4 +1,4 @@
-"""ChEES-HMC: many chains side by side that tune one Hamiltonian Monte Carlo sampler together."""
+"""ChEES-HMC: many chains, run side by side, that tune one Hamiltonian Monte Carlo sampler together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ __all__ = ["ChEES"]
 
 @dataclass(frozen=True)
 class ChEESKernel(ChainKernel):
-    """One of the chains; it pools with the others of the run (:mod:`mcx.ops.collectives`) while it adapts."""
+    """One of many chains, which adapt together by averages over all (:mod:`mcx.ops.collectives`).
+
+    Attributes:
+        trajectory_length: the first one.
+        max_leapfrog_steps: largest number of leapfrog steps of a trajectory.
+    """
 
     trajectory_length: float
     max_leapfrog_steps: int
@@ -51,8 +56,8 @@ class ChEESKernel(ChainKernel):
     ) -> tuple[MCMCState, dict[str, PyTree]]:
         """One transition, then adaptation as the plan ``u`` says."""
         target = self.target(data)
-        # told to be one value for all chains, it makes the number of leapfrog steps one, too: a loop whose
-        # bound differs between chains has to select the state of every chain at every step
+        # one value for all chains makes the number of leapfrog steps one number, too: a loop whose bound
+        # differs between chains would have to select the state of every chain at every step
         adapted = state.warmup._replace(shared=collectives.agreed(state.warmup.shared))
         num_steps = pooled_warmup.num_leapfrogs(adapted.shared, u, self.max_leapfrog_steps)
         step_size = pooled_warmup.step_size_of(adapted, u)
@@ -76,7 +81,7 @@ class ChEESKernel(ChainKernel):
         proposal = Proposal(
             state.position,
             end.position,
-            -end.momentum,  # BlackJAX turns it round
+            -end.momentum,  # BlackJAX reverses it
             jnp.where(usable, info.acceptance_rate, 0.0),
             ~jnp.isfinite(end.logdensity),
         )
@@ -103,25 +108,25 @@ class ChEESKernel(ChainKernel):
 class ChEES(UnconstrainedMethod):
     """Hamiltonian Monte Carlo with many short chains, which tune step size, metric and length together.
 
-    Needs a gradient; takes no discrete latent sites and no subsampled plates. Meant for 64 chains or so, run
-    side by side. Costs ``trajectory_length / (2 step_size)`` gradients a draw on average, the same number in
-    every chain.
+    It needs a gradient and takes no discrete latent sites and no subsampled plates. It is meant for about 64
+    chains, run side by side. A draw costs ``trajectory_length / (2 step_size)`` gradients on average, as many
+    in every chain.
 
-    Warm-up moves chains that are hopelessly far below the others (20 + 5 d nats) to where another one is; the
-    statistic ``relocated`` says which. Chains in modes that compete with each other stay where they are, and
-    the warning MCX-W005 tells of them.
+    Warm-up moves chains that are far below the others (20 + 5 d nats) to where another one is; the statistic
+    ``relocated`` says which. Chains in modes that compete with each other stay where they are, and the
+    warning MCX-W005 reports them.
 
     Attributes:
         target_accept: harmonic mean of the chains' acceptance probabilities that the step size is adapted
             to; their mean is higher.
-        trajectory_length: first longest integration time, in units of the adapted metric (standard
-            deviations); kept as it is where ``num_warmup`` is 0. Each trajectory's is this times a number
-            in (0, 1), of a low-discrepancy sequence.
-        max_leapfrog_steps: leapfrog steps at most.
+        trajectory_length: initial value of the longest integration time, in units of the adapted metric
+            (standard deviations); not adapted if ``num_warmup`` is 0. Each trajectory takes this time times
+            a number in (0, 1) from a low-discrepancy sequence.
+        max_leapfrog_steps: largest number of leapfrog steps of a trajectory.
 
     Source: Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
-    Hamiltonian Monte Carlo", AISTATS; proposal and dual averaging from BlackJAX. How chains reach the typical
-    set is this module's own, see :mod:`mcx.inference.mcmc.pooled_warmup`.
+    Hamiltonian Monte Carlo", AISTATS; proposal and dual averaging from BlackJAX. For the approach to the
+    typical set, which is mcx's own, see :mod:`mcx.inference.mcmc.pooled_warmup`.
     """
 
     num_warmup: int = 200

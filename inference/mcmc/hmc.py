@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo with trajectories of a given mean length."""
+"""Hamiltonian Monte Carlo with trajectories of a fixed mean length."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mcx.ops.validation import Rule, integer, number
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
 
-    from mcx.inference.mcmc.kernel import Point
-    from mcx.types import Key, PyTree, Scalar, Vector
+    from mcx.inference.mcmc.whitening import Point
+    from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 __all__ = ["HMC", "TRAJECTORY_RULES", "hmc_move"]
 
@@ -42,14 +42,14 @@ class _HMCTransition:
         state: Point,
         log_density: Callable[[Vector], Scalar],
         step_size: Scalar,
-        inverse_mass_matrix: PyTree,
+        inverse_mass_matrix: Covariance,
     ) -> tuple[Point, dict[str, PyTree]]:
         key_length, key_move = jax.random.split(key)
         move = self.shared(key_length, step_size)
         return move(key_move, state, log_density, step_size, inverse_mass_matrix)
 
     def shared(self, key: Key, step_size: Scalar) -> Callable[..., tuple[Point, dict[str, PyTree]]]:
-        """The transition with its length drawn: of many chains none then waits for the longest."""
+        """The transition with a length drawn for many chains at once, so that none waits for the longest."""
         # a random length, drawn independently of the state, avoids periodic orbits (Neal 2011, section 3.2)
         length = self.trajectory_length * jax.random.uniform(key, minval=0.5, maxval=1.5)
         num_steps = jnp.clip(jnp.ceil(length / step_size), 1, self.max_leapfrog_steps).astype(jnp.int32)
@@ -59,7 +59,7 @@ class _HMCTransition:
             state: Point,
             log_density: Callable[[Vector], Scalar],
             step_size: Scalar,
-            inverse_mass_matrix: PyTree,
+            inverse_mass_matrix: Covariance,
         ) -> tuple[Point, dict[str, PyTree]]:
             new, stats, info = hmc_move(key, state, log_density, step_size, inverse_mass_matrix, num_steps)
             return new, {**stats, "outside": info.proposal.logdensity == -jnp.inf}
@@ -72,14 +72,14 @@ def hmc_move(
     state: Point,
     log_density: Callable[[Vector], Scalar],
     step_size: Scalar,
-    inverse_mass_matrix: PyTree,
+    inverse_mass_matrix: Covariance,
     num_steps: Int[Array, ""],
 ) -> tuple[Point, dict[str, PyTree], hmc.HMCInfo]:
-    """A trajectory of ``num_steps`` leapfrog steps, taken or not.
+    """A trajectory of ``num_steps`` leapfrog steps, which is accepted or rejected.
 
     Returns:
-        New ``(position, log_density, gradient)``, ArviZ-named statistics, and BlackJAX's account of the move,
-        its proposal brought back from whitened coordinates.
+        The new ``(position, log_density, gradient)``; statistics by ArviZ's names; and BlackJAX's information
+        about the move, with the proposal in the original coordinates.
     """
     here = whitened(state, log_density, inverse_mass_matrix)
     new, info = hmc.build_kernel()(
@@ -103,13 +103,13 @@ def hmc_move(
 class HMC(MCMCMethod):
     """Hamiltonian Monte Carlo: a randomised number of leapfrog steps, then accept or reject.
 
-    Needs a gradient; takes no discrete latent sites and no subsampled plates. Costs
-    ``trajectory_length / step_size`` gradients a draw on average.
+    It needs a gradient and takes no discrete latent sites and no subsampled plates. A draw costs
+    ``trajectory_length / step_size`` gradients on average.
 
     Attributes:
-        trajectory_length: mean integration time, in units of the adapted metric (standard deviations);
-            each trajectory's is uniform within half of it either way.
-        max_leapfrog_steps: leapfrog steps at most.
+        trajectory_length: mean integration time, in units of the adapted metric (standard deviations); that
+            of each trajectory is uniform between 0.5 and 1.5 times the mean.
+        max_leapfrog_steps: largest number of leapfrog steps of a trajectory.
 
     Source: Neal (2011), MCMC using Hamiltonian dynamics; kernel and adaptation from BlackJAX.
     """

@@ -1,42 +1,48 @@
-"""Where chains start: what ``init=`` means for Markov chain methods."""
+"""Initial points of Markov chains: what ``init=`` means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mcx.errors import CapabilityError, InitializationError
 from mcx.sites import Site
 from mcx.target import Target
 
-__all__ = ["MAX_TRIES", "Start", "best_start", "starting_points", "value_by_chain"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Flags, Key, PyTree, Scalar
+
+__all__ = ["MAX_TRIES", "InitialPoints", "best_initial_point", "starting_points", "value_by_chain"]
 
 MAX_TRIES = 100
 DEFAULT_RADIUS = 2.0  # Stan's
-_NUM_STARTS = 16
+_NUM_CANDIDATES = 16
 
 
-class Start(NamedTuple):
-    """A chain starts at ``position + radius * uniform(-1, 1)``, redrawn up to ``tries`` times.
+class InitialPoints(NamedTuple):
+    """Each chain starts at ``position + radius * uniform(-1, 1)``, which is drawn up to ``tries`` times.
 
-    All three have a leading chain axis; positions are unconstrained vectors.
+    All three have a leading chain axis outside of kernels; positions are unconstrained vectors.
     """
 
-    position: Any
-    radius: Any
-    tries: Any
+    position: Float[Array, "*chain d"]
+    radius: Float[Array, "*chain"]
+    tries: Int[Array, "*chain"]
 
 
-def starting_points(target: Target, init: Any, num_chains: int, key: Any) -> Start:
-    """Turn ``init=`` into starting points.
+def starting_points(target: Target, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
+    """Turn ``init=`` into initial points.
 
     Args:
         target: the posterior.
         init: None (uniform on (-2, 2) in unconstrained space), a radius, "prior", or a dictionary of
-            constrained values, of the sites' shapes or with a leading chain axis.
+            constrained values of the sites' shapes, or with a leading chain axis.
         num_chains: number of chains.
         key: for draws from the prior.
 
@@ -57,28 +63,31 @@ def starting_points(target: Target, init: Any, num_chains: int, key: Any) -> Sta
             expected='None, "prior", a radius, or a dictionary of constrained values',
             found=repr(init),
         )
-    return Start(
+    return InitialPoints(
         positions, jnp.full(num_chains, radius, positions.dtype), jnp.full(num_chains, tries, jnp.int32)
     )
 
 
-def best_start(attempt: Callable[[Any], tuple[Any, Any]], start: Start) -> Any:
-    """The best of 16 starting points, or the first good one where it takes more of them.
+def best_initial_point(
+    attempt: Callable[[Int[Array, ""]], tuple[Scalar, PyTree]], start: InitialPoints
+) -> PyTree:
+    """The best of 16 initial points, or the first usable one where more of them are needed.
 
     Args:
-        attempt: ``number -> (score, state)``; states say by ``started`` whether the point will do.
-        start: of one chain; where it leaves no choice (radius 0), the first that will do is taken.
+        attempt: ``number -> (score, state)``; a state has a field ``started``, which says whether its point
+            is usable.
+        start: of one chain; where it leaves no choice (radius 0), the first usable point is taken.
 
     Returns:
         The state with the largest score.
     """
-    wanted = jnp.where(start.radius > 0, _NUM_STARTS, 1)
+    wanted = jnp.where(start.radius > 0, _NUM_CANDIDATES, 1)
 
-    def unfinished(carry: Any) -> Any:
+    def unfinished(carry: PyTree) -> Flags:
         tries, (_, state) = carry
         return (tries < wanted) | (~state.started & (tries < start.tries))
 
-    def another(carry: Any) -> Any:
+    def another(carry: PyTree) -> PyTree:
         tries, best = carry
         new = attempt(tries)
         better = (tries == 0) | (new[0] > best[0])
@@ -89,7 +98,7 @@ def best_start(attempt: Callable[[Any], tuple[Any, Any]], start: Start) -> Any:
     return jax.lax.while_loop(unfinished, another, (zero, blank))[1][1]
 
 
-def _prior_draws(target: Target, num_chains: int, key: Any) -> Any:
+def _prior_draws(target: Target, num_chains: int, key: Key) -> Float[Array, "chain d"]:
     draw = target.sample_prior
     if draw is None:
         raise CapabilityError(
@@ -100,8 +109,8 @@ def _prior_draws(target: Target, num_chains: int, key: Any) -> Any:
     return jax.vmap(lambda k: target.ravel(draw(k)))(jax.random.split(key, num_chains))
 
 
-def _positions(target: Target, init: Mapping[str, Any], num_chains: int) -> Any:
-    """Unconstrained starting points from constrained values."""
+def _positions(target: Target, init: Mapping[str, ArrayLike], num_chains: int) -> Float[Array, "chain d"]:
+    """Unconstrained initial points from constrained values."""
     values = {}
     for site in target.sites.of_kind("latent"):
         if site.name not in init:
@@ -115,8 +124,8 @@ def _positions(target: Target, init: Mapping[str, Any], num_chains: int) -> Any:
     return jax.vmap(lambda v: target.ravel(target.unconstrain(v)))(values)
 
 
-def value_by_chain(site: Site, value: Any, num_chains: int) -> Any:
-    """A site's starting value for every chain, from one of the site's shape or one with a chain axis.
+def value_by_chain(site: Site, value: ArrayLike, num_chains: int) -> Float[Array, "chain ..."]:
+    """A site's initial value for every chain, from a value of the site's shape or one with a chain axis.
 
     Raises:
         InitializationError: if it has another shape.

@@ -1,4 +1,4 @@
-"""Kernels of Markov chains that adapt while they warm up: initial points, steps, what is kept of a step."""
+"""Kernels of Markov chains that adapt during warm-up: initial points, steps, and what is kept of a step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import Start
+from mcx.inference.mcmc.initial_points import InitialPoints
 from mcx.run.kernel import Kernel
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 
 if TYPE_CHECKING:
-    from mcx.types import Flags, Key, PyTree, Scalar, Stats, Vector
+    from mcx.inference.mcmc.whitening import Point
+    from mcx.types import Covariance, Flags, Key, PyTree, Scalar, Stats, Vector
 
 __all__ = ["ChainKernel", "MCMCKernel", "MCMCState", "Transition"]
-
-
-type Point = tuple[Vector, Scalar, Vector]
-"""Position, log density there, gradient."""
 
 
 class Transition(Protocol):
@@ -37,9 +34,9 @@ class Transition(Protocol):
         state: Point,
         log_density: Callable[[Vector], Scalar],
         step_size: Scalar,
-        inverse_mass_matrix: PyTree,
+        inverse_mass_matrix: Covariance,
     ) -> tuple[Point, dict[str, PyTree]]:
-        """New ``(position, log_density, gradient)`` and ArviZ-named statistics."""
+        """The new ``(position, log_density, gradient)``, and statistics by ArviZ's names."""
         ...
 
 
@@ -48,9 +45,9 @@ class MCMCState(NamedTuple):
 
     position: (d,), unconstrained.
     log_density: of the target there, log Jacobians included.
-    gradient: of the log density; zeros where the method takes none.
+    gradient: of the log density; zeros if the method takes none.
     warmup: adaptation state.
-    started: whether a finite starting point was found.
+    started: whether a finite initial point was found.
     """
 
     position: Vector
@@ -62,7 +59,14 @@ class MCMCState(NamedTuple):
 
 @dataclass(frozen=True)
 class ChainKernel(Kernel):
-    """What kernels of adapted Markov chains share: all but the step."""
+    """What kernels of adapted Markov chains have in common, which is all but the step.
+
+    Attributes:
+        functions, shapes, sites: of the target.
+        target_accept: acceptance probability that the step size is adapted to.
+        step_size: the first one.
+        dense_mass: whether the metric is a full matrix.
+    """
 
     functions: TargetFunctions
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
@@ -85,8 +89,8 @@ class ChainKernel(Kernel):
         return Target(data, self.functions, self.shapes, self.sites)
 
     @override
-    def init(self, data: PyTree, key: Key, start: Start) -> PyTree:
-        """Search for a point with a finite density and gradient."""
+    def init(self, data: PyTree, key: Key, start: InitialPoints) -> PyTree:
+        """Search for a point with a finite log density and gradient."""
         target = self.target(data)
         evaluate = self._evaluate(target)
         dim = target.dim
@@ -123,7 +127,7 @@ class ChainKernel(Kernel):
 
     @override
     def emit(self, data: PyTree, draw: Vector) -> PyTree:
-        """A draw as sites, and as the unconstrained vector it came from."""
+        """A draw as values by site, and as the unconstrained vector that they came from."""
         target = self.target(data)
         return target.constrain(target.unravel(draw)), draw
 
@@ -146,7 +150,7 @@ class ChainKernel(Kernel):
 
 @dataclass(frozen=True)
 class MCMCKernel(ChainKernel):
-    """A transition on a target, with adaptation: the kernel that the driver runs."""
+    """A Markov transition on a target, with adaptation."""
 
     transition: Transition
 
@@ -165,13 +169,13 @@ class MCMCKernel(ChainKernel):
         return warmup.init(gradient, self.step_size, self.tuning)
 
     def at(self, data: PyTree, position: Vector) -> MCMCState:
-        """The state at a given point, before any adaptation."""
+        """The state at a point, before any adaptation."""
         value, gradient = self._evaluate(self.target(data))(position)
         ok = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
         return MCMCState(position, value, gradient, self.adaptation(gradient), ok)
 
     def refresh(self, data: PyTree, state: MCMCState) -> MCMCState:
-        """The state with its density and gradient computed anew: due where the data have changed."""
+        """The state with its density and gradient computed for new data."""
         value, gradient = self._evaluate(self.target(data))(state.position)
         return state._replace(log_density=value, gradient=gradient)
 
@@ -179,7 +183,7 @@ class MCMCKernel(ChainKernel):
     def step(
         self, data: PyTree, key: Key, state: MCMCState, u: PyTree
     ) -> tuple[MCMCState, dict[str, PyTree]]:
-        """One transition, then adaptation as the code ``u`` says."""
+        """One transition, then adaptation as ``u`` says, an entry of :func:`.warmup.schedule`."""
         target = self.target(data)
         adapted = state.warmup
         (position, value, gradient), stats = self.transition(

@@ -13,8 +13,8 @@ from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import whitened
 
 if TYPE_CHECKING:
-    from mcx.inference.mcmc.kernel import Point
-    from mcx.types import Key, PyTree, Scalar, Vector
+    from mcx.inference.mcmc.whitening import Point
+    from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 __all__ = ["MALA"]
 
@@ -29,7 +29,7 @@ class _MALATransition:
         state: Point,
         log_density: Callable[[Vector], Scalar],
         step_size: Scalar,
-        inverse_mass_matrix: PyTree,
+        inverse_mass_matrix: Covariance,
     ) -> tuple[Point, dict[str, PyTree]]:
         here = whitened(state, log_density, inverse_mass_matrix)
         new, info = mala.build_kernel()(key, mala.MALAState(*here.start), here.log_density, step_size)
@@ -43,8 +43,8 @@ class _MALATransition:
 class MALA(MCMCMethod):
     """Metropolis-adjusted Langevin algorithm, preconditioned by the adapted covariance.
 
-    Needs a gradient; takes no discrete latent sites and no subsampled plates. One gradient a draw; draws
-    are far more correlated than NUTS's.
+    It needs a gradient and takes no discrete latent sites and no subsampled plates. A draw costs one
+    gradient; draws are far more correlated than those of NUTS.
 
     Source: Roberts and Tweedie (1996), Bernoulli 2(4); acceptance 0.574 from Roberts and Rosenthal (1998);
     kernel from BlackJAX.

@@ -1,4 +1,4 @@
-"""What the Markov chain methods on unconstrained space share: settings, plans, programs."""
+"""What Markov chain methods on unconstrained space have in common: settings, plans, initial points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.advice import transition_advice
-from mcx.inference.mcmc.initial_points import Start, starting_points
+from mcx.inference.mcmc.initial_points import InitialPoints, starting_points
 from mcx.inference.mcmc.kernel import ChainKernel, MCMCKernel, MCMCState, Transition
 from mcx.methods.chain_method import ChainMethod, ChainPlan
 from mcx.methods.method import checked_target
@@ -32,16 +32,16 @@ _DENSE_DIM = 50
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveMethod[P: ChainPlan](ChainMethod[P]):
-    """Settings of Markov chain methods that adapt a step size and a metric while they warm up.
+    """Settings of Markov chain methods that adapt a step size and a metric during warm-up.
 
     Attributes:
-        num_warmup: steps of adaptation, dropped from the results.
-        num_samples: draws a chain keeps.
+        num_warmup: number of steps of adaptation, which are dropped from the results.
+        num_samples: number of draws that each chain keeps.
         target_accept: mean acceptance probability that the step size is adapted to.
-        dense_mass: adapt a full mass matrix instead of its diagonal, which pays for correlated targets of
-            moderate dimension (memory d^2, work d^2 a step and d^3 a transition). "auto" does so where the
-            method takes gradients and d is at most 50.
-        step_size: first step size; kept as it is where ``num_warmup`` is 0.
+        dense_mass: whether to adapt a full mass matrix instead of its diagonal, which pays for correlated
+            targets of moderate dimension (memory d^2, work d^2 a step and d^3 a transition). "auto" does so
+            if the method takes gradients and d is at most 50.
+        step_size: first step size; not adapted if ``num_warmup`` is 0.
     """
 
     target_accept: float = 0.8
@@ -73,7 +73,7 @@ class UnconstrainedMethod(AdaptiveMethod[ChainPlan]):
     """A method whose chains move on all of a posterior's unconstrained space."""
 
     def kernel(self, target: Target) -> ChainKernel:
-        """The kernel for the driver. Equal methods on targets of one structure give equal kernels."""
+        """The kernel for the driver; equal for equal methods on targets of the same structure."""
         raise NotImplementedError
 
     @override
@@ -82,7 +82,7 @@ class UnconstrainedMethod(AdaptiveMethod[ChainPlan]):
         return ChainPlan(target, self.kernel(target), target.data)
 
     @override
-    def initial_points(self, plan: ChainPlan, init: PyTree, num_chains: int, key: Key) -> Start:
+    def initial_points(self, plan: ChainPlan, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
         return starting_points(plan.target, init, num_chains, key)
 
     @override
@@ -94,7 +94,7 @@ class UnconstrainedMethod(AdaptiveMethod[ChainPlan]):
 
 @dataclass(frozen=True, kw_only=True)
 class MCMCMethod(UnconstrainedMethod):
-    """A transition of one chain, which adapts alone, over windows that grow."""
+    """A method whose chains adapt independently, over windows of growing length."""
 
     def transition(self) -> Transition:
         """The Markov transition on vectors."""

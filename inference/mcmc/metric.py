@@ -1,10 +1,15 @@
-"""The metric learned during warm-up, from draws and from the gradients of the log density at them."""
+"""The metric that warm-up learns from draws and from the gradients of the log density at them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from mcx.types import Covariance, Scalar, Vector
 
 __all__ = ["Moments", "estimate", "init", "update"]
 
@@ -20,17 +25,17 @@ class Moments(NamedTuple):
     """
 
     count: Any
-    mean: Any
-    scatter: Any
+    mean: Float[Array, "2 d"]
+    scatter: Float[Array, "2 d"] | Float[Array, "2 d d"]
 
 
 def init(dim: int, dense: bool) -> Moments:
-    """Of no draws."""
+    """The moments of no draws."""
     return Moments(jnp.zeros(()), jnp.zeros((2, dim)), jnp.zeros((2, dim, dim) if dense else (2, dim)))
 
 
-def update(moments: Moments, position: Any, gradient: Any) -> Moments:
-    """With another draw (Welford's recursion)."""
+def update(moments: Moments, position: Vector, gradient: Vector) -> Moments:
+    """The moments with another draw (Welford's recursion)."""
     x = jnp.stack([position, gradient])
     count = moments.count + 1.0
     before = x - moments.mean
@@ -40,19 +45,19 @@ def update(moments: Moments, position: Any, gradient: Any) -> Moments:
     return Moments(count, mean, moments.scatter + product)
 
 
-def estimate(moments: Moments, old: Any, uses_gradient: bool) -> Any:
+def estimate(moments: Moments, old: Covariance, uses_gradient: bool) -> Covariance:
     """The inverse mass matrix, (d,) or (d, d): an estimate of the target's covariance.
 
-    With gradients, the matrix A that makes draws and gradients alike, ``A cov(g) A = cov(x)``: the geometric
-    mean of cov(x) and of the inverse of cov(g), which minimises the Fisher divergence between the target in
-    the new coordinates and a standard normal. It is exact for a Gaussian from d + 1 draws on, however they
-    came about; directions that no draw moved along keep the diagonal's scale. Without gradients, the draws'
-    covariance, shrunk as in Stan.
+    With gradients it is the matrix A that makes draws and gradients alike, ``A cov(g) A = cov(x)``: the
+    geometric mean of cov(x) and of the inverse of cov(g), which minimises the Fisher divergence between the
+    target in the new coordinates and a standard normal. For a Gaussian it is exact from d + 1 draws on,
+    however they came about; directions in which no draw moved keep the diagonal's scale. Without gradients it
+    is the covariance of the draws, shrunk as in Stan.
 
     Args:
         moments: of a window.
-        old: the metric so far, which stays where the new one would not be finite.
-        uses_gradient: whether the gradients are there.
+        old: the metric so far, which is kept if the new one would not be finite.
+        uses_gradient: whether there are gradients.
 
     Cost: O(d), or O(d^3) for a matrix. Source: Seyboldt, Carlson and Carpenter (2026), "Preconditioning
     Hamiltonian Monte Carlo by minimizing Fisher divergence", arXiv 2603.18845; Stan reference manual,
@@ -72,7 +77,9 @@ def estimate(moments: Moments, old: Any, uses_gradient: bool) -> Any:
     return jnp.where(usable & jnp.all(diagonal > 0), new, old)
 
 
-def _geometric_mean(cov_x: Any, cov_g: Any, ridge: Any) -> Any:
+def _geometric_mean(
+    cov_x: Float[Array, "d d"], cov_g: Float[Array, "d d"], ridge: Scalar
+) -> Float[Array, "d d"]:
     """The symmetric A with A (cov_g + ridge) A = cov_x + ridge, in units of the diagonal's solution."""
     scale = (jnp.diagonal(cov_x) / jnp.diagonal(cov_g)) ** 0.25
     outer = scale[:, None] * scale[None, :]
@@ -83,8 +90,8 @@ def _geometric_mean(cov_x: Any, cov_g: Any, ridge: Any) -> Any:
     return 0.5 * (found + found.T)
 
 
-def _power(matrix: Any, exponent: float) -> Any:
-    """A symmetric positive definite matrix to a power."""
+def _power(matrix: Float[Array, "d d"], exponent: float) -> Float[Array, "d d"]:
+    """A power of a symmetric positive definite matrix."""
     values, vectors = jnp.linalg.eigh(0.5 * (matrix + matrix.T))
     floor = jnp.finfo(values.dtype).eps * values[-1]
     return (vectors * jnp.maximum(values, floor) ** exponent) @ vectors.T

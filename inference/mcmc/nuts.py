@@ -15,8 +15,8 @@ from mcx.inference.mcmc.whitening import whitened
 from mcx.ops.validation import Rule, integer
 
 if TYPE_CHECKING:
-    from mcx.inference.mcmc.kernel import Point
-    from mcx.types import Key, PyTree, Scalar, Vector
+    from mcx.inference.mcmc.whitening import Point
+    from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 __all__ = ["NUTS"]
 
@@ -32,7 +32,7 @@ class _NUTSTransition:
         state: Point,
         log_density: Callable[[Vector], Scalar],
         step_size: Scalar,
-        inverse_mass_matrix: PyTree,
+        inverse_mass_matrix: Covariance,
     ) -> tuple[Point, dict[str, PyTree]]:
         here = whitened(state, log_density, inverse_mass_matrix)
         new, info = nuts.build_kernel()(
@@ -53,8 +53,8 @@ class _NUTSTransition:
 class NUTS(MCMCMethod):
     """No-U-turn sampler with multinomial trajectories and window adaptation.
 
-    Needs a gradient; takes no discrete latent sites and no subsampled plates. Costs up to
-    ``2**max_tree_depth`` gradients a draw.
+    It needs a gradient and takes no discrete latent sites and no subsampled plates. A draw costs up to
+    ``2**max_tree_depth`` gradients.
 
     Attributes:
         max_tree_depth: the trajectory doubles at most this many times.

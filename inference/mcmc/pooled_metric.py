@@ -1,21 +1,24 @@
-"""A metric from all chains at once: before they have arrived, and after.
+"""A metric from all chains at once, before and after they reach the typical set.
 
-Far from the typical set, variances say where chains were put, not what the posterior looks like. But
-gradients of a Gaussian density are positions times the precision wherever chains start, so that the ratio of
-the spread of positions to that of gradients is the posterior's variance: the first estimate. Spreads are
-geometric means over chains, because gradients of far chains differ by many orders of magnitude. Once chains
-are there, the second estimate is the covariance of their draws.
+Far from the typical set, variances say where chains were put, not what the posterior looks like. But the
+gradients of a Gaussian density are positions times the precision, wherever chains start, so the ratio of the
+spread of positions to that of gradients is the posterior's variance. This is the first estimate. Spreads are
+geometric means over chains, because gradients of distant chains differ by many orders of magnitude. Once
+chains have arrived, the second estimate is the covariance of their draws.
 
 Source: the sampler nutpie takes its diagonal metric from the same ratio, along one chain.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from mcx.ops import collectives
+
+if TYPE_CHECKING:
+    from mcx.types import Covariance, Vector
 
 __all__ = ["Moments", "Spread", "covariance", "metric_of", "variances"]
 
@@ -27,21 +30,21 @@ _TINY = 1e-30
 class Spread(NamedTuple):
     """Moving averages of log spreads between chains; the same for all chains.
 
-    position, gradient: (d,).
-    count: steps that have gone into them.
+    position, gradient: of positions and of gradients, (d,).
+    count: number of steps that they were computed from.
     """
 
-    position: Any
-    gradient: Any
+    position: Vector
+    gradient: Vector
     count: Any
 
     @classmethod
     def blank(cls, dim: int) -> Spread:
-        """Before the first step."""
+        """The averages before the first step."""
         return cls(jnp.zeros(dim), jnp.zeros(dim), jnp.zeros(()))
 
-    def add(self, position: Any, gradient: Any) -> Spread:
-        """With this chain's position and gradient, pooled with those of the others."""
+    def add(self, position: Vector, gradient: Vector) -> Spread:
+        """The averages with this chain's position and gradient, pooled with those of the others."""
         here = (position, jnp.clip(jnp.nan_to_num(gradient), -_LARGEST, _LARGEST))
         means = collectives.mean(here)
         logs = collectives.mean(
@@ -53,30 +56,30 @@ class Spread(NamedTuple):
         return Spread(position, gradient, count)
 
 
-def variances(spread: Spread) -> Any:
-    """The posterior's variances as far as gradients tell, (d,)."""
+def variances(spread: Spread) -> Vector:
+    """The posterior's variances, estimated from gradients, (d,)."""
     return jnp.exp(jnp.clip(spread.position - spread.gradient, -30.0, 30.0))
 
 
 class Moments(NamedTuple):
     """Moments of the draws of all chains since a window began; the same for all chains.
 
-    count: steps.
+    count: number of steps.
     mean: (d,).
-    scatter: (d,) or (d, d), mean squared deviation times steps.
+    scatter: (d,) or (d, d), mean squared deviation times number of steps.
     """
 
     count: Any
-    mean: Any
-    scatter: Any
+    mean: Vector
+    scatter: Covariance
 
     @classmethod
     def blank(cls, dim: int, dense: bool) -> Moments:
-        """Of no draws."""
+        """The moments of no draws."""
         return cls(jnp.zeros(()), jnp.zeros(dim), jnp.zeros((dim, dim) if dense else dim))
 
-    def add(self, position: Any) -> Moments:
-        """With the draws of one step: Chan's update by a batch of one draw a chain."""
+    def add(self, position: Vector) -> Moments:
+        """The moments with the draws of one step: Chan's update by a batch of one draw a chain."""
         mean = collectives.mean(position)
         away = position - mean
         count = self.count + 1
@@ -87,14 +90,15 @@ class Moments(NamedTuple):
         return Moments(count, new_mean, self.scatter + within + _product(shift, mean - new_mean, dense))
 
 
-def _product(x: Any, y: Any, dense: bool) -> Any:
+def _product(x: Vector, y: Vector, dense: bool) -> Covariance:
     return jnp.outer(x, y) if dense else x * y
 
 
-def covariance(moments: Moments, otherwise: Any) -> Any:
+def covariance(moments: Moments, otherwise: Covariance) -> Covariance:
     """Covariance (d, d) or variances (d,) of the draws; those of ``otherwise`` where no chain moved.
 
-    Correlations are shrunk as if ``d`` more draws had none, which makes any number of draws enough.
+    Correlations are shrunk as if there were ``d`` more draws without any, so that any number of draws will
+    do.
     """
     cov = moments.scatter / jnp.maximum(moments.count, 1.0)
     if cov.ndim == 1:
@@ -107,13 +111,13 @@ def covariance(moments: Moments, otherwise: Any) -> Any:
     return jnp.where(jnp.eye(dim, dtype=bool), jnp.where(moved, new, old), shrunk)
 
 
-def metric_of(cov: Any, dense: bool) -> tuple[Any, Any]:
+def metric_of(cov: Covariance, dense: bool) -> tuple[Covariance, Covariance]:
     """Inverse mass matrix and mass matrix: (d,) each, or (d, d) from variances or a covariance."""
     if not dense:
         return cov, 1 / cov
     if cov.ndim == 1:
         return jnp.diag(cov), jnp.diag(1 / cov)
-    # the inverse of the correlations: those of variances that differ by 10^8 cannot be inverted in float32
+    # correlations are inverted, as covariances with variances that differ by 10^8 cannot be in float32
     sd = jnp.sqrt(jnp.diag(cov))
     scales = jnp.outer(sd, sd)
     return cov, jnp.linalg.inv(cov / scales) / scales

@@ -1,32 +1,40 @@
 """Warm-up of many chains together: each finds the typical set by itself, then all tune one sampler.
 
-Approach. Chains start far away, where the log density may be 10^9 below its peak and each needs another
-step size. With one for all, the worst chain's is too small for the others to move, or theirs makes it stand
-still. So each has its own (dual averaging) and takes short trajectories; the metric is shared, from the
-spread of gradients (:mod:`~mcx.inference.mcmc.pooled_metric`). Chains that are left behind on a plateau or in
-a mode without mass are put where another chain is, see :func:`relocate`.
+Approach. Chains start far away, where the log density may be 10^9 below its maximum and each chain needs
+another step size. With a common step size, either that of the worst chain is too small for the others to
+move, or theirs keeps it from moving. So each chain has its own (dual averaging) and takes short trajectories,
+while the metric is common to all, from the spread of gradients (:mod:`~mcx.inference.mcmc.pooled_metric`).
+Chains that are left behind on a plateau or in a mode without mass are moved to where another chain is, see
+:func:`relocate`.
 
 Tuning. Now chains share the step size (dual averaging of the harmonic mean of their acceptance
 probabilities), the trajectory length (:mod:`~mcx.inference.mcmc.trajectory_length`) and the metric
 (covariance of all their draws).
 
-After that all is frozen: given the tuning, chains are independent. What happens at a step comes in as codes,
-so one program serves any length of warm-up and the sampling after it.
+Afterwards all of these are frozen, and chains are independent given the tuning. Codes say what happens at a
+step, so that one program serves any length of warm-up and the sampling after it.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
-from mcx.inference.mcmc import trajectory_length as length
+from mcx.inference.mcmc import trajectory_length
 from mcx.inference.mcmc.pooled_metric import Moments, Spread, covariance, metric_of, variances
 from mcx.inference.mcmc.warmup import as_types
 from mcx.ops import collectives
+
+if TYPE_CHECKING:
+    from blackjax.optimizers.dual_averaging import DualAveragingState
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Covariance, Flags, Key, PyTree, Scalar, Vector
 
 __all__ = [
     "PooledState",
@@ -45,24 +53,24 @@ NOTHING, GATHER, NEW_METRIC, FINISH = range(4)
 
 _APPROACH_ACCEPT = 0.65
 _APPROACH_STEPS = 10  # leapfrog steps of the longest trajectory of an approach
-# What is averaged over many chains is hardly noisy: a strong pull to the middle (BlackJAX's default is 0.05,
-# made for one chain) keeps the step size from swinging by factors of ten
+# Averages over many chains are hardly noisy, and a strong pull to the middle (BlackJAX's default is 0.05,
+# made for one chain) keeps the step size from swinging by factors of ten.
 _PULL = 0.4
-_LEAST_ACCEPTANCE = 0.05  # one chain alone does not bring the harmonic mean to 0
+_LEAST_ACCEPTANCE = 0.05  # so that no single chain brings the harmonic mean to 0
 _LEFT_BEHIND, _LEFT_BEHIND_PER_DIM = 20.0, 5.0  # nats
 
 
 class WarmupPlan(NamedTuple):
-    """What happens at a step; with a leading axis, at every step.
+    """What happens at a step; with a leading axis of steps, at each of them.
 
     phase: FROZEN, APPROACH or TUNE.
-    event: NOTHING, or GATHER, NEW_METRIC or FINISH at its end.
-    jitter: factor of the trajectory's length in (0, 1), the same for all chains.
+    event: what happens at the end of the step: NOTHING, GATHER, NEW_METRIC or FINISH.
+    jitter: factor of the trajectory length in (0, 1), the same for all chains.
     """
 
-    phase: Any
-    event: Any
-    jitter: Any
+    phase: Int[Array, "*step"] | np.ndarray
+    event: Int[Array, "*step"] | np.ndarray
+    jitter: Float[Array, "*step"] | np.ndarray
 
 
 class Shared(NamedTuple):
@@ -71,15 +79,15 @@ class Shared(NamedTuple):
     step_size: of tuned trajectories.
     inverse_mass_matrix, mass_matrix: (d,) or (d, d).
     averaging: dual averaging of the log step size.
-    length: trajectory length, and its ascent.
-    spread, moments: what the metric is made from.
+    length: trajectory length, and the state of its ascent.
+    spread, moments: what the metric is estimated from.
     """
 
-    step_size: Any
-    inverse_mass_matrix: Any
-    mass_matrix: Any
-    averaging: Any
-    length: length.LengthState
+    step_size: Scalar
+    inverse_mass_matrix: Covariance
+    mass_matrix: Covariance
+    averaging: DualAveragingState
+    length: trajectory_length.LengthState
     spread: Spread
     moments: Moments
 
@@ -91,15 +99,15 @@ class PooledState(NamedTuple):
     shared: the same in all chains.
     """
 
-    averaging: Any
+    averaging: DualAveragingState
     shared: Shared
 
 
 def schedule(num_warmup: int, num_samples: int) -> WarmupPlan:
-    """WarmupPlan of every step: approach, tuning, then sampling.
+    """The plan of all steps: approach, tuning, then sampling.
 
-    Half of the warm-up is approach; chains left behind are looked for at its half, its three quarters and its
-    end. The metric is renewed after a fifth and after a half of the tuning.
+    The approach takes half of the warm-up; at its half, its three quarters and its end, chains that are left
+    behind are looked for. The metric is renewed after a fifth and after a half of the tuning.
     """
     total = num_warmup + num_samples
     phase, event = np.full(total, FROZEN, np.int32), np.full(total, NOTHING, np.int32)
@@ -115,7 +123,7 @@ def schedule(num_warmup: int, num_samples: int) -> WarmupPlan:
 
 
 def _van_der_corput(count: int) -> np.ndarray:
-    """The first numbers of the base 2 low-discrepancy sequence in (0, 1)."""
+    """The first numbers of van der Corput's sequence in base 2, all in (0, 1)."""
     index, value, digit = np.arange(1, count + 1), np.zeros(count), 0.5
     while (index > 0).any():
         value += digit * (index % 2)
@@ -123,8 +131,8 @@ def _van_der_corput(count: int) -> np.ndarray:
     return value
 
 
-def init(dim: int, step_size: float, trajectory_length: float, dense: bool) -> PooledState:
-    """State before the first step: unit metric."""
+def init(dim: int, step_size: float, length: float, dense: bool) -> PooledState:
+    """The state before the first step, with a unit metric."""
     start, _, _ = dual_averaging_adaptation(_APPROACH_ACCEPT)
     inverse, mass = metric_of(jnp.ones(dim), dense)
     shared = Shared(
@@ -132,20 +140,20 @@ def init(dim: int, step_size: float, trajectory_length: float, dense: bool) -> P
         inverse,
         mass,
         start(step_size),
-        length.init(trajectory_length),
+        trajectory_length.init(length),
         Spread.blank(dim),
         Moments.blank(dim, dense),
     )
     return PooledState(start(step_size), shared)
 
 
-def step_size_of(state: PooledState, plan: WarmupPlan) -> Any:
-    """Step size of this step's trajectory: the chain's own in an approach."""
+def step_size_of(state: PooledState, plan: WarmupPlan) -> Scalar:
+    """Step size of this step's trajectory: the chain's own during the approach."""
     return jnp.where(plan.phase == APPROACH, jnp.exp(state.averaging.log_step_size), state.shared.step_size)
 
 
-def num_leapfrogs(shared: Shared, plan: WarmupPlan, most: int) -> Any:
-    """Leapfrog steps of this step's trajectories: one number for all chains."""
+def num_leapfrogs(shared: Shared, plan: WarmupPlan, most: int) -> Int[Array, ""]:
+    """Number of leapfrog steps of this step's trajectories, the same for all chains."""
     tuned = jnp.clip(jnp.ceil(plan.jitter * shared.length.length / shared.step_size), 1, most)
     near = jnp.ceil(plan.jitter * min(_APPROACH_STEPS, most))
     return jnp.where(plan.phase == APPROACH, near, tuned).astype(jnp.int32)
@@ -154,24 +162,24 @@ def num_leapfrogs(shared: Shared, plan: WarmupPlan, most: int) -> Any:
 def step(
     state: PooledState,
     plan: WarmupPlan,
-    position: Any,
-    gradient: Any,
-    proposal: length.Proposal,
-    num_steps: Any,
+    position: Vector,
+    gradient: Vector,
+    proposal: trajectory_length.Proposal,
+    num_steps: Int[Array, ""],
     target_accept: float,
     most: int,
 ) -> PooledState:
     """Adapt after a transition.
 
     Args:
-        state: adaptation state that the transition used, ``shared`` being one value for all chains.
+        state: adaptation state that the transition used; ``shared`` is one value for all chains.
         plan: of this step.
         position: where the transition ended, (d,).
         gradient: of the log density there.
         proposal: the trajectory.
-        num_steps: its leapfrog steps.
-        target_accept: harmonic mean of acceptance probabilities aimed at.
-        most: leapfrog steps of a trajectory at most.
+        num_steps: its number of leapfrog steps.
+        target_accept: harmonic mean of acceptance probabilities that the step size is adapted to.
+        most: largest number of leapfrog steps of a trajectory.
     """
     dense = state.shared.inverse_mass_matrix.ndim == 2
     _, own_update, _ = dual_averaging_adaptation(_APPROACH_ACCEPT)
@@ -188,16 +196,16 @@ def step(
         old = s.shared
         averaging = update(old.averaging, _harmonic_mean(proposal))
         step_size = jnp.exp(averaging.log_step_size)
-        slope = length.slope(proposal, old.mass_matrix, num_steps * old.step_size)
+        slope = trajectory_length.slope(proposal, old.mass_matrix, num_steps * old.step_size)
         shared = old._replace(
             step_size=step_size,
             averaging=averaging,
-            length=length.update(old.length, slope, step_size, most * step_size),
+            length=trajectory_length.update(old.length, slope, step_size, most * step_size),
             moments=old.moments.add(position),
         )
         return s._replace(shared=shared)
 
-    def with_step_size(s: PooledState, step_size: Any, **changed: Any) -> PooledState:
+    def with_step_size(s: PooledState, step_size: Scalar, **changed: PyTree) -> PooledState:
         averaging = restart(step_size / 10)  # BlackJAX pulls towards ten times the step size it is given
         shared = s.shared._replace(step_size=step_size, averaging=averaging, **changed)
         return s._replace(shared=shared)
@@ -212,16 +220,20 @@ def step(
         inverse, mass = metric_of(cov, dense)
         blank = Moments.blank(position.shape[0], dense)
         changed = {"inverse_mass_matrix": inverse, "mass_matrix": mass, "moments": blank}
-        return with_step_size(s, step_size, length=length.restart(old.length), **changed)
+        return with_step_size(s, step_size, length=trajectory_length.restart(old.length), **changed)
 
     def finish(s: PooledState) -> PooledState:
         step_size = final(s.shared.averaging)
-        return s._replace(shared=s.shared._replace(step_size=step_size, length=length.final(s.shared.length)))
+        return s._replace(
+            shared=s.shared._replace(step_size=step_size, length=trajectory_length.final(s.shared.length))
+        )
 
     def same(s: PooledState) -> PooledState:
         return s
 
-    def choose(code: Any, branches: tuple[Any, ...], s: PooledState) -> PooledState:
+    def choose(
+        code: PyTree, branches: tuple[Callable[[PooledState], PooledState], ...], s: PooledState
+    ) -> PooledState:
         chosen: PooledState = jax.lax.switch(code, [lambda s, f=f: as_types(f(s), s) for f in branches], s)
         return chosen
 
@@ -229,33 +241,33 @@ def step(
     return choose(plan.event, (same, gather, new_metric, finish), state)
 
 
-def _harmonic_mean(proposal: length.Proposal) -> Any:
-    """Of the acceptance probabilities of all chains.
+def _harmonic_mean(proposal: trajectory_length.Proposal) -> Scalar:
+    """Harmonic mean of the acceptance probabilities of all chains.
 
     Trajectories that end outside of the support are left out, up to half of all: a hard bound is overstepped
-    with any step size, and adapting to that would shrink it without end.
+    with any step size, and adapting to that would shrink the step size without end.
     """
     inverse = 1 / jnp.maximum(proposal.acceptance_rate, _LEAST_ACCEPTANCE)
     total, inside = collectives.mean((jnp.where(proposal.outside, 0.0, inverse), 1.0 - proposal.outside))
     return jnp.where(inside > 0, inside / total, 0.0) * jnp.minimum(1.0, 2 * inside)
 
 
-def relocate(key: Any, chain: Any, log_density: Any, dim: int) -> tuple[Any, Any]:
-    """Put a chain that was left behind where one is that was not, drawn at random.
+def relocate(key: Key, chain: PyTree, log_density: Scalar, dim: int) -> tuple[PyTree, Flags]:
+    """Move a chain that was left behind to where a random other one is.
 
-    Left behind is a chain whose log density is more than 20 + 5 d nats below the upper quartile of all.
-    For a mode that low to hold as much mass as the others, it would have to be e^5 = 150 times as wide in
-    every dimension: it is a plateau on the way, or a mode that no draw should come from. Modes that compete
-    are closer than that, and keep their chains.
+    A chain is left behind if its log density is more than 20 + 5 d nats below the upper quartile of all. A
+    mode that low would have to be e^5 = 150 times as wide in every dimension to hold as much mass as the
+    others, so it is a plateau on the way, or a mode that no draw should come from. Modes that compete are
+    closer than that and keep their chains.
 
     Args:
         key: of this chain.
-        chain: what makes its state, a pytree.
-        log_density: where it is.
+        chain: the state of this chain, a pytree.
+        log_density: of this chain.
         dim: d.
 
     Returns:
-        ``chain`` or another one's, and whether it is another one's.
+        The state of this chain or of another one, and whether it is another one's.
     """
     everywhere = collectives.every(log_density)
     everywhere = jnp.where(jnp.isfinite(everywhere), everywhere, -jnp.inf)

@@ -14,8 +14,8 @@ from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import Whitening
 
 if TYPE_CHECKING:
-    from mcx.inference.mcmc.kernel import Point
-    from mcx.types import Key, PyTree, Scalar, Vector
+    from mcx.inference.mcmc.whitening import Point
+    from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 __all__ = ["RandomWalk"]
 
@@ -30,7 +30,7 @@ class _RandomWalkTransition:
         state: Point,
         log_density: Callable[[Vector], Scalar],
         step_size: Scalar,
-        inverse_mass_matrix: PyTree,
+        inverse_mass_matrix: Covariance,
     ) -> tuple[Point, dict[str, PyTree]]:
         position, value, gradient = state
         whitening = Whitening(inverse_mass_matrix)
@@ -52,8 +52,8 @@ class _RandomWalkTransition:
 class RandomWalk(MCMCMethod):
     """Random-walk Metropolis with Gaussian steps shaped by the adapted covariance.
 
-    Needs no gradient; takes no discrete latent sites and no subsampled plates. One density a draw; the
-    number of draws needed grows with the dimension, so it suits a handful of parameters.
+    It needs no gradient and takes no discrete latent sites and no subsampled plates. A draw costs one
+    density; the number of draws needed grows with the dimension, so it suits a handful of parameters.
 
     Source: Metropolis et al. (1953); acceptance 0.234 from Roberts, Gelman and Gilks (1997); kernel from
     BlackJAX.

@@ -1,4 +1,4 @@
-"""How long trajectories should be: gradient ascent on the ChEES criterion, by all chains together.
+"""The length of trajectories, by gradient ascent of all chains together on the ChEES criterion.
 
 The criterion is the expected squared change of the squared distance from the mean,
 ``E[(|x' - E x'|^2 - |x - E x|^2)^2] / 4`` for a proposal x' from x. Its derivative by the logarithm of the
@@ -11,11 +11,16 @@ Hamiltonian Monte Carlo", AISTATS, section 3 and algorithm 1. Distances are in u
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 
 from mcx.ops import collectives
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
+    from mcx.types import Covariance, Flags, Scalar, Vector
 
 __all__ = ["LengthState", "Proposal", "final", "init", "restart", "slope", "update"]
 
@@ -28,17 +33,17 @@ _TINY = 1e-20
 class Proposal(NamedTuple):
     """A trajectory of one chain.
 
-    start, end: (d,), where it began and ended.
-    momentum: (d,), at its end.
-    acceptance_rate: probability that it is accepted; 0 where it diverged or is no number.
+    start, end: where it began and ended, (d,).
+    momentum: at its end, (d,).
+    acceptance_rate: probability that it is accepted; 0 where it diverged or is NaN.
     outside: whether it ended where the density is zero.
     """
 
-    start: Any
-    end: Any
-    momentum: Any
-    acceptance_rate: Any
-    outside: Any
+    start: Vector
+    end: Vector
+    momentum: Vector
+    acceptance_rate: Scalar
+    outside: Flags
 
 
 class LengthState(NamedTuple):
@@ -47,52 +52,52 @@ class LengthState(NamedTuple):
     length: of the next trajectory, before jitter.
     curvature: moving average of squared slopes.
     log_mean: weighted mean of the logarithms of lengths.
-    count: updates since the last restart.
+    count: number of updates since the last restart.
     """
 
-    length: Any
-    curvature: Any
-    log_mean: Any
+    length: Scalar
+    curvature: Scalar
+    log_mean: Scalar
     count: Any
 
 
-def init(length: Any) -> LengthState:
-    """State before the first update."""
-    length, zero = jnp.asarray(length, float), jnp.zeros(())
-    return LengthState(length, zero, jnp.log(length), zero)
+def init(length: ArrayLike) -> LengthState:
+    """The state before the first update."""
+    first, zero = jnp.asarray(length, float), jnp.zeros(())
+    return LengthState(first, zero, jnp.log(first), zero)
 
 
 def restart(state: LengthState) -> LengthState:
-    """Go on from the same length, forgetting how it was reached."""
+    """The state with the same length, without memory of how it was reached."""
     return init(state.length)
 
 
-def slope(proposal: Proposal, mass_matrix: Any, travelled: Any) -> Any:
-    """Estimated derivative of the criterion by the log length: one number for all chains.
+def slope(proposal: Proposal, mass_matrix: Covariance, travelled: Scalar) -> Scalar:
+    """Estimated derivative of the criterion by the log length, the same for all chains.
 
     Args:
         proposal: of this chain.
-        mass_matrix: (d,) or (d, d), that it moved with.
+        mass_matrix: of the trajectories, (d,) or (d, d).
         travelled: integration time of the trajectories.
     """
     start, end, momentum, weight, _ = proposal
-    # a trajectory that got lost has weight 0, but 0 times infinity is no number
+    # a trajectory that diverged has weight 0, but 0 times infinity is NaN
     end = jnp.where(jnp.isfinite(end), end, start)
     momentum = jnp.where(jnp.isfinite(momentum), momentum, 0.0)
     start_mean, end_mean, weight_mean = collectives.mean((start, weight * end, weight))
     centred = end - end_mean / (weight_mean + _TINY)
     change = _squared(centred, mass_matrix) - _squared(start - start_mean, mass_matrix)
-    # velocity and mass matrix cancel: <x', M^-1 p'> in units of the metric is the plain inner product
+    # velocity and mass matrix cancel, so <x', M^-1 p'> in units of the metric is the plain inner product
     each = jnp.where(weight > 0, weight * travelled * change * (centred @ momentum), 0.0)
     return collectives.mean(each) / (weight_mean + _TINY)
 
 
-def _squared(x: Any, mass_matrix: Any) -> Any:
+def _squared(x: Vector, mass_matrix: Covariance) -> Scalar:
     return x @ (mass_matrix * x if mass_matrix.ndim == 1 else mass_matrix @ x)
 
 
-def update(state: LengthState, slope: Any, least: Any, most: Any) -> LengthState:
-    """One step of Adam on the log length, kept between ``least`` and ``most``."""
+def update(state: LengthState, slope: Scalar, least: Scalar, most: Scalar) -> LengthState:
+    """One update of Adam on the log length, which is kept between ``least`` and ``most``."""
     slope = jnp.where(jnp.isfinite(slope), slope, 0.0)
     # squares of slopes overflow single precision long before slopes do
     slope = jnp.clip(slope, -1e15, 1e15)
@@ -106,5 +111,5 @@ def update(state: LengthState, slope: Any, least: Any, most: Any) -> LengthState
 
 
 def final(state: LengthState) -> LengthState:
-    """The averaged length, to be kept."""
+    """The state with the averaged length, for sampling."""
     return state._replace(length=jnp.exp(state.log_mean))

@@ -1,14 +1,13 @@
-"""Warm-up as ``init``/``step``: step size by dual averaging, metric by windows that grow.
+"""Warm-up of a single chain: step size by dual averaging, metric over windows of growing length.
 
 Dual averaging is BlackJAX's (Nesterov 2009 as in Hoffman and Gelman 2014, algorithm 5). The windows are
-short at first, as a metric learned from gradients needs few draws, and it is the steps before it that cost
-most. What happens at a step comes in as a code, so one program serves any length of warm-up and the sampling
-after it.
+short at first, because a metric learned from gradients needs few draws, and the steps before it cost most. A
+code says what happens at a step, so that one program serves any length of warm-up and the sampling after it.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +16,26 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 from mcx.inference.mcmc import metric
 
+if TYPE_CHECKING:
+    from blackjax.optimizers.dual_averaging import DualAveragingState
+    from jaxtyping import Array, Int
+
+    from mcx.types import Covariance, Flags, Scalar, Vector
+
 __all__ = ["Tuning", "WarmupState", "as_types", "init", "schedule", "step"]
 
 KEEP, STEP_SIZE, METRIC, METRIC_END, WINDOW_END, FINISH = range(6)
 
 _FIRST_WINDOW, _GROWTH = 10, 1.5
-_LONG_WINDOW = 50  # from here on the step size is searched for anew after a window
+_LONG_WINDOW = 50  # after windows at least as long, dual averaging of the step size restarts
 _MAX_FINAL = 50
-_INSIDE_GAIN, _LEAST_INSIDE = 0.05, 0.2  # of the share of trajectories that end within the support
+_INSIDE_GAIN, _LEAST_INSIDE = 0.05, 0.2  # for the share of trajectories that end within the support
 
 
 class Tuning(NamedTuple):
     """What warm-up aims at; static.
 
-    target_accept: acceptance rate aimed at.
+    target_accept: mean acceptance probability that the step size is adapted to.
     dense: whether the metric is a full matrix.
     uses_gradient: whether the metric is learned from gradients as well as from draws.
     """
@@ -47,22 +52,22 @@ class WarmupState(NamedTuple):
     inverse_mass_matrix: (d,) or (d, d), used by the next transition.
     averaging: dual averaging of the log step size.
     moments: of the window under way.
-    inside: share of trajectories that ended within the support, lately.
+    inside: share of late trajectories that ended within the support, a moving average.
     """
 
-    step_size: Any
-    inverse_mass_matrix: Any
-    averaging: Any
+    step_size: Scalar
+    inverse_mass_matrix: Covariance
+    averaging: DualAveragingState
     moments: metric.Moments
-    inside: Any
+    inside: Scalar
 
 
 def schedule(num_warmup: int, num_samples: int, first_window: int = _FIRST_WINDOW) -> np.ndarray:
-    """Code of every step, (num_warmup + num_samples,): windows, the step size alone, then sampling.
+    """Codes of all steps, (num_warmup + num_samples,): windows, the step size alone, then sampling.
 
     Args:
-        num_warmup: steps of adaptation.
-        num_samples: steps after it.
+        num_warmup: number of steps of adaptation.
+        num_samples: number of steps after it.
         first_window: length of the first window; longer for methods that learn less from a step.
     """
     codes = np.full(num_warmup + num_samples, KEEP, np.int32)
@@ -75,21 +80,21 @@ def schedule(num_warmup: int, num_samples: int, first_window: int = _FIRST_WINDO
     while first + length <= last:
         following = int(_GROWTH * length)
         if first + length + following > last:
-            length = last - first  # too little would be left for another
+            length = last - first  # too few steps would be left for another window
         codes[first : first + length] = METRIC
         codes[first + length - 1] = METRIC_END if length < _LONG_WINDOW else WINDOW_END
         first, length = first + length, following
     return codes
 
 
-def init(gradient: Any, step_size: float, tuning: Tuning) -> WarmupState:
-    """State before the first step.
+def init(gradient: Vector, step_size: float, tuning: Tuning) -> WarmupState:
+    """The state before the first step.
 
     Args:
-        gradient: of the log density at the starting point, (d,): where it is steep, scales are small. The
+        gradient: of the log density at the initial point, (d,). Where it is steep, scales are small: the
             geometric mean of 1 and 1 / g^2 is the first guess of a variance.
         step_size: the first one.
-        tuning: aims.
+        tuning: what to aim at.
     """
     averaging, _, _ = dual_averaging_adaptation(tuning.target_accept)
     dim = gradient.shape[0]
@@ -105,25 +110,25 @@ def init(gradient: Any, step_size: float, tuning: Tuning) -> WarmupState:
 
 def step(
     state: WarmupState,
-    code: Any,
-    position: Any,
-    gradient: Any,
-    acceptance_rate: Any,
+    code: Int[Array, ""],
+    position: Vector,
+    gradient: Vector,
+    acceptance_rate: Scalar,
     tuning: Tuning,
-    outside: Any = False,
+    outside: Flags | bool = False,
 ) -> WarmupState:
     """Adapt after a transition.
 
     Args:
         state: adaptation state that the transition used.
-        code: what this step does; an entry of :func:`schedule`.
+        code: what happens at this step; an entry of :func:`schedule`.
         position: where the transition ended, (d,).
         gradient: of the log density there.
         acceptance_rate: its mean acceptance probability; NaN counts as 0.
-        tuning: aims.
-        outside: whether a trajectory of given length ended where the density is zero. A hard bound is
-            overstepped with any step size, and adapting to that would shrink it without end: it says nothing,
-            unless fewer than a fifth end inside.
+        tuning: what to aim at.
+        outside: whether a trajectory of fixed length ended where the density is zero. A hard bound is
+            overstepped with any step size, and adapting to that would shrink the step size without end. So
+            such trajectories do not count unless fewer than a fifth end inside.
     """
     averaging_init, averaging_update, averaging_final = dual_averaging_adaptation(tuning.target_accept)
     acceptance_rate = jnp.nan_to_num(acceptance_rate, nan=0.0)
@@ -163,7 +168,7 @@ def step(
 
 
 def as_types[T](new: T, old: T) -> T:
-    """A pytree with the dtypes of another: branches must agree."""
+    """A pytree with the dtypes of another one; branches of a conditional have to agree."""
     cast: T = jax.tree_util.tree_map(
         lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old
     )

@@ -1,42 +1,49 @@
-"""Linear change of variables x = x_0 + L w with L L^T the adapted covariance, diagonal or dense.
+"""The linear change of variables x = x_0 + L w, where L L^T is the adapted covariance, diagonal or dense.
 
-In w the metric is the identity, so that kinetic energies are sums of squares: those of a dense metric, sums
-of terms of both signs, overflow to minus infinity where a step was too long, and would be accepted.
+In w the metric is the identity, so kinetic energies are sums of squares. With a dense metric they would be
+sums of terms of both signs, which overflow to minus infinity after steps that are too long: those would be
+accepted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import jax.scipy.linalg
 
-__all__ = ["Whitened", "Whitening", "whitened"]
+if TYPE_CHECKING:
+    from mcx.types import Covariance, Scalar, Vector
+
+__all__ = ["Point", "Whitened", "Whitening", "whitened"]
+
+type Point = tuple[Vector, Scalar, Vector]
+"""Position, log density there, gradient."""
 
 
 class Whitening:
     """``w -> x = L w``, where ``covariance`` is (d,) variances or a (d, d) matrix."""
 
-    def __init__(self, covariance: Any) -> None:
+    def __init__(self, covariance: Covariance) -> None:
         self._dense = jnp.ndim(covariance) == 2
         self._factor = jnp.linalg.cholesky(covariance) if self._dense else jnp.sqrt(covariance)
 
-    def __call__(self, w: Any) -> Any:
+    def __call__(self, w: Vector) -> Vector:
         """``w -> x``."""
         return self._factor @ w if self._dense else self._factor * w
 
-    def inverse(self, x: Any) -> Any:
+    def inverse(self, x: Vector) -> Vector:
         """``x -> w``."""
         if self._dense:
             return jax.scipy.linalg.solve_triangular(self._factor, x, lower=True)
         return x / self._factor
 
-    def pull_gradient(self, gradient: Any) -> Any:
+    def pull_gradient(self, gradient: Vector) -> Vector:
         """Gradient in w from the gradient in x."""
         return self._factor.T @ gradient if self._dense else self._factor * gradient
 
-    def push_gradient(self, gradient: Any) -> Any:
+    def push_gradient(self, gradient: Vector) -> Vector:
         """Gradient in x from the gradient in w."""
         if self._dense:
             return jax.scipy.linalg.solve_triangular(self._factor, gradient, lower=True, trans=1)
@@ -44,28 +51,28 @@ class Whitening:
 
 
 class Whitened(NamedTuple):
-    """A state ``(position, log density, gradient)`` as seen from w.
+    """A state ``(position, log density, gradient)`` in the coordinates w.
 
-    start: the same state, at w = 0.
+    start: the state, at w = 0.
     log_density: as a function of w.
-    metric: the inverse mass matrix there, ones.
+    metric: the inverse mass matrix in w, all ones.
     whitening: w -> x - x_0.
-    back: a state in w as one in x; where nothing moved, exactly the state that there was.
+    back: takes a state in w to x; a state that did not move comes back with the same bits.
     """
 
-    start: tuple[Any, Any, Any]
-    log_density: Callable[[Any], Any]
-    metric: Any
+    start: Point
+    log_density: Callable[[Vector], Scalar]
+    metric: Vector
     whitening: Whitening
-    back: Callable[[tuple[Any, Any, Any]], tuple[Any, Any, Any]]
+    back: Callable[[Point], Point]
 
 
-def whitened(state: tuple[Any, Any, Any], log_density: Callable[[Any], Any], covariance: Any) -> Whitened:
-    """Whiten about the present position: displacements then lose no digits to the position's size."""
+def whitened(state: Point, log_density: Callable[[Vector], Scalar], covariance: Covariance) -> Whitened:
+    """Whiten about the present position, so that displacements lose no digits to its size."""
     position, value, gradient = state
     whitening = Whitening(covariance)
 
-    def back(new: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def back(new: Point) -> Point:
         w, new_value, slope = new
         stayed = jnp.all(w == 0)
         return (

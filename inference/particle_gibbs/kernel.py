@@ -12,7 +12,7 @@ import numpy as np
 
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepInfo, sweep
 from mcx.inference.conditional_smc.initial_path import filtered_path
-from mcx.inference.mcmc.initial_points import Start, best_start
+from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.model import capture
 from mcx.model.conditioning import placeholders
@@ -35,7 +35,7 @@ class GibbsStart(NamedTuple):
     values: of other sites, as far as the user gave them; constrained.
     """
 
-    params: Start
+    params: InitialPoints
     values: dict[str, Array]
 
 
@@ -131,7 +131,7 @@ class GibbsKernel(Kernel):
             state = GibbsState(others, params, averages, jnp.zeros((), jnp.int32))
             return jnp.where(state.started, log_z, -jnp.inf), state
 
-        best: GibbsState = best_start(attempt, start.params)
+        best: GibbsState = best_initial_point(attempt, start.params)
         return best
 
     def _prior_draws(self, data: ChainData, key: Key) -> dict[str, Array]:

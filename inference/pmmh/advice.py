@@ -1,4 +1,4 @@
-"""What to worry about where filters estimate a likelihood: noise that holds a chain where it is."""
+"""Advice where filters estimate a likelihood: noise that keeps a chain from moving."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mcx.results.advice import Advice
 
 __all__ = ["noise_advice"]
 
-_MOST_SD = 1.8  # from here on more particles pay whatever they cost: Sherlock et al. (2015)
+_MOST_SD = 1.8  # beyond it more particles pay at any cost, Sherlock et al. (2015)
 
 
 def noise_advice(sd: float, num_particles: int) -> list[Advice]:
-    """Whether the log evidence is so noisy that moves get stuck where it came out too large.
+    """Whether the log evidence is so noisy that chains get stuck where it was overestimated.
 
     Args:
-        sd: its standard deviation near the posterior mean.
-        num_particles: of a filter.
+        sd: standard deviation of the log evidence near the posterior mean.
+        num_particles: number of particles of a filter.
     """
     if sd <= _MOST_SD:
         return []
@@ -25,7 +25,7 @@ def noise_advice(sd: float, num_particles: int) -> list[Advice]:
         Advice(
             "MCX-W009",
             f"the log evidence is estimated with a standard deviation of {sd:.2g} near the posterior mean; "
-            f"beyond {_MOST_SD} moves get stuck where it came out too large. Take {more} particles (now "
+            f"beyond {_MOST_SD} chains get stuck where it was overestimated. Take {more} particles (now "
             f"{num_particles}), a proposal for mcx.markov that looks at the observation, or "
             "mcx.ParticleGibbs()",
         )

@@ -1,4 +1,4 @@
-"""One step of particle marginal Metropolis-Hastings: a random walk on parameters, paths by a filter."""
+"""A step of particle marginal Metropolis-Hastings: a random walk on parameters, with paths from filters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import Start, best_start
+from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import ChainKernel
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc.engine import SMCSettings
@@ -30,16 +30,17 @@ if TYPE_CHECKING:
 
 __all__ = ["PMMHKernel", "PMMHState", "Point"]
 
-# Scale of the steps in standard deviations of the posterior, times d^1/2: half of the best one, and the best
-# one, which is 2.38 without noise in the evidence and 2.56 with as much as pays (Sherlock et al. 2015).
+# Bounds of the scale of steps, in standard deviations of the posterior times d^-1/2: half of the best scale,
+# and the best one, which is 2.38 without noise in the evidence and 2.56 with the most noise that pays
+# (Sherlock et al. 2015).
 _SCALES = (1.2, 2.5)
 
 
 class Point(NamedTuple):
-    """Parameters, and what one run of the particle filters found there.
+    """Parameters, and the result of one run of the particle filters there.
 
-    position: (d,), unconstrained.
-    log_density: of all but the Markov blocks: prior, log Jacobians, other likelihoods.
+    position: unconstrained, (d,).
+    log_density: of everything but the Markov blocks: prior, log Jacobians, other likelihoods.
     log_evidence: log of the estimated evidence of the blocks.
     paths: values of a path from the same run, by site.
     num_nonfinite: potentials of that run that were NaN or +inf.
@@ -60,9 +61,9 @@ class Point(NamedTuple):
 class PMMHState(NamedTuple):
     """State of one chain.
 
-    point: where it is; its evidence is the estimate that was accepted, never a new one.
+    point: where the chain is; its evidence is the estimate that was accepted, never a new one.
     warmup: adaptation state.
-    started: whether a starting point of positive evidence was found.
+    started: whether an initial point of positive evidence was found.
     """
 
     point: Point
@@ -72,16 +73,16 @@ class PMMHState(NamedTuple):
 
 @dataclass(frozen=True)
 class PMMHKernel(ChainKernel):
-    """Particle marginal Metropolis-Hastings on a model: the kernel that the driver runs.
+    """Particle marginal Metropolis-Hastings on a model.
 
-    As a kernel of chains its target is the density of the parameters without the Markov blocks.
+    The target of this kernel is the density of the parameters without the Markov blocks.
 
     Attributes:
-        given: functions of the density given the paths.
+        conditional: functions of the density given the paths.
         settings: of the particle filters.
     """
 
-    given: TargetFunctions
+    conditional: TargetFunctions
     settings: SMCSettings
 
     @property
@@ -99,8 +100,8 @@ class PMMHKernel(ChainKernel):
         return warmup.init(gradient, self.step_size, self.tuning)
 
     @override
-    def init(self, data: ChainData, key: Key, start: Start) -> PyTree:
-        """The best of several starting points, by the evidence that a filter finds there."""
+    def init(self, data: ChainData, key: Key, start: InitialPoints) -> PyTree:
+        """The best of several initial points, by the evidence that filters estimate there."""
 
         def attempt(number: Int[Array, ""]) -> tuple[Scalar, PMMHState]:
             key_position, key_filter = jax.random.split(jax.random.fold_in(key, number))
@@ -110,19 +111,19 @@ class PMMHKernel(ChainKernel):
             state = PMMHState(point, self.adaptation(jnp.zeros_like(point.position)), started)
             return jnp.where(started, point.log_evidence, -jnp.inf), state
 
-        return best_start(attempt, start)
+        return best_initial_point(attempt, start)
 
     @override
     def step(
         self, data: ChainData, key: Key, state: PMMHState, u: dict[str, Array]
     ) -> tuple[PMMHState, dict[str, PyTree]]:
-        """Propose and decide, then adapt.
+        """Propose, accept or reject, then adapt.
 
         Args:
             data: target and state-space models.
             key: a typed key.
             state: of the chain.
-            u: "code" says how to adapt; "learned" whether the covariance comes from draws.
+            u: "code" says how to adapt; "learned", whether the covariance was estimated from draws.
 
         Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
         """
@@ -145,7 +146,7 @@ class PMMHKernel(ChainKernel):
         return PMMHState(point, adapting, state.started), {**stats, "step_size": scale}
 
     def at(self, data: ChainData, key: Key, position: Vector) -> Point:
-        """Run the particle filters at a position. Costs O(T N); memory O(T N)."""
+        """Run the particle filters at a position. This costs O(T N), and memory O(T N)."""
         target, values = self._values(data, position)
         paths: dict[str, Array] = {}
         log_evidence, num_nonfinite = jnp.zeros(()), jnp.zeros((), jnp.int32)
@@ -162,7 +163,7 @@ class PMMHKernel(ChainKernel):
         return Point(position, log_density, log_evidence, paths, num_nonfinite)
 
     def log_evidence(self, data: ChainData, key: Key, position: Vector) -> Scalar:
-        """Estimate of the blocks' log evidence alone. Costs O(T N); memory O(N)."""
+        """Estimate the log evidence of the blocks alone. This costs O(T N), and memory O(N)."""
         _, values = self._values(data, position)
         runs = [
             self._filter(data, name, key_block, values, "none") for name, key_block in self._keys(data, key)
@@ -170,10 +171,10 @@ class PMMHKernel(ChainKernel):
         return sum((run.log_evidence for run in runs), start=jnp.zeros(()))
 
     def decide(self, key: Key, old: Point, new: Point) -> tuple[Point, dict[str, PyTree]]:
-        """Go to a point that a symmetric law proposed, or stay.
+        """Accept or reject a point that a symmetric law proposed.
 
-        Leaves the law of parameters, particles and path invariant whose density is prior times estimated
-        evidence, and whose marginal law of parameters and path is the posterior, as the estimate is unbiased.
+        This leaves a law of parameters, particles and path invariant, whose density is prior times estimated
+        evidence. As the estimate is unbiased, its marginal law of parameters and path is the posterior.
 
         Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
         """
@@ -198,7 +199,7 @@ class PMMHKernel(ChainKernel):
     def _values(self, data: ChainData, position: Vector) -> tuple[Target, dict[str, Array]]:
         """The target without the blocks, and constrained values of the parameters."""
         paths = tuple(site for space in data.spaces.values() for site in path_sites(space))
-        # no density is taken of the paths, so any values of theirs will do
+        # the density of the paths is not used, so any values of theirs will do
         target = self.target((data.model, placeholders(self.sites, paths)))
         return target, target.constrain(target.unravel(position))
 
@@ -209,19 +210,19 @@ class PMMHKernel(ChainKernel):
 
     @override
     def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """Paths and parameters, and the step's statistics."""
+        """Paths and parameters, and the statistics of the step."""
         return (state.point.paths, state.point.position), info
 
     @override
     def emit(self, data: ChainData, draw: PyTree) -> PyTree:
-        """A draw as sites, deterministic ones too, and the unconstrained parameters among it."""
+        """A draw as values by site, deterministic sites too, and its unconstrained parameters."""
         paths, position = draw
         z = self.target(None).unravel(position)
-        return {**self.given.constrain((data.model, paths), z), **paths}, position
+        return {**self.conditional.constrain((data.model, paths), z), **paths}, position
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Step size, acceptance, log evidence and faults of a chunk."""
+        """Step size, acceptance, log evidence and number of non-finite potentials of a chunk."""
         shown = {**super().report(stats), "log evidence": float(np.mean(stats["log_evidence"][-1]))}
         bad = int(np.sum(stats["nonfinite"]))
         return {**shown, "non-finite": bad} if bad else shown

@@ -1,4 +1,4 @@
-"""A model whose Markov blocks are integrated out by particle filters: what is left is its parameters."""
+"""The marginal model of the parameters, whose Markov blocks particle filters integrate out."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ __all__ = ["MarginalModel", "marginal_data", "marginal_model", "refuse_filters"]
 class MarginalModel(NamedTuple):
     """A checked model of parameters and Markov blocks.
 
-    target: the whole posterior.
-    given_paths: its density as a function of the parameters, given the paths.
+    target: the posterior of parameters and paths.
+    conditional: its density as a function of the parameters, given the paths.
     marginal: the same without the densities of the Markov blocks.
     data: for kernels.
     """
 
     target: Target
-    given_paths: Target
+    conditional: Target
     marginal: Target
     data: ChainData
 
 
 def marginal_model(bound: BoundModel, method: ParticleFilter) -> MarginalModel:
-    """Check a model and take it apart.
+    """Check a model and split it into parameters and Markov blocks.
 
     Args:
         bound: the model and its data.
-        method: the filter of its blocks.
+        method: the filter for its blocks.
 
     Raises:
         CapabilityError: if the model has no Markov block or no parameters, or blocks depend on each other.
@@ -56,29 +56,29 @@ def marginal_model(bound: BoundModel, method: ParticleFilter) -> MarginalModel:
     names = chain_names(bound)
     if not names:
         raise CapabilityError(
-            f"{target.sites.model} has no Markov chain whose evidence a particle filter could estimate",
+            f"{target.sites.model} has no Markov block whose evidence a particle filter could estimate",
             expected="a model with mcx.markov(name, initial=..., transition=..., emission=..., obs=...), "
             "or with numpyro.contrib.control_flow.scan over a body with latent and observed sites",
             remedy="write the series with mcx.markov; or use mcx.NUTS() for models without one",
         )
     refuse_unobserved(target)
-    # refuses chains that depend on each other, whose evidences would not multiply
+    # refuses blocks that depend on each other, as the product of their evidences would be wrong
     spaces = {name: method.state_space(bound, name, whole=True) for name in names}
     paths = tuple(site for space in spaces.values() for site in path_sites(space))
-    given_paths = condition_target(target, paths)
-    refuse_data(given_paths)
-    if not given_paths.shapes:
+    conditional = condition_target(target, paths)
+    refuse_data(conditional)
+    if not conditional.shapes:
         raise CapabilityError(
-            f"{target.sites.model} has no parameters: all its latent sites belong to Markov chains",
+            f"{target.sites.model} has no parameters: all its latent sites belong to Markov blocks",
             remedy="mcx.filter and mcx.smooth for the path given the parameters; or mcx.ParticleGibbs",
         )
     own = tuple(site for space in spaces.values() for site in chain_sites(space))
     marginal = condition_target(target, paths, own)
-    return MarginalModel(target, given_paths, marginal, ChainData(target.data, spaces))
+    return MarginalModel(target, conditional, marginal, ChainData(target.data, spaces))
 
 
 def marginal_data(bound: BoundModel, method: ParticleFilter, names: tuple[str, ...]) -> ChainData:
-    """Data for kernels, of a model that is known to fit; may be traced."""
+    """Data for kernels, of a model that was checked before; may be traced."""
     spaces = {name: method.state_space(bound, name, whole=True) for name in names}
     return ChainData(compile_model(bound).data, spaces)
 
@@ -89,7 +89,7 @@ def refuse_filters(model: MarginalModel, state: PMMHState, key: Key) -> None:
     chain = int(np.argmin(started))
     point = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[chain], state.point)
     position = point.position[None]
-    refuse_unsupported(model.given_paths.with_data((model.data.model, point.paths)), position)
+    refuse_unsupported(model.conditional.with_data((model.data.model, point.paths)), position)
     if started.all():
         return
     if not jnp.isfinite(point.log_density):

@@ -1,10 +1,10 @@
-"""How many particles: from replicates of the log evidence where the posterior's mass is.
+"""The number of particles, from replicates of the log evidence where the posterior's mass is.
 
-The variance of averages over a chain falls with the number of particles, the cost of a step grows with it.
-The product is least where the log evidence has a standard deviation of 1.0 to 1.7, and 1.2 does well whether
-or not the chain would mix well with the exact likelihood (Doucet et al. 2015); for random walks in many
-dimensions the best one is 1.8 (Sherlock et al. 2015). Both take the variance to fall as 1 / N and the cost to
-grow as N.
+The variance of averages over a chain falls with the number of particles, while the cost of a step grows with
+it. Their product is least where the log evidence has a standard deviation of 1.0 to 1.7, and 1.2 does well
+whether or not the chain would mix well with the exact likelihood (Doucet et al. 2015); for random walks in
+many dimensions the best value is 1.8 (Sherlock et al. 2015). Both assume that the variance falls as 1 / N and
+that the cost grows as N.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,12 @@ from mcx.inference.pmmh.kernel import PMMHKernel
 from mcx.inference.smc.engine import SMCSettings
 from mcx.model.series.state_space import ChainData
 from mcx.ops.batches import vmap_in_batches
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key, Scalar, Vector
 
 __all__ = [
     "BEST_SD",
@@ -36,23 +42,22 @@ __all__ = [
 PILOT_PARTICLES = 100
 BEST_SD, MOST_SD = 1.2, 1.8
 
-_LEAST, _MOST = 50, 2**17  # a filter's step costs the same for fewer than that
+_LEAST, _MOST = 50, 2**17  # fewer particles make a step of a filter no cheaper
 _ROUNDS, _MAX_FACTOR = 4, 16.0
-_REPLICATES = 64  # give the standard deviation within 9 %
-_PARTICLES_AT_ONCE = 2**19
+_REPLICATES = 64  # which give the standard deviation within 9 %
+_MOST_AT_ONCE = 2**19
 
 
-def enough_particles(kernel: Callable[[int], PMMHKernel], data: ChainData, position: Any, key: Any) -> int:
-    """Particles that give the log evidence a standard deviation of about 1.2, at least 50.
+def enough_particles(kernel: Callable[[int], PMMHKernel], data: ChainData, position: Vector, key: Key) -> int:
+    """The number of particles that gives the log evidence a standard deviation of about 1.2; at least 50.
 
     Args:
-        kernel: by number of particles.
-        data: for it.
-        position: where the posterior's mass is, (d,).
+        kernel: the kernel with a number of particles.
+        data: for the kernel.
+        position: a point where the posterior has mass, (d,).
         key: a typed key.
 
-    Returns:
-        The number; a compilation and 64 filters for each of at most four that are tried.
+    Costs a compilation and 64 filters for each number that is tried, of which there are at most four.
     """
     number = PILOT_PARTICLES
     for i in range(_ROUNDS):
@@ -65,30 +70,34 @@ def enough_particles(kernel: Callable[[int], PMMHKernel], data: ChainData, posit
     return number
 
 
-def log_evidence_sd(kernel: PMMHKernel, data: ChainData, position: Any, key: Any) -> float:
+def log_evidence_sd(kernel: PMMHKernel, data: ChainData, position: ArrayLike, key: Key) -> float:
     """Standard deviation of the log evidence over 64 replicates of the filters; inf where one collapses."""
     return sd_of(_replicates(kernel, data, jnp.asarray(position), key))
 
 
 @partial(jax.jit, static_argnums=0)
-def _replicates(kernel: PMMHKernel, data: ChainData, position: Any, key: Any) -> Any:
+def _replicates(
+    kernel: PMMHKernel, data: ChainData, position: Vector, key: Key
+) -> Float[Array, " replicate"]:
     return replicates(lambda key: kernel.log_evidence(data, key, position), key, kernel.settings)
 
 
-def replicates(log_evidence: Callable[[Any], Any], key: Any, settings: SMCSettings) -> Any:
-    """64 draws of an estimate by filters with these settings, as many at once as there is room for."""
-    at_once = max(1, min(_REPLICATES, _PARTICLES_AT_ONCE // settings.num_particles))
-    return vmap_in_batches(log_evidence, (0,), at_once)(jax.random.split(key, _REPLICATES))
+def replicates(
+    log_evidence: Callable[[Key], Scalar], key: Key, settings: SMCSettings
+) -> Float[Array, " replicate"]:
+    """64 draws of an estimate by filters with these settings, as many at once as memory allows."""
+    batch_size = max(1, min(_REPLICATES, _MOST_AT_ONCE // settings.num_particles))
+    return vmap_in_batches(log_evidence, (0,), batch_size)(jax.random.split(key, _REPLICATES))
 
 
-def sd_of(log_evidences: Any) -> float:
+def sd_of(log_evidences: ArrayLike) -> float:
     """Standard deviation of replicates; inf where one is not finite."""
     found = np.asarray(log_evidences, np.float64)
     return float(found.std(ddof=1)) if np.isfinite(found).all() else math.inf
 
 
-def nearest_to_mean(draws: Any) -> Any:
-    """The draw nearest to the mean, in units of standard deviations; the mean itself may be out of reach.
+def nearest_to_mean(draws: Float[np.ndarray, "chain draw d"]) -> Float[np.ndarray, " d"]:
+    """The draw nearest to the mean, in units of standard deviations; the mean itself may have no density.
 
     Args:
         draws: chain x draw x d.

@@ -13,7 +13,7 @@ import numpy as np
 from mcx.errors import MethodError
 from mcx.inference.filtering.particle_filter import ParticleFilter
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import MAX_TRIES, Start, starting_points
+from mcx.inference.mcmc.initial_points import MAX_TRIES, InitialPoints, starting_points
 from mcx.inference.mcmc.method import AdaptiveMethod
 from mcx.inference.pmmh.advice import noise_advice
 from mcx.inference.pmmh.kernel import PMMHKernel, PMMHState
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["PMMH", "pmmh_kernel"]
 
 _DENSE_DIM = 50
-_FIRST_WINDOW = 50  # few proposals are accepted, so it takes more steps to learn a covariance from
+_FIRST_WINDOW = 50  # as few proposals are accepted, it takes more steps to learn a covariance
 _PILOT_STEPS = 300
 
 
@@ -50,7 +50,7 @@ class MarginalPlan(ChainPlan):
 
     Attributes:
         model: the model without its Markov blocks.
-        filter: of these.
+        filter: for the Markov blocks.
     """
 
     model: MarginalModel
@@ -65,35 +65,35 @@ class MarginalPlan(ChainPlan):
 class PMMH(AdaptiveMethod[MarginalPlan]):
     """Particle marginal Metropolis-Hastings: a random walk on the parameters of a state-space model.
 
-    Every proposal gets a particle filter of its own, whose unbiased estimate of the evidence stands for the
-    likelihood; the filter's path comes along when the proposal is accepted. The law of parameters and paths
-    is the posterior for any number of particles, but with too few of them a chain stays for long where the
-    evidence was overestimated. Parameters and path move together, so it does not mind how strongly they
-    depend on each other, as particle Gibbs does; each move costs a whole filter. Needs no density of the
-    transition and no gradient; states may be discrete. Several Markov blocks have to be independent given the
-    parameters.
+    Every proposal gets a particle filter of its own, whose unbiased estimate of the evidence takes the place
+    of the likelihood; with the proposal a path of the filter is accepted. The law of parameters and paths is
+    the posterior for any number of particles, but with too few of them a chain stays for long where the
+    evidence was overestimated. Parameters and path move together, so unlike particle Gibbs it works just as
+    well where these depend strongly on each other; each move costs a whole filter. It needs no density of the
+    transition and no gradient, and states may be discrete. Several Markov blocks have to be independent given
+    the parameters.
 
     Attributes:
-        num_particles: N. None takes so many that the log evidence has a standard deviation of about 1.2 (at
-            least 50), as found by a pilot run and by replicates of the filter at the best point of it.
-        filter: any particle filter, with its resampling; bootstrap, guided or auxiliary. Potentials that are
-            NaN count as zero and are counted in the statistic ``nonfinite``, whatever its ``max_nonfinite``.
-        num_warmup: steps of adaptation, dropped from the results.
-        num_samples: draws a chain keeps.
+        num_particles: N. None takes at least 50, and as many as give the log evidence a standard deviation of
+            about 1.2, measured by replicates of the filter at the best point of a pilot run.
+        filter: any particle filter with its resampling: bootstrap, guided or auxiliary. Potentials that are
+            NaN count as zero, and the statistic ``nonfinite`` counts them, whatever its ``max_nonfinite``.
+        num_warmup: number of steps of adaptation, which are dropped from the results.
+        num_samples: number of draws that each chain keeps.
         target_accept: mean acceptance probability that the scale of the random walk is adapted to, between
-            1.2 and 2.5 times d^-1/2 standard deviations of the posterior. The best one in many dimensions is
-            0.132 where the log evidence has a standard deviation of 1.2; it is 0.234 for an exact likelihood
-            and 0.07 for a standard deviation of 1.8. The best scale hardly depends on the noise (2.4 to 2.6),
-            hence the bounds: noise lowers the acceptance however short the steps are, and where there are few
-            parameters or little noise, steps of low acceptance are too long.
-        dense_mass: adapt the full covariance of the parameters instead of its diagonal; "auto" does so up to
-            50 dimensions.
-        step_size: first step size; kept as it is where ``num_warmup`` is 0.
+            1.2 and 2.5 times d^-1/2 standard deviations of the posterior. The best acceptance in many
+            dimensions is 0.132 where the log evidence has a standard deviation of 1.2; it is 0.234 for an
+            exact likelihood and 0.07 for a standard deviation of 1.8. The best scale hardly depends on the
+            noise (2.4 to 2.6), hence the bounds: noise lowers the acceptance however short the steps are, and
+            with few parameters or little noise, steps of low acceptance are too long.
+        dense_mass: whether to adapt the full covariance of the parameters instead of its diagonal; "auto"
+            does so up to 50 dimensions.
+        step_size: first step size; not adapted if ``num_warmup`` is 0.
 
     A step costs O(T N), and O(T N) memory for each chain that moves.
 
-    The posterior has the standard deviation of the log evidence at its mean in
-    ``info.settings["log_evidence_sd"]``, and ``num_particles`` beside it.
+    The posterior's ``info.settings`` has ``num_particles``, and ``log_evidence_sd``, the standard deviation
+    of the log evidence at the posterior's mean.
 
     Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2. Number of particles: Doucet, Pitt,
     Deligiannidis and Kohn (2015); acceptance: Sherlock, Thiery, Roberts and Rosenthal (2015).
@@ -127,9 +127,9 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
         return MarginalPlan(model.target, kernel, model.data, model, self.filter)
 
     @override
-    def initial_points(self, plan: MarginalPlan, init: PyTree, num_chains: int, key: Key) -> Start:
+    def initial_points(self, plan: MarginalPlan, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
         start = starting_points(plan.model.marginal, init, num_chains, key)
-        # a filter may do better the next time
+        # a filter may do better the next time at the same point
         return start._replace(tries=jnp.full_like(start.tries, MAX_TRIES))
 
     @override
@@ -140,12 +140,12 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
     def tuned(
         self,
         plan: MarginalPlan,
-        start: Start,
+        start: InitialPoints,
         refuse_start: Callable[[PyTree], None],
         key: Key,
         **options: Any,
     ) -> MarginalPlan:
-        """With as many particles as give the log evidence the standard deviation aimed at."""
+        """The plan with as many particles as give the log evidence the intended standard deviation."""
         if self.num_particles is not None:
             return plan
         key_pilot, key_sd = jax.random.split(stream(key, Stream.PILOT))
@@ -196,7 +196,7 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
 
 
 def pmmh_kernel(method: PMMH, model: MarginalModel, num_particles: int) -> PMMHKernel:
-    """The kernel for the driver, with filters of so many particles."""
+    """The kernel for the driver, with filters of ``num_particles`` particles."""
     marginal = model.marginal
     return PMMHKernel(
         marginal.functions,
@@ -205,14 +205,14 @@ def pmmh_kernel(method: PMMH, model: MarginalModel, num_particles: int) -> PMMHK
         float(method.target_accept),
         float(method.step_size),
         method.takes_dense(marginal, False),
-        model.given_paths.functions,
-        # the error of the evidence within a run is not needed
+        model.conditional.functions,
+        # no lag, because the error of the evidence within a run is not needed
         replace(method.filter.settings(num_particles), lag=None),
     )
 
 
 def _inputs(num_warmup: int, num_samples: int) -> dict[str, np.ndarray]:
-    """Of every step: its adaptation code, and whether a covariance has been learned by then."""
+    """Adaptation codes of all steps, and whether a covariance has been learned before each."""
     code = warmup.schedule(num_warmup, num_samples, _FIRST_WINDOW)
     learned = np.cumsum((code == warmup.METRIC_END) | (code == warmup.WINDOW_END)) > 0
     return {"code": code, "learned": np.concatenate([[False], learned[:-1]])}

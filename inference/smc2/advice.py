@@ -1,4 +1,4 @@
-"""What to worry about after SMC^2."""
+"""Advice about runs of SMC^2."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def smc2_advice(posterior: Posterior) -> list[Advice]:
         found.append(
             Advice(
                 "MCX-W014",
-                f"{share:.1%} of the filters came out otherwise when they were run once more for their "
-                "paths: those paths are of filters that were not weighted, off by order 1 / num_particles",
+                f"{share:.1%} of the filters came out differently when they were run again for their "
+                "paths: those paths are from filters that were not weighted, with an error of order "
+                "1 / num_particles",
             )
         )
     survivors = float(np.nanmin(stats["unique_ancestors"]) / posterior.num_draws)
@@ -43,5 +44,5 @@ def _stopped(stats: Mapping[str, np.ndarray]) -> Advice:
     return Advice(
         "MCX-W010",
         f"the run was stopped after {seen} of {stats['log_evidence'].shape[1]} observations: "
-        "parameters and evidence are those given these, and there are no paths",
+        "parameters and evidence are those given these observations, and there are no paths",
     )

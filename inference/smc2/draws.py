@@ -1,9 +1,9 @@
-"""Draws out of a finished cloud of SMC^2: parameters, and paths from filters that are run once more."""
+"""Draws from a finished cloud of SMC^2: parameters, and paths from filters that are run again."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,46 +12,56 @@ from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.replicates import orders
 from mcx.inference.smc.resampling import systematic
 from mcx.inference.smc2.nested import Nested, NestedData, Nesting
-from mcx.inference.smc2.nested_paths import nested_path, paths_at_once
+from mcx.inference.smc2.nested_paths import nested_path, path_batch_size
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.keys import Stream, stream
 from mcx.target import Target
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+    from mcx.types import Flags, Key, Scalar
+
 __all__ = ["params_so_far", "smc2_draws"]
 
-_SAME = 1e-2  # log evidences of a filter and of the same once more differ by rounding alone
+type Points = Float[Array, "chain draw d"]
+type Values = Float[Array, "chain draw"]
+
+_SAME = 1e-2  # log evidences of a filter and of its repetition differ by rounding alone
 
 
 @partial(jax.jit, static_argnums=0)
 def smc2_draws(
-    nesting: Nesting, given: Target, data: NestedData, key: Any, state: SMCState
-) -> tuple[Any, Any, dict[str, Any], Any]:
-    """Parameters of all replicates, (chain, draw, d), their log densities, and sites; in no order.
+    nesting: Nesting, conditional: Target, data: NestedData, key: Key, state: SMCState
+) -> tuple[Points, Values, dict[str, Array], Bool[Array, "chain draw"]]:
+    """Draws of all replicates in random order, with paths.
 
-    And whether the filters of a draw came out as they were, by their evidence.
+    Returns:
+        Parameters (chain, draw, d), their log densities, values by site, and whether the filters of a draw
+        came out as before, judged by their evidence.
     """
     position, log_p, order = _points(key, state)
     chains, num, _ = position.shape
-    # what a path is made of; the systems themselves are run once more
+    # the systems themselves are not needed, as they are run again
     particles = (state.particles._replace(systems={}), state.particles.log_evidence)
     particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(particles, order)
 
-    def one(key: Any, particle: Nested, log_z: Any) -> tuple[dict[str, Any], Any]:
+    def one(key: Key, particle: Nested, log_z: Scalar) -> tuple[dict[str, Array], Flags]:
         paths, again = nested_path(nesting, data, key, particle)
-        at = given.with_data((data.path.model[0], paths))
+        at = conditional.with_data((data.path.model[0], paths))
         return {**at.constrain(at.unravel(particle.position)), **paths}, jnp.abs(again - log_z) < _SAME
 
     flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
     keys = jax.random.split(stream(key, Stream.NESTED_PATHS), chains * num)
-    at_once = paths_at_once(nesting, data, data.num_times, chains * num)
-    found = vmap_in_batches(one, (0, 0, 0), at_once)(keys, *flat)
+    batch_size = path_batch_size(nesting, data, data.num_times, chains * num)
+    found = vmap_in_batches(one, (0, 0, 0), batch_size)(keys, *flat)
     sites, same = jax.tree_util.tree_map(lambda x: x.reshape(chains, num, *x.shape[1:]), found)
     return position, log_p, sites, same
 
 
 @jax.jit
-def params_so_far(marginal: Target, key: Any, state: SMCState) -> tuple[Any, Any, dict[str, Any]]:
-    """Of a run that was stopped: parameters given the observations so far, resampled; no paths."""
+def params_so_far(marginal: Target, key: Key, state: SMCState) -> tuple[Points, Values, dict[str, Array]]:
+    """Resampled parameters given the observations so far, without paths, of a run that was stopped."""
     keys = jax.random.split(stream(key, Stream.RESAMPLED_PARTICLES), len(state.log_w))
     chosen = jax.vmap(lambda k, log_w: systematic(k, log_w, log_w.shape[0]))(keys, state.log_w)
     particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(state.particles, chosen)
@@ -60,8 +70,8 @@ def params_so_far(marginal: Target, key: Any, state: SMCState) -> tuple[Any, Any
     return position, log_p, {name: sites[name] for name, _ in marginal.shapes}
 
 
-def _points(key: Any, state: SMCState) -> tuple[Any, Any, Any]:
-    """Positions and log densities in a random order, and that order, chain x draw."""
+def _points(key: Key, state: SMCState) -> tuple[Points, Values, Int[Array, "chain draw"]]:
+    """Positions and log densities in random order, and that order, chain x draw."""
     position = state.particles.position
     order = orders(key, *position.shape[:2])
     log_p = jnp.take_along_axis(state.particles.log_target, order, 1)

@@ -24,20 +24,20 @@ __all__ = ["SMC2Kernel", "inputs", "lost"]
 
 
 def inputs(num_steps: int) -> Times:
-    """Of the steps after time 0: all later times, and the end."""
+    """Inputs of the steps after time 0: all later times, and the end."""
     t = np.arange(1, num_steps + 1, dtype=np.int32)
     return Times(np.minimum(t, num_steps - 1), t == num_steps)
 
 
 @dataclass(frozen=True)
 class SMC2Kernel(ParticleKernel):
-    """Times of SMC^2 for the driver; its data are those of the nested model.
+    """Times of SMC^2 for the driver; the data are those of the nested model.
 
     Attributes:
-        nesting: parameters and their particle systems.
-        moves: of parameters.
+        nesting: the law of the parameters, and settings of their particle systems.
+        moves: of the parameters.
         settings: of the outer system.
-        least_acceptance: the run stops where moves are accepted less often.
+        least_acceptance: the run stops where moves are accepted less often than this.
         mesh: devices that share the parameters of one replicate.
     """
 
@@ -49,7 +49,7 @@ class SMC2Kernel(ParticleKernel):
 
     @override
     def init(self, data: NestedData, key: Key, start: PyTree) -> SMCState:
-        """The system at time 0, or the one given."""
+        """The system at time 0, or ``start``."""
         if start is not None:
             return self._spread(start)
         now = Times(jnp.int32(0), jnp.asarray(False))
@@ -58,9 +58,9 @@ class SMC2Kernel(ParticleKernel):
 
     @override
     def step(self, data: NestedData, key: Key, state: SMCState, u: Times) -> tuple[SMCState, None]:
-        """One time, after moves if they are due; or the end, which resamples and moves."""
+        """One time, preceded by moves if they are due; or the end, which resamples and moves."""
         info = state.info
-        # resample at the end whatever the weights are, unless all are zero
+        # resample at the end for any weights, unless all are zero
         seen = jnp.where(u.last & ~state.collapsed, 0.5 * self.settings.threshold, info.ess)
         state = state._replace(info=info._replace(ess=seen))
         fk = with_pmmh(self.nesting, self.moves, data)
@@ -68,13 +68,13 @@ class SMC2Kernel(ParticleKernel):
 
     @override
     def collect(self, state: SMCState, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """Statistics of the step; particles stay on the device.
+        """Statistics of the step; there is no draw, as particles stay on the device.
 
-        Those of the moves, and of the resampling before them, belong to the time before.
+        The statistics of the moves, and of the resampling before them, belong to the time before.
         """
         stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
         moved = stage.moved
-        # potentials of the filters, as if all of a parameter's particles went wrong together
+        # counted as if the potentials of all particles of a filter failed together
         inner = sum(jnp.sum(s.info.num_nonfinite) for s in state.particles.systems.values())
         inner = jnp.ceil(inner / self.nesting.settings.num_particles).astype(jnp.int32)
         number = jnp.int32(self.nesting.settings.num_particles)
@@ -105,7 +105,7 @@ class SMC2Kernel(ParticleKernel):
 
     @override
     def stop(self, stats: Stats) -> bool:
-        """Whether a replicate is lost, so that there is no point in going on; or filters may have to grow."""
+        """Whether a replicate is lost, which makes it pointless to go on, or filters may have to grow."""
         return lost(stats) or bool(np.any(stats["acceptance"] < self.least_acceptance))
 
 

@@ -1,30 +1,37 @@
-"""Moves of parameters that carry particle systems: SMC^2."""
+"""SMC^2: moves of parameters that carry particle systems."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, override
+from typing import TYPE_CHECKING, override
 
 import jax
 import jax.numpy as jnp
 
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc2.nested import Context, Nested, Nesting, Stage, Times, nest, populate
-from mcx.inference.tempering.moves import cloud_moments, until_forgotten
+from mcx.inference.tempering.moves import cloud_moments, until_decorrelated
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.random import accept
 from mcx.ops.validation import Rule, Settings, integer, number, optional
 from mcx.target import FeynmanKac
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from mcx.inference.smc2.nested import NestedData
+    from mcx.types import IntLike, Key, LogWeights, Scalar, Vector
+
 __all__ = ["PMMHMoves", "with_pmmh"]
 
-# Scales of the random walk in standard deviations of the cloud, times d^1/2: up to the best for a Gaussian,
-# which noise in the evidence hardly changes (Sherlock et al. 2015), and smaller ones for other laws.
+# Scales of the random walk, in standard deviations of the cloud times d^-1/2: up to the best one for a
+# Gaussian, which noise in the evidence hardly changes (Sherlock et al. 2015), and smaller ones for other
+# laws.
 _SCALES = (0.25, 2.5)
 _DENSE_SHARE = 5  # particles a coordinate before a full covariance is fitted
-_TAILS = 5.0  # degrees of freedom of proposals that do not look at where a particle is
+_TAILS = 5.0  # degrees of freedom of proposals that do not depend on where a particle is
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,11 @@ class PMMHMoves(Settings):
     """How parameters are moved; hashable.
 
     Attributes:
-        threshold: move, and resample, where the effective number of parameters is below this fraction.
-        max_correlation: until neither coordinates nor estimated log densities have a larger correlation than
-            this with what they were.
-        max_moves: at most, at one time.
-        batch_size: parameters that move at once; None is all.
+        threshold: parameters are resampled and moved where their effective number is below this fraction.
+        max_correlation: they are moved until neither coordinates nor estimated log densities have a larger
+            correlation than this with their former values.
+        max_moves: largest number of moves at one time.
+        batch_size: number of parameters that move at once; None is all.
     """
 
     threshold: float = 0.5
@@ -54,22 +61,22 @@ class PMMHMoves(Settings):
         }
 
 
-def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:
+def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: NestedData) -> FeynmanKac:
     """SMC^2: a nested model whose parameters are moved by PMMH where few of them are left.
 
-    A move proposes a point of a Student law fitted to the cloud, or, as often, one by a random walk with the
-    cloud's covariance; runs new particle systems up to the present time; and accepts by their estimated
-    evidence: it leaves the law of parameters and systems invariant. The first forgets at once where the
-    posterior is about Gaussian, the second does not mind what it is.
+    A move proposes a point from a Student law fitted to the cloud or, with the same probability, from a
+    random walk with the cloud's covariance. It runs new particle systems up to the present time, and accepts
+    by their estimated evidence, which leaves the law of parameters and systems invariant. The first kind
+    decorrelates particles at once where the posterior is nearly Gaussian; the second works for any posterior.
 
     Args:
-        nesting: what is nested.
-        moves: when and how.
+        nesting: the law of the parameters, and settings of the filters.
+        moves: when and how parameters are moved.
         data: of the nested model.
 
     Returns:
         A model for :func:`mcx.inference.smc.smc.smc`; run it with ``threshold=moves.threshold``, so that
-        particles are moved when they have been resampled.
+        particles are moved whenever they have been resampled.
 
     Source: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, section 3.2.
     """
@@ -82,14 +89,14 @@ def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:
 def _functions(plain: FeynmanKac, nesting: Nesting, moves: PMMHMoves) -> FeynmanKac:
     """The functions of :func:`with_pmmh`, the same objects for equal settings."""
 
-    def adapt(ctx: Context, particles: Nested, log_w: Any, u: Times) -> Context:
+    def adapt(ctx: Context, particles: Nested, log_w: LogWeights, u: Times) -> Context:
         num, dim = particles.position.shape
-        size = jnp.clip(1.0 / jnp.sum(jnp.exp(log_w) ** 2), 1.0, num)  # as the engine has it
+        size = jnp.clip(1.0 / jnp.sum(jnp.exp(log_w) ** 2), 1.0, num)  # as in the engine
         centre, covariance = cloud_moments(particles.position, log_w, num >= _DENSE_SHARE * dim)
         due = (size < moves.threshold * num) | u.last
         return ctx._replace(due=due, centre=centre, covariance=covariance)
 
-    def transition(key: Any, ctx: Context, particles: Nested, u: Times) -> Nested:
+    def transition(key: Key, ctx: Context, particles: Nested, u: Times) -> Nested:
         key_move, key_step = jax.random.split(key)
         present = jnp.where(u.last, u.t, u.t - 1)
         particles = _move(nesting, moves, key_move, ctx, particles, present)
@@ -105,12 +112,14 @@ def _functions(plain: FeynmanKac, nesting: Nesting, moves: PMMHMoves) -> Feynman
     return replace(plain, transition=transition, adapt=adapt, population=True)
 
 
-def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles: Nested, t: Any) -> Nested:
-    """Metropolis-Hastings moves at the law given y_0, ..., y_t, if they are due."""
+def _move(
+    nesting: Nesting, moves: PMMHMoves, key: Key, ctx: Context, particles: Nested, t: IntLike
+) -> Nested:
+    """Metropolis-Hastings moves that leave the law given y_0, ..., y_t invariant, if they are due."""
     num, dim = particles.position.shape
     to_scale = Whitening(ctx.covariance)
 
-    def one(key: Any, particle: Nested, scale: Any) -> tuple[Nested, Any]:
+    def one(key: Key, particle: Nested, scale: Scalar) -> tuple[Nested, Scalar]:
         key_kind, key_afresh, key_walk, key_run, key_accept = jax.random.split(key, 5)
         here = to_scale.inverse(particle.position - ctx.centre)
         afresh = jax.random.bernoulli(key_kind) & jnp.all(jnp.isfinite(here))
@@ -129,18 +138,18 @@ def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles:
     each = vmap_in_batches(one, (0, 0, 0), moves.batch_size)
     low, high = (jnp.log(c / dim**0.5) for c in _SCALES)
 
-    def once(key: Any, state: Nested, step_size: Any) -> tuple[Nested, Any, Any]:
+    def once(key: Key, state: Nested, step_size: Scalar) -> tuple[Nested, Scalar, Scalar]:
         key_size, key_own = jax.random.split(key)
         sizes = jnp.exp(jax.random.uniform(key_size, (num,), state.position.dtype, low, high))
         state, rate = each(jax.random.split(key_own, num), state, sizes)
         return state, jnp.mean(rate), step_size
 
-    def look(state: Nested) -> tuple[Any, Any]:
+    def look(state: Nested) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
         return state.position, state.log_target
 
     one_step = jnp.ones((), particles.position.dtype)
-    # `rest` and no condition: under `vmap` a condition runs both sides, a loop of no rounds none
-    found = until_forgotten(
+    # `rest` in place of a conditional, of which `vmap` would run both branches
+    found = until_decorrelated(
         key, once, particles, look, one_step, ctx.covariance, moves.max_correlation, moves.max_moves, ~ctx.due
     )
     stage = Stage(ctx.due, found.acceptance, found.num_moves, found.places, found.densities)
@@ -151,8 +160,8 @@ def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles:
     return new._replace(stage=stage)
 
 
-def _student(key: Any, here: Any) -> tuple[Any, Any]:
-    """A point of the standard Student law, and the log ratio of its density here to that there."""
+def _student(key: Key, here: Vector) -> tuple[Vector, Scalar]:
+    """A draw from the standard Student law, and the log ratio of its density ``here`` to that at the draw."""
     key_direction, key_scale = jax.random.split(key)
     chi2 = 2 * jax.random.gamma(key_scale, _TAILS / 2, dtype=here.dtype)
     there = jax.random.normal(key_direction, here.shape, here.dtype) * jnp.sqrt(_TAILS / chi2)

@@ -34,7 +34,7 @@ from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 
 if TYPE_CHECKING:
-    from mcx.types import Key, Stats
+    from mcx.types import Key, PyTree, Stats
 
 __all__ = ["SMC2"]
 
@@ -48,7 +48,7 @@ class NestedPlan(ReplicatePlan):
 
     Attributes:
         model: the model without its Markov blocks.
-        nesting: the law of the parameters, and settings of the filters; at the end of a run those of its end.
+        nesting: the law of the parameters, and settings of the filters; after a run, as they were at its end.
     """
 
     model: MarginalModel
@@ -59,42 +59,44 @@ class NestedPlan(ReplicatePlan):
 class SMC2(ReplicateMethod[NestedPlan]):
     """SMC^2: particles that are parameters, each with a particle filter of its own.
 
-    As observations come in one after another, parameters are weighted by what their filters make of them;
-    where few are left they are resampled and moved by particle marginal Metropolis-Hastings on the
-    observations so far. It needs no start near the posterior, takes posteriors of several modes, and gives
-    the evidence of every stretch of the series. A chain of the result is a replicate: a cloud of its own, run
-    independently, whose members are its draws, in no order. Several Markov blocks have to be independent
-    given the parameters, and of the same length.
+    As observations come in one after another, parameters are weighted by the evidence that their filters
+    estimate; where few are left they are resampled, and moved by particle marginal Metropolis-Hastings on the
+    observations so far. It needs no start near the posterior, suits posteriors with several modes, and
+    estimates the evidence of every initial stretch of the series. A chain of the result is a replicate: a
+    cloud that is run independently of the others, whose particles are its draws in random order. Several
+    Markov blocks have to be independent given the parameters, and to have the same number of times.
 
     Attributes:
-        num_params: parameters of a replicate.
-        num_particles: N of a filter, in the beginning if it grows; 64 if None.
-        grow: whether filters get more particles, of all replicates at the same time, where moves are accepted
-            less often than ``least_acceptance`` and the log evidence has a standard deviation above 1.2; and
-            before the last moves where that is above 1.8. By default where ``num_particles`` is None.
+        num_params: number of parameters of a replicate.
+        num_particles: N of a filter, or its first value if filters grow; 64 if None.
+        grow: whether filters of all replicates get more particles where moves are accepted less often than
+            ``least_acceptance`` and the log evidence has a standard deviation above 1.2, and before the last
+            moves if that is above 1.8. By default they do so if ``num_particles`` is None.
         filter: any particle filter, with its resampling. Filters that grow resample by independent draws
             ("multinomial", the default). Potentials that are NaN count as zero.
         threshold: parameters are resampled and moved where their effective number falls below this fraction.
-        max_correlation: they are moved until neither coordinates nor estimated log densities have a larger
-            correlation than this with what they were.
-        max_moves: at one time, at most.
+        max_correlation: parameters are moved until neither coordinates nor estimated log densities have a
+            larger correlation than this with their former values.
+        max_moves: largest number of moves at one time.
         least_acceptance: of the moves, see ``grow``.
         resampling: of parameters; a scheme by name, or a function ``(key, log_w, num) -> ancestors``.
         initial_law: a law on unconstrained space to draw parameters from in the prior's place, of event shape
-            (d,), or the standard deviation of a Gaussian: needed where the prior is improper.
-        batch_size: parameters whose filters run at once, where all of them would need too much memory.
+            (d,), or the standard deviation of a Gaussian; needed if the prior is improper.
+        batch_size: number of parameters whose filters run at once, where all of them would need too much
+            memory.
         max_nonfinite: largest tolerated share of parameters whose estimated evidence is NaN or +inf.
 
-    Costs O(num_params N) a time, and O(num_params N t) for a move at time t, all of which number about log T;
-    memory O(num_params (N + T)) a replicate. Growing costs as much as a few moves, and compiling anew;
-    systems that grew remember a path. Replicates run one after another (``infer(batch_size=)`` says
-    how many side by side, each then pays for the moves of all), or on several devices.
+    It costs O(num_params N) a time, and O(num_params N t) for each move at time t; moves are due at about log
+    T times. Memory is O(num_params (N + T)) a replicate. To grow costs as much as a few moves, and another
+    compilation; systems that grew hold a path. Replicates run one after another, or on several devices;
+    ``infer(batch_size=)`` says how many run side by side, each of which then pays for the moves of all.
 
-    The posterior has statistics by time in ``smc_stats``, those of the moves where they took place, and the
-    standard deviation of the log evidence at its mean in ``info.settings["log_evidence_sd"]``.
+    The posterior has statistics by time in ``smc_stats``, those of the moves at the times when they took
+    place, and the standard deviation of the log evidence at the posterior's mean in
+    ``info.settings["log_evidence_sd"]``.
 
-    Moves learn from the cloud that they move, which biases the evidence by order 1 / num_params; the number
-    of inner particles makes no bias.
+    Moves are adapted to the cloud that they move, which biases the evidence by order 1 / num_params; the
+    number of inner particles causes no bias.
 
     Sources: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, JRSS B 75(3); Chopin, Ridgway, Gerber and
     Papaspiliopoulos (2015), Towards automatic calibration of the number of state particles within the SMC^2
@@ -144,7 +146,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
     def check(self) -> None:
         if self._grows and as_resampling(self.filter.resampling) is not multinomial:
             raise MethodError(
-                "filters grow given one of their paths, which takes independent draws of ancestors",
+                "filters grow conditional on one of their paths, which takes independent draws of ancestors",
                 expected="ParticleFilter(resampling='multinomial')",
                 found=repr(self.filter.resampling),
                 remedy="or give SMC2 the number of particles: num_particles=",
@@ -179,7 +181,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
         )
         kernel = SMC2Kernel(nesting, moves, settings, self.least_acceptance if self._grows else 0.0)
         steps = data.num_times
-        # nothing but statistics is kept of a step, so the device holds those of all steps
+        # only statistics are kept of a step, so the device can hold those of all steps
         return NestedPlan(
             model.target, kernel, data, steps, inputs(steps), steps, model=model, nesting=nesting
         )
@@ -213,7 +215,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
         key_draws = stream(key, Stream.NESTED_DRAWS)
         if complete:
             x, log_p, sites, same = smc2_draws(
-                plan.nesting, plan.model.given_paths, plan.data, key_draws, state
+                plan.nesting, plan.model.conditional, plan.data, key_draws, state
             )
             return Cloud(sites, x, {"lp": log_p}, same)
         x, log_p, sites = params_so_far(plan.model.marginal, key_draws, state)
@@ -241,7 +243,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
     def stages(self, plan: NestedPlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
         """Statistics, chain x time, NaN where a run did not come to.
 
-        A step's moves belong to the time before. Where the last step is there it is nothing else.
+        The moves of a step belong to the time before; the last step consists of moves alone.
         """
         times = plan.num_steps
         found = {}
@@ -279,12 +281,12 @@ def _refuse_lengths(model: MarginalModel) -> None:
         )
 
 
-def _check_key(key: Any) -> None:
-    """Raise for keys whose draws depend on what else is drawn along with them."""
+def _check_key(key: Key) -> None:
+    """Raise for keys whose draws depend on what else is drawn with them."""
     impl = str(jax.random.key_impl(key))
     if not impl.startswith("threefry"):
         raise MethodError(
-            "SMC2 runs filters once more from their keys, and draws by keys of this kind differ then",
+            "SMC2 runs filters again from their keys, and draws by keys of this kind would differ",
             expected="a key of JAX's default implementation",
             found=impl,
             remedy="key=jax.random.key(0, impl='threefry2x32')",
@@ -292,5 +294,5 @@ def _check_key(key: Any) -> None:
 
 
 @partial(jax.jit, static_argnums=0)
-def _first(kernel: SMC2Kernel, state: SMCState) -> Any:
+def _first(kernel: SMC2Kernel, state: SMCState) -> PyTree:
     return jax.vmap(lambda s: kernel.collect(s, None)[1])(state)

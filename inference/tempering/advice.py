@@ -1,4 +1,4 @@
-"""What to worry about after stages of weighting, resampling and moving."""
+"""Advice about the stages of an SMC sampler: weighting, resampling and moving."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ if TYPE_CHECKING:
 
 __all__ = ["SURVIVORS", "forced_advice", "level_advice", "moves_advice", "survivors_advice"]
 
-_CORRELATION, _STUCK = 0.5, 0.8  # of the mean over replicates; of a single one
+_CORRELATION, _STUCK = 0.5, 0.8  # largest correlation: of the mean over replicates, and of a single one
 SURVIVORS = 0.05  # least share of particles that have offspring
 
 
 def level_advice(stats: Mapping[str, Float[np.ndarray, "chain stage"]]) -> list[Advice]:
-    """Whether the path of laws came to its end in all replicates."""
+    """Whether the path of laws reached its end in all replicates."""
     reached = float(np.nanmax(stats["level"], 1).min())
     if reached >= 1:
         return []
     return [
         Advice(
             "MCX-W010",
-            f"the path came to level {reached:.3g} of 1: draws and evidence are those of a law between "
-            "start and posterior. Raise max_stages, or go on from a checkpoint",
+            f"the path of laws reached level {reached:.3g} of 1: draws and evidence are those of a law "
+            "between its start and the posterior. Raise max_stages, or resume from a checkpoint",
         )
     ]
 
 
 def moves_advice(stats: Mapping[str, Float[np.ndarray, "chain stage"]], remedy: str = "") -> list[Advice]:
-    """Whether moves made particles forget where they were.
+    """Whether moves made particles independent of where they were.
 
     Args:
         stats: ``correlation`` and ``correlation_density``, NaN where there were no moves.
-        remedy: a further one, such as another kind of moves.
+        remedy: a further remedy, such as another kind of moves.
     """
     left = np.fmax(stats["correlation"], stats["correlation_density"])
     left = left[:, np.isfinite(left).any(0)]  # stages that moved
     worst = np.nanmax(left, 0)
-    # of many replicates one or another is a little above by chance
+    # some of many replicates exceed the limit a little by chance
     slow = (np.nanmean(left, 0) > _CORRELATION) | (worst > _STUCK)
     if not slow.any():
         return []
     return [
         Advice(
             "MCX-W011",
-            f"moves did not forget where particles were at {int(slow.sum())} of {len(slow)} stages "
+            f"moves left particles close to where they were at {int(slow.sum())} of {len(slow)} stages "
             f"(correlation up to {worst.max():.2f}): the evidence may be off by more than its "
             "standard error, even if replicates agree. Take more particles, or a larger max_moves"
             f"{remedy}. With modes that are apart this is to be expected, and their shares rest on the "
@@ -59,31 +59,31 @@ def moves_advice(stats: Mapping[str, Float[np.ndarray, "chain stage"]], remedy: 
 
 
 def forced_advice(stats: Mapping[str, Float[np.ndarray, "chain stage"]]) -> list[Advice]:
-    """Whether the path went on by its least step although the weights asked for less."""
+    """Whether the level was raised by the least step although the weights asked for less."""
     forced = int(np.sum(stats["forced"] == 1, 1).max())
     if not forced:
         return []
     return [
         Advice(
             "MCX-W012",
-            f"{forced} stages went further than the weights allow, by the least step there is: look "
-            "for a likelihood that is near infinite, or take an initial_law= nearer to the posterior",
+            f"{forced} stages went further than the weights allow, by the least possible step: look "
+            "for a likelihood that is nearly infinite, or take an initial_law= nearer to the posterior",
         )
     ]
 
 
 def survivors_advice(share: float) -> list[Advice]:
-    """Whether much of the start was lost at one stage.
+    """Whether most particles were lost at one stage.
 
     Args:
-        share: of the particles that had offspring, at the worst stage.
+        share: share of the particles that had offspring, at the worst stage.
     """
     if share >= SURVIVORS:
         return []
     return [
         Advice(
             "MCX-W013",
-            f"at one stage only {share:.1%} of the particles survived: much of the start has no "
+            f"at one stage only {share:.1%} of the particles survived: most of the law before it has no "
             "likelihood. Take more particles, or an initial_law= that has more mass where the likelihood is",
         )
     ]

@@ -1,20 +1,27 @@
-"""SMC samplers as Feynman-Kac models: a path of laws, and moves that leave each of them invariant."""
+"""SMC samplers as Feynman-Kac models: a path of laws, and moves that leave each of these invariant."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mcx.inference.tempering.moves import Moves, cloud_covariance
-from mcx.inference.tempering.paths import Path, PathData
+from mcx.inference.tempering.moves import Moves, cloud_moments
+from mcx.inference.tempering.paths import LawPath, PathData
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.logspace import effective_sample_size, largest, normalize
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Flags, Key, LogWeights, PyTree, Scalar, Vector
 
 __all__ = ["Annealed", "Annealing", "Stage", "with_move"]
 
@@ -23,40 +30,40 @@ _DENSE_SHARE = 5  # points a coordinate before a full covariance is fitted
 
 
 class Stage(NamedTuple):
-    """How the stage went that a particle comes from; the same for all particles.
+    """What happened at the stage that a particle comes from; the same for all particles.
 
     level: of the path, from 0 to 1.
     ess: effective number of particles after weighting for this level, before resampling.
     step_size: of the moves, adapted.
     acceptance: mean acceptance probability of the last move.
-    num_moves: how many there were.
+    num_moves: number of moves.
     places, densities: largest correlation of a whitened coordinate, and that of the log density, between the
-        end of the moves and their start.
-    forced: whether the level was raised by the least step, though the weights asked for less.
+        start and the end of the moves.
+    forced: whether the level was raised by the least step although the weights asked for less.
     """
 
-    level: Any
-    ess: Any
-    step_size: Any
-    acceptance: Any
-    num_moves: Any
-    places: Any
-    densities: Any
-    forced: Any
+    level: Scalar
+    ess: Scalar
+    step_size: Scalar
+    acceptance: Scalar
+    num_moves: Int[Array, ""]
+    places: Scalar
+    densities: Scalar
+    forced: Flags
 
 
 class Annealed(NamedTuple):
-    """A particle: points of a chain, what the path needs to know of them, and the stage.
+    """A particle: points of its moves, their parts of the log density, and the stage.
 
-    position: (p, d), unconstrained.
-    base: (p,) of the path.
-    terms: (p, groups) of the path.
+    position: unconstrained points, (p, d).
+    base: log density of the path's base, (p,).
+    terms: of the path, (p, groups).
     stage: see :class:`Stage`.
     """
 
-    position: Any
-    base: Any
-    terms: Any
+    position: Float[Array, "p d"]
+    base: Float[Array, " p"]
+    terms: Float[Array, "p groups"]
     stage: Stage
 
 
@@ -69,19 +76,19 @@ class Annealing:
         moves: that leave them invariant.
         target_ess: the next level is the one at which the conditional effective sample size falls to this
             share.
-        chain_length: p, points that a particle keeps of its moves: 1 is the last only; with more of them
-            nothing is wasted, and particles are fewer for the same work.
-        levels: given ones, increasing and ending at 1; None to adapt them.
-        least_step: levels grow by this much at least.
-        dense: whether moves use a full covariance; None where there are enough particles for it.
+        waste_free_length: p, number of points that a particle keeps of its moves. 1 keeps the last only; with
+            more, no move is wasted, and there are fewer particles for the same work.
+        levels: fixed levels, increasing and ending at 1; None to adapt them.
+        least_step: least increase of the level.
+        dense: whether moves use a full covariance; None does so where there are enough particles for it.
         first_step_size: of the moves, before it is adapted.
         rest: whether particles stay where they are once the level is 1.
     """
 
-    path: Path
+    path: LawPath
     moves: Moves
     target_ess: float = 0.9
-    chain_length: int = 1
+    waste_free_length: int = 1
     levels: tuple[float, ...] | None = None
     least_step: float = 1e-7
     dense: bool | None = None
@@ -90,96 +97,101 @@ class Annealing:
 
 
 class _Context(NamedTuple):
-    """Data, and what is adapted at each step: the level, the metric, whether to rest, statistics."""
+    """Data, and what is adapted at each stage: level, metric, whether to rest, statistics."""
 
     data: PathData
-    level: Any = None
-    covariance: Any = None
-    resting: Any = None
-    ess: Any = None
-    forced: Any = None
+    level: PyTree = None
+    covariance: PyTree = None
+    resting: PyTree = None
+    ess: PyTree = None
+    forced: PyTree = None
 
 
 def with_move(annealing: Annealing, data: PathData, num_stages: int) -> FeynmanKac:
     """The Feynman-Kac model of an SMC sampler: weight for the next level, resample, move.
 
-    The weights of a stage are known before its moves: particles are resampled by them ahead
-    (``log_lookahead``), so that they are weighted and chosen first, and moved then. Levels and the moves'
-    metric come from the whole population (``adapt``); the moves, too, look at all of it (``population``).
+    The weights of a stage are known before its moves, so particles are resampled by them first
+    (``log_lookahead``), and moved then. Levels and the metric of the moves are computed from the whole
+    population (``adapt``), and so are the moves (``population``).
 
     Args:
-        annealing: the path, how to follow it, and the moves.
+        annealing: the path of laws, the moves, and how the path is followed.
         data: of the path.
-        num_stages: at most; once the level is 1, moves go on at the posterior (or particles rest).
+        num_stages: largest number of stages; once the level is 1, moves go on at the posterior, or particles
+            rest.
 
     Returns:
         A model for :func:`mcx.inference.smc.smc.smc`, whose evidence is that of the posterior if the level
-        has come to 1. Run it with ``threshold=1``, which resamples at every stage.
+        reaches 1. Run it with ``threshold=1``, which resamples at every stage.
 
     Sources: Del Moral, Doucet and Jasra (2006), with the backward kernel that is the reversal of the moves;
-    Chopin (2002); for chains that are kept, Dau and Chopin (2022), Waste-free sequential Monte Carlo.
+    Chopin (2002); for several points a particle, Dau and Chopin (2022), Waste-free sequential Monte Carlo.
     """
     functions = _functions(annealing, jnp.result_type(float).name)
     return replace(functions, num_times=num_stages, prepare=jax.tree_util.Partial(_context, data))
 
 
-def _context(data: PathData, params: Any = None) -> _Context:
-    """What the model's functions see, before anything is adapted."""
+def _context(data: PathData, params: PyTree = None) -> _Context:
+    """The context of the model's functions before anything is adapted."""
     return _Context(data)
 
 
 @lru_cache(maxsize=64)
-def _functions(how: Annealing, dtype: str) -> FeynmanKac:
-    """The functions, the same objects for equal settings: compiled programs are found by them."""
-    path, moves, p = how.path, how.moves, how.chain_length
+def _functions(annealing: Annealing, dtype: str) -> FeynmanKac:
+    """The functions, which are the same objects for equal settings: compiled programs are found by them."""
+    path, moves, p = annealing.path, annealing.moves, annealing.waste_free_length
 
-    def initial(key: Any, ctx: _Context, u: Any) -> Annealed:
+    def initial(key: Key, ctx: _Context, u: PyTree) -> Annealed:
         x = jax.vmap(lambda k: path.initial(ctx.data, k))(jax.random.split(key, p))
         base, terms = jax.vmap(lambda v: path.parts(ctx.data, v))(x)
         zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
-        stage = Stage(zero, one, one * how.first_step_size, one, jnp.int32(0), zero, zero, jnp.asarray(False))
+        stage = Stage(
+            zero, one, one * annealing.first_step_size, one, jnp.int32(0), zero, zero, jnp.asarray(False)
+        )
         return Annealed(x, base, terms, stage)
 
-    def increments(particle: Annealed, level: Any) -> Any:
+    def increments(particle: Annealed, level: Scalar) -> Float[Array, " p"]:
         return path.increment(particle.terms, particle.stage.level, level)
 
-    def adapt(ctx: _Context, particles: Annealed, log_w: Any, u: Any) -> _Context:
+    def adapt(ctx: _Context, particles: Annealed, log_w: LogWeights, u: PyTree) -> _Context:
         before = particles.stage.level[0]
-        # of points: those of a particle share its weight
+        # log weights of points, which share the weight of their particle
         log_v = jnp.repeat(log_w, p) - jnp.log(p)
         terms = particles.terms.reshape(-1, path.groups)
-        terms = jnp.where(jnp.isnan(terms) | (terms == jnp.inf), -jnp.inf, terms)  # as the engine has them
-        if how.levels is None:
-            level, forced = _next_level(path, terms, log_v, before, how.target_ess, how.least_step)
+        terms = jnp.where(jnp.isnan(terms) | (terms == jnp.inf), -jnp.inf, terms)  # as in the engine
+        if annealing.levels is None:
+            level, forced = _next_level(
+                path, terms, log_v, before, annealing.target_ess, annealing.least_step
+            )
         else:
-            levels = jnp.asarray(how.levels, dtype)
+            levels = jnp.asarray(annealing.levels, dtype)
             level = jnp.min(jnp.where(levels > before, levels, 1.0))
             forced = jnp.asarray(False)
         log_u, _ = normalize(log_v + path.increment(terms, before, level))
         x = particles.position.reshape(len(log_u), -1)
-        dense = len(log_u) >= _DENSE_SHARE * x.shape[1] if how.dense is None else how.dense
+        dense = len(log_u) >= _DENSE_SHARE * x.shape[1] if annealing.dense is None else annealing.dense
         return ctx._replace(
             level=level,
-            covariance=cloud_covariance(x, log_u, dense),
-            resting=(before >= 1) & how.rest,
+            covariance=cloud_moments(x, log_u, dense)[1],
+            resting=(before >= 1) & annealing.rest,
             ess=effective_sample_size(log_u),
             forced=forced,
         )
 
-    def log_lookahead(ctx: _Context, particle: Annealed, u: Any) -> Any:
+    def log_lookahead(ctx: _Context, particle: Annealed, u: PyTree) -> Scalar:
         values = increments(particle, ctx.level)
-        if p > 1:  # points that are no numbers do not spoil a chain, unless all are
+        if p > 1:  # points that are NaN do not spoil a particle, unless all are
             bad = jnp.isnan(values)
             values = jnp.where(bad & ~jnp.all(bad), -jnp.inf, values)
         return jax.nn.logsumexp(values) - jnp.log(p)
 
-    def log_potential(ctx: _Context, before: Annealed | None, particle: Annealed, u: Any) -> Any:
+    def log_potential(ctx: _Context, before: Annealed | None, particle: Annealed, u: PyTree) -> Scalar:
         return jnp.zeros((), dtype) if before is None else log_lookahead(ctx, before, u)
 
-    def transition(key: Any, ctx: _Context, particles: Annealed, u: Any) -> Annealed:
+    def transition(key: Key, ctx: _Context, particles: Annealed, u: PyTree) -> Annealed:
         key_pick, key_move = jax.random.split(key)
 
-        def log_density(v: Any) -> Any:
+        def log_density(v: Vector) -> Scalar:
             return path.log_density(ctx.data, ctx.level, v)
 
         x, size = particles.position[:, 0], particles.stage.step_size[0]
@@ -187,9 +199,9 @@ def _functions(how: Annealing, dtype: str) -> FeynmanKac:
             log_u = jax.vmap(lambda particle: increments(particle, ctx.level))(particles)
             pick = jax.vmap(choose)(jax.random.split(key_pick, len(x)), log_u)
             x = jnp.take_along_axis(particles.position, pick[:, None, None], 1)[:, 0]
-            moved, kept = moves.chain(key_move, log_density, x, size, ctx.covariance, p, ctx.resting)
+            moved, kept = moves.waste_free(key_move, log_density, x, size, ctx.covariance, p, ctx.resting)
         else:
-            moved = moves.until_forgotten(key_move, log_density, x, size, ctx.covariance, ctx.resting)
+            moved = moves.until_decorrelated(key_move, log_density, x, size, ctx.covariance, ctx.resting)
             kept = moved.state[0][:, None]
         base, terms = _in_batches(lambda v: path.parts(ctx.data, v), kept, moves.batch_size)
         stage = Stage(
@@ -207,22 +219,27 @@ def _functions(how: Annealing, dtype: str) -> FeynmanKac:
     )  # fmt: skip
 
 
-def _in_batches(fn: Any, x: Any, batch_size: int | None) -> Any:
-    """``fn`` at points (n, p, d)."""
+def _in_batches(fn: Callable[[Vector], PyTree], x: Float[Array, "n p d"], batch_size: int | None) -> PyTree:
+    """A function of a vector (d,), computed at points (n, p, d)."""
     flat = vmap_in_batches(fn, (0,), batch_size)(x.reshape(-1, x.shape[-1]))
     return jax.tree_util.tree_map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), flat)
 
 
 def _next_level(
-    path: Path, terms: Any, log_w: Any, before: Any, target: float, least: float
-) -> tuple[Any, Any]:
+    path: LawPath,
+    terms: Float[Array, "n groups"],
+    log_w: LogWeights,
+    before: Scalar,
+    target: float,
+    least: float,
+) -> tuple[Scalar, Flags]:
     """The next level, and whether it had to be larger than the weights allow.
 
-    The conditional effective sample size of Zhou, Johansen and Aston (2016) falls to ``target`` times its
-    value for the smallest step: what has no likelihood at all is lost whatever the step.
+    At that level the conditional effective sample size of Zhou, Johansen and Aston (2016) is ``target`` times
+    its value for the smallest step, as particles without any likelihood are lost whatever the step.
     """
 
-    def share(level: Any) -> Any:
+    def share(level: Scalar) -> Scalar:
         log_g = path.increment(terms, before, level)
         log_g = log_g - largest(log_g)
         return jnp.exp(2 * jax.nn.logsumexp(log_w + log_g) - jax.nn.logsumexp(log_w + 2 * log_g))
@@ -232,7 +249,7 @@ def _next_level(
     possible = path.increment(terms, before, before + jnp.minimum(smallest, room)) > -jnp.inf
     limit = target * jnp.sum(jnp.exp(log_w) * possible)
 
-    def halve(_: Any, bounds: Any) -> Any:
+    def halve(_: Int[Array, ""], bounds: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
         low, high = bounds
         middle = 0.5 * (low + high)
         fine = share(before + jnp.exp(middle)) >= limit

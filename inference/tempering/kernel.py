@@ -26,7 +26,7 @@ __all__ = ["SamplerKernel"]
 
 @dataclass(frozen=True)
 class SamplerKernel(ParticleKernel):
-    """Stages of a path of laws for the driver, until its end; its data are the path's.
+    """Stages of a path of laws for the driver, until the path's end; the data are those of the path.
 
     Attributes:
         annealing: the path, how to follow it, and the moves.
@@ -45,29 +45,29 @@ class SamplerKernel(ParticleKernel):
 
     @override
     def finished(self, state: SMCState) -> Flags:
-        """Whether the path has come to its end, or all particles are lost."""
+        """Whether the path has reached its end, or all particles are lost."""
         return (state.particles.stage.level[..., 0] >= 1) | (state.info.ess == 0)
 
     @override
     def init(self, data: PathData, key: Key, start: PyTree) -> SMCState:
-        """Draws from the start of the path."""
+        """Particles drawn from the start of the path."""
         return self._spread(initialize(key, *self._model(data), None, self.settings))
 
     @override
     def step(self, data: PathData, key: Key, state: SMCState, u: PyTree) -> tuple[SMCState, Flags]:
-        """One stage; nothing once the path is finished, so that results do not depend on when one looks."""
+        """One stage, or none if the path is finished: results do not depend on when the driver stops."""
         over = self.finished(state)
         new = move(key, *self._model(data), state, None, self.settings)
         new = jax.tree_util.tree_map(lambda a, b: jnp.where(over, b, a), new, state)
         return self._spread(new), ~over
 
     def _model(self, data: PathData) -> tuple[FeynmanKac, PyTree]:
-        fk = with_move(self.annealing, data, 1)  # stages are all alike: their number is the driver's
+        fk = with_move(self.annealing, data, 1)  # all stages are alike, and the driver counts them
         return fk, fk.prepare(None)
 
     @override
     def collect(self, state: SMCState, info: Flags) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """Statistics of the stage; particles stay on the device."""
+        """Statistics of the stage; there is no draw, as particles stay on the device."""
         stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
         stats = {
             "level": stage.level,
@@ -89,7 +89,7 @@ class SamplerKernel(ParticleKernel):
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Level, log evidence, acceptance, correlations with the particles before their moves."""
+        """Level, log evidence, acceptance and number of moves of the last stage."""
         last = {k: v[-1] for k, v in stats.items()}
         return {
             "level": float(np.min(last["level"])),
@@ -100,6 +100,6 @@ class SamplerKernel(ParticleKernel):
 
     @override
     def stop(self, stats: Stats) -> bool:
-        """Whether all replicates are done; or one is lost, so that there is no point in going on."""
+        """Whether all replicates are finished, or one is lost, which makes it pointless to go on."""
         lost = np.any(stats["log_evidence_increment"] == -np.inf)
         return bool(lost or np.all(stats["level"][-1] >= 1))

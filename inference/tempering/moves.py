@@ -1,11 +1,11 @@
-"""Moves of a cloud of particles by a Markov kernel, as many as it takes to forget where they were."""
+"""Moves of a cloud of particles by a Markov kernel, as many as are needed to decorrelate it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, override
+from typing import TYPE_CHECKING, Any, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,16 @@ import jax.numpy as jnp
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.validation import Rule, Settings, integer, number, optional
 
-__all__ = ["Moved", "Moves", "cloud_covariance", "cloud_moments", "correlation", "until_forgotten"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
-_GAIN = 1.0  # of the step size's logarithm, a unit of acceptance off its target
+    from mcx.types import Covariance, Flags, Key, LogWeights, PyTree, Scalar, Vector
+
+__all__ = ["Moved", "Moves", "cloud_moments", "correlation", "until_decorrelated"]
+
+_GAIN = 1.0  # change of the log step size for each unit of acceptance off its target
 _MOST_STEP = 1e3
-_LEAST_SEEN = 8  # moves before anything is said about the rate of forgetting
+_LEAST_SEEN = 8  # moves before the rate of decorrelation is judged
 _PATIENCE = 2
 
 
@@ -28,14 +33,14 @@ class Moves(Settings):
     Attributes:
         transition: a Markov transition on vectors, such as ``mcx.HMC().transition()``.
         target_accept: mean acceptance probability that the step size is adapted to, move by move.
-        max_correlation: move until neither the log density nor any coordinate, whitened by the cloud's
-            covariance, has a larger correlation with what it was than this; or, as where modes are apart,
-            until it is clear that this is not going to be.
-        max_moves: stop at this number.
-        spread: particles have step sizes from the adapted one down to this fraction of it, drawn anew at
-            every move and log-uniform: early on a path some are where the law is narrow, others where it is
-            wide.
-        batch_size: particles that move at once; None is all.
+        max_correlation: particles move until neither the log density nor any coordinate, whitened by the
+            cloud's covariance, has a larger correlation with its former value; or until it is clear that they
+            never will, as with separate modes.
+        max_moves: largest number of moves.
+        spread: step sizes of particles are log-uniform between the adapted one and that divided by
+            ``spread``, drawn anew at every move: early on a path, some particles are where the law is narrow,
+            others where it is wide.
+        batch_size: number of particles that move at once; None is all.
     """
 
     transition: Any
@@ -54,7 +59,7 @@ class Moves(Settings):
             "batch_size": optional(integer(1)),
         }
 
-    def start(self, log_density: Callable[[Any], Any], x: Any) -> Any:
+    def start(self, log_density: Callable[[Vector], Scalar], x: Float[Array, "n d"]) -> PyTree:
         """States of the transition at points (n, d)."""
         if self.transition.uses_gradient:
             value, slope = self._each(jax.value_and_grad(log_density), 1)(x)
@@ -62,13 +67,22 @@ class Moves(Settings):
         return x, self._each(log_density, 1)(x), jnp.zeros_like(x)
 
     def once(
-        self, key: Any, log_density: Callable[[Any], Any], state: Any, step_size: Any, covariance: Any
-    ) -> tuple[Any, Any, Any]:
-        """Move all particles once; their new states, mean acceptance probability, the adapted step size."""
+        self,
+        key: Key,
+        log_density: Callable[[Vector], Scalar],
+        state: PyTree,
+        step_size: Scalar,
+        covariance: Covariance,
+    ) -> tuple[PyTree, Scalar, Scalar]:
+        """Move all particles once.
+
+        Returns:
+            Their new states, mean acceptance probability, and the adapted step size.
+        """
         key_shared, key_size, key_own = jax.random.split(key, 3)
         num = len(state[0])
         transition = self.transition
-        if hasattr(transition, "shared"):  # lengths of trajectories, so that none waits for another
+        if hasattr(transition, "shared"):  # one length for all trajectories, so that none waits for another
             transition = transition.shared(key_shared, step_size)
         sizes = step_size * self.spread ** -jax.random.uniform(key_size, (num,), state[0].dtype)
         move = self._each(lambda k, size, *s: transition(k, s, log_density, size, covariance), 5)
@@ -77,36 +91,36 @@ class Moves(Settings):
         step_size = step_size * jnp.exp(_GAIN * (rate - self.target_accept))
         return state, rate, jnp.clip(step_size, 1 / _MOST_STEP, _MOST_STEP)
 
-    def _each(self, fn: Callable[..., Any], count: int) -> Callable[..., Any]:
+    def _each(self, fn: Callable[..., PyTree], count: int) -> Callable[..., PyTree]:
         return vmap_in_batches(fn, (0,) * count, self.batch_size)
 
-    def until_forgotten(
+    def until_decorrelated(
         self,
-        key: Any,
-        log_density: Callable[[Any], Any],
-        x: Any,
-        step_size: Any,
-        covariance: Any,
-        rest: Any = False,
+        key: Key,
+        log_density: Callable[[Vector], Scalar],
+        x: Float[Array, "n d"],
+        step_size: Scalar,
+        covariance: Covariance,
+        rest: Flags | bool = False,
     ) -> Moved:
-        """Move a cloud until it has forgotten where it was, or ``max_moves`` times.
+        """Move a cloud until it is decorrelated from where it was, or ``max_moves`` times.
 
         Args:
             key: a typed key.
-            log_density: of a vector (d,); what the moves leave invariant.
-            x: (n, d).
-            step_size: to begin with.
-            covariance: (d, d) or (d,), the transition's metric.
-            rest: do not move at all.
+            log_density: log density of a vector (d,), whose law the moves leave invariant.
+            x: points of the cloud, (n, d).
+            step_size: the first one.
+            covariance: the transition's metric, (d, d) or (d,).
+            rest: whether not to move at all.
 
         Returns:
-            New points, and how it went. Adapting by means over the cloud makes an error of order 1 / n.
+            The cloud after its moves. To adapt by means over the cloud makes an error of order 1 / n.
         """
 
-        def once(key: Any, state: Any, size: Any) -> tuple[Any, Any, Any]:
+        def once(key: Key, state: PyTree, size: Scalar) -> tuple[PyTree, Scalar, Scalar]:
             return self.once(key, log_density, state, size, covariance)
 
-        return until_forgotten(
+        return until_decorrelated(
             key,
             once,
             self.start(log_density, x),
@@ -118,24 +132,24 @@ class Moves(Settings):
             rest,
         )
 
-    def chain(
+    def waste_free(
         self,
-        key: Any,
-        log_density: Callable[[Any], Any],
-        x: Any,
-        step_size: Any,
-        covariance: Any,
+        key: Key,
+        log_density: Callable[[Vector], Scalar],
+        x: Float[Array, "n d"],
+        step_size: Scalar,
+        covariance: Covariance,
         length: int,
-        rest: Any = False,
-    ) -> tuple[Moved, Any]:
+        rest: Flags | bool = False,
+    ) -> tuple[Moved, Float[Array, "n p d"]]:
         """Move a cloud ``length - 1`` times and keep all of its points.
 
         Returns:
-            How it went, and the points (n, length, d), those given first.
+            The cloud after its moves; and the points (n, length, d), of which ``x`` are the first.
         """
         begin = self.start(log_density, x)
 
-        def body(i: Any, carry: Any) -> Any:
+        def body(i: Int[Array, ""], carry: PyTree) -> PyTree:
             state, size, _, kept = carry
             state, rate, size = self.once(jax.random.fold_in(key, i), log_density, state, size, covariance)
             return state, size, rate, kept.at[:, i].set(state[0])
@@ -150,47 +164,47 @@ class Moves(Settings):
         return Moved(state, size, rate, count, places, _correlation(begin[1], state[1])), kept
 
 
-def until_forgotten(
-    key: Any,
-    once: Callable[[Any, Any, Any], tuple[Any, Any, Any]],
-    begin: Any,
-    look: Callable[[Any], tuple[Any, Any]],
-    step_size: Any,
-    covariance: Any,
+def until_decorrelated(
+    key: Key,
+    once: Callable[[Key, PyTree, Scalar], tuple[PyTree, Scalar, Scalar]],
+    begin: PyTree,
+    look: Callable[[PyTree], tuple[Float[Array, "n d"], Float[Array, " n"]]],
+    step_size: Scalar,
+    covariance: Covariance,
     max_correlation: float,
     max_moves: int,
-    rest: Any = False,
+    rest: Flags | bool = False,
 ) -> Moved:
-    """Move a cloud until it has forgotten where it was, or cannot, or ``max_moves`` times.
+    """Move a cloud until it is decorrelated from where it was, or never will be, or ``max_moves`` times.
 
     Args:
         key: a typed key.
         once: ``(key, state, step_size) -> (state, acceptance, step_size)``, a move of all particles.
         begin: state of the cloud.
         look: ``state -> (positions (n, d), log densities (n,))``.
-        step_size: to begin with.
-        covariance: (d, d) or (d,), that whitens positions.
-        max_correlation: largest correlation that counts as forgotten.
-        max_moves: at most.
-        rest: do not move at all.
+        step_size: the first one.
+        covariance: whitens positions, (d, d) or (d,).
+        max_correlation: largest correlation at which a cloud counts as decorrelated.
+        max_moves: largest number of moves.
+        rest: whether not to move at all.
     """
     places, densities = look(begin)
-    allowance = jnp.sqrt(2 * jnp.log(jnp.maximum(places.shape[1], 2)) / places.shape[0])  # of pure noise
+    allowance = jnp.sqrt(2 * jnp.log(jnp.maximum(places.shape[1], 2)) / places.shape[0])  # of noise alone
     limit = max_correlation + allowance
 
-    def unfinished(carry: Any) -> Any:
+    def unfinished(carry: PyTree) -> Flags:
         i, _, _, _, found, (_, _, hopeful) = carry
         return (i < max_moves) & (jnp.maximum(*found) > limit) & hopeful & ~jnp.asarray(rest)
 
-    def body(carry: Any) -> Any:
+    def body(carry: PyTree) -> PyTree:
         i, state, size, _, _, (then, due, hopeful) = carry
         state, rate, size = once(jax.random.fold_in(key, i), state, size)
         i = i + 1
         now_places, now_densities = look(state)
         found = correlation(places, now_places, covariance), _correlation(densities, now_densities)
         worst = jnp.maximum(*found)
-        # Where modes are apart they are never forgotten: each time the number of moves has doubled, the
-        # rate of forgetting since tells whether it leads anywhere.
+        # Moves never decorrelate a cloud with separate modes. Each time that the number of moves has doubled,
+        # the rate since then shows whether it is worth while to go on.
         log_rate = jnp.log(worst / then) / (i / 2)
         expected = i + jnp.log(limit / worst) / jnp.minimum(log_rate, -1e-9)
         leads = (i < _LEAST_SEEN) | (expected < _PATIENCE * max_moves)
@@ -211,35 +225,30 @@ class Moved(NamedTuple):
     state: of the kernel, with leading axes of n.
     step_size: adapted.
     acceptance: mean acceptance probability of the last move.
-    num_moves: how many there were.
-    places: largest correlation of a coordinate with what it was before.
-    densities: correlation of the log density with what it was.
+    num_moves: number of moves.
+    places: largest correlation of a coordinate with its value before the moves.
+    densities: correlation of the log density with its value before the moves.
     """
 
-    state: Any
-    step_size: Any
-    acceptance: Any
-    num_moves: Any
-    places: Any
-    densities: Any
+    state: PyTree
+    step_size: Scalar
+    acceptance: Scalar
+    num_moves: Int[Array, ""]
+    places: Scalar
+    densities: Scalar
 
 
-def cloud_covariance(x: Any, log_w: Any, dense: bool) -> Any:
-    """Covariance of :func:`cloud_moments`."""
-    return cloud_moments(x, log_w, dense)[1]
-
-
-def cloud_moments(x: Any, log_w: Any, dense: bool) -> tuple[Any, Any]:
+def cloud_moments(x: Float[Array, "n d"], log_w: LogWeights, dense: bool) -> tuple[Vector, Covariance]:
     """Mean (d,), and covariance (d, d) or variances (d,), of weighted points.
 
-    The covariance is taken a little towards the diagonal.
+    The covariance is shrunk a little towards its diagonal.
 
     Args:
-        x: (n, d).
-        log_w: (n,) normalised log weights.
-        dense: whether a matrix is wanted.
+        x: points, (n, d).
+        log_w: normalised log weights, (n,).
+        dense: whether to compute a covariance matrix.
     """
-    # draws from a prior may round to where its support ends, which is infinitely far off
+    # draws from a prior may be rounded to the end of its support, which is infinitely far off
     fine = jnp.all(jnp.isfinite(x), 1)
     x = jnp.where(fine[:, None], x, 0.0)
     w = jnp.where(fine, jnp.exp(log_w), 0.0)
@@ -250,28 +259,28 @@ def cloud_moments(x: Any, log_w: Any, dense: bool) -> tuple[Any, Any]:
     variance = jnp.maximum(product(w, centred**2), jnp.finfo(x.dtype).tiny * 1e6)
     if not dense:
         return mean, variance
-    # the diagonal counts as d + 2 points beside the effective number of those there are
+    # the diagonal counts as much as d + 2 points, the cloud as much as its effective number
     share = 1 / (1 + (x.shape[1] + 2) * jnp.sum(w**2))
     return mean, share * product((centred * w[:, None]).T, centred) + (1 - share) * jnp.diag(variance)
 
 
-def correlation(before: Any, after: Any, covariance: Any) -> Any:
-    """Largest absolute correlation of a coordinate with what it was; coordinates whitened by a covariance."""
+def correlation(before: Float[Array, "n d"], after: Float[Array, "n d"], covariance: Covariance) -> Scalar:
+    """Largest absolute correlation of a coordinate with its former value, both whitened by a covariance."""
     if covariance.ndim == 2:
         factor = jnp.linalg.cholesky(covariance)
 
-        def white(x: Any) -> Any:
+        def white(x: Float[Array, "n d"]) -> Array:
             return jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T
     else:
 
-        def white(x: Any) -> Any:
+        def white(x: Float[Array, "n d"]) -> Array:
             return x / jnp.sqrt(covariance)
 
     return _correlation(white(before), white(after))
 
 
-def _correlation(a: Any, b: Any) -> Any:
-    """Largest absolute correlation of a column, of (n, k) or (n,)."""
+def _correlation(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Scalar:
+    """Largest absolute correlation of two columns with the same index, of (n, d) or (n,)."""
     a, b = a - jnp.mean(a, 0), b - jnp.mean(b, 0)
     size = jnp.sqrt(jnp.sum(a**2, 0) * jnp.sum(b**2, 0))
     found = jnp.abs(jnp.sum(a * b, 0)) / jnp.where(size > 0, size, 1.0)

@@ -1,16 +1,16 @@
-"""Paths of laws that lead to a posterior from one that can be drawn from.
+"""Paths of laws that lead from a law that can be drawn from to a posterior.
 
 A path is ``pi_s(z) ~ exp(base(z) + sum_k w_k(s) l_k(z))`` for levels s from 0 to 1: at 0 all weights are 0
 and the law is the base, at 1 all are 1 and it is the posterior. :func:`tempered` has one term, the log
 likelihood, and its weight is the inverse temperature. :func:`annealed_data` has a term for each group of
-observations, and they come in one after another; between two whole numbers of groups the next one counts in
-part, so that a group that surprises is taken in by small steps.
+observations, and takes in one group after another; between two whole numbers of groups the next one counts in
+part, so that a surprising group is taken in by small steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -18,31 +18,37 @@ from mcx.errors import CapabilityError, MethodError
 from mcx.sites import Site, SiteTable
 from mcx.target import Target, TargetFunctions
 
-__all__ = ["Path", "PathData", "annealed_data", "tempered"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+    from numpyro.distributions import Distribution
+
+    from mcx.types import Key, PyTree, Scalar, SiteValues, Vector
+
+__all__ = ["LawPath", "PathData", "annealed_data", "tempered"]
 
 
 class PathData(NamedTuple):
-    """What a path's functions are given.
+    """Data of a path's functions.
 
     model: data of the target.
     start: a distribution of unconstrained vectors to start from; None for the prior.
     """
 
-    model: Any
-    start: Any
+    model: PyTree
+    start: PyTree
 
 
 @dataclass(frozen=True)
-class Path:
+class LawPath:
     """Laws between a base and a posterior; hashable, without data.
 
     Attributes:
         functions: of the target.
         shapes: of its unconstrained sites.
         sites: of the model.
-        groups: number of terms; of data annealing, that of the groups of observations.
+        groups: number of terms; for data annealing, of groups of observations.
         dim: name of the dimension whose entries are the groups; None for tempering.
-        own_start: whether the base is a law of its own, not the prior.
+        own_start: whether the base is another law than the prior.
     """
 
     functions: TargetFunctions
@@ -56,7 +62,7 @@ class Path:
         """The posterior."""
         return Target(data.model, self.functions, self.shapes, self.sites)
 
-    def initial(self, data: PathData, key: Any) -> Any:
+    def initial(self, data: PathData, key: Key) -> Vector:
         """A draw from the base, an unconstrained vector (d,)."""
         if self.own_start:
             return data.start.sample(key)
@@ -64,22 +70,22 @@ class Path:
         assert target.sample_prior is not None
         return target.ravel(target.sample_prior(key))
 
-    def parts(self, data: PathData, vector: Any) -> tuple[Any, Any]:
-        """Base and terms, (groups,), at an unconstrained vector."""
+    def parts(self, data: PathData, vector: Vector) -> tuple[Scalar, Float[Array, " groups"]]:
+        """Log density of the base, and the terms (groups,), at an unconstrained vector."""
         target = self.target(data)
         z = target.unravel(vector)
         prior, likelihood = target.log_parts(z)
         terms = likelihood[None] if self.dim is None else self._by_group(target, z, likelihood)
         if self.own_start:
             base = data.start.log_prob(vector)
-            # where the prior comes in along with the first group
+            # the prior comes in with the first group
             terms = terms.at[0].add(prior - base)
             prior = base
-        # draws that rounding has put where a support ends: no move could start from there
+        # no move could start from draws that were rounded to the end of a support
         fine = jnp.all(jnp.isfinite(vector))
         return jnp.where(fine, prior, -jnp.inf), jnp.where(fine, terms, -jnp.inf)
 
-    def _by_group(self, target: Target, z: Any, likelihood: Any) -> Any:
+    def _by_group(self, target: Target, z: SiteValues, likelihood: Scalar) -> Float[Array, " groups"]:
         terms, total = jnp.zeros(self.groups), jnp.zeros(())
         for name, values in target.pointwise(z).items():
             axis = _axis(self.sites[name].dims, self.dim)
@@ -89,40 +95,41 @@ class Path:
             terms, total = terms + ours, total + jnp.sum(ours)
         # what belongs to no group, such as a factor, comes in with the first
         other = jnp.where(jnp.isfinite(total), likelihood - total, 0.0)
-        return terms.at[0].add(other) if self._has_others() else terms
+        has_others = any(s.likelihood and _axis(s.dims, self.dim) is None for s in self.sites if s.num_terms)
+        return terms.at[0].add(other) if has_others else terms
 
-    def _has_others(self) -> bool:
-        return any(s.likelihood and _axis(s.dims, self.dim) is None for s in self.sites if s.num_terms)
-
-    def weights(self, level: Any) -> Any:
-        """Weights of the terms (groups,)."""
+    def weights(self, level: Scalar | float) -> Float[Array, " groups"]:
+        """Weights of the terms, (groups,)."""
         return jnp.clip(level * self.groups - jnp.arange(self.groups), 0.0, 1.0)
 
-    def increment(self, terms: Any, before: Any, after: Any) -> Any:
-        """Change of the log density from one level to another, of terms (..., groups)."""
+    def increment(
+        self, terms: Float[Array, "*n groups"], before: Scalar | float, after: Scalar | float
+    ) -> Float[Array, "*n"]:
+        """Change of the log density from one level to another, for terms (..., groups)."""
         change = self.weights(after) - self.weights(before)
         return jnp.sum(jnp.where(change > 0, change * terms, 0.0), -1)
 
-    def log_density(self, data: PathData, level: Any, vector: Any) -> Any:
+    def log_density(self, data: PathData, level: Scalar, vector: Vector) -> Scalar:
         """Unnormalised log density of the law at a level."""
         base, terms = self.parts(data, vector)
         value = base + self.increment(terms, 0.0, level)
         return jnp.where(jnp.isnan(value) | (value == jnp.inf), -jnp.inf, value)
 
 
-def tempered(target: Target, start: Any = None) -> tuple[Path, PathData]:
-    """From the prior to the posterior by powers of the likelihood.
+def tempered(target: Target, start: Distribution | float | None = None) -> tuple[LawPath, PathData]:
+    """The path from the prior to the posterior by powers of the likelihood.
 
     Args:
         target: the posterior.
-        start: a distribution of unconstrained vectors of event shape (d,), to start from in the prior's
-            place: prior times likelihood over it come in by powers. Needed where the prior is improper.
+        start: a distribution of unconstrained vectors of event shape (d,) to start from in the prior's place,
+            or the standard deviation of a Gaussian; the powers are then those of prior times likelihood over
+            its density. Needed if the prior is improper.
 
     Returns:
         The path, and its data.
 
     Raises:
-        CapabilityError: if the prior cannot be drawn from and there is no ``start``, or the model has
+        CapabilityError: if the prior cannot be drawn from and there is no ``start``, or if the model has
             discrete latent sites.
         MethodError: if ``start`` is no distribution of vectors (d,).
 
@@ -131,12 +138,14 @@ def tempered(target: Target, start: Any = None) -> tuple[Path, PathData]:
     return _path(target, start, 1, None)
 
 
-def annealed_data(target: Target, dim: str | None = None, start: Any = None) -> tuple[Path, PathData]:
-    """From the prior to the posterior by taking in observations, entry by entry of a dimension.
+def annealed_data(
+    target: Target, dim: str | None = None, start: Distribution | float | None = None
+) -> tuple[LawPath, PathData]:
+    """The path from the prior to the posterior that takes in observations, entry by entry of a dimension.
 
     Args:
         target: the posterior.
-        dim: a plate or time axis that observed sites have; by default the only one there is. Observations
+        dim: a plate or time axis of observed sites; by default the only one that there is. Observations
             without it come in with its first entry.
         start: as for :func:`tempered`.
 
@@ -151,7 +160,7 @@ def annealed_data(target: Target, dim: str | None = None, start: Any = None) -> 
         (dim,) = sizes
     if dim is None or dim not in sizes:
         raise MethodError(
-            "there is no telling which observations come in one after another",
+            "it is not clear which observations come in one after another",
             expected="dim= one of " + (", ".join(sizes) or "the plates around observed sites"),
             found=repr(dim),
             remedy="put the observations into a plate, or use mcx.TemperedSMC, which needs none",
@@ -159,7 +168,9 @@ def annealed_data(target: Target, dim: str | None = None, start: Any = None) -> 
     return _path(target, start, sizes[dim], dim)
 
 
-def _path(target: Target, start: Any, groups: int, dim: str | None) -> tuple[Path, PathData]:
+def _path(
+    target: Target, start: Distribution | float | None, groups: int, dim: str | None
+) -> tuple[LawPath, PathData]:
     for site in target.sites.of_kind("discrete"):
         raise CapabilityError(
             "moves need a density on a continuous space",
@@ -175,10 +186,9 @@ def _path(target: Target, start: Any, groups: int, dim: str | None) -> tuple[Pat
             remedy="give a law to start from, on unconstrained space: initial_law=dist.Normal(0, 3).expand("
             f"[{target.dim}]).to_event(1), or initial_law=3.0 for short",
         )
-    if start is not None:
-        start = _start_law(start, target.dim)
-    path = Path(target.functions, target.shapes, target.sites, groups, dim, start is not None)
-    return path, PathData(target.data, start)
+    law = None if start is None else _start_law(start, target.dim)
+    path = LawPath(target.functions, target.shapes, target.sites, groups, dim, law is not None)
+    return path, PathData(target.data, law)
 
 
 def _not_drawn(site: Site) -> bool:
@@ -189,8 +199,8 @@ def _not_drawn(site: Site) -> bool:
     )
 
 
-def _start_law(start: Any, dim: int) -> Any:
-    """A law on all of unconstrained space: where it has no mass, the posterior would be cut off."""
+def _start_law(start: Any, dim: int) -> Distribution:
+    """A law on all of unconstrained space, as the posterior would be cut off where it has no mass."""
     import numpyro.distributions as dist
 
     if isinstance(start, int | float) and not isinstance(start, bool) and start > 0:

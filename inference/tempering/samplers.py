@@ -19,7 +19,7 @@ from mcx.inference.tempering.advice import forced_advice, level_advice, moves_ad
 from mcx.inference.tempering.annealing import Annealing
 from mcx.inference.tempering.kernel import SamplerKernel
 from mcx.inference.tempering.moves import Moves
-from mcx.inference.tempering.paths import Path, PathData, annealed_data, tempered
+from mcx.inference.tempering.paths import LawPath, PathData, annealed_data, tempered
 from mcx.methods.method import checked_target
 from mcx.methods.replicate_method import Cloud, ReplicateMethod, ReplicatePlan
 from mcx.model.bound import BoundModel
@@ -51,9 +51,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DataAnnealedSMC", "TemperedSMC", "constrained_draws"]
 
-_AUTO = HMC(target_accept=0.9, max_leapfrog_steps=16)  # longer ones only follow the contours of a single mode
-_AT_ONCE = 4096
-_LASTING = ("level", "log_evidence")  # keep their last values where a replicate is done
+_AUTO = HMC(
+    target_accept=0.9, max_leapfrog_steps=16
+)  # longer trajectories only follow the contours of a single mode
+_BATCH_SIZE = 4096
+_LASTING = ("level", "log_evidence")  # keep their last values when a replicate is finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +122,11 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
 
     # the run ------------------------------------------------------------------------------------------
 
-    def path(self, target: Target) -> tuple[Path, PathData]:
-        """The path of laws, and its data."""
+    def path(self, target: Target) -> tuple[LawPath, PathData]:
+        """The path of laws and its data."""
         raise NotImplementedError
 
-    def annealing(self, path: Path) -> Annealing:
+    def annealing(self, path: LawPath) -> Annealing:
         """How the path is followed."""
         method = _AUTO if isinstance(self.move, str) else self.move
         moves = Moves(
@@ -211,31 +213,32 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
 class TemperedSMC(_SMCSampler):
     """SMC sampler with adaptive tempering: from the prior to the posterior by powers of the likelihood.
 
-    It takes posteriors of several modes, gives the evidence, and tells its own error: a chain of the result
-    is a replicate, a cloud of particles run independently of the others.
+    It suits posteriors with several modes, and estimates the evidence and its own error: a chain of the
+    result is a replicate, a cloud of particles that is run independently of the others.
 
     Attributes:
-        num_particles: of a replicate.
-        move: a Markov chain method whose transition moves the particles, its step size and metric adapted to
-            the cloud at each stage; "auto" is Hamiltonian Monte Carlo.
+        num_particles: number of particles of a replicate.
+        move: a Markov chain method whose transition moves the particles; its step size and metric are adapted
+            to the cloud at each stage. "auto" is Hamiltonian Monte Carlo.
         target_ess: the temperature is changed until the conditional effective sample size has fallen to this
             share.
-        waste_free_length: points that are kept of the moves of a particle. 1 is the last only. With p of them
-            (waste-free SMC) ``num_particles / p`` particles, each moved p - 1 times, make up the next cloud.
+        waste_free_length: number of points that are kept of the moves of a particle. 1 keeps the last only.
+            With p of them (waste-free SMC) ``num_particles / p`` particles, each moved p - 1 times, make up
+            the next cloud.
         levels: increasing inverse temperatures that end at 1, in place of adaptive ones.
-        max_correlation: particles are moved until log density and coordinates have less correlation than this
-            with what they were.
-        max_moves: a stage, at most.
-        max_stages: at most; the result is incomplete where they did not suffice.
+        max_correlation: particles are moved until log density and coordinates have a smaller correlation than
+            this with their former values.
+        max_moves: largest number of moves of a stage.
+        max_stages: largest number of stages; the result is incomplete if they do not suffice.
         resampling: a scheme by name, or a function ``(key, log_w, num) -> ancestors``.
-        dense_mass: whether moves use the full covariance of the cloud; by default where there are 5 particles
-            or more a coordinate.
+        dense_mass: whether moves use the full covariance of the cloud; by default they do so if there are at
+            least 5 particles a coordinate.
         initial_law: a law on unconstrained space to start from in the prior's place, of event shape (d,), or
-            the standard deviation of a Gaussian: needed where the prior is improper.
-        batch_size: particles that are moved at once, where all of them would need too much memory.
+            the standard deviation of a Gaussian; needed if the prior is improper.
+        batch_size: number of particles that move at once, where all of them would need too much memory.
         max_nonfinite: largest tolerated share of likelihoods that are NaN or +inf.
 
-    Costs a gradient a particle, leapfrog step, move and stage. Memory O(num_particles d) a replicate.
+    It costs a gradient a particle, leapfrog step, move and stage, and memory O(num_particles d) a replicate.
 
     Sources: Del Moral, Doucet and Jasra (2006); Jasra, Stephens, Doucet and Tsagaris (2011) for adaptive
     temperatures; Zhou, Johansen and Aston (2016) for the conditional effective sample size; Dau and Chopin
@@ -243,7 +246,7 @@ class TemperedSMC(_SMCSampler):
     """
 
     @override
-    def path(self, target: Target) -> tuple[Path, PathData]:
+    def path(self, target: Target) -> tuple[LawPath, PathData]:
         return tempered(target, self.initial_law)
 
 
@@ -251,14 +254,16 @@ class TemperedSMC(_SMCSampler):
 class DataAnnealedSMC(_SMCSampler):
     """SMC sampler that takes in the observations one after another (iterated batch importance sampling).
 
-    The attributes are those of :class:`TemperedSMC`, and
+    The other attributes are those of :class:`TemperedSMC`.
 
     Attributes:
-        dim: plate or time axis whose entries come in one by one, or in parts where one entry surprises;
-            by default the only one that observations have. Other observations come in with its first entry.
+        dim: plate or time axis whose entries come in one by one, and surprising ones in parts; by default the
+            only one that observations have. Other observations come in with its first entry.
 
-    ``smc_stats`` has the number of entries taken in, over their total, as ``level``. Every stage costs a pass
-    over all data. Source: Chopin (2002), Biometrika 89(3).
+    ``smc_stats["level"]`` is the number of entries taken in, over their total. Every stage costs a pass over
+    all data.
+
+    Source: Chopin (2002), Biometrika 89(3).
     """
 
     dim: str | None = None
@@ -268,13 +273,13 @@ class DataAnnealedSMC(_SMCSampler):
         return {**super().rules(), "dim": optional(instance(str, "the name of a plate or time axis"))}
 
     @override
-    def path(self, target: Target) -> tuple[Path, PathData]:
+    def path(self, target: Target) -> tuple[LawPath, PathData]:
         return annealed_data(target, self.dim, self.initial_law)
 
 
 @jax.jit
 def _points(key: Key, state: SMCState) -> tuple[Float[Array, "chain draw d"], Float[Array, "chain draw"]]:
-    """Particles of all replicates, (chain, draw, d), and their log densities, in no order."""
+    """Particles of all replicates, (chain, draw, d), and their log densities, in random order."""
     particles = state.particles
     chains, d = len(particles.position), particles.position.shape[-1]
     x = particles.position.reshape(chains, -1, d)
@@ -287,8 +292,8 @@ def _points(key: Key, state: SMCState) -> tuple[Float[Array, "chain draw d"], Fl
 def constrained_draws(
     target: Target, x: Float[Array, "chain draw d"]
 ) -> dict[str, Float[Array, "chain draw ..."]]:
-    """Sites, deterministic ones too, at unconstrained points (chain, draw, d)."""
+    """Values by site, deterministic sites too, at unconstrained points (chain, draw, d)."""
     flat = x.reshape(-1, x.shape[-1])
-    batch = _AT_ONCE if len(flat) > _AT_ONCE else None
+    batch = _BATCH_SIZE if len(flat) > _BATCH_SIZE else None
     found = vmap_in_batches(lambda v: target.constrain(target.unravel(v)), (0,), batch)(flat)
     return jax.tree_util.tree_map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), found)

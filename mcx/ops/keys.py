@@ -30,6 +30,7 @@ class Stream(IntEnum):
     PILOT = 2
     RESAMPLED_PARTICLES = 2
     FIT_QUALITY = 2
+    GROWING_PARTS = 2
     EVIDENCE_ERROR = 3
     GUIDED_DRAWS = 3
     GUIDED_INITIAL_POINTS = 4
@@ -39,6 +40,8 @@ class Stream(IntEnum):
     PARTICLE_ORDER = 5
     NESTED_PATHS = 5
     OBSERVED_INFORMATION = 5
+    GROWING_NOISE = 5
+    GROWTH = 6
 
 
 def stream(key: Key, name: Stream) -> Key:

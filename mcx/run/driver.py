@@ -125,13 +125,11 @@ def run(
         CheckpointError: if the checkpoint cannot be written, or is in use, damaged, or of another run.
         DeviceMemoryError: if the device has not enough memory; what was drawn before is in ``.result``.
     """
-    num_steps, num_chains, num_discard, chunk_size, batch_size = _counts(
-        num_steps=num_steps,
-        num_chains=num_chains,
-        num_discard=num_discard,
-        chunk_size=chunk_size,
-        batch_size=batch_size,
-    )
+    num_steps = validated("run", "num_steps", num_steps, integer(0))
+    num_chains = validated("run", "num_chains", num_chains, integer(1))
+    num_discard = validated("run", "num_discard", num_discard, integer(0))
+    chunk_size = validated("run", "chunk_size", chunk_size, optional(integer(1)))
+    batch_size = validated("run", "batch_size", batch_size, optional(integer(1)))
     if num_discard > num_steps:
         raise MethodError("more steps are discarded than taken", found=f"{num_discard} of {num_steps}")
     if is_traced(data, key, init, inputs):
@@ -342,15 +340,3 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _counts(**asked: Any) -> list[Any]:
-    """The counts of a run as plain ints, in the order given; None stays where it has a meaning."""
-    rules = {
-        "num_steps": integer(0),
-        "num_chains": integer(1),
-        "num_discard": integer(0),
-        "chunk_size": optional(integer(1)),
-        "batch_size": optional(integer(1)),
-    }
-    return [validated("run", name, value, rules[name]) for name, value in asked.items()]

@@ -23,7 +23,7 @@ _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OUT_OF_MEMORY
 
 @contextmanager
 def explained(num_chains: int, batch_size: int | None, facts: dict[str, Any]) -> Iterator[None]:
-    """Turn a device's "out of memory" into an error that says how much memory what takes, and what to lower.
+    """Turn a device's "out of memory" into an error that says what takes how much memory, and what to lower.
 
     Args:
         num_chains: of the run.

@@ -14,7 +14,7 @@ from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepI
 from mcx.inference.conditional_smc.initial_path import starting_path
 from mcx.inference.diffusion.guided.calibration import Guidance, GuidedData
 from mcx.inference.diffusion.guided.feynman_kac import guided, path_of
-from mcx.inference.mcmc.initial_points import Start, best_start
+from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.inference.particle_gibbs.kernel import PathAverages
 from mcx.run.kernel import Kernel
@@ -70,7 +70,7 @@ class GuidedGibbsKernel(Kernel):
     mcmc: MCMCKernel
 
     @override
-    def init(self, data: GuidedData, key: Key, start: Start) -> GuidedGibbsState:
+    def init(self, data: GuidedData, key: Key, start: InitialPoints) -> GuidedGibbsState:
         """The best of several initial parameters, by the evidence of a guided run at each."""
 
         def attempt(number: Scalar) -> tuple[Scalar, GuidedGibbsState]:
@@ -89,7 +89,7 @@ class GuidedGibbsKernel(Kernel):
             state = GuidedGibbsState(path.position, params, averages, jnp.zeros((), jnp.int32))
             return jnp.where(state.started, log_z, -jnp.inf), state
 
-        best: GuidedGibbsState = best_start(attempt, start)
+        best: GuidedGibbsState = best_initial_point(attempt, start)
         return best
 
     @override

@@ -11,7 +11,7 @@ import numpy as np
 
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.advice import transition_advice
-from mcx.inference.mcmc.initial_points import InitialPoints, starting_points
+from mcx.methods.initial_points import InitialPoints, as_initial_points
 from mcx.inference.mcmc.kernel import ChainKernel, MCMCKernel, MCMCState, Transition
 from mcx.methods.chain_method import ChainMethod, ChainPlan
 from mcx.methods.method import checked_target
@@ -83,7 +83,7 @@ class UnconstrainedMethod(AdaptiveMethod[ChainPlan]):
 
     @override
     def initial_points(self, plan: ChainPlan, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
-        return starting_points(plan.target, init, num_chains, key)
+        return as_initial_points(plan.target, init, num_chains, key)
 
     @override
     def refuse_start(self, plan: ChainPlan, state: MCMCState, key: Key) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepInfo, sweep
 from mcx.inference.conditional_smc.initial_path import filtered_path
-from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
+from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.model import capture
 from mcx.model.conditioning import placeholders

@@ -14,7 +14,7 @@ from mcx.errors import CapabilityError, MethodError
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, refuse_backward
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.advice import transition_advice
-from mcx.inference.mcmc.initial_points import MAX_TRIES, starting_points, value_by_chain
+from mcx.methods.initial_points import MAX_TRIES, as_initial_points, value_by_chain
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.nuts import NUTS
 from mcx.inference.particle_gibbs.advice import path_advice
@@ -175,7 +175,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
 
     @override
     def initial_points(self, plan: GibbsPlan, init: PyTree, num_chains: int, key: Key) -> GibbsStart:
-        params = starting_points(plan.rest, init, num_chains, key)
+        params = as_initial_points(plan.rest, init, num_chains, key)
         # paths are drawn from a filter, which may do better the next time
         params = params._replace(tries=jnp.full_like(params.tries, MAX_TRIES))
         known = init if isinstance(init, Mapping) else {}

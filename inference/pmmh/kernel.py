@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
+from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import ChainKernel
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc.engine import SMCSettings

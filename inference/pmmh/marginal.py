@@ -10,7 +10,7 @@ import numpy as np
 
 from mcx.errors import CapabilityError, InitializationError
 from mcx.inference.filtering.particle_filter import ParticleFilter
-from mcx.inference.mcmc.initial_points import MAX_TRIES
+from mcx.methods.initial_points import MAX_TRIES
 from mcx.inference.pmmh.kernel import PMMHState
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems

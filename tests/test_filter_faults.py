@@ -64,7 +64,7 @@ class TestFaults:
             ({"num_chains": 0}, MethodError, "num_chains"),
             ({"history": "all"}, MethodError, "filter\\(history"),
             ({"quantiles": (2.0,)}, MethodError, "probabilities"),
-            ({"name": "z"}, ModelError, "no such Markov chain"),
+            ({"name": "z"}, ModelError, "no such Markov block"),
             ({"method": mcx.NUTS()}, MethodError, "filter\\(method"),
             ({"coords": {"day": [1]}}, ValueError, "does not have"),
         ],

@@ -12,8 +12,8 @@ from posteriordb import PROBLEMS
 import mcx
 import mcx.dist as dist
 from mcx.errors import CapabilityError, MethodError, NonFiniteError, WeightCollapse
-from mcx.inference.tempering.annealing import Annealing, with_move
-from mcx.inference.tempering.moves import Moves
+from mcx.inference.tempering.annealing import Annealing, with_moves
+from mcx.inference.tempering.moves import CloudMoves
 from mcx.inference.tempering.paths import annealed_data, tempered
 from mcx.model.compile import compile_model
 from mcx.results.diagnose import diagnose
@@ -146,7 +146,7 @@ class TestComposition:
         """A path, moves and `mcx.smc` make the sampler; stages after the last are moves at the posterior."""
         path, data = tempered(compile_model(counts(COUNTS)))
         move = mcx.RandomWalk()
-        fk = with_move(Annealing(path, Moves(move.transition(), move.target_accept)), data, 20)
+        fk = with_moves(Annealing(path, CloudMoves(move.transition(), move.target_accept)), data, 20)
         result = jax.jit(jax.vmap(lambda k: mcx.smc(k, fk, num_particles=256, threshold=1.0)))(
             jax.random.split(key, 16)
         )

@@ -16,11 +16,11 @@ from mcx.errors import CapabilityError, NonFiniteError
 from mcx.inference.maximize.families import FULL_RANK, MEAN_FIELD, Family
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.conditional_importance import ImportanceKernel, ImportanceState
-from mcx.methods.initial_points import as_initial_points
 from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.particle_gibbs.kernel import GibbsKernel, GibbsState
 from mcx.inference.particle_gibbs.particle_gibbs import ParticleGibbs
+from mcx.methods.initial_points import as_initial_points
 from mcx.methods.method import interrupted
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start

@@ -12,8 +12,8 @@ import numpy as np
 
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepInfo, sweep
 from mcx.inference.conditional_smc.initial_path import filtered_path
-from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
+from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.model import capture
 from mcx.model.conditioning import placeholders
 from mcx.model.series.state_space import ChainData, path_sites
@@ -141,8 +141,7 @@ class GibbsKernel(Kernel):
 
         def improper(site: dict[str, Any]) -> Array | None:
             if site["type"] == "sample" and capture.is_improper(site["fn"]):
-                value: Array = capture.unconstrained_prototype(site)
-                return value
+                return capture.unconstrained_prototype(site)
             return None
 
         sites = capture.record(self.whole.run(data.model), key=key, substitute_fn=improper).sites

@@ -14,12 +14,12 @@ from mcx.errors import CapabilityError, MethodError
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, refuse_backward
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.advice import transition_advice
-from mcx.methods.initial_points import MAX_TRIES, as_initial_points, value_by_chain
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.nuts import NUTS
 from mcx.inference.particle_gibbs.advice import path_advice
 from mcx.inference.particle_gibbs.kernel import GibbsKernel, GibbsStart, GibbsState
 from mcx.methods.chain_method import ChainMethod, ChainPlan
+from mcx.methods.initial_points import MAX_TRIES, as_initial_points, value_by_chain
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
 from mcx.model.compile import compile_model

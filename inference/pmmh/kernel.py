@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import ChainKernel
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc.engine import SMCSettings
 from mcx.inference.smc.genealogy import draw_path
 from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.smc import SMCResult, loop
+from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.model.conditioning import placeholders
 from mcx.model.series.state_space import ChainData, path_sites
 from mcx.ops.random import accept

@@ -10,8 +10,8 @@ import numpy as np
 
 from mcx.errors import CapabilityError, InitializationError
 from mcx.inference.filtering.particle_filter import ParticleFilter
-from mcx.methods.initial_points import MAX_TRIES
 from mcx.inference.pmmh.kernel import PMMHState
+from mcx.methods.initial_points import MAX_TRIES
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
 from mcx.model.compile import compile_model

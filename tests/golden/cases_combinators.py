@@ -14,13 +14,13 @@ from registry import case
 import mcx
 from mcx.inference.smc.conditional import conditional
 from mcx.inference.smc.genealogy import draw_path
-from mcx.inference.smc.moves import Moves
+from mcx.inference.smc.moves import CloudMoves
 from mcx.inference.smc.nested import nest
 from mcx.inference.smc.nested_moves import PMMHMoves, with_pmmh
 from mcx.inference.smc.nested_paths import grow
 from mcx.inference.smc.paths import annealed_data, tempered
 from mcx.inference.smc.resampling import adaptive, as_resampling
-from mcx.inference.smc.tempering import Annealing, with_move
+from mcx.inference.smc.tempering import Annealing, with_moves
 from mcx.model.compile import compile_model
 from mcx.ops.random import choose
 
@@ -31,8 +31,8 @@ def annealed_case(name: str, path_of: Any, move: Any, **options: Any) -> None:
     @case(f"combinators/{name}")
     def run() -> dict[str, Any]:
         path, data = path_of(compile_model(models.a_normal()))
-        annealing = Annealing(path, Moves(move.transition(), move.target_accept, max_moves=4))
-        model = with_move(annealing, data, num_stages=4)
+        annealing = Annealing(path, CloudMoves(move.transition(), move.target_accept, max_moves=4))
+        model = with_moves(annealing, data, num_stages=4)
 
         def pure(key: Any) -> Any:
             return taken("smc", mcx.smc(key, model, num_particles=32, threshold=1.0, **options))

@@ -75,7 +75,7 @@ def from_noise(problem: Problem, method: Any, calls: int) -> Run | None:
         ends = problem.ends
         down = levels(*ends, steps - 1, POWER, to_zero=True) if steps > 1 else np.array([ends[0], 0.0])
         if method.nfe(down) == calls:
-            return lambda seed: (sample(seed, problem.model, num, shape, down, method=method), 0.0)
+            return lambda seed: (sample(problem.model, num, shape, down, key=seed, method=method), 0.0)
     return None
 
 

@@ -220,7 +220,7 @@ def main() -> None:
     total = PARTICLES * REPLICATES
     add("T = 2, exact | | ", quality(hot.other, hot.truth))
     for seed in range(args.seeds):
-        z = sample(seed, score, total, EVENT, down, method=DPMSolver(order=2))
+        z = sample(score, total, EVENT, down, key=seed, method=DPMSolver(order=2))
         add("T = 2 from noise | | ", quality(np.asarray(z), hot.truth))
     for task, composition in tasks.items():
         truth, other, log_z, _ = truths[task]

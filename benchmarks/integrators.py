@@ -83,7 +83,7 @@ def grid(method: Any, calls: int) -> np.ndarray | None:
 
 def carried(key: Any, start: Any, rho: np.ndarray, method: Any) -> Any:
     def one(i: Any, y: Any) -> Any:
-        return integrate(jax.random.fold_in(key, i), RING, y, rho, method=method)
+        return integrate(RING, y, rho, key=jax.random.fold_in(key, i), method=method)
 
     return jax.jit(jax.vmap(one))(jnp.arange(len(start)), start)
 
@@ -142,7 +142,7 @@ def times() -> list[dict[str, Any]]:
             rho = levels(FIRST, LAST, steps, POWER)
 
             def with_mcx(y: Any, rho: Any = rho, method: Any = method) -> Any:
-                return jax.vmap(lambda y: integrate(None, RING, y, rho, method=method))(y)
+                return jax.vmap(lambda y: integrate(RING, y, rho, method=method))(y)
 
             def with_diffrax(y: Any, rho: Any = rho, peer: Any = peer) -> Any:
                 term = diffrax.ODETerm(lambda t, y, model: (y - model.denoise(y, t)) / t)

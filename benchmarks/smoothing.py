@@ -161,7 +161,9 @@ def equal_budget(replicates: int) -> list[str]:
     cases = {
         "PaRIS, N = 750": mcx.PaRIS(num_particles=750),
         "PaRIS, N = 50": mcx.PaRIS(num_particles=50),
-        "PPG, N = 50, k = 15, k0 = 0": mcx.PPG(num_particles=50, num_warmup=0, num_samples=15, num_mh_steps=2),
+        "PPG, N = 50, k = 15, k0 = 0": mcx.PPG(
+            num_particles=50, num_warmup=0, num_samples=15, num_mh_steps=2
+        ),
         "PPG, N = 50, k = 15, k0 = 7": mcx.PPG(num_particles=50, num_warmup=7, num_samples=8, num_mh_steps=2),
     }
     for name, method in cases.items():

@@ -58,7 +58,7 @@ def with_mcx(name: str, controls: str, points: str) -> Any:
     function = uq_problems.ishigami if name == "ishigami" else uq_problems.g_function
 
     def run(seed: int) -> tuple[Any, ...]:
-        found = sobol_indices(function, law, budget=N * (d + 2), controls=controls, points=points, key=seed)
+        found = sobol_indices(function, law, budget=N * (d + 2), controls=controls, design=points, key=seed)
         half = {k: 1.96 * found.se[k] for k in found.se}
         return found.value["first"], found.value["total"], half["first"], half["total"]
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mcx.estimators.control_variates.posterior_controls import SteinControls
     from mcx.estimators.control_variates.regression import regress
     from mcx.estimators.control_variates.stein import stein_controls
-    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance, expectations
+    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
+    from mcx.estimators.importance.expectations import expectations
     from mcx.estimators.importance.known_means import EstimatedMeans, KnownMeans
     from mcx.estimators.importance.proposals import Elliptical, Mixture, as_mixture
     from mcx.estimators.importance.training import train_proposal
@@ -44,7 +45,7 @@ _LAZY = {
     "SteinControls": "control_variates.posterior_controls",
     "as_mixture": "importance.proposals",
     "energy_sliced_wasserstein": "sliced",
-    "expectations": "importance.adaptive_importance",
+    "expectations": "importance.expectations",
     "max_sliced_wasserstein": "sliced",
     "pareto_khat": "pareto",
     "psis": "pareto",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +13,37 @@ import numpy as np
 
 from mcx.errors import DataError, NonFiniteError
 from mcx.ops.batches import map_in_batches
+from mcx.ops.tracing import refuse_tracing
 
-__all__ = ["at_points", "leaves_at", "refuse_nothing"]
+if TYPE_CHECKING:
+    from jax.tree_util import PyTreeDef
+    from jaxtyping import Array, Bool, Float
+
+    from mcx.types import PyTree, SiteValues
+
+__all__ = ["Values", "at_points", "leaves_at", "refuse_nothing"]
 
 _AT_ONCE = 4096
 
-# Functions do not live longer for being known here: their programs refer to them weakly.
-_PROGRAMS: weakref.WeakKeyDictionary[Any, Callable[[Any], Any]] = weakref.WeakKeyDictionary()
+# Programs refer to functions weakly, so that this cache does not keep functions alive.
+_PROGRAMS: weakref.WeakKeyDictionary[Callable[..., Any], Callable[[PyTree], PyTree]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def at_points(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def at_points(function: Callable[[Any], PyTree]) -> Callable[[PyTree], PyTree]:
     """A compiled program that evaluates a function of one point at many.
 
     The same function object has the same program for as long as it lives: a second call with points of the
-    same shape traces nothing. What a function reads from outside counts as it was at the first call, as under
-    ``jax.jit``. One that cannot be hashed is traced anew by every call of this function.
+    same shape traces nothing. Values that it reads from outside are those of the first call, as under
+    ``jax.jit``. A function that cannot be hashed is traced again by every call of this one.
 
     Args:
         function: of one point, a pytree of arrays.
 
     Returns:
-        A function of points with a leading axis (n, ...), whose values have it, too. Memory is needed for
-        4096 points at once, and for all values. The caller has to keep ``function``.
+        A function of points with a leading axis (n, ...), whose values have the same leading axis. It needs
+        memory for 4096 points at once, and for all values. The caller has to keep ``function`` alive.
     """
     try:
         found = _PROGRAMS.get(function)
@@ -44,16 +54,18 @@ def at_points(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return found
 
 
-def _program(get: Callable[[], Any]) -> Callable[[Any], Any]:
+def _program(get: Callable[[], Callable[[Any], PyTree] | None]) -> Callable[[PyTree], PyTree]:
     @jax.jit
-    def program(points: Any) -> Any:
-        return map_in_batches(get(), points, _AT_ONCE)
+    def program(points: PyTree) -> PyTree:
+        function = get()
+        assert function is not None  # the caller keeps it
+        return map_in_batches(function, points, _AT_ONCE)
 
     return program
 
 
-def refuse_nothing(leaves: list[Any], name: str = "the function") -> None:
-    """Raise where a function's values hold no number: leaves have a leading axis of points.
+def refuse_nothing(leaves: list[Array], name: str = "the function") -> None:
+    """Raise where a function's values hold no number; leaves have a leading axis of points.
 
     Raises:
         DataError: naming the function.
@@ -66,9 +78,86 @@ def refuse_nothing(leaves: list[Any], name: str = "the function") -> None:
         )
 
 
+@dataclass(frozen=True)
+class Values:
+    """A function of points, evaluated at many of them, its values in one row.
+
+    Attributes:
+        function: of one point.
+        program: the same of many; see :func:`at_points`.
+        structure: tree and shapes of what the function returns, to give results its shape.
+        size: J, how many numbers it returns.
+        name: of the function, for errors.
+    """
+
+    function: Callable[[Array], PyTree]
+    program: Callable[[Array], PyTree]
+    structure: tuple[PyTreeDef, list[tuple[int, ...]]]
+    size: int
+    name: str
+
+    @classmethod
+    def of(
+        cls, function: Callable[[Array], PyTree], event: tuple[int, ...], name: str = "the function"
+    ) -> Values:
+        """Describe a function of a point of shape ``event`` that returns a number, an array or a pytree.
+
+        Raises:
+            DataError: if it returns no number.
+        """
+        program = at_points(function)
+        like = jax.eval_shape(program, jax.ShapeDtypeStruct((1, *event), jnp.result_type(float)))
+        leaves, tree = jax.tree_util.tree_flatten(like)
+        refuse_nothing(leaves, name)
+        shapes = [leaf.shape[1:] for leaf in leaves]
+        return cls(function, program, (tree, shapes), sum(int(np.prod(s)) for s in shapes), name)
+
+    def __call__(
+        self, x: Float[Array, "n d"], counts: Bool[Array, " n"] | None = None
+    ) -> Float[Array, "n J"]:
+        """The function at points, (n, J); 0 where they do not count, (n,). None: all count.
+
+        Raises:
+            NonFiniteError: if a value that counts is NaN or infinite.
+            MethodError: if values depend on what JAX traces outside.
+        """
+        found, bad = _rows(jax.tree_util.tree_leaves(self.program(x)), x)
+        refuse_tracing("estimators", "call it outside of jit, vmap and grad", found)
+        bad = np.asarray(bad)
+        if counts is not None:
+            found, bad = jnp.where(counts[:, None], found, 0.0), bad & np.asarray(counts)
+        if count := int(bad.sum()):
+            row = int(bad.argmax())
+            raise NonFiniteError(
+                f"{self.name} is not finite at {count} of {found.shape[0]} points",
+                found=f"{np.asarray(found[row])} at x = {np.asarray(x[row])}",
+                remedy="give it a value wherever the law has mass",
+            )
+        return found
+
+    def shaped(self, flat: np.ndarray) -> PyTree:
+        """Numbers (..., J) in the structure of the function's values, whose leaves keep the leading axes."""
+        tree, shapes = self.structure
+        flat = np.asarray(flat)
+        sizes = np.cumsum([int(np.prod(s)) for s in shapes])[:-1]
+        parts = np.split(flat, sizes, axis=-1)
+        leaves = [p.reshape((*flat.shape[:-1], *s)) for p, s in zip(parts, shapes, strict=True)]
+        return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+@jax.jit
+def _rows(leaves: list[Array], x: Array) -> tuple[Array, Array]:
+    """Values in one row a point (n, J), and where one is not finite (n,)."""
+    found = jnp.concatenate([leaf.reshape(x.shape[0], -1) for leaf in leaves], 1).astype(x.dtype)
+    return found, ~jnp.all(jnp.isfinite(found), 1)
+
+
 def leaves_at(
-    name: str, function: Callable[[Any], Any], draws: Mapping[str, Any], counts: Any = None
-) -> tuple[list[Any], Any]:
+    name: str,
+    function: Callable[[SiteValues], PyTree],
+    draws: Mapping[str, Array | np.ndarray],
+    counts: Bool[Array, " n"] | np.ndarray | None = None,
+) -> tuple[list[Array], PyTreeDef]:
     """Values of a function of the sites' values at draws, and their tree.
 
     Args:
@@ -101,7 +190,7 @@ def leaves_at(
 
 
 @jax.jit
-def _not_finite(leaves: list[Any], counts: Any) -> Any:
+def _not_finite(leaves: list[Array], counts: Array | None) -> Array:
     n = leaves[0].shape[0]
     finite = [jnp.all(jnp.isfinite(leaf.reshape(n, -1)), 1) for leaf in leaves if leaf.size]
     bad = ~jnp.all(jnp.stack(finite), 0)

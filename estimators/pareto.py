@@ -2,7 +2,7 @@
 
 The largest importance ratios follow a generalised Pareto law whose shape k says how many moments they have:
 1/k. A mean of such ratios settles slowly from k = 0.5 and not in practice from k = 0.7, and the estimate
-``khat`` finds that out without being told the truth. Smoothing replaces the largest weights by the quantiles
+``khat`` shows it without the truth being known. Smoothing replaces the largest weights by the quantiles
 of the fitted law, which takes most of the noise out of them for a little bias.
 
     >>> import jax, jax.numpy as jnp
@@ -11,17 +11,18 @@ of the fitted law, which takes most of the noise out of them for a little bias.
     >>> log_w = 0.5 * x**2 * (1 - 1 / 1.3**2)
     >>> smoothed, khat = psis(log_w)  # normalised log weights; khat 0.47
     >>> second_moment = jnp.sum(jnp.exp(smoothed) * x**2)
-    >>> worse = khat_of(x**2, log_w)  # 0.66: what the error is made up of has a heavier tail than the weight
+    >>> worse = khat_of(x**2, log_w)  # 0.66: the terms of the error have a heavier tail than the weights
 
-Everything here is for independent draws, may be jitted and vmapped, and is not meant to be differentiated.
+All functions here are for independent draws, and may be jitted and vmapped. They are not meant to be
+differentiated.
 
-What ``khat`` says: a number is to be compared with ``min(1 - 1 / log10(S), 0.7)``. It is
+Compare ``khat`` with ``min(1 - 1 / log10(S), 0.7)``, the limit for S draws. It is
 
-* -inf where the largest values are all equal, so that there is no tail: nothing to worry about;
+* -inf where the largest values are all equal, so that there is no tail: there is nothing to worry about;
 * +inf where the weights in the lower quarter of the tail are zero beside the largest, as they are in float32
-  from 87 below it on a log scale, or all weights are zero: hopeless;
+  from 87 below it on a log scale, or all weights are zero: the weights are useless;
 * NaN where nothing can be said: fewer than 30 draws, or ties at the lower end of the tail. Hence
-  ``khat <= 0.7`` for "good" and not ``khat > 0.7`` for "bad".
+  test ``khat <= 0.7`` for "good", not ``khat > 0.7`` for "bad".
 
 Sources: Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72);
 Zhang & Stephens (2009), A new and efficient estimation method for the generalized Pareto distribution,
@@ -32,18 +33,24 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from mcx.errors import MethodError
 from mcx.ops.logspace import as_float, largest, normalize, relative_weights
+from mcx.ops.validation import one_of, validated
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import LogWeights, Scalar
 
 __all__ = ["khat_of", "pareto_khat", "psis", "tail_size"]
 
 _LEAST_TAIL = 5
-_TAILS = ("right", "left", "both")
 
 
 def tail_size(num_draws: int, tail: str = "right") -> int:
@@ -56,7 +63,7 @@ def tail_size(num_draws: int, tail: str = "right") -> int:
     return min(max(size, _LEAST_TAIL), num_draws // 2) if tail == "both" else size
 
 
-def psis(log_weights: Any) -> tuple[Any, Any]:
+def psis(log_weights: ArrayLike) -> tuple[Float[Array, "... S"], Float[Array, "..."]]:
     """Smooth importance weights, and estimate the shape of their tail.
 
     Args:
@@ -71,12 +78,11 @@ def psis(log_weights: Any) -> tuple[Any, Any]:
 
     Source: Vehtari et al. (2024), Algorithm 1.
     """
-    log_weights = as_float(log_weights)
-    _refuse_scalars(log_weights)
-    return jnp.vectorize(_smooth, signature="(s)->(s),()")(log_weights)
+    log_w = _draws(log_weights)
+    return jnp.vectorize(_smooth, signature="(s)->(s),()")(log_w)
 
 
-def pareto_khat(x: Any, *, tail: str = "both", log: bool = False) -> Any:
+def pareto_khat(x: ArrayLike, *, tail: str = "both", log: bool = False) -> Float[Array, "..."]:
     """Estimate the shape k of the generalised Pareto law that the tail of draws follows.
 
     Args:
@@ -93,10 +99,8 @@ def pareto_khat(x: Any, *, tail: str = "both", log: bool = False) -> Any:
 
     Costs as :func:`psis`. Source: Vehtari et al. (2024).
     """
-    if tail not in _TAILS:
-        raise MethodError("there is no such tail", expected=f"one of {_TAILS}", found=repr(tail))
-    x = as_float(x)
-    _refuse_scalars(x)
+    tail = validated("pareto_khat", "tail", tail, one_of("right", "left", "both"))
+    draws = _draws(x)
     if log:
         if tail == "left":
             raise MethodError(
@@ -105,11 +109,11 @@ def pareto_khat(x: Any, *, tail: str = "both", log: bool = False) -> Any:
                 found='tail="left"',
                 remedy="pass the draws themselves and log=False",
             )
-        return jnp.vectorize(lambda v: _fit_weights(v)[0], signature="(s)->()")(x)
-    return jnp.vectorize(partial(_khat_of_draws, tail=tail), signature="(s)->()")(x)
+        return jnp.vectorize(lambda v: _fit_weights(v)[0], signature="(s)->()")(draws)
+    return jnp.vectorize(partial(_khat_of_draws, tail=tail), signature="(s)->()")(draws)
 
 
-def khat_of(values: Any, log_weights: Any) -> Any:
+def khat_of(values: ArrayLike, log_weights: ArrayLike) -> Float[Array, "..."]:
     """Estimate the shape of the heaviest tail that matters to a self-normalised estimate of a mean.
 
     That estimate is a ratio: its numerator averages integrand x weight, its denominator the weights.
@@ -119,38 +123,40 @@ def khat_of(values: Any, log_weights: Any) -> Any:
         log_weights: (S,) their unnormalised log weights.
 
     Returns:
-        ``khat`` (...): the larger of the tail of weight x abs(integrand - its mean), of which the estimate's
-        error is made up, and the tail of the weights, those left out of which nothing can be said. The tails
-        of integrand x weight itself would not do: where many weights are next to zero one of them starts in
-        that pile, and looks heavy.
+        ``khat`` (...): the larger of those of weight x abs(integrand - its mean), of which the estimate's
+        error is an average, and of the weights; NaN is left out. The tails of integrand x weight itself would
+        mislead: where many weights are next to zero, one of them starts among those, and looks heavy.
 
     Raises:
         MethodError: if the leading axis of ``values`` is not that of ``log_weights``.
 
     Costs as :func:`psis` for each integrand. Source: Vehtari et al. (2024).
     """
-    log_weights, values = as_float(log_weights), as_float(values)
-    if log_weights.ndim != 1 or values.shape[:1] != log_weights.shape:
+    log_w: Array = as_float(log_weights)
+    integrand: Array = as_float(values)
+    if log_w.ndim != 1 or integrand.shape[:1] != log_w.shape:
         raise MethodError(
             "values and weights are not of the same draws",
             expected="(S, ...) values and (S,) log weights",
-            found=f"{values.shape} and {log_weights.shape}",
+            found=f"{integrand.shape} and {log_w.shape}",
         )
-    of_weights = pareto_khat(log_weights, tail="right", log=True)
-    w = relative_weights(log_weights)
+    of_weights = pareto_khat(log_w, tail="right", log=True)
+    w = relative_weights(log_w)
     # zero times infinite is zero here: a draw of weight zero is none
-    counted = jnp.where(w > 0, values.T, 0.0)  # (..., S)
+    counted = jnp.where(w > 0, integrand.T, 0.0)  # (..., S)
     mean = jnp.sum(counted * w, -1, keepdims=True) / jnp.sum(w)
-    spread = jnp.log(jnp.abs(counted - mean)) + log_weights
+    spread = jnp.log(jnp.abs(counted - mean)) + log_w
     return jnp.fmax(pareto_khat(spread, log=True), of_weights).T
 
 
-def _refuse_scalars(x: Any) -> None:
+def _draws(values: ArrayLike) -> Array:
+    x: Array = as_float(values)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise MethodError("there are no draws", expected="(..., S), S at least 1", found=str(x.shape))
+    return x
 
 
-def _smooth(log_weights: Any) -> tuple[Any, Any]:
+def _smooth(log_weights: LogWeights) -> tuple[LogWeights, Scalar]:
     """Smooth one vector; see psis."""
     log_w, _ = normalize(log_weights)
     khat, scale, where = _fit_weights(log_weights)
@@ -167,7 +173,7 @@ def _smooth(log_weights: Any) -> tuple[Any, Any]:
     return normalize(jnp.where(jnp.isfinite(khat), smoothed, log_w))[0], khat
 
 
-def _fit_weights(log_weights: Any) -> tuple[Any, Any, Any]:
+def _fit_weights(log_weights: LogWeights) -> tuple[Scalar, Scalar, Array]:
     """Fit the right tail of weights, the largest being 1: k, scale, and where the tail is, descending."""
     w = relative_weights(log_weights)
     size = tail_size(w.shape[0])
@@ -185,7 +191,7 @@ def _fit_weights(log_weights: Any) -> tuple[Any, Any, Any]:
     return jnp.where(largest(log_weights) == -jnp.inf, jnp.inf, khat), scale, where
 
 
-def _khat_of_draws(x: Any, tail: str) -> Any:
+def _khat_of_draws(x: Array, tail: str) -> Scalar:
     """pareto_khat of one vector of draws."""
     size = tail_size(x.shape[0], tail)
     if size < _LEAST_TAIL:
@@ -204,7 +210,7 @@ def _quartile(n: int) -> int:
     return int(n / 4 - 0.5)
 
 
-def _fit(excess: Any) -> tuple[Any, Any]:
+def _fit(excess: Array) -> tuple[Scalar, Scalar]:
     """Fit a generalised Pareto law to sorted excesses over a cutoff; NaN where the quartile is the minimum.
 
     The posterior mean of Zhang & Stephens (2009), with their sign of k reversed; the shape is then drawn
@@ -227,7 +233,7 @@ def _fit(excess: Any) -> tuple[Any, Any]:
     return jnp.where(usable, (n * k + 10 * 0.5) / (n + 10), jnp.nan), jnp.where(usable, scale, jnp.nan)
 
 
-def _quantile(p: Any, k: Any, scale: Any) -> Any:
+def _quantile(p: Array, k: Scalar, scale: Scalar) -> Array:
     """Quantiles of the generalised Pareto law."""
     log_survival = jnp.log1p(-p)
     flat = jnp.abs(k) < jnp.finfo(p.dtype).tiny

@@ -22,7 +22,7 @@ RING = GaussianMixture.of(
 
 def from_noise(calls, key):
     down = levels(20.0, 0.002, calls - 1, power=7, to_zero=True)
-    return sample(key, RING, CHAINS * DRAWS, (2,), down, method=DPMSolver(order=2))
+    return sample(RING, CHAINS * DRAWS, (2,), down, key=key, method=DPMSolver(order=2))
 
 
 def by_chains(calls, key, num_denoise):

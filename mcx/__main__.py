@@ -29,7 +29,7 @@ _OPTIONAL = ("arviz-plots", "diffrax", "hypothesis", "matplotlib", "netcdf4", "z
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status says whether all is well."""
+    """Run a command; returns the exit status, 0 if all is well."""
     parser = argparse.ArgumentParser(prog="python -m mcx", description="Look after mcx and what it saved.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="versions, devices, precision and cache, and whether they work")
@@ -38,18 +38,18 @@ def main(arguments: list[str] | None = None) -> int:
         ("verify", "read every file of a checkpoint and compare it with its SHA-256"),
     ):
         commands.add_parser(name, help=text).add_argument("directory", type=Path)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if given.command == "doctor":
+        if options.command == "doctor":
             return doctor()
-        return (inspect if given.command == "inspect" else verify)(given.directory)
+        return (inspect if options.command == "inspect" else verify)(options.directory)
     except McxError as error:
         print(error, file=sys.stderr)
         return 1
 
 
 def doctor() -> int:
-    """Print what mcx runs on; 1 where something is missing, too old, or does not compute."""
+    """Print what mcx runs on; returns 1 if something is missing, too old, or does not compute."""
     import jax
     import jax.numpy as jnp
 
@@ -79,7 +79,7 @@ def doctor() -> int:
 
 
 def _packages() -> list[str]:
-    """Print the packages' versions; what is wrong with them."""
+    """Print the packages' versions; returns what is wrong with them."""
     bounds: dict[str, str] = {}
     for line in importlib.metadata.requires("mcx") or ():
         found = re.match(r"([\w.-]+)>=([\d.]+)(?=$|,|;)", line)
@@ -124,7 +124,7 @@ def inspect(directory: Path) -> int:
 
 
 def verify(directory: Path) -> int:
-    """Read every file of a checkpoint; 1 where one is damaged."""
+    """Read every file of a checkpoint; returns 1 if one is damaged."""
     from mcx.results.saved import opened
     from mcx.run.store import Store
 

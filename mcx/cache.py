@@ -1,4 +1,4 @@
-"""The persistent compilation cache: compile once a machine, not once a process."""
+"""The persistent compilation cache: programs are compiled once on a machine, not once in each process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["enable_compilation_cache"]
 
 
 def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> Path:
-    """Keep compiled programs on disk, for this process and those after it.
+    """Keep compiled programs on disk for this process and later ones.
 
-    Call it once, before the first run. Programs are reused by later processes with the same model, method,
-    shapes and versions; nothing is shared between machines of different kinds.
+    Call it once, before the first run. Later processes with the same model, method, shapes and versions reuse
+    the programs; machines of different kinds share nothing.
 
     Args:
-        path: folder; by default ``$XDG_CACHE_HOME/mcx/jax``, or ``~/.cache/mcx/jax``.
+        path: the folder; by default ``$XDG_CACHE_HOME/mcx/jax``, or ``~/.cache/mcx/jax``.
 
     Returns:
         The folder.
@@ -28,7 +28,7 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> Path
     folder = Path(path).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # small programs count too: a model's first call is made of several
+    # small programs are kept too, because a model's first call compiles several
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder

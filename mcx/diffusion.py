@@ -1,7 +1,7 @@
 """Diffusion models: schedules, scores, integrators, and weights that correct what scores get wrong."""
 
 from mcx.inference.diffusion.correctors.correct import Corrections, correct
-from mcx.inference.diffusion.correctors.correctors import Corrected, corrector
+from mcx.inference.diffusion.correctors.corrector import Corrected, corrector
 from mcx.inference.diffusion.denoising_mcmc.denoising_mcmc import Denoised, DenoisingMCMC
 from mcx.inference.diffusion.denoising_mcmc.level_laws import (
     LevelsFromClassifier,
@@ -9,7 +9,8 @@ from mcx.inference.diffusion.denoising_mcmc.level_laws import (
     LevelsFromScore,
 )
 from mcx.inference.diffusion.integrators.adaptive import RungeKutta45
-from mcx.inference.diffusion.integrators.base import Integrator, integrate
+from mcx.inference.diffusion.integrators.base import Integrator
+from mcx.inference.diffusion.integrators.integrate import integrate
 from mcx.inference.diffusion.integrators.langevin import PredictorCorrector
 from mcx.inference.diffusion.integrators.likelihood import log_likelihood
 from mcx.inference.diffusion.integrators.linear import DDIM, DEIS, DPMSolver, EulerMaruyama, SDEDPMSolver

@@ -1,4 +1,4 @@
-"""What a model is made of: one record a site, and the table that prints them."""
+"""The sites of a model: a record of each, and the table that prints them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Site:
         kind: "latent", "discrete" (latent, without a gradient), "observed", "factor", "deterministic",
             "plate" or "param".
         distribution: name of its distribution.
-        batch_shape: independent replicates; ``event_shape``: one draw; ``shape``: the value.
+        batch_shape, event_shape: of its distribution; ``shape``: of its value.
         dtype: of the value.
         support: its constraint.
         dims: a name for each axis of the value (plates where there are any).
@@ -32,9 +32,9 @@ class Site:
         plates: ``(name, dim, size)`` of the plates around it.
         terms_shape: of an observed site, shape of its log-likelihood terms.
         discrete_support: whether its values are integers by law.
-        markov: whether it is a path of an ``mcx.markov`` chain, or its observations: the first axis is time.
-        emitted: whether it is the observations of an ``mcx.markov`` chain.
-        scanned: whether it is in the body of a scan: the first axis is time.
+        markov: whether it is a path of an ``mcx.markov`` block, or its observations; its first axis is time.
+        emitted: whether it is the observations of an ``mcx.markov`` block.
+        scanned: whether it is in the body of a scan; its first axis is time.
         no_density: why its law has no density; empty where it has one.
         diffusion: whether its law is a diffusion model, ``mcx.ScorePrior``.
     """

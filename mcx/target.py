@@ -1,8 +1,8 @@
-"""The records that everything below the language consumes.
+"""The records that inference consumes, and into which models are compiled.
 
-A :class:`Target` is a posterior on unconstrained space, prior and likelihood kept apart. A
-:class:`FeynmanKac` model is an initial law, Markov kernels and potentials. Their data are pytree leaves and
-their functions are static, so that a compiled program takes new data without retracing.
+A :class:`Target` is a posterior on unconstrained space, with its prior and likelihood apart. A
+:class:`FeynmanKac` model is an initial law, Markov kernels and potentials. Their data are leaves of pytrees
+and their functions are static, so that a compiled program takes new data without retracing.
 """
 
 from __future__ import annotations
@@ -10,47 +10,50 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mcx.errors import ModelError
 from mcx.ops.validation import integer, validated
 from mcx.sites import SiteTable
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
+from mcx.types import Key, PyTree, Scalar, SiteValues, Vector
 
 __all__ = ["FeynmanKac", "LogParts", "StateSpace", "Target", "TargetFunctions"]
 
 
 class LogParts(NamedTuple):
-    """Log density, in its two parts.
+    """The two parts of a log density.
 
     prior: log prior density on unconstrained space, log Jacobians included.
     likelihood: log likelihood, ``factor`` terms of kind "likelihood" included.
     """
 
-    prior: Any
-    likelihood: Any
+    prior: Scalar
+    likelihood: Scalar
 
 
 class TargetFunctions(NamedTuple):
     """Pure functions of ``(data, z)``, shared by all targets of one structure.
 
-    ``run`` gives the program itself: ``data -> function without arguments``.
+    run: ``data -> program``, a function without arguments.
+    log_parts: both parts of the log density.
+    constrain, unconstrain: the map from ``z`` to values by site, and its inverse.
+    pointwise, prior_terms: log likelihood by observed site, and log prior density by latent site.
+    replayed: the sites as effect handlers saw them.
+    sample_prior: ``(data, key) -> z``, or None where the prior cannot be drawn from.
     """
 
-    run: Callable[[Any], Callable[[], Any]]
-    log_parts: Callable[[Any, Any], LogParts]
-    constrain: Callable[[Any, Any], dict[str, Any]]
-    unconstrain: Callable[[Any, Any], dict[str, Any]]
-    pointwise: Callable[[Any, Any], dict[str, Any]]
-    prior_terms: Callable[[Any, Any], dict[str, Any]]
-    replayed: Callable[[Any, Any], Mapping[str, dict[str, Any]]]
-    sample_prior: Callable[[Any, Any], dict[str, Any]] | None
+    run: Callable[[PyTree], Callable[[], PyTree]]
+    log_parts: Callable[[PyTree, SiteValues], LogParts]
+    constrain: Callable[[PyTree, SiteValues], dict[str, Array]]
+    unconstrain: Callable[[PyTree, SiteValues], dict[str, Array]]
+    pointwise: Callable[[PyTree, SiteValues], dict[str, Array]]
+    prior_terms: Callable[[PyTree, SiteValues], dict[str, Array]]
+    replayed: Callable[[PyTree, SiteValues], Mapping[str, dict[str, Any]]]
+    sample_prior: Callable[[PyTree, Key], dict[str, Array]] | None
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +68,7 @@ class Target:
         sites: the model's sites; static.
     """
 
-    data: Any
+    data: PyTree
     functions: TargetFunctions = field(metadata={"static": True})
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(metadata={"static": True})
     sites: SiteTable = field(metadata={"static": True})
@@ -75,56 +78,56 @@ class Target:
         """Number of unconstrained coordinates."""
         return sum(math.prod(shape) for _, shape in self.shapes)
 
-    def log_parts(self, z: Mapping[str, Array]) -> LogParts:
+    def log_parts(self, z: SiteValues) -> LogParts:
         """Log prior and log likelihood at ``z``, from one run of the model."""
         return self.functions.log_parts(self.data, z)
 
-    def log_prior(self, z: Mapping[str, Array]) -> Float[Array, ""]:
+    def log_prior(self, z: SiteValues) -> Scalar:
         """Log prior density at ``z``, log Jacobians included."""
         return self.log_parts(z).prior
 
-    def log_likelihood(self, z: Mapping[str, Array]) -> Float[Array, ""]:
+    def log_likelihood(self, z: SiteValues) -> Scalar:
         """Log likelihood at ``z``."""
         return self.log_parts(z).likelihood
 
-    def log_density(self, z: Mapping[str, Array]) -> Float[Array, ""]:
+    def log_density(self, z: SiteValues) -> Scalar:
         """Log posterior density at ``z``, up to the evidence."""
         prior, likelihood = self.log_parts(z)
         return prior + likelihood
 
-    def constrain(self, z: Mapping[str, Array]) -> dict[str, Array]:
+    def constrain(self, z: SiteValues) -> dict[str, Array]:
         """Latent and deterministic sites at ``z``, by replay: supports may depend on values."""
         return self.functions.constrain(self.data, z)
 
-    def unconstrain(self, values: Mapping[str, Array]) -> dict[str, Array]:
+    def unconstrain(self, values: SiteValues) -> dict[str, Array]:
         """The point ``z`` of constrained values of every latent site."""
         return self.functions.unconstrain(self.data, values)
 
-    def pointwise(self, z: Mapping[str, Array]) -> dict[str, Array]:
+    def pointwise(self, z: SiteValues) -> dict[str, Array]:
         """Log likelihood at ``z`` by observed site, one entry an observation."""
         return self.functions.pointwise(self.data, z)
 
-    def prior_terms(self, z: Mapping[str, Array]) -> dict[str, Array]:
+    def prior_terms(self, z: SiteValues) -> dict[str, Array]:
         """Log prior density at ``z`` by latent site, on constrained space (no Jacobians)."""
         return self.functions.prior_terms(self.data, z)
 
-    def replayed(self, z: Mapping[str, Array]) -> Mapping[str, dict[str, Any]]:
+    def replayed(self, z: SiteValues) -> Mapping[str, dict[str, Any]]:
         """The program's sites at ``z``, as the effect handlers saw them."""
         return self.functions.replayed(self.data, z)
 
     @property
-    def sample_prior(self) -> Callable[[Array], dict[str, Array]] | None:
+    def sample_prior(self) -> Callable[[Key], dict[str, Array]] | None:
         """``key -> z``, a draw from the prior; None where the prior is improper or carries factors."""
         draw = self.functions.sample_prior
         return None if draw is None else lambda key: draw(self.data, key)
 
-    def ravel(self, z: Mapping[str, Array]) -> Float[Array, " d"]:
+    def ravel(self, z: SiteValues) -> Vector:
         """Lay ``z`` out as one vector, sites in program order."""
         if not self.shapes:
             return jnp.zeros(0)
         return jnp.concatenate([jnp.reshape(z[name], -1) for name, _ in self.shapes])
 
-    def unravel(self, vector: Float[Array, " d"]) -> dict[str, Array]:
+    def unravel(self, vector: Vector) -> dict[str, Array]:
         """Inverse of :meth:`ravel`."""
         z, start = {}, 0
         for name, shape in self.shapes:
@@ -133,12 +136,12 @@ class Target:
             start = stop
         return z
 
-    def with_data(self, data: Any) -> Target:
+    def with_data(self, data: PyTree) -> Target:
         """The same target with other data of the same structure."""
         return replace(self, data=data)
 
 
-def _same(params: Any) -> Any:
+def _same(params: PyTree) -> PyTree:
     return params
 
 
@@ -148,34 +151,33 @@ _SAME = jax.tree_util.Partial(_same)  # one object for all: a Partial equals not
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FeynmanKac:
-    """What particle methods approximate: an initial law, Markov kernels and potentials, for one particle.
+    """A Feynman-Kac model: initial law, Markov kernels and potentials, written for one particle.
 
     It stands for the measures ``M_0(dx_0) G_0(x_0) prod_t M_t(x_{t-1}, dx_t) G_t(x_{t-1}, x_t)``. Particles
-    are arbitrary pytrees; the loop vectorises the functions. Parameters are arguments, never closed over:
-    that is what allows ``vmap`` and gradients over them without tracing anew.
+    are arbitrary pytrees, and the loop vectorises the functions. Parameters are arguments and are never
+    closed over, which allows ``vmap`` and gradients over them without tracing anew.
 
     Attributes:
         initial: ``(key, ctx, u_0) -> x_0``, a draw from M_0.
         transition: ``(key, ctx, x_prev, u) -> x``, a draw from M_t.
         log_potential: ``(ctx, x_prev, x, u) -> scalar``, log G_t; ``x_prev`` is None at t = 0.
         num_times: T, number of times; static.
-        inputs: per-step data, a pytree whose leaves have a leading axis of T; u_t is its t-th entry.
-        prepare: ``params -> ctx``, run once, outside of the loop; a plain function or a
-            ``jax.tree_util.Partial`` that carries data.
+        inputs: data by time, a pytree whose leaves have a leading axis of T; u_t is its t-th entry.
+        prepare: ``params -> ctx``, run once, before the loop; a function, or a ``jax.tree_util.Partial`` that
+            carries data.
         log_transition: ``(ctx, x_prev, x, u) -> scalar``, log density of M_t with respect to a fixed measure,
             or None: backward sampling, PaRIS and ancestor sampling need it.
-        log_transition_bound: ``(ctx, x_prev, u) -> scalar``, the largest value of log m_t(x_prev, x) over x,
-            or more, or
+        log_transition_bound: ``(ctx, x_prev, u) -> scalar``, an upper bound of log m_t(x_prev, x) over x, or
             None: backward sampling by rejection needs it.
         log_initial: ``(ctx, x, u) -> scalar``, log density of M_0, or None: the score needs it.
-        log_lookahead: ``(ctx, x, u_next) -> scalar``, how promising a particle is for the next potential, in
-            logarithm, or None: resampling then takes it into account and the weights correct for it (the
-            auxiliary particle filter of Pitt and Shephard 1999).
-        adapt: ``(ctx, particles, log_w, u) -> ctx``: the context that this step's transition, potential and
-            look-ahead see, computed from the whole population, or None.
-        population: whether ``transition`` takes and gives all particles, with one key: moves that look at the
-            whole cloud. Each particle's law given the others' states before has to be M_t still, at least as
-            their number grows.
+        log_lookahead: ``(ctx, x, u_next) -> scalar``, the log of a guess at the next potential from x, or
+            None: resampling then takes it into account, and the weights correct for it (the auxiliary
+            particle filter of Pitt and Shephard 1999).
+        adapt: ``(ctx, particles, log_w, u) -> ctx``, the context of this time's transition, potential and
+            look-ahead, computed from the whole population; or None.
+        population: whether ``transition`` takes and returns all particles at once, with one key, for moves
+            that use the whole cloud. Each particle's law given the others' former states still has to be M_t,
+            at least as their number grows.
         batched_draws: whether ``initial`` and ``transition`` take a
             :class:`~mcx.ops.batched_draws.ParticleKey` in place of a key of their own, and draw with
             :func:`~mcx.ops.batched_draws.draw`: one batched draw for all particles.
@@ -183,17 +185,17 @@ class FeynmanKac:
     Source: Del Moral (2004); Chopin and Papaspiliopoulos (2020), chapter 5.
     """
 
-    initial: Callable[..., Any] = field(metadata={"static": True})
-    transition: Callable[..., Any] = field(metadata={"static": True})
-    log_potential: Callable[..., Any] = field(metadata={"static": True})
+    initial: Callable[..., PyTree] = field(metadata={"static": True})
+    transition: Callable[..., PyTree] = field(metadata={"static": True})
+    log_potential: Callable[..., Scalar] = field(metadata={"static": True})
     num_times: int = field(metadata={"static": True})
-    inputs: Any = None
-    prepare: Any = field(default=_SAME)
-    log_transition: Callable[..., Any] | None = field(default=None, metadata={"static": True})
-    log_transition_bound: Callable[..., Any] | None = field(default=None, metadata={"static": True})
-    log_initial: Callable[..., Any] | None = field(default=None, metadata={"static": True})
-    log_lookahead: Callable[..., Any] | None = field(default=None, metadata={"static": True})
-    adapt: Callable[..., Any] | None = field(default=None, metadata={"static": True})
+    inputs: PyTree = None
+    prepare: Callable[[PyTree], PyTree] = field(default=_SAME)
+    log_transition: Callable[..., Scalar] | None = field(default=None, metadata={"static": True})
+    log_transition_bound: Callable[..., Scalar] | None = field(default=None, metadata={"static": True})
+    log_initial: Callable[..., Scalar] | None = field(default=None, metadata={"static": True})
+    log_lookahead: Callable[..., Scalar] | None = field(default=None, metadata={"static": True})
+    adapt: Callable[..., PyTree] | None = field(default=None, metadata={"static": True})
     batched_draws: bool = field(default=False, metadata={"static": True})
     population: bool = field(default=False, metadata={"static": True})
 
@@ -229,10 +231,10 @@ class FeynmanKac:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StateSpace:
-    """A Markov chain with emissions: a Feynman-Kac model and what its particles mean.
+    """A Markov block: a Feynman-Kac model, and the meaning of its particles.
 
     Attributes:
-        feynman_kac: the chain, weighted by its observations.
+        feynman_kac: the Markov chain, weighted by its observations.
         states: ``particle -> {site: value}``; static.
         view: ``particle -> state``, as the model's own functions see it; static.
         observe: ``(key, ctx, x, u) -> {site: value}``, a draw of the observations of one time; static.
@@ -240,24 +242,25 @@ class StateSpace:
         name: of the Markov block; static.
         state_names: sites that ``states`` gives; static.
         params: names of the parameters that ``feynman_kac.prepare`` takes; static.
-        guided: whether particles are drawn with the observation in view; static.
-        no_density: why the transition has no density, for methods that need it; empty where it has; static.
+        guided: whether particles are drawn from a proposal that knows the observation; static.
+        no_density: why the transition has no density; empty where it has one; static.
         start_names: further latent sites that belong to a path, such as a state before time 0; static.
-        path_values: ``path -> {site: value}``, of all sites that belong to a path of particles; static.
-        path_of: ``(ctx, {site: value}, inputs) -> path``, its inverse; what else particles hold is computed
-            from the context, so that it cannot be out of date. Both take a space made ``whole``; static.
+        path_values: ``path -> {site: value}``, for all sites that belong to a path of particles; static.
+        path_of: ``(ctx, {site: value}, inputs) -> path``, the inverse of ``path_values``; whatever else
+            particles hold is computed from the context, so that it is never out of date. Both need a space
+            that was made with ``whole=True``; static.
     """
 
     feynman_kac: FeynmanKac
-    states: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
-    view: Callable[[Any], Any] = field(metadata={"static": True})
-    observe: Callable[..., dict[str, Any]] = field(metadata={"static": True})
-    observed: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
+    states: Callable[[PyTree], dict[str, Array]] = field(metadata={"static": True})
+    view: Callable[[PyTree], PyTree] = field(metadata={"static": True})
+    observe: Callable[..., dict[str, Array]] = field(metadata={"static": True})
+    observed: Callable[[PyTree], dict[str, Array]] = field(metadata={"static": True})
     name: str = field(metadata={"static": True})
     state_names: tuple[str, ...] = field(metadata={"static": True})
     params: tuple[str, ...] = field(metadata={"static": True})
     guided: bool = field(metadata={"static": True})
     no_density: str = field(metadata={"static": True})
     start_names: tuple[str, ...] = field(metadata={"static": True})
-    path_values: Callable[[Any], dict[str, Any]] = field(metadata={"static": True})
-    path_of: Callable[..., Any] = field(metadata={"static": True})
+    path_values: Callable[[PyTree], dict[str, Array]] = field(metadata={"static": True})
+    path_of: Callable[..., PyTree] = field(metadata={"static": True})

@@ -1,7 +1,7 @@
-"""Names of the types that signatures speak of.
+"""Names of the types that signatures use.
 
 They are aliases for readers and type checkers: ``type`` statements are evaluated when somebody asks for their
-value, so that jaxtyping is needed for checking alone. Shapes are jaxtyping's, such as ``Float[Array, "chain
+value, so jaxtyping is needed for checking alone. Shapes are jaxtyping's, such as ``Float[Array, "chain
 draw d"]``: *chain* independent chains or replicates, *draw* draws of each, *N* particles, *T* times, *d*
 coordinates.
 """
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 __all__ = [
+    "Covariance",
     "Draws",
     "Flags",
     "Index",
+    "IntLike",
     "Key",
     "KeyLike",
+    "Keys",
     "LogWeights",
     "PyTree",
     "Scalar",
@@ -33,8 +36,14 @@ __all__ = [
 type Key = jax.Array
 """A typed random key of JAX, of shape ()."""
 
+type Keys = jax.Array
+"""Typed random keys with leading axes, such as one a chain."""
+
 type KeyLike = jax.Array | int
 """What users give as ``key=``: a typed key or an int."""
+
+type IntLike = Int[Array, ""] | int
+"""An integer, on the device or the host."""
 
 type PyTree = Any
 """Any pytree of arrays: states, particles, data."""
@@ -44,6 +53,9 @@ type Scalar = Float[Array, ""]
 
 type Vector = Float[Array, " d"]
 """A point of unconstrained space, (d,)."""
+
+type Covariance = Float[Array, " d"] | Float[Array, "d d"]
+"""Variances (d,) or a covariance matrix (d, d); as an inverse mass matrix, a metric."""
 
 type LogWeights = Float[Array, " N"]
 """Log weights of N particles; normalised where the docstring says so."""

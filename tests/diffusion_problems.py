@@ -129,7 +129,7 @@ def flow_errors(name, method, steps, start=FIRST, end=LAST):
     errors = []
     for num in steps:
         rho = levels(start, end, num)
-        found = jax.vmap(lambda y, rho=rho: integrate(None, MODELS[name], y, rho, method=method))(
+        found = jax.vmap(lambda y, rho=rho: integrate(MODELS[name], y, rho, method=method))(
             jnp.asarray(start * POINTS)
         )
         errors.append(float(np.sqrt(np.mean((np.asarray(found) - exact) ** 2))))

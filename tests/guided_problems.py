@@ -125,3 +125,10 @@ def check_within(draws, truth, within, alpha=1e-6):
     assert (level * error <= within).all(), f"too few draws: standard errors {error}, within {within}"
     off = np.abs(x.mean(0) - truth)
     assert (off <= within).all(), f"off by {off} +- {error}, not within {within}"
+
+
+@mcx.model
+def above(prior, y):
+    """Whether x is above 0.5, told right nine times out of ten."""
+    x = mcx.sample("x", prior)
+    mcx.sample("y", dist.Bernoulli(jnp.where(x[0] > 0.5, 0.9, 0.1)), obs=y)

@@ -1,7 +1,6 @@
 """Runs survive: kills, damage, full disks; what is read is what was written, or is refused."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,14 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from checkpoint_problems import STEPS, Walk, interrupted, normal, same, walk
 from problems import level
 
 import mcx
 from mcx import dist
 from mcx.errors import (
-    CheckpointCorrupt,
     CheckpointError,
     CheckpointInUse,
     CheckpointMismatch,
@@ -29,86 +26,14 @@ from mcx.errors import (
 from mcx.run.records import from_records, record_type, to_records
 from mcx.run.store import Store
 
-STEPS = 300
 SCRIPT = """
 import sys, jax, numpy as np, mcx
 sys.path.insert(0, sys.argv[1])
-from test_checkpoint import Walk
+from checkpoint_problems import Walk
 done = mcx.run(Walk(), key=3, num_steps=6000, num_chains=2, num_discard=500, chunk_size=30, progress=False,
                checkpoint=mcx.Checkpoint(sys.argv[2], interval=0.0))
 print("steps", done.num_steps)
 """
-
-
-class Walk:
-    """A random walk that carries a random key and several types."""
-
-    def init(self, key):
-        return {"x": jnp.zeros(3), "key": key, "count": jnp.int32(0)}
-
-    def step(self, key, state):
-        x = state["x"] + jax.random.normal(key, (3,)) + jax.random.uniform(state["key"])
-        new = {"x": x, "key": jax.random.fold_in(state["key"], 1), "count": state["count"] + 1}
-        return new, {"far": jnp.sum(x**2) > 9}
-
-    def __eq__(self, other):
-        return type(other) is type(self)
-
-    def __hash__(self):
-        return 0
-
-
-def collect(state, info):
-    return {"x": state["x"], "count": state["count"].astype(jnp.bfloat16), **info}
-
-
-def walk(path, steps=STEPS, key=3, interval=0.0, in_memory=True, **options):
-    options = {"chunk_size": 20, "num_discard": 50, "num_chains": 2, "progress": False, **options}
-    checkpoint = None if path is None else mcx.Checkpoint(path, interval, in_memory)
-    return mcx.run(WALK, key=key, num_steps=steps, collect=collect, checkpoint=checkpoint, **options)
-
-
-WALK = Walk()
-
-
-def same(a, b):
-    leaves = [
-        jax.tree.leaves((r.draws, r.stats, r.state["x"], jax.random.key_data(r.state["key"]))) for r in (a, b)
-    ]
-    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(*leaves, strict=True))
-
-
-class Stopped(Exception):
-    pass
-
-
-def interrupted(path, chunks, **options):
-    """A run that ends by an error after some chunks."""
-    seen = []
-
-    def report(stats):
-        seen.append(1)
-        if len(seen) > chunks:
-            raise Stopped
-        return {}
-
-    from mcx.run.kernel import as_kernel
-
-    kernel = as_kernel(WALK, collect)
-    original = type(kernel).report
-    type(kernel).report = lambda self, stats: report(stats)
-    try:
-        with pytest.raises(Stopped):
-            walk(path, **options)
-    finally:
-        type(kernel).report = original
-
-
-@pytest.fixture
-def begun(tmp_path):
-    """A directory with an unfinished run."""
-    interrupted(tmp_path / "run", 6)
-    return tmp_path / "run"
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 9])
@@ -169,12 +94,6 @@ def test_runs_without_draws_go_on(tmp_path):
         np.testing.assert_array_equal(found.stats["log_evidence"], whole.stats["log_evidence"])
 
 
-@mcx.model
-def normal(y):
-    mu = mcx.sample("mu", dist.Normal(0, 5))
-    mcx.sample("y", dist.Normal(mu, 1.0), obs=y)
-
-
 def test_inference_goes_on(tmp_path):
     method = mcx.RandomWalk(num_warmup=50, num_samples=60)
     options = {"key": 0, "progress": False, "warnings": "ignore"}
@@ -213,127 +132,6 @@ def test_another_run_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointMismatch, match="another versions"):
         infer()
-
-
-# --- damage ----------------------------------------------------------------------------------------
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def flip(path):
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
-
-
-def link(path):
-    path.rename(path.parent / "elsewhere")
-    path.symlink_to(path.parent / "elsewhere")
-
-
-def fifo(path):
-    path.unlink()
-    os.mkfifo(path)
-
-
-DAMAGE = {"truncated": truncate, "flipped": flip, "missing": Path.unlink, "link": link, "fifo": fifo}
-
-
-@pytest.mark.parametrize("name", ["chunk-000001.npy", "state-*.npy", "manifest.json"])
-@pytest.mark.parametrize("damage", list(DAMAGE))
-def test_damaged_files_are_refused(begun, name, damage):
-    (path,) = begun.glob(name)
-    if (name, damage) == ("manifest.json", "missing"):
-        return  # nothing tells that there was a run
-    DAMAGE[damage](path)
-    if (name, damage) == ("manifest.json", "flipped"):
-        with pytest.raises(CheckpointError):  # of the format, or of the identity, or of a hash
-            walk(begun)
-        return
-    with pytest.raises(CheckpointCorrupt, match="to mend it"):
-        walk(begun)
-
-
-def listed(begun, raw, name="chunk-000001.npy"):
-    """The manifest with another content of a chunk, hash and length right."""
-    import hashlib
-
-    manifest = json.loads((begun / "manifest.json").read_text())
-    (begun / name).write_bytes(raw)
-    entry = manifest["chunks"][1]["files"][0]
-    entry |= {"file": name, "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    (begun / "manifest.json").write_text(json.dumps(manifest))
-
-
-def npy(header):
-    text = header.encode() + b"\n"
-    return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
-
-
-HOSTILE = {
-    "pickle": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}") + b"cos\nsystem\n(S'true'\ntR.",
-    "huge": npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (20, 1000000000000)}"),
-    "overflowing": npy(
-        "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2305843009213693952, 8)}"
-    ),
-    "negative": npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (-1, 2)}"),
-    "code": npy("__import__('os').system('true')"),
-    "deep": npy("(" * 5000 + ")" * 5000),
-    "no header": b"hello",
-    "another type": npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (20, 2)}") + bytes(160),
-}
-
-
-@pytest.mark.parametrize("case", list(HOSTILE))
-def test_hostile_chunks_are_refused(begun, case):
-    listed(begun, HOSTILE[case])
-    with pytest.raises(CheckpointCorrupt):
-        walk(begun)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["../secret.npy", "/etc/passwd", "chunk-000001.npy/../../x", "chunk-1.npy", "", 7, None, "manifest.json"],
-)
-def test_hostile_names_are_refused(begun, name):
-    manifest = json.loads((begun / "manifest.json").read_text())
-    manifest["chunks"][1]["files"][0]["file"] = name
-    (begun / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointCorrupt, match="no manifest"):
-        walk(begun)
-
-
-@pytest.mark.parametrize(
-    "raw", [b"", b"[" * 100_000, b"null", b"{}", b"\xff\xfe", b'{"format": "mcx checkpoint"}']
-)
-def test_hostile_manifests_are_refused(begun, raw):
-    (begun / "manifest.json").write_bytes(raw)
-    with pytest.raises(CheckpointCorrupt):
-        walk(begun)
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_damage_is_found_or_harmless(begun, data):
-    """Bytes of any file replaced, dropped or added: the reader refuses, or reads what was written."""
-    store = Store(begun)
-    files = {p.name: p.read_bytes() for p in begun.iterdir() if p.suffix in (".npy", ".json")}
-    clean = [store.load(e).tobytes() for e in store.read().chunks]
-    name = data.draw(st.sampled_from(sorted(files)))
-    raw = files[name]
-    start = data.draw(st.integers(0, len(raw)))
-    length = data.draw(st.integers(0, 40))
-    damaged = raw[:start] + data.draw(st.binary(max_size=40)) + raw[start + length :]
-    (begun / name).write_bytes(damaged)
-    try:
-        found = [store.load(e).tobytes() for e in store.read().chunks]
-        assert found == clean[: len(found)]
-    except CheckpointCorrupt:
-        pass
-    finally:
-        (begun / name).write_bytes(raw)
 
 
 # --- the directory -----------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_a_chain_of_sweeps_has_the_smoothing_moments(key):
     assert rate[0] > 0.5 and rate[-1] > 0.5
 
 
-def test_refusals():
+def test_refusals_of_conditional_smc():
     for bad in ({"num_particles": 1}, {"backward": "sideways"}, {"threshold": 2.0}):
         with pytest.raises(MethodError):
             ConditionalSMC(**bad)

@@ -104,7 +104,7 @@ def test_simulated_paths_carry_their_own_values(key):
             scan(step, 0.0, None, length=len(y))
 
     bound = walk(np.zeros(5, np.float32))
-    y = jax.device_get(jax.jit(jax.vmap(bound.simulate))(jax.random.split(key, 4000)))["y"]
+    y = jax.device_get(jax.jit(jax.vmap(lambda k: bound.simulate(key=k)))(jax.random.split(key, 4000)))["y"]
     check_mean(y**2, np.arange(1.0, 6.0), delta=np.arange(1.0, 6.0) * 0.2, independent=True)
     np.testing.assert_allclose(bound.log_density({}), 5 * scipy.stats.norm.logpdf(0.0), rtol=1e-6)
 

@@ -130,7 +130,8 @@ def test_correct_says_what_cannot_be_relied_on():
             noise_gain=0.1, threshold=0.0, progress=False, refresh=True,
         )  # fmt: skip
     assert "larger noise_gain" in str(said[0].message)
-    for field, value in (("num_particles", 1), ("event_shape", (0,)), ("refresh", 3), ("warnings", "no")):
+    for field, value in (("num_particles", 1), ("event_shape", (0,)), ("refresh", 3), ("warnings", "no"),
+                         ("num_chains", 0), ("threshold", 2.0), ("resampling", "no")):  # fmt: skip
         with pytest.raises(MethodError, match=field):
             correct(anneal(SECOND, 2.0), **{"event_shape": (1,), "rho": RHO, "key": 0, field: value})
 
@@ -297,14 +298,14 @@ def test_mixture():
 def test_the_start_is_that_of_a_gaussian():
     """Where models are Gaussian the start's law is exact, and so is its integral."""
     composition = anneal(GaussianMixture.of([3.0, -1.0], [0.5, 2.0]), 2.0)
-    mean, variance, log_z = composition.start(20.0, jnp.zeros(2))
+    mean, variance, log_z = composition.initial_law(20.0, jnp.zeros(2))
     for i, (m, v) in enumerate(((3.0, 0.5 + 400), (-1.0, 2.0 + 400))):
         assert mean[i] == pytest.approx(m, rel=1e-2) and variance[i] == pytest.approx(v / 2, rel=1e-3)
     exact = sum(gaussian_integral((2.0, m, v))[2] for m, v in ((3.0, 400.5), (-1.0, 402.0)))
     assert log_z == pytest.approx(exact, abs=1e-3)
 
 
-def test_refusals():
+def test_refusals_of_correctors():
     like = jnp.zeros(1)
     for bad in ([1.0], [1.0, 2.0], [1.0, 0.0]):
         with pytest.raises(MethodError, match="noise levels"):

@@ -30,13 +30,13 @@ RHO = levels(5.0, 0.05, 31)  # 32 levels
 CHAINS = 2048
 
 
-def run(key, num_samples=1, num_chains=CHAINS, start="exact", model=MODEL, **options):
+def run(key, num_samples=1, num_chains=CHAINS, init="exact", model=MODEL, **options):
     """Chains that start from the product law itself, where the test asks for their law and not their way."""
-    key_start, key_run = jax.random.split(key)
-    if isinstance(start, str):
-        start = MODEL.sample(key_start, num_chains)
+    key_init, key_run = jax.random.split(key)
+    if isinstance(init, str):
+        init = MODEL.sample(key_init, num_chains)
     method = DenoisingMCMC(**{"num_samples": num_samples, "num_warmup": 8, "num_denoise": 2, **options})
-    return method.run(model, (2,), RHO, key=key_run, start=start, num_chains=num_chains, progress=False)
+    return method.run(model, (2,), RHO, key=key_run, init=init, num_chains=num_chains, progress=False)
 
 
 def rank_test(rho):
@@ -84,8 +84,8 @@ def test_what_the_rank_test_finds(mutant, key, monkeypatch):
 @pytest.mark.slow
 def test_modes_are_crossed_and_denoised(key):
     """All chains start in one mode; the denoised draws have both, and the data's moments."""
-    start = jnp.broadcast_to(jnp.array([2.0, -1.0]), (256, 2))
-    found = run(key, 400, 256, start=start, num_warmup=200, num_denoise=12, integrator=None)
+    init = jnp.broadcast_to(jnp.array([2.0, -1.0]), (256, 2))
+    found = run(key, 400, 256, init=init, num_warmup=200, num_denoise=12, integrator=None)
     x = np.asarray(found.x, float)
     mean, second = moments()
     check_mean(x, mean, delta=0.15)
@@ -162,7 +162,7 @@ def test_conditions_of_integrators_stay_conditions(key):
         num_samples=3, num_warmup=0, step_size=0.02, num_denoise=2, integrator=Heun(),
         level_law=LevelsFromClassifier(lambda y: jnp.zeros(32)),
     )  # fmt: skip
-    found = method.run(alone, (2,), RHO, key=key, start=jnp.zeros((4, 2)), num_chains=4, progress=False)
+    found = method.run(alone, (2,), RHO, key=key, init=jnp.zeros((4, 2)), num_chains=4, progress=False)
     jax.effects_barrier()
     assert found.nfe == 1 + 3
     assert len(calls) == 3 + 3  # of all chains at once in three steps, of all draws at once in the end
@@ -171,10 +171,10 @@ def test_conditions_of_integrators_stay_conditions(key):
 @pytest.mark.slow
 def test_a_prior_of_levels(key):
     """More of small noise; the denoised points stay the data's."""
-    start = MODEL.sample(key, CHAINS)
+    init = MODEL.sample(key, CHAINS)
     prior = np.where(RHO < 0.5, 1.0, 0.0)
     method = DenoisingMCMC(num_samples=1, num_warmup=8)
-    options = {"key": key, "start": start, "num_chains": CHAINS, "progress": False}
+    options = {"key": key, "init": init, "num_chains": CHAINS, "progress": False}
     found = method.run(MODEL, (2,), RHO, log_prior=prior, **options)
     share = np.exp(prior)[RHO < 0.5].sum() / np.exp(prior).sum()
     check_mean((found.rho < 0.5).astype(float)[:, 0], share, delta=0.08, independent=True)
@@ -182,7 +182,7 @@ def test_a_prior_of_levels(key):
     np.testing.assert_array_equal(turned.rho, found.rho)
 
 
-def test_results(key):
+def test_results_of_denoising_mcmc(key):
     found = run(key, 3, 8)
     assert found.x.shape == found.noisy.shape == (8, 3, 2) and found.rho.shape == (8, 3)
     assert found.acceptance.shape == (8, 11) and "8 chains x 3 draws" in repr(found)
@@ -190,7 +190,7 @@ def test_results(key):
     assert tree["posterior"]["x"].shape == (8, 3, 2) and tree["sample_stats"]["rho"].shape == (8, 3)
 
 
-def test_refusals():
+def test_refusals_of_denoising_mcmc():
     alone = Score(lambda x, t: -x, ve())
     good = DenoisingMCMC(num_samples=1, num_warmup=0)
     options = {"key": 0, "num_chains": 2, "progress": False}
@@ -208,8 +208,8 @@ def test_refusals():
     for rho in ([1.0], [1.0, 1.0], [2.0, 0.0], [1.0, 3.0, 2.0]):
         with pytest.raises(MethodError, match="noise levels"):
             good.run(MODEL, (2,), rho, **options)
-    with pytest.raises(MethodError, match="start="):
-        good.run(MODEL, (2,), RHO, start=jnp.zeros((3, 2)), **options)
+    with pytest.raises(MethodError, match="init="):
+        good.run(MODEL, (2,), RHO, init=jnp.zeros((3, 2)), **options)
     with pytest.raises(MethodError, match="log_prior"):
         good.run(MODEL, (2,), RHO, log_prior=[0.0], **options)
     with pytest.raises(MethodError, match="classes"):

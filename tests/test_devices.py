@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from checkpoint_problems import WALK, collect, interrupted, normal, same
 from gibbs_problems import Y, persistence
 from problems import level
-from test_checkpoint import WALK, collect, interrupted, normal, same
 
 import mcx
 from mcx.errors import CheckpointMismatch, MethodError
@@ -29,7 +29,7 @@ jax.distributed.initialize("127.0.0.1:" + sys.argv[3], 2, int(sys.argv[4]), hear
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 from problems import level
-from test_checkpoint import WALK, collect
+from checkpoint_problems import WALK, collect
 import mcx
 done = mcx.run(
     WALK, key=3, num_steps=int(sys.argv[5]), num_chains=8, num_discard=50, collect=collect, devices="all",
@@ -114,11 +114,11 @@ def test_every_device_holds_its_own_chains():
         (3, "cannot be shared evenly by 3 devices"),
         (5, "out of range"),
         (0, "out of range"),
-        (True, "not what it should be"),
-        ("gpu", "not what it should be"),
-        ([], "not what it should be"),
-        ([0, 1], "not what it should be"),
-        ([CPUS[0], CPUS[0]], "not what it should be"),
+        (True, "out of range"),
+        ("gpu", "out of range"),
+        ([], "out of range"),
+        ([0, 1], "out of range"),
+        ([CPUS[0], CPUS[0]], "out of range"),
     ],
 )
 def test_devices_that_make_no_sense_are_refused(devices, message):

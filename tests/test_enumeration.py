@@ -95,7 +95,7 @@ def test_vmap_over_keys_alone_and_twice():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_scan(reverse):
+def test_enumeration_through_scan(reverse):
     """A Polya urn of two colours: the number of draws of one of them is uniform."""
 
     def step(counts, x):

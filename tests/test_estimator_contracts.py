@@ -14,16 +14,16 @@ import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import expectations, sobol_indices
 from mcx.estimators.evaluation import at_points, leaves_at
-from mcx.estimators.importance import adaptive_importance
-from mcx.estimators.importance.expectations import integrals
-from mcx.estimators.importance.posterior_importance import _stage, expect_by_importance
-from mcx.estimators.importance.stages import Adapted
+from mcx.estimators.importance.adaptive_importance import Iteration, explore
+from mcx.estimators.importance.integrals import integrals
+from mcx.estimators.importance.law_proposals import Adaptation, LawProposal
+from mcx.estimators.importance.posterior_importance import _iterate, expect_by_importance
 from mcx.estimators.importance.weighted_average import estimate_from
 from mcx.ops.batches import map_in_batches
 
 PLANE = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
 UNIT = dist.Uniform(0.0, 1.0).expand([2]).to_event(1)
-FEW = mcx.AdaptiveImportance(budget=2000, num_stages=2, num_components=1)
+FEW = mcx.AdaptiveImportance(budget=2000, num_iterations=2, num_components=1)
 
 
 @mcx.model
@@ -88,11 +88,11 @@ class TestFunctions:
             assert len(traces) == before > 0
 
     @pytest.mark.slow
-    def test_stages_share_a_program(self):
-        """The first stage starts from what a stage returns, down to the types."""
-        before = _stage._cache_size()
+    def test_iterations_share_a_program(self):
+        """The first iteration starts from what an iteration returns, down to the types."""
+        before = _iterate._cache_size()
         mcx.expect(normal(Y), {"mu": lambda v: v["mu"]}, method=mcx.AdaptiveImportance(budget=1300), key=0)
-        assert _stage._cache_size() == before + 1
+        assert _iterate._cache_size() == before + 1
 
     def test_functions_without_a_hash(self):
         """They may change between calls, so that they are traced each time."""
@@ -207,40 +207,30 @@ class TestWhichProposal:
         ("deviations", "expected"),
         [
             ([1.0, 0.5, 0.9], 1),  # worse: go back
-            ([0.1, 0.5, 0.499, 0.6], 2),  # the first stage does not count; no better by fewer draws
+            ([0.1, 0.5, 0.499, 0.6], 2),  # the first iteration does not count; no better by fewer draws
             ([1.0, 0.5, np.inf, 0.6], 1),  # nothing is known of the third
             ([1.0, 0.5, 0.3, 0.2], 4),  # falling all the time: the next
         ],
     )
-    def test_it_is_the_best_seen(self, monkeypatch, deviations, expected):
-        drawn, stage = [], iter(range(len(deviations)))
+    def test_it_is_the_best_seen(self, deviations, expected):
+        """Proposals are numbers here: each iteration is followed by the next one."""
 
-        def proposal(adapted, number):
-            found = dataclasses.replace(adapted.found, loc=jnp.full((2, 2), 100.0 * number))
-            return dataclasses.replace(adapted, found=found, log_weights=jnp.array([0.0, 0.0, -jnp.inf]))
+        def iterate(key, history, proposal):
+            assert key == 10 * proposal
+            return Iteration(history, proposal + 1, deviations[proposal], 1.0)
 
-        def digest(seen, adapted, x, values, *, how):
-            t = next(stage)
-            return seen, proposal(adapted, t + 1), deviations[t], 1.0
-
-        def estimated(problem, x, values, log_q, **rest):
-            drawn.append(np.asarray(x).mean())
-            np.testing.assert_array_less(-20, log_q)  # of the proposal that x comes from
-            return mcx.results.estimate.Estimate(0.0, 0.0)
-
-        monkeypatch.setattr(adaptive_importance, "digest", digest)
-        monkeypatch.setattr(adaptive_importance, "estimate_from", estimated)
-        method = mcx.AdaptiveImportance(budget=2000, num_stages=4, num_components=2)
-        problem = integrals(lambda x: x[0], PLANE)
-        method.estimate(problem, jax.random.key(0))
-        assert drawn[0] == pytest.approx(100 * expected, abs=1)
+        method = mcx.AdaptiveImportance(budget=2000, num_iterations=4)
+        found = explore(method, iterate, None, 0, iter([0, 10, 20, 30]))
+        assert found.proposal == expected
 
 
 def test_settings_that_mean_nothing_for_a_posterior():
     functions = {"mu": lambda v: v["mu"]}
     for settings in ({"controls": "own"}, {"criterion": "absolute"}):
-        with pytest.raises(MethodError, match="has no meaning for expectations under a posterior"):
-            expect_by_importance(normal(Y), functions, mcx.AdaptiveImportance(**settings), jax.random.key(0))
+        with pytest.raises(MethodError, match="for expectations under a posterior"):
+            expect_by_importance(
+                normal(Y), functions, mcx.AdaptiveImportance(**settings), key=jax.random.key(0)
+            )
 
 
 @pytest.mark.slow
@@ -258,15 +248,15 @@ class TestPosteriorSettings:
         return found
 
     def test_all_samples(self, key):
-        """Of all stages together; the indicator's error is smaller for as many evaluations."""
+        """Of all iterations together; the indicator's error is smaller for as many evaluations."""
         final, every = self.found(key), self.found(key, samples="all")
         assert final["mu"].stats["num_samples"] == 2000 and every["mu"].stats["num_samples"] == 4000
         assert every["large"].se < 0.9 * final["large"].se
 
     def test_relative_errors_stop_the_exploration(self, key):
         stopped = self.found(key, relative_error=0.5)["mu"].stats
-        assert stopped["num_stages"] == 2 and stopped["num_samples"] == 4000 - 2 * 400
-        assert self.found(key, relative_error=1e-9)["mu"].stats["num_stages"] == 5
+        assert stopped["num_iterations"] == 2 and stopped["num_samples"] == 4000 - 2 * 400
+        assert self.found(key, relative_error=1e-9)["mu"].stats["num_iterations"] == 5
 
     def test_fits(self, key):
         """Coefficients of the same points differ between fits."""
@@ -281,10 +271,10 @@ class TestPosteriorSettings:
 @pytest.mark.slow
 @pytest.mark.parametrize(("controls", "runs"), [("all", 50), ("none", 400)])
 def test_errors_of_all_samples_together_hold(key, controls, runs):
-    """Draws of all stages depend on each other through the proposals: 95 % intervals hold none the less."""
+    """Draws of all iterations depend on each other through the proposals: 95 % intervals still hold."""
     import scipy.stats
 
-    method = dataclasses.replace(FEW, samples="all", controls=controls, num_stages=3)
+    method = dataclasses.replace(FEW, samples="all", controls=controls, num_iterations=3)
     functions = lambda x: jnp.stack([jnp.abs(x[0]), (x[0] + x[1] > 2.5).astype(float)])  # noqa: E731
     truth = np.array([(2 / np.pi) ** 0.5, scipy.stats.norm.sf(2.5 / 2**0.5)])
     found = [expectations(functions, PLANE, method=method, key=k) for k in jax.random.split(key, runs)]
@@ -308,8 +298,8 @@ def test_events_far_out_are_found_by_looking_further(key):
     assert abs(found.value - truth) < 5 * found.se < 0.5 * truth
 
 
-def test_nothing_is_the_law_and_as_much_of_what_is_given():
+def test_the_first_proposal_is_the_law_and_as_much_of_the_users():
     problem = integrals(lambda x: x[0], PLANE)
-    how = adaptive_importance.Adapting(2, 5.0, 0.1, True, True)
-    shares = jax.nn.softmax(Adapted.nothing(problem, how, (PLANE, UNIT)).log_weights)
+    adaptation = Adaptation(2, 5.0, 0.1, True, True)
+    shares = jax.nn.softmax(LawProposal.first(problem, adaptation, (PLANE, UNIT)).log_weights)
     np.testing.assert_allclose(shares, [0, 0, 0.5, 0.25, 0.25])

@@ -89,7 +89,7 @@ def test_importance_sampling(truth, key):
 @pytest.mark.slow
 def test_coverage_of_importance_sampling(truth):
     """200 runs: 95 % intervals of a mean, a variance's root and the evidence hold."""
-    method = mcx.AdaptiveImportance(budget=2000, num_stages=4)
+    method = mcx.AdaptiveImportance(budget=2000, num_iterations=4)
     inside = []
     for seed in range(200):
         found = mcx.expect(normal(Y), FUNCTIONS, method=method, key=seed)
@@ -105,7 +105,7 @@ def test_coverage_of_importance_sampling(truth):
     assert (np.mean(inside, 0) > 0.86).all(), np.mean(inside, 0)
 
 
-def test_refusals():
+def test_refusals_of_expect():
     with pytest.raises(ModelError, match="no bound model"):
         mcx.expect(normal, FUNCTIONS, key=0)
     with pytest.raises(MethodError, match="by name"):

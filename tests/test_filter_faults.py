@@ -64,7 +64,7 @@ class TestFaults:
             ({"num_chains": 0}, MethodError, "num_chains"),
             ({"history": "all"}, MethodError, "filter\\(history"),
             ({"quantiles": (2.0,)}, MethodError, "probabilities"),
-            ({"name": "z"}, ModelError, "no such Markov chain"),
+            ({"name": "z"}, ModelError, "no such Markov block"),
             ({"method": mcx.NUTS()}, MethodError, "filter\\(method"),
             ({"coords": {"day": [1]}}, ValueError, "does not have"),
         ],
@@ -86,7 +86,7 @@ class TestFaults:
         def plain(y):
             mcx.sample("m", dist.Normal(0, 1), obs=y)
 
-        with pytest.raises(CapabilityError, match="no Markov chain"):
+        with pytest.raises(CapabilityError, match="no Markov block"):
             mcx.filter(plain(0.0), key=0)
         with pytest.raises(ModelError, match=r"filter\(model\(data\)"):
             mcx.filter(linear, key=0)

@@ -73,7 +73,7 @@ def test_probes(key):
     )
 
 
-def test_refusals():
+def test_refusals_of_flow_likelihood():
     model = wide(80)
     with pytest.raises(KeyTypeError, match="random key"):
         log_likelihood(model, jnp.zeros(80), RHO)

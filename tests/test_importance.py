@@ -21,7 +21,7 @@ import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import expectations
 from mcx.estimators.importance.adaptation import fit_populations, mixture_weights
-from mcx.estimators.importance.expectations import integrals
+from mcx.estimators.importance.integrals import integrals
 from mcx.estimators.importance.proposals import Elliptical, Mixture, as_mixture
 from mcx.estimators.polynomials.hermite import Hermite, hermite_basis
 from mcx.testing import check_mean
@@ -210,7 +210,7 @@ def test_one_function_under_many_laws(key):
     a = np.array([0.3, -0.2])
     truth = np.exp(np.asarray(loc) @ a + 0.5 * np.einsum("i,jik,jlk,l->j", a, scale, scale, a))
     function = lambda x: jnp.exp(0.3 * x[0] - 0.2 * x[1])  # noqa: E731
-    budget = mcx.AdaptiveImportance(budget=4000, num_components=1, num_stages=2)
+    budget = mcx.AdaptiveImportance(budget=4000, num_components=1, num_iterations=2)
     found = expectations(function, laws, method=budget, key=key)
     assert found.value.shape == (6,) and (np.abs(found.value - truth) < 5 * found.se + 1e-6).all()
     assert (found.se < 1e-3 * truth).all()
@@ -218,7 +218,7 @@ def test_one_function_under_many_laws(key):
 
 
 @pytest.mark.slow
-def test_events_that_the_first_stages_miss(key):
+def test_events_that_the_first_iterations_miss(key):
     """P(x + y > 5 sqrt 2) is 2.9e-7: 500 draws see nothing of it. What is never seen is said."""
     law = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
     functions = lambda x: {"tail": x[0] + x[1] > 5 * 2**0.5, "never": x[0] > 1e6}  # noqa: E731
@@ -301,7 +301,7 @@ class TestWhatOnceWentWrong:
         assert not any("zero at all samples" in note for note in found.notes)
 
 
-def test_refusals():
+def test_refusals_of_importance():
     for law in (dist.Bernoulli(0.3).expand([2]).to_event(1), dist.Dirichlet(jnp.ones(3))):
         with pytest.raises(DataError, match=r"no density on R\^d"):
             expectations(lambda x: x[0], law, key=0)
@@ -314,7 +314,7 @@ def test_refusals():
         expectations(lambda x: jnp.log(x[0]), STANDARD, key=0)
     for settings in (
         {"controls": "some"}, {"exploration": 1.0}, {"budget": 100}, {"samples": "few"}, {"fit": "lasso"},
-        {"df": 0.0}, {"df": float("inf")}, {"num_stages": 0}, {"exploration": 0.9995},
+        {"df": 0.0}, {"df": float("inf")}, {"num_iterations": 0}, {"exploration": 0.9995},
     ):  # fmt: skip
         with pytest.raises(MethodError):
             mcx.AdaptiveImportance(**settings)

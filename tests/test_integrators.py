@@ -171,7 +171,7 @@ def test_coefficients():
 
 def run(method, model=MIXTURE, rho=None, key=0, y=(12.0, -9.0)):
     rho = levels(20.0, 0.1, 10, to_zero=True) if rho is None else rho
-    return integrate(jax.random.key(key), model, jnp.asarray(y, float), rho, method=method)
+    return integrate(model, jnp.asarray(y, float), rho, key=jax.random.key(key), method=method)
 
 
 def test_ddim_is_dpm_solver_of_order_one():
@@ -213,7 +213,7 @@ def test_the_end_at_no_noise(name):
     model = GaussianMixture.of(circle, 1e-12)
     method = METHODS[name]
     for rho in (np.array([20.0, 0.0]), levels(20.0, 0.002, 24, power=7.0, to_zero=True)):
-        found = np.asarray(sample(jax.random.key(1), model, 32, (2,), rho, method=method))
+        found = np.asarray(sample(model, 32, (2,), rho, key=jax.random.key(1), method=method))
         assert np.isfinite(found).all()
     distance = np.sqrt(((found[:, None] - circle) ** 2).sum(-1)).min(1)
     assert np.median(distance) < 1e-3
@@ -272,15 +272,13 @@ def test_runge_kutta():
     method = RungeKutta45(1e-8, 1e-8)
     start = jnp.asarray(FIRST * POINTS)
     for name in MODELS:
-        found = jax.vmap(lambda y, name=name: integrate(None, MODELS[name], y, [FIRST, LAST], method=method))(
-            start
-        )
+        found = jax.vmap(lambda y, name=name: integrate(MODELS[name], y, [FIRST, LAST], method=method))(start)
         np.testing.assert_allclose(found, flow(name), atol=1e-6)
     rho = [FIRST, 1.0, 0.001, 0.0]
-    path = integrate(None, MODES, start[0], rho, method=method, path=True)
-    end = integrate(None, MODES, start[0], [FIRST, 0.001, 0.0], method=method)
+    path = integrate(MODES, start[0], rho, method=method, path=True)
+    end = integrate(MODES, start[0], [FIRST, 0.001, 0.0], method=method)
     assert path.shape == (4, 2)
     np.testing.assert_allclose(path[-1], end, atol=1e-6)
     np.testing.assert_allclose(path[1], flow("modes", FIRST, 1.0)[0], atol=1e-6)
     with pytest.raises(NonFiniteError):
-        integrate(None, MODES, start[0], rho, method=RungeKutta45(1e-8, 1e-8, max_steps=3))
+        integrate(MODES, start[0], rho, method=RungeKutta45(1e-8, 1e-8, max_steps=3))

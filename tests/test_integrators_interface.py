@@ -66,7 +66,7 @@ def test_calls_are_counted(name):
     traced = None
     for rho in (levels(9.0, 0.1, 5, to_zero=True), levels(8.0, 0.2, 5, to_zero=True), levels(9.0, 0.1, 6)):
         calls[1] = 0
-        end = jax.vmap(lambda y, rho=rho: integrate(jax.random.key(0), model, y, rho, method=method))(y)
+        end = jax.vmap(lambda y, rho=rho: integrate(model, y, rho, key=jax.random.key(0), method=method))(y)
         jax.block_until_ready(end)
         jax.effects_barrier()
         assert calls[1] == 3 * method.nfe(rho)
@@ -91,14 +91,14 @@ def test_draws_do_not_depend_on_their_number(key):
     """Nor on how many are drawn at once; given noise is used, and the path ends where the point does."""
     rho = levels(20.0, 0.1, 5, to_zero=True)
     method = SDEDPMSolver()
-    many = sample(key, MIXTURE, 6, (2,), rho, method=method, batch_size=4)
+    many = sample(MIXTURE, 6, (2,), rho, key=key, method=method, batch_size=4)
     np.testing.assert_allclose(
-        sample(key, MIXTURE, 4, (2,), rho, method=method), many[:4], rtol=2e-5, atol=2e-5
+        sample(MIXTURE, 4, (2,), rho, key=key, method=method), many[:4], rtol=2e-5, atol=2e-5
     )
     assert len(np.unique(np.round(many, 4), axis=0)) == 6
-    end = integrate(key, MIXTURE, np.ones(2, np.float32), rho, method=method)
+    end = integrate(MIXTURE, np.ones(2, np.float32), rho, key=key, method=method)
     noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(key, k), (1, 2)))(np.arange(6))
-    path = integrate(None, MIXTURE, np.ones(2, np.float32), rho, method=method, noise=noise, path=True)
+    path = integrate(MIXTURE, np.ones(2, np.float32), rho, method=method, noise=noise, path=True)
     assert path.shape == (7, 2)
     np.testing.assert_allclose(path[-1], end, rtol=1e-5)
 
@@ -107,11 +107,11 @@ def test_draws_do_not_depend_on_their_number(key):
 def test_events_of_other_shapes():
     """An image, in the points' dtype; starts that are given."""
     model = given("denoised", SCHEDULES["rectified_flow"], Shrinking())
-    y = sample(0, model, 3, (2, 4), levels(20.0, 0.1, 4), start="noise")
+    y = sample(model, 3, (2, 4), levels(20.0, 0.1, 4), key=0, init="noise")
     assert y.shape == (3, 2, 4)
-    again = sample(0, model, 3, (2, 4), levels(20.0, 0.1, 4), start=np.ones((3, 2, 4)))
+    again = sample(model, 3, (2, 4), levels(20.0, 0.1, 4), key=0, init=np.ones((3, 2, 4)))
     assert np.ptp(again) < 1e-6
-    half = integrate(None, model, jnp.ones((2, 4), jnp.bfloat16), levels(20.0, 0.1, 4), method=DDIM())
+    half = integrate(model, jnp.ones((2, 4), jnp.bfloat16), levels(20.0, 0.1, 4), method=DDIM())
     assert half.dtype == jnp.bfloat16
 
 
@@ -127,7 +127,7 @@ class Shrinking:
         return -0.5 * jnp.sum(y**2) / (1 + rho**2)
 
 
-def test_refusals():
+def test_refusals_of_integrators():
     y = jnp.ones(2)
     for bad in (
         [1.0],
@@ -139,21 +139,21 @@ def test_refusals():
         [1.0, 2.0, 1.0],
     ):
         with pytest.raises(MethodError, match="noise levels"):
-            integrate(None, MIXTURE, y, bad)
+            integrate(MIXTURE, y, bad)
     with pytest.raises(MethodError, match="noise levels"):
-        integrate(0, MIXTURE, y, [1.0, 2.0], method=SDEDPMSolver())
+        integrate(MIXTURE, y, [1.0, 2.0], key=0, method=SDEDPMSolver())
     with pytest.raises(MethodError, match="traced"):
-        jax.jit(lambda rho: integrate(None, MIXTURE, y, rho))(jnp.array([2.0, 1.0]))
+        jax.jit(lambda rho: integrate(MIXTURE, y, rho))(jnp.array([2.0, 1.0]))
     with pytest.raises(KeyTypeError, match="SDEDPMSolver draws"):
-        integrate(None, MIXTURE, y, [2.0, 1.0], method=SDEDPMSolver())
+        integrate(MIXTURE, y, [2.0, 1.0], method=SDEDPMSolver())
     with pytest.raises(MethodError, match="noise"):
-        integrate(None, MIXTURE, y, [2.0, 1.0], noise=jnp.ones((1, 1, 2)))
+        integrate(MIXTURE, y, [2.0, 1.0], noise=jnp.ones((1, 1, 2)))
     with pytest.raises(MethodError, match="num"):
-        sample(0, MIXTURE, 0, (2,), [2.0, 1.0])
-    with pytest.raises(MethodError, match="start"):
-        sample(0, MIXTURE, 3, (2,), [2.0, 1.0], start="zero")
-    with pytest.raises(MethodError, match="start"):
-        sample(0, MIXTURE, 3, (2,), [2.0, 1.0], start=jnp.zeros((2, 2)))
+        sample(MIXTURE, 0, (2,), [2.0, 1.0], key=0)
+    with pytest.raises(MethodError, match="init"):
+        sample(MIXTURE, 3, (2,), [2.0, 1.0], key=0, init="zero")
+    with pytest.raises(MethodError, match="init"):
+        sample(MIXTURE, 3, (2,), [2.0, 1.0], key=0, init=jnp.zeros((2, 2)))
     for make in (
         lambda: DPMSolver(4),
         lambda: DEIS(0),
@@ -164,14 +164,24 @@ def test_refusals():
         lambda: SDEDPMSolver(3),
         lambda: PredictorCorrector(Heun()),
         lambda: PredictorCorrector(norms="particle"),
+        lambda: DPMSolver(True),
+        lambda: UniPC(2.0),
+        lambda: SDEDPMSolver("2"),
     ):
         with pytest.raises(MethodError):
             make()
+    assert DPMSolver(np.int64(3)) == DPMSolver(jnp.int32(3)) == DPMSolver(3)
+    with pytest.raises(MethodError, match=r"integrate\(model=\.\.\.\)"):
+        integrate(lambda y, rho: y, y, [2.0, 1.0])
+    with pytest.raises(MethodError, match=r"sample\(method=\.\.\.\)"):
+        sample(MIXTURE, 3, (2,), [2.0, 1.0], key=0, method=DPMSolver)
+    with pytest.raises(KeyTypeError):
+        sample(MIXTURE, 3, (2,), [2.0, 1.0], key=None)
     with pytest.raises(NonFiniteError, match="not finite"):
-        integrate(None, dataclasses.replace(MIXTURE, weights=jnp.array([jnp.nan, 0.5])), y, [2.0, 1.0])
+        integrate(dataclasses.replace(MIXTURE, weights=jnp.array([jnp.nan, 0.5])), y, [2.0, 1.0])
 
 
 def test_without_diffrax(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(MissingExtraError, match=r"mcx\[diffusion\]"):
-        integrate(None, MIXTURE, jnp.ones(2), [2.0, 1.0], method=RungeKutta45(rtol=1e-3))
+        integrate(MIXTURE, jnp.ones(2), [2.0, 1.0], method=RungeKutta45(rtol=1e-3))

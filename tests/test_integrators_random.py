@@ -30,7 +30,7 @@ def variances(method, num, first=20.0, last=0.1):
     mean = GAUSSIAN.means[0]
 
     def end(y, noise):
-        return integrate(None, GAUSSIAN, y, rho, method=method, noise=noise)
+        return integrate(GAUSSIAN, y, rho, method=method, noise=noise)
 
     noise = jnp.zeros((num, method.num_draws, 2))
     of_start, of_noise = jax.jacfwd(end, (0, 1))(mean, noise)
@@ -69,7 +69,7 @@ def test_biases_that_stay(method):
 def test_laws_of_a_mixture(name, key):
     """Means, second moments and shares of modes; finds a twentieth of a unit. alpha 1e-6 a check."""
     draws = np.asarray(
-        sample(key, MODES, 100_000, (2,), levels(60.0, 0.05, 400), method=RANDOM[name], batch_size=20_000)
+        sample(MODES, 100_000, (2,), levels(60.0, 0.05, 400), key=key, method=RANDOM[name], batch_size=20_000)
     )
     weights, means, spread = (np.asarray(x, float) for x in (MODES.weights, MODES.means, MODES.variances))
     check_mean(draws, weights @ means, delta=0.05, independent=True)
@@ -88,10 +88,10 @@ def left_of(x):
 
 
 @pytest.mark.parametrize("method", slow_unless([DPMSolver()], [DPMSolver(), PredictorCorrector()]))
-def test_draws_of_a_gaussian(method, key):
+def test_random_integrators_draw_a_gaussian(method, key):
     """Far from the origin, from a first level that is not large: the start's moments come from the model."""
     model = GaussianMixture.of([30.0, -20.0], 0.25)
-    draws = np.asarray(sample(key, model, 4000, (2,), levels(40.0, 0.1, 60, to_zero=True), method=method))
+    draws = np.asarray(sample(model, 4000, (2,), levels(40.0, 0.1, 60, to_zero=True), key=key, method=method))
     check_mean(draws, [30.0, -20.0], delta=0.06, independent=True)
     check_mean((draws - draws.mean(0)) ** 2, 0.25, delta=0.05, independent=True)
 
@@ -108,7 +108,7 @@ def test_teleport_is_the_flow_of_a_gaussian():
     @jax.jit
     def compared(y):
         down = law.jump(y, 20.0, 0.5)
-        flow = integrate(None, model, y, levels(20.0, 0.5, 100), method=Heun())
+        flow = integrate(model, y, levels(20.0, 0.5, 100), method=Heun())
         denoised, exact = law.denoise(y, 3.0), model.denoise(y, 3.0)
         densities = law.log_density(y, 3.0), model.log_density(y, 3.0)
         return (down, flow), (denoised, exact), densities, (law.jump(down, 0.5, 20.0), y)
@@ -155,12 +155,12 @@ def test_reach():
     """The model is Gaussian down to a few spreads; a Gaussian is everywhere; other moments nowhere."""
     law = Teleport.from_mixture(MODES)
     rho = levels(80.0, 0.01, 60, to_zero=True)
-    found = law.reach(0, MODES, rho, (2,))
+    found = law.reach(MODES, rho, (2,), key=0)
     assert 1.0 < found / float(law.spread) < 4.0
-    assert law.reach(0, MODES, rho, (2,), tolerance=0.01) > found
-    assert law.reach(0, law, rho, (2,)) == pytest.approx(0.01)
+    assert law.reach(MODES, rho, (2,), key=0, tolerance=0.01) > found
+    assert law.reach(law, rho, (2,), key=0) == pytest.approx(0.01)
     with pytest.raises(MethodError, match="not this Gaussian"):
-        Teleport.of([3.0, 0.0], 1.0).reach(0, MODES, rho, (2,))
+        Teleport.of([3.0, 0.0], 1.0).reach(MODES, rho, (2,), key=0)
 
 
 @pytest.mark.slow
@@ -168,13 +168,13 @@ def test_start_from_the_teleport(key):
     """A start at three spreads, and few steps, have the moments of a start from noise."""
     law = Teleport.from_mixture(MODES)
     rho = levels(3 * float(law.spread), 0.05, 60)
-    draws = np.asarray(sample(key, MODES, 50_000, (2,), rho, start=law))
+    draws = np.asarray(sample(MODES, 50_000, (2,), rho, key=key, init=law))
     weights, means, spread = (np.asarray(x, float) for x in (MODES.weights, MODES.means, MODES.variances))
     check_mean(draws, weights @ means, delta=0.06, independent=True)
     check_mean(draws**2, weights @ (spread + means**2) + 0.05**2, delta=0.12, independent=True)
 
 
-def test_refusals():
+def test_refusals_of_random_integrators():
     for bad in (
         ([0.0, 1.0], -1.0),
         ([0.0, 1.0], np.ones(3)),

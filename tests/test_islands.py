@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_checkpoint import normal
+from checkpoint_problems import normal
 
 import mcx
 from mcx.inference.smc.replicates import island_log_weights, log_mean_evidence

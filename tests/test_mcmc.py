@@ -53,7 +53,7 @@ def check_problem(draws, problem: Problem, name: str):
 
 
 @pytest.mark.parametrize("name", slow_unless(["NUTS"], METHODS))
-def test_moments(name: str, key):
+def test_moments_of_samplers(name: str, key):
     post = infer(product(), METHODS[name], key, num_chains=8)
     for i, problem in enumerate(SMOOTH):
         check_problem(post.draws[f"p{i}.{problem.site}"], problem, name)
@@ -145,7 +145,7 @@ def test_same_key_same_draws_and_other_key_other_draws():
 
 class TestStartingPoints:
     def start(self, **options):
-        method = mcx.HMC(num_warmup=0, num_samples=1, step_size=1e-6, max_num_steps=1)
+        method = mcx.HMC(num_warmup=0, num_samples=1, step_size=1e-6, max_leapfrog_steps=1)
         x, y = regression_data()
         return infer(regression(x, y=y), method, 0, **options).draws
 

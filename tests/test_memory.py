@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_checkpoint import WALK, collect, interrupted, same, walk
+from checkpoint_problems import WALK, collect, interrupted, same, walk
 
 import mcx
 from mcx.errors import CheckpointError, DeviceMemoryError, MethodError

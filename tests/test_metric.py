@@ -31,7 +31,7 @@ def draws(n, seed=0):
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_moments(dense):
+def test_moments_of_metrics(dense):
     x, g = draws(30)
     found = moments(x + 100 * SCALE.astype(np.float32), g, dense)
     for i, data in enumerate((x, g)):
@@ -107,7 +107,7 @@ def test_schedules(num_warmup):
 
 STEEP = [
     pytest.param(mcx.NUTS(max_tree_depth=3), marks=pytest.mark.slow),
-    mcx.HMC(max_num_steps=8),
+    mcx.HMC(max_leapfrog_steps=8),
     mcx.MALA(),
 ]
 

@@ -143,11 +143,11 @@ def test_kalman_refuses_shapes_that_do_not_fit():
         kalman(np.zeros((3, 2)), **CONSTANT | {"initial_mean": np.eye(2)})
 
 
-def test_sampled_paths_have_the_posterior_moments(request):
+def test_sampled_paths_have_the_posterior_moments(own_name):
     y = LinearGaussian().data()
     y[2, 0] = np.nan
     dense = dense_gaussian(y, **CONSTANT)
-    rng = np.random.default_rng(list(request.node.nodeid.encode()))
+    rng = np.random.default_rng(list(own_name.encode()))
     paths = sample_paths(kalman(y, **CONSTANT), rng, 40_000)
     flat, means = paths.reshape(len(paths), -1), dense.means.reshape(-1)
     cov = dense.cov.reshape(len(means), -1)

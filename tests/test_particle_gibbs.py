@@ -135,7 +135,7 @@ def both():
 
 
 @pytest.mark.slow
-def test_two_chains_with_a_common_parameter(both):
+def test_two_chains_with_a_common_parameter_by_particle_gibbs(both):
     check_two_chains(both)
 
 
@@ -155,7 +155,7 @@ def test_the_density_that_is_kept_is_given_the_present_paths(both):
 
 
 @pytest.mark.slow
-def test_results(both):
+def test_results_of_particle_gibbs(both):
     assert list(both.draws) == ["phi", "a", "b", "squared"]
     assert both["a"].shape == (1, 24_000, T) and both.unconstrained.shape == (1, 24_000, 1)
     rate = both.smc_stats["a.update_rate"]
@@ -197,7 +197,7 @@ SCANS = [
 
 
 @pytest.mark.parametrize("case", slow_unless([], SCANS))
-def test_scan(case, key):
+def test_particle_gibbs_of_scan(case, key):
     """Carries that depend on a parameter are computed anew when it changes; x0 is drawn along."""
     program, backward, num_particles = case
     states = mcx.ConditionalSMC(num_particles=num_particles, backward=backward)

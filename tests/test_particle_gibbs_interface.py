@@ -91,12 +91,12 @@ PLANE = {
         ),
     ],
 )
-def test_models_that_it_cannot_take(bound, changes, message):
+def test_models_that_particle_gibbs_cannot_take(bound, changes, message):
     with pytest.raises(CapabilityError, match=message):
         mcx.infer(bound, mcx.ParticleGibbs(**changes), key=0, progress=False)
 
 
-def test_settings_that_make_no_sense():
+def test_settings_of_particle_gibbs_that_make_no_sense():
     for bad in (
         {"num_samples": 0}, {"num_warmup": -1}, {"states": 3}, {"states": {}}, {"params": 3},
         {"params": (mcx.NUTS(), mcx.NUTS())},

@@ -209,7 +209,7 @@ def test_draws_that_are_not_finite(compiled, key):
     assert compiled["khat"](jnp.ones(1000)) == -INF
 
 
-def test_refusals():
+def test_refusals_of_psis():
     with pytest.raises(MethodError, match="one of"):
         pareto_khat(jnp.ones(100), tail="upper")
     with pytest.raises(MethodError, match="log=False"):

@@ -13,7 +13,7 @@ import mcx
 from mcx import FeynmanKac, dist
 from mcx.errors import CapabilityError
 from mcx.inference.smc.backward import backward_weights, parents
-from mcx.model.series.density_bounds import _MODES, has_peak, log_transition_bound
+from mcx.model.series.density_bounds import _MODES, has_density_bound, log_density_bound
 
 LAWS = [
     dist.Normal(0.3, 2.0),
@@ -62,9 +62,9 @@ def candidates(law):
 @pytest.mark.parametrize("law", slow_unless(LAWS[::6], LAWS), ids=lambda law: type(law).__name__)
 def test_largest_densities(law):
     found = jnp.max(law.log_prob(candidates(law)))
-    assert has_peak(law)
-    assert log_transition_bound(law) == pytest.approx(float(found), abs=5e-3)
-    assert log_transition_bound(law) >= found - 1e-5
+    assert has_density_bound(law)
+    assert log_density_bound(law) == pytest.approx(float(found), abs=5e-3)
+    assert log_density_bound(law) >= found - 1e-5
 
 
 def test_every_family_is_tried():
@@ -73,17 +73,15 @@ def test_every_family_is_tried():
 
 def test_largest_densities_of_many_entries():
     """Independent entries add up, whether expanded, independent or a batch; a pole is a bound, too."""
-    one = log_transition_bound(dist.Normal(0.0, 2.0))
-    assert log_transition_bound(dist.Normal(jnp.zeros(3), 2.0)) == pytest.approx(3 * one)
-    assert log_transition_bound(dist.Normal(jnp.zeros(3), 2.0).to_event(1)) == pytest.approx(3 * one)
-    assert log_transition_bound(dist.Normal(0.0, 2.0).expand([4]).to_event(1)) == pytest.approx(4 * one)
-    assert log_transition_bound(dist.Normal(jnp.zeros(2), 2.0).to_event(1).expand([3])) == pytest.approx(
-        6 * one
-    )
-    assert log_transition_bound(dist.Gamma(0.5, 1.0)) == np.inf
-    assert not has_peak(dist.Dirichlet(jnp.ones(3)))
+    one = log_density_bound(dist.Normal(0.0, 2.0))
+    assert log_density_bound(dist.Normal(jnp.zeros(3), 2.0)) == pytest.approx(3 * one)
+    assert log_density_bound(dist.Normal(jnp.zeros(3), 2.0).to_event(1)) == pytest.approx(3 * one)
+    assert log_density_bound(dist.Normal(0.0, 2.0).expand([4]).to_event(1)) == pytest.approx(4 * one)
+    assert log_density_bound(dist.Normal(jnp.zeros(2), 2.0).to_event(1).expand([3])) == pytest.approx(6 * one)
+    assert log_density_bound(dist.Gamma(0.5, 1.0)) == np.inf
+    assert not has_density_bound(dist.Dirichlet(jnp.ones(3)))
     with pytest.raises(CapabilityError, match="largest density of Dirichlet"):
-        log_transition_bound(dist.Dirichlet(jnp.ones(3)))
+        log_density_bound(dist.Dirichlet(jnp.ones(3)))
 
 
 def chain(scale, peak):
@@ -164,7 +162,7 @@ def test_smoothers_by_rejection(method, key):
     assert np.all(se < 0.05)
 
 
-def test_refusals(key):
+def test_refusals_of_rejection(key):
     bound = volatility(Y, proposal=lambda x, u, y: dist.Normal(y, 0.5))
     with pytest.raises(CapabilityError, match="needs the largest value of the transition's density"):
         mcx.smooth(

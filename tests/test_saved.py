@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_checkpoint import flip, interrupted, normal, walk
+from checkpoint_problems import flip, interrupted, normal, walk
 
 import mcx
 from mcx.__main__ import main

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from test_scan import QUIET, Y, bound, linear
+from scan_problems import QUIET, Y, bound, linear
 
 import mcx
 from mcx.errors import CapabilityError, DataError, ModelError
@@ -174,7 +174,7 @@ REFUSED = [
     (subsampled, "'many'.*2 of 6", "subsample_size"),
     (subsampled_outside, "'many'.*2 of 6", "subsample_size"),
     (masked_around, "(?s)'x'.*handlers around the scan.*mask", "def body"),
-    (masked_state, "'x'.*no law to draw from", "observed sites alone"),
+    (masked_state, "'x'.*no distribution to draw from", "observed sites alone"),
     (scaled_data, "'s'.*computed from this parameter", "body of the scan"),
     (residual, "'y'.*computed from the state", "distribution"),
     (flat_start, "'x0'.*no law to draw from", "proper prior"),
@@ -185,7 +185,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("program", "message", "remedy"), REFUSED, ids=lambda v: getattr(v, "__name__", ""))
-def test_refusals(program, message, remedy, key):
+def test_refusals_of_scan(program, message, remedy, key):
     with pytest.raises((CapabilityError, ModelError), match=message) as caught:
         mcx.filter(bound(program, Y), params={}, num_particles=10, key=key, **QUIET)
     assert remedy in caught.value.remedy

@@ -158,7 +158,7 @@ def test_a_family_of_ones_own(key):
     assert abs(fit.params[0] - MEAN) < 0.2 * SD
 
 
-def test_refusals(key):
+def test_refusals_of_score_climbing(key):
     for bad in ({"family": "wide"}, {"kernel": mcx.FFBS()}, {"num_updates": 1}, {"average": 0.0}):
         with pytest.raises(MethodError):
             mcx.ScoreClimbing(**bad)

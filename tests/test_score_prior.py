@@ -23,7 +23,7 @@ def noisy(prior, y=None):
     mcx.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
 
 
-def test_draws_of_a_gaussian(key):
+def test_score_prior_draws_a_gaussian(key):
     """Steps are exact where variances are equal, whatever their number; alpha 1e-6, a tenth of an sd."""
     prior = mcx.ScorePrior(ALONE, event_shape=2, num_steps=12)
     x = np.asarray(jax.jit(lambda k: prior.sample(k, (20_000,)))(key))
@@ -161,13 +161,13 @@ def test_nuts_where_there_is_a_density():
     check_mean((post["x"] - exact.mean) ** 2, sd**2, delta=0.15 * sd**2)
 
 
-def test_refusals():
+def test_refusals_of_score_prior():
     for wrong, what in (
         ({"model": 3.0}, "no diffusion model"),
         ({"model": lambda x, t: x, "event_shape": 2}, "how much noise"),
         ({"model": ALONE}, "shape of its draws"),
-        ({"model": GAUSSIAN, "levels": [1.0, 2.0]}, "go down along"),
-        ({"model": GAUSSIAN, "levels": [1.0]}, "go down along"),
+        ({"model": GAUSSIAN, "levels": [1.0, 2.0]}, "no noise levels"),
+        ({"model": GAUSSIAN, "levels": [1.0]}, "no noise levels"),
         ({"model": mcx.ScorePrior(GAUSSIAN)}, "of a ScorePrior"),
     ):
         with pytest.raises(MethodError, match=what):

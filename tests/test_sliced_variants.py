@@ -18,7 +18,7 @@ from mcx.estimators.sliced import (
     sliced_wasserstein,
     two_sample_test,
 )
-from mcx.estimators.sliced.inputs import whiten
+from mcx.estimators.sliced.posterior_draws import whiten
 
 N, M, D = 40, 56, 3
 

@@ -62,7 +62,7 @@ def test_parameters_and_paths(many):
 
 
 @pytest.mark.slow
-def test_results(many):
+def test_results_of_smc2(many):
     assert list(many.draws) == ["phi", "x", "squared"] and many["x"].shape == (64, 64, T)
     np.testing.assert_allclose(many["squared"], many["phi"] ** 2, rtol=1e-5)
     stats = many.smc_stats
@@ -168,7 +168,7 @@ def unequal(y):
     mcx.markov("b", obs=y[:5], **law)
 
 
-def test_refusals():
+def test_refusals_of_smc2():
     method = mcx.SMC2(8, 4)
     for bad in ({"num_params": 1}, {"num_particles": 0}, {"threshold": 0.0}, {"filter": "bootstrap"}):
         with pytest.raises(MethodError):
@@ -253,23 +253,23 @@ def test_stopped_early(key):
 
 
 @pytest.mark.slow
-def test_two_chains_with_a_common_parameter(key):
+def test_two_chains_with_a_common_parameter_by_smc2(key):
     check_two_chains(run(two_chains(Y), mcx.SMC2(1000, 50), key, num_chains=20))
 
 
 @pytest.mark.slow
-def test_scan(key):
+def test_smc2_of_scan(key):
     check_scan(run(mcx.model(forecasting_scan)(Y[0]), mcx.SMC2(1000, 50), key, num_chains=20).draws)
 
 
 @pytest.mark.slow
-def test_discrete_states_and_an_improper_prior(key):
+def test_discrete_states_and_an_improper_prior_by_smc2(key):
     """Drawn from a law of its own, which the prior replaces at time 0."""
-    check_regimes(run(regimes(Y[0], seen=0.4), mcx.SMC2(1000, 50, start=2.0), key, num_chains=20), seen=0.4)
+    check_regimes(run(regimes(Y[0], seen=0.4), mcx.SMC2(1000, 50, initial_law=2.0), key, num_chains=20), seen=0.4)
 
 
 @pytest.mark.slow
-def test_number_of_particles(key):
+def test_number_of_particles_of_smc2(key):
     """Grown until moves are accepted; the series is long and its observations are precise."""
     y = np.tile(Y[0], 24) + 0.2 * np.random.default_rng(0).normal(size=24 * T).astype(np.float32)
     post = run(persistence(y), mcx.SMC2(128), key, num_chains=2)
@@ -284,7 +284,7 @@ def test_number_of_particles(key):
 
 
 @pytest.mark.slow
-def test_ways_to_run(tmp_path):
+def test_ways_to_run_smc2(tmp_path):
     bound, method = persistence(Y[0]), mcx.SMC2(64, 8)
     options = {"num_chains": 4}
     plain = run(bound, method, 3, **options)
@@ -308,7 +308,7 @@ def test_ways_to_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_sp500(key):
+def test_sp500_by_smc2(key):
     """Ten replicates; the number of inner particles grows."""
     bound = sp500.stochastic_volatility(sp500.last_100()[0])
     post = run(bound, mcx.SMC2(500), key, num_chains=10)

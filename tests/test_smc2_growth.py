@@ -187,7 +187,7 @@ def test_moves_refused_for_other_reasons():
     assert (post.smc_stats["acceptance"][np.isfinite(post.smc_stats["acceptance"])] < 0.99).any()
 
 
-def test_refusals():
+def test_refusals_of_growth():
     systematic = mcx.ParticleFilter(resampling="systematic")
     with pytest.raises(MethodError, match="independent draws of ancestors(.|\n)*num_particles="):
         mcx.SMC2(filter=systematic)

@@ -273,7 +273,7 @@ def test_a_transition_of_all_particles_with_one_key(key):
     np.testing.assert_array_equal(both[0].log_evidence, both[1].log_evidence)
 
 
-def test_settings_that_make_no_sense(key):
+def test_settings_of_smc_that_make_no_sense(key):
     for options, match in (
         ({"num_particles": 0}, "num_particles"),
         ({"threshold": 1.5}, "threshold"),

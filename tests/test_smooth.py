@@ -321,7 +321,7 @@ def test_the_maximum_is_found(key):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(ASCENTS))
-def test_maximum_likelihood(key, name):
+def test_maximum_likelihood_by_score_ascent(key, name):
     """Against the maximum of the Kalman likelihood: 5 Monte Carlo errors; standard errors within 15 %.
 
     Monte Carlo errors are small beside the standard errors. What is not PPG has a bias of order T / N, for

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from mcx.errors import MethodError
-from mcx.ops.sort import argsort, merge_order, sort, unsort
+from mcx.ops.sort import argsort, merge_order, sort
 
 INF, NAN = np.inf, np.nan
 ODD = np.array([3.0, NAN, -INF, 0.0, -0.0, INF, -NAN, -2.5, 3.0], np.float32)
@@ -95,11 +95,6 @@ def test_merging(where, key):
     np.testing.assert_array_equal(merge_order(a, b), expected)
     np.testing.assert_array_equal(jax.vmap(merge_order)(a, b), expected)
     np.testing.assert_array_equal(merge_order(np.array([0.0, -0.0]), np.array([-0.0, 0.0])), np.arange(4))
-
-
-def test_unsort(key):
-    x = jax.random.normal(key, (3, 20))
-    np.testing.assert_array_equal(unsort(sort(x), argsort(x)), x)
 
 
 def test_large_arrays_go_to_the_host(key, monkeypatch):

@@ -11,7 +11,7 @@ RETURNS, BY_DAY = sp500.all_2516()
 
 
 @pytest.mark.slow
-def test_particle_gibbs(key):
+def test_particle_gibbs_of_sp500(key):
     """2516 days. Parameters within 4 combined standard errors, a seventh of a posterior sd or less.
 
     So are the log volatilities but for chance: a standardised error of 5.5 has probability 1e-4 in 2516, and
@@ -39,7 +39,7 @@ def likeliest():
 
 
 @pytest.mark.slow
-def test_maximum_likelihood(key):
+def test_maximum_likelihood_of_sp500(key):
     """4 Monte Carlo errors, and those a fifth of a posterior sd or less."""
     bound = sp500.stochastic_volatility(RETURNS)
     init = {"half": 0.9, "mean": np.log(np.var(RETURNS)), "scale": 0.5}

@@ -76,7 +76,7 @@ class TestClosedForms:
     @pytest.mark.slow
     def test_chains_that_are_kept(self, key):
         """Waste-free: 32 chains of 8 points."""
-        method = mcx.TemperedSMC(**SMALL, chain_length=8)
+        method = mcx.TemperedSMC(**SMALL, waste_free_length=8)
         post = run(counts(COUNTS), method, key, num_chains=64)
         log_z, law = evidence_of_counts(COUNTS)
         assert post["rate"].shape == (64, 256)
@@ -241,7 +241,7 @@ class TestRefusals:
 
         with pytest.raises(CapabilityError, match="site 'mu'"):
             run(flat(1.0), mcx.TemperedSMC(**SMALL), key)
-        post = run(flat(1.0), mcx.TemperedSMC(**SMALL, start=3.0), key, num_chains=32)
+        post = run(flat(1.0), mcx.TemperedSMC(**SMALL, initial_law=3.0), key, num_chains=32)
         # the normal density integrates to 1
         check_mean(np.exp(post.smc_stats["log_evidence"][:, -1]), 1.0, delta=0.1, independent=True)
         check_mean(post["mu"].mean(1), 1.0, delta=0.1, independent=True)
@@ -268,12 +268,12 @@ class TestRefusals:
     def test_settings(self, key):
         for settings in (
             {"target_ess": 1.0},
-            {"chain_length": 3, "num_particles": 256},
+            {"waste_free_length": 3, "num_particles": 256},
             {"levels": (0.5, 0.2, 1.0)},
             {"levels": (0.5,)},
             {"move": "nuts"},
             {"num_particles": 1},
-            {"forget": 0.0},
+            {"max_correlation": 0.0},
         ):
             with pytest.raises(MethodError):
                 mcx.TemperedSMC(**settings)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_problems import normal
 from problems import level, slow_unless
-from test_checkpoint import normal
 
 import mcx
 from mcx import dist

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import CapabilityError, MethodError
+from mcx.errors import CapabilityError
 from mcx.estimators.control_variates.stein import scores, stein_controls
 from mcx.estimators.evaluation import leaves_at
 from mcx.estimators.pareto import khat_of, pareto_khat
 from mcx.estimators.polynomials.hermite import highest_degree
 from mcx.model.compile import compile_model
+from mcx.ops.validation import Rule, Settings, integer, optional
 from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
 from mcx.results.weights import error_over_replicates
+from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.types import PyTree, SiteValues
 
 __all__ = ["SteinControls"]
 
 _DRAWS_PER_CONTROL = 20
 _LEAST_BLOCKS = 4
-_LEAST_REPLICATES = 2.0  # effective ones: with fewer nothing is known of their spread
+_LEAST_REPLICATES = 2.0  # effective ones: fewer say nothing about their spread
 
 
 @dataclass(frozen=True)
-class SteinControls:
-    """Post-process draws, weighted or not: Stein control variates of polynomials, for a gradient a draw.
+class SteinControls(Settings):
+    """Post-process draws, weighted or not, with Stein control variates of polynomials; a gradient a draw.
 
     Attributes:
         degree: of the polynomials; None for 2 where there are at least 20 effective draws for each of the
@@ -40,22 +45,29 @@ class SteinControls:
 
     degree: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.degree is not None and self.degree not in range(5):
-            raise MethodError("degree is out of range", expected="0 to 4, or None", found=repr(self.degree))
+    def rules(self) -> Mapping[str, Rule]:
+        """See :class:`~mcx.ops.validation.Settings`."""
+        return {"degree": optional(integer(0, 4), "to have it chosen")}
 
     def estimate(
-        self, posterior: Posterior, functions: Mapping[str, Callable[[Any], Any]]
+        self, posterior: Posterior, functions: Mapping[str, Callable[[SiteValues], PyTree]]
     ) -> dict[str, Estimate]:
         """Expectations of functions of the sites' values; see :func:`mcx.expect`.
 
         The coefficients for each chain come from the others (for each fifth of a single chain, from the rest
         of it), so that they do not follow its noise. Errors are those of the residuals' averages, from their
-        autocorrelation. Where draws have weights (``Posterior.weights``) regression and averages have them,
+        autocorrelation. Where draws have weights (``Posterior.weights``) regression and averages use them,
         too, and errors are those of a ratio of means (delta method); ``stats`` then has ``ess`` and, where
         weights vary within chains, ``khat`` and ``khat_integrand``. Particles of a cloud depend on each
-        other: errors of methods that draw clouds are those of a jackknife over replicates, NaN of a single
-        one.
+        other: for methods that draw clouds errors come from a jackknife over replicates, and are NaN for a
+        single one.
+
+        Args:
+            posterior: chain x draw, of any method.
+            functions: by name, of the sites' values.
+
+        Returns:
+            Estimates by name. Costs a gradient a draw, and O(n K^2) for K control variates.
 
         Raises:
             CapabilityError: where the draws hold no unconstrained point of every latent site.
@@ -79,7 +91,7 @@ class SteinControls:
         controls = _controls(target, z, w, degree) if degree else np.zeros((*z.shape[:2], 0))
         draws = {site: x.reshape(-1, *x.shape[2:]) for site, x in posterior.draws.items()}
         cloud = posterior.info.cloud
-        shared: dict[str, Any] = {"num_samples": w.size, "num_controls": controls.shape[-1]}
+        shared: dict[str, float] = {"num_samples": w.size, "num_controls": controls.shape[-1]}
         if weights is not None:
             shared["ess"] = 1 / np.sum(w**2)
         own = weights is not None and bool(np.ptp(w, 1).any())  # not only those of replicates
@@ -117,7 +129,7 @@ def _log(w: np.ndarray) -> np.ndarray:
         return np.log(w)
 
 
-def _controls(target: Any, z: np.ndarray, w: np.ndarray, degree: int) -> np.ndarray:
+def _controls(target: Target, z: np.ndarray, w: np.ndarray, degree: int) -> np.ndarray:
     """Stein control variates (chain, draw, K); zero where draws do not count."""
     flat = np.asarray(z.reshape(-1, z.shape[-1]), np.float64)
     counts = w.ravel() > 0
@@ -132,7 +144,7 @@ def _controls(target: Any, z: np.ndarray, w: np.ndarray, degree: int) -> np.ndar
 
 
 def _blocks(chains: int, draws: int) -> np.ndarray:
-    """Which part (chain, draw) coefficients must not come from."""
+    """Blocks of draws (chain, draw): coefficients for a block come from the others."""
     if chains >= _LEAST_BLOCKS:
         return np.broadcast_to(np.arange(chains)[:, None], (chains, draws))
     parts = np.minimum(np.arange(draws) * 5 // draws, 4)
@@ -140,10 +152,10 @@ def _blocks(chains: int, draws: int) -> np.ndarray:
 
 
 def _of_replicates(w: np.ndarray) -> tuple[str, ...]:
-    """What to be wary of where errors come from replicates alone, with weights (chain, draw)."""
+    """Warnings where errors come from replicates alone, with weights (chain, draw)."""
     share = w.sum(1)
     if len(w) < 2:
-        return ("draws are one cloud of particles, which tells no error: take num_chains=4 or more",)
+        return ("draws are one cloud of particles, which has no standard error: take num_chains=4 or more",)
     if 1 / np.sum(share**2) < _LEAST_REPLICATES:
         return (f"one of {len(w)} replicates has {share.max():.0%} of the weight: errors are rough",)
     return ()
@@ -176,7 +188,7 @@ def _slopes(h: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
     """Coefficients (K, J) of the weighted regression of y (m, J) on h (m, K)."""
     if not len(w):
         return np.zeros((h.shape[1], y.shape[1]))
-    w = w / w.max()  # that of the others may be next to nothing
+    w = w / w.max()  # the others may have next to no weight
     w = w / w.sum()
     root = np.sqrt(w)[:, None]
     return np.asarray(np.linalg.lstsq(root * (h - w @ h), root * (y - w @ y), rcond=1e-6)[0])
@@ -186,8 +198,8 @@ def _error(centred: np.ndarray, w: np.ndarray) -> np.ndarray:
     """Standard error (J,) of the weighted mean of (chain, draw, J), from autocorrelation."""
     from arviz_stats.base import array_stats
 
-    # what each draw does to a ratio of means; a draw of much weight draws the mean towards itself
+    # the influence of each draw on a ratio of means; a draw of much weight pulls the mean towards itself
     n = w.size
-    moved = n * w * (1 - 1 / n) / np.maximum(1 - w, 1e-3)
-    terms = moved[..., None] * centred
+    influence = n * w * (1 - 1 / n) / np.maximum(1 - w, 1e-3)
+    terms = influence[..., None] * centred
     return np.array([array_stats.mcse(terms[:, :, j], method="mean") for j in range(terms.shape[2])])

@@ -9,15 +9,22 @@ leaves the estimate unbiased.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import scipy.special
 
 from mcx.errors import DataError, MethodError
+from mcx.ops.validation import integer, one_of, optional, validated
 
-__all__ = ["FITS", "Decomposed", "Fitted", "Solved", "decompose", "regress", "solve"]
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Bool, Float, Int
+
+    from mcx.types import Scalar
+
+__all__ = ["FITS", "Decomposed", "Fitted", "Solved", "decompose", "regress", "solve", "student_ratio"]
 
 FITS = ("least_squares", "jackknife", "ridge", "cross_fit")
 
@@ -26,31 +33,31 @@ _PENALTIES = 25
 
 
 class Fitted(NamedTuple):
-    """Means estimated with control variates.
+    """Means estimated with control variates; values (n,) have no axis J.
 
     value: (J,) estimates.
     se: (J,) standard errors.
     residuals: (n, J) what control variates leave of the values, with coefficients of other samples
         (cross-fitting) or as if of other samples (HC3). Their weighted mean is not ``value``.
-    coefficients: (K, J), of the controls as they were given.
-    rank: controls that are not combinations of the others, up to rounding.
+    coefficients: (K, J), of the controls in their own units.
+    rank: number of controls that are not combinations of the others, up to rounding.
     r_squared: (J,) share of the values' variance that the controls explain.
-    leverage: largest share of a single sample in its own fitted value; near 1 errors are not to be trusted.
+    leverage: largest share of a single sample in its own fitted value; near 1 errors cannot be trusted.
     """
 
-    value: Any
-    se: Any
-    residuals: Any
-    coefficients: Any
-    rank: Any
-    r_squared: Any
-    leverage: Any
+    value: Float[Array, "..."]
+    se: Float[Array, "..."]
+    residuals: Float[Array, "n ..."]
+    coefficients: Float[Array, "K ..."]
+    rank: Int[Array, ""]
+    r_squared: Float[Array, "..."]
+    leverage: Scalar
 
 
 def regress(
-    values: Any,
-    controls: Any,
-    weights: Any = None,
+    values: ArrayLike,
+    controls: ArrayLike | None,
+    weights: ArrayLike | None = None,
     *,
     fit: str = "least_squares",
     num_groups: int | None = None,
@@ -60,32 +67,34 @@ def regress(
     Args:
         values: (n, J) or (n,); all share the controls, and the decomposition of their matrix.
         controls: (n, K), whose (weighted) means are zero; None or K = 0 for a plain mean.
-        weights: (n,), non-negative: means are then weighted and normalised by their sum. They need no scale.
-        fit: "least_squares"; "jackknife", the same with its bias taken off, which is of order K / n and
-            not small beside the error where the controls explain the values in part; "ridge", whose penalty
-            generalised cross-validation chooses for each value, from nearly none to so much that nothing is
-            left of the controls; "cross_fit", in which each fifth of the samples takes coefficients from the
-            others: unbiased where weights are equal, and the samples come in no order.
+        weights: (n,), non-negative, of any scale: means are weighted, and normalised by the weights' sum.
+        fit: "least_squares"; "jackknife", the same less its bias, which is of order K / n and not small
+            beside the error where the controls explain the values in part; "ridge", whose penalty generalised
+            cross-validation chooses for each value, from next to none to one that removes the controls;
+            "cross_fit", in which each fifth of the samples takes coefficients from the others: unbiased where
+            weights are equal, and the samples come in no order.
         num_groups: the samples are this many independent groups, one after the other and equally large,
             within which they may depend on each other; weights are equal, and the fit is "cross_fit", which
             leaves out whole groups. Standard errors come from the groups' means, and are multiplied by the
-            ratio of Student's to the normal 97.5 % quantile: 1.96 of them make a 95 % interval, however few
-            the groups are. None: all are independent.
+            ratio of Student's to the normal 97.5 % quantile: plus and minus 1.96 of them is a 95 % interval,
+            however few the groups are. None: all samples are independent.
 
     Returns:
         Estimates and standard errors. Where the values are combinations of the controls and a constant the
         estimate is exact. Costs O(n K^2 + n K J); five times that with "cross_fit".
 
     Raises:
-        MethodError: on another fit, or one that knows no groups.
+        MethodError: for an unknown fit, and for groups with weights or another fit than "cross_fit".
         DataError: if the shapes do not fit.
 
     Sources: Glynn and Szechtman (2002) for regression; Leluc, Portier, Segers and Zhuman (2022) for
     weights; Miller (1974) for the jackknife; MacKinnon and White (1985) for HC3; Golub,
     Heath and Wahba (1979) for the penalty.
     """
-    if fit not in FITS:
-        raise MethodError("there is no such fit", expected=", ".join(FITS), found=repr(fit))
+    fit = validated("regress", "fit", fit, one_of(*FITS))
+    num_groups = validated(
+        "regress", "num_groups", num_groups, optional(integer(2), "for independent samples")
+    )
     values = jnp.asarray(values)
     flat = values.ndim == 1
     y = values[:, None] if flat else values
@@ -101,10 +110,8 @@ def regress(
     if num_groups is not None:
         if weights is not None or (h.shape[1] and fit != "cross_fit"):
             raise MethodError("groups need equal weights and fit='cross_fit'", found=repr(fit))
-        if num_groups < 2 or n % num_groups:
-            raise DataError(
-                "groups are at least two and equally large", found=f"{num_groups} groups of {n} samples"
-            )
+        if n % num_groups:
+            raise DataError("groups are equally large", found=f"{num_groups} groups of {n} samples")
     w = w / jnp.sum(w)
     # squares of numbers below 1e-19 are zero in float32, and errors would be, too
     unit = jnp.max(jnp.abs(y), 0)
@@ -131,21 +138,21 @@ def regress(
 class Decomposed(NamedTuple):
     """sqrt(w) (h - mean) / scale = u s v': what a regression needs of the controls; zero where s is small."""
 
-    mean: Any
-    scale: Any
-    u: Any
-    s: Any
-    v: Any
-    kept: Any
+    mean: Float[Array, " K"]
+    scale: Float[Array, " K"]
+    u: Float[Array, "n r"]
+    s: Float[Array, " r"]
+    v: Float[Array, "K r"]
+    kept: Bool[Array, " r"]
 
 
-def _mean(w: Any, y: Any) -> Any:
+def _mean(w: Array, y: Array) -> Array:
     """Weighted mean, in two passes: one float32 sum of 10,000 terms is off by 5e-5, always the same way."""
     first = w @ y
     return first + w @ (y - first)
 
 
-def decompose(h: Any, w: Any) -> Decomposed:
+def decompose(h: Float[Array, "n K"], w: Float[Array, " n"]) -> Decomposed:
     """Decompose controls (n, K), weighted by w (n,) of sum 1. Costs O(n K^2)."""
     mean = _mean(w, h)
     centred = h - mean
@@ -165,18 +172,18 @@ class Solved(NamedTuple):
     """A least-squares fit to values (n, J) with an intercept.
 
     value: (J,) the intercept; part: (n, J) each sample's part in it; residual: (n, J); coefficients: (K, J);
-    factors: (K, J) what is kept of each singular direction; explained: (J,) share of the variance.
+    factors: (r, J) what is kept of each singular direction; explained: (J,) share of the variance.
     """
 
-    value: Any
-    part: Any
-    residual: Any
-    coefficients: Any
-    factors: Any
-    explained: Any
+    value: Float[Array, " J"]
+    part: Float[Array, "n J"]
+    residual: Float[Array, "n J"]
+    coefficients: Float[Array, "K J"]
+    factors: Float[Array, "r J"]
+    explained: Float[Array, " J"]
 
 
-def solve(y: Any, d: Decomposed, w: Any, *, ridge: bool = False) -> Solved:
+def solve(y: Float[Array, "n J"], d: Decomposed, w: Float[Array, " n"], *, ridge: bool = False) -> Solved:
     """Fit values (n, J) to controls decomposed with the same weights. Costs O(n K J)."""
     root = jnp.sqrt(w)[:, None]
     mean = _mean(w, y)
@@ -195,7 +202,7 @@ def solve(y: Any, d: Decomposed, w: Any, *, ridge: bool = False) -> Solved:
     return Solved(mean - project @ solved, part, residual, coefficients, factors, explained)
 
 
-def _in_sample(y: Any, h: Any, w: Any, fit: str) -> Fitted:
+def _in_sample(y: Array, h: Array, w: Array, fit: str) -> Fitted:
     d = decompose(h, w)
     found = solve(y, d, w, ridge=fit == "ridge")
     leverage = w[:, None] + d.u**2 @ found.factors  # a sample's part in its own fitted value
@@ -209,12 +216,12 @@ def _in_sample(y: Any, h: Any, w: Any, fit: str) -> Fitted:
     return Fitted(value, se, left_out, found.coefficients, rank, found.explained, jnp.max(leverage))
 
 
-def _ridge_factors(c: Any, total: Any, d: Decomposed, n: int) -> Any:
+def _ridge_factors(c: Array, total: Array, d: Decomposed, n: int) -> Array:
     """What ridge keeps of each singular direction, (K, J), at the penalty of least cross-validated error."""
     largest = jnp.max(d.s * d.kept)
     penalties = (largest * jnp.logspace(-6.0, 3.0, _PENALTIES, dtype=c.dtype)) ** 2
 
-    def score(penalty: Any) -> Any:
+    def score(penalty: Array) -> Array:
         keep = d.kept * d.s**2 / (d.s**2 + penalty)
         rss = total - jnp.sum(((2 - keep) * keep)[:, None] * c**2, 0)
         return jnp.maximum(rss, 0.0) / (n - 1 - jnp.sum(keep)) ** 2
@@ -223,11 +230,11 @@ def _ridge_factors(c: Any, total: Any, d: Decomposed, n: int) -> Any:
     return d.kept[:, None] * d.s[:, None] ** 2 / (d.s[:, None] ** 2 + best)
 
 
-def _cross_fit(y: Any, h: Any, w: Any, groups: int | None) -> Fitted:
+def _cross_fit(y: Array, h: Array, w: Array, groups: int | None) -> Fitted:
     n = y.shape[0]
     fold = jnp.arange(n) // (1 if groups is None else n // groups) % _FOLDS
 
-    def others(k: Any) -> Any:
+    def others(k: Array) -> tuple[Array, Array]:
         rest = jnp.where(fold == k, 0.0, w)
         rest = rest / jnp.sum(rest)
         d = decompose(h, rest)
@@ -242,7 +249,7 @@ def _cross_fit(y: Any, h: Any, w: Any, groups: int | None) -> Fitted:
     plain = _plain(residual, w, groups)
     variance = w @ (y - w @ y) ** 2
     explained = 1 - (w @ (residual - plain.value) ** 2) / jnp.where(variance > 0, variance, 1.0)
-    # as many times as they were used
+    # each fold's coefficients count as often as they were used
     shares = jnp.bincount(fold, length=_FOLDS).astype(h.dtype) / n
     coefficients = jnp.tensordot(shares, coefficients, 1)
     return Fitted(
@@ -256,19 +263,23 @@ def _cross_fit(y: Any, h: Any, w: Any, groups: int | None) -> Fitted:
     )
 
 
-def _rounding(h: Any, coefficients: Any, w: Any) -> Any:
+def _rounding(h: Array, coefficients: Array, w: Array) -> Array:
     """What rounding may do to means of sums of large terms, (J,): all that is left where a fit is exact."""
     return jnp.finfo(h.dtype).eps * (w @ (jnp.abs(h) @ jnp.abs(coefficients)))
 
 
-def _plain(y: Any, w: Any, groups: int | None = None) -> Fitted:
+def _plain(y: Array, w: Array, groups: int | None = None) -> Fitted:
     """A weighted mean. Residuals are the values."""
     value = _mean(w, y)
     if groups is None:
         se = jnp.sqrt(jnp.sum((w[:, None] / jnp.maximum(1 - w, 1e-3)[:, None] * (y - value)) ** 2, 0))
     else:
         means = jnp.mean((y - value).reshape(groups, -1, y.shape[1]), 1)
-        student = scipy.special.stdtrit(groups - 1, 0.975) / scipy.special.ndtri(0.975)
-        se = student * jnp.sqrt(jnp.sum(means**2, 0) / (groups * (groups - 1)))
+        se = student_ratio(groups - 1) * jnp.sqrt(jnp.sum(means**2, 0) / (groups * (groups - 1)))
     zero = jnp.zeros(y.shape[1], y.dtype)
     return Fitted(value, se, y, jnp.zeros((0, y.shape[1]), y.dtype), jnp.zeros((), int), zero, jnp.max(w))
+
+
+def student_ratio(degrees: int) -> float:
+    """The ratio of Student's to the normal 97.5 % quantile, which standard errors from few groups need."""
+    return float(scipy.special.stdtrit(degrees, 0.975) / scipy.special.ndtri(0.975))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,29 @@ from mcx.estimators.polynomials.hermite import hermite_basis
 from mcx.estimators.polynomials.orthonormal import products, univariate
 from mcx.target import Target
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 __all__ = ["scores", "stein_controls"]
 
 _POINTS_AT_ONCE = 256
 
 
-def stein_controls(x: Any, score: Any, loc: Any, scale_tril: Any, degree: int) -> Any:
+def stein_controls(
+    x: Float[Array, "n d"],
+    score: Float[Array, "n d"],
+    loc: Float[Array, " d"],
+    scale_tril: Float[Array, "d d"],
+    degree: int,
+) -> Float[Array, "n K"]:
     """Langevin-Stein control variates of all polynomials P up to a degree: Lap P + grad P . score.
 
     Args:
         x: (n, d) points.
         score: (n, d) gradients of the log density there; its Hessian is not needed.
-        loc: (d,) about the mean, and
-        scale_tril: (d, d) a factor of about the covariance: polynomials are taken in z = L^-1 (x - loc), and
-            are Hermite polynomials there, so that the controls of a Gaussian are orthonormal up to scale.
+        loc: (d,) roughly the mean.
+        scale_tril: (d, d) a triangular factor L of roughly the covariance. The polynomials are Hermite
+            polynomials in z = L^-1 (x - loc), so that the controls of a Gaussian are orthonormal up to scale.
         degree: of the polynomials, at least 1.
 
     Returns:
@@ -41,7 +50,7 @@ def stein_controls(x: Any, score: Any, loc: Any, scale_tril: Any, degree: int) -
     table = univariate(z, "hermite", degree)
     alpha = hermite_basis(d, degree)
 
-    def product(lowered: int, by: int) -> Any:
+    def product(lowered: int, by: int) -> Array:
         """Derivatives of order ``by`` in one coordinate: He_a' = a He_(a - 1), normalised by sqrt(a!)."""
         order = alpha - by * (np.arange(d) == lowered)
         a = alpha[:, lowered]
@@ -55,7 +64,7 @@ def stein_controls(x: Any, score: Any, loc: Any, scale_tril: Any, degree: int) -
 
 
 @jax.jit
-def scores(target: Target, x: Any) -> Any:
+def scores(target: Target, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Gradients (n, d) of a posterior's log density at unconstrained points (n, d)."""
     gradient = jax.grad(lambda v: target.log_density(target.unravel(v)))
     return jax.lax.map(gradient, x, batch_size=_POINTS_AT_ONCE)

@@ -1,18 +1,25 @@
-"""Control variates that users bring: functions whose means are known, or estimated from many cheap draws."""
+"""Control variates of the user: functions whose means are known, or estimated from many cheap draws."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import DataError, MethodError
-from mcx.estimators.importance.expectations import Integrals, Values
-from mcx.estimators.importance.weighted_average import Given
+from mcx.estimators.evaluation import Values
+from mcx.estimators.importance.integrals import Integrals
+from mcx.estimators.importance.weighted_average import KnownControls
+from mcx.ops.validation import Rule, Settings, integer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key, PyTree
 
 __all__ = ["EstimatedMeans", "KnownMeans", "Prepared"]
 
@@ -23,12 +30,12 @@ class Prepared(NamedTuple):
     """Control functions and their means (K,); a root (K, K) of the means' covariance, or None."""
 
     functions: Values
-    means: Any
-    error: Any = None
+    means: Float[Array, " K"]
+    error: Float[Array, "K K"] | None = None
 
-    def at(self, problem: Integrals, x: Any) -> Given:
-        """As control variates at points (n, d)."""
-        return Given(self.functions(x, problem.counts(x)), self.means, self.error)
+    def at(self, problem: Integrals, x: Float[Array, "n d"]) -> KnownControls:
+        """The control variates at points."""
+        return KnownControls(self.functions(x, problem.counts(x)), self.means, self.error)
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,11 @@ class KnownMeans:
         means: their expectations under the law, in the same structure.
     """
 
-    functions: Callable[[Any], Any]
-    means: Any
+    functions: Callable[[Array], PyTree]
+    means: PyTree
 
-    def prepare(self, problem: Integrals, key: Any) -> Prepared:
-        """Check the means.
+    def prepare(self, problem: Integrals, key: Key) -> Prepared:
+        """Check the means; the key is not used.
 
         Raises:
             DataError: if they do not have the structure of the functions' values, or are not finite.
@@ -66,30 +73,30 @@ class KnownMeans:
 
 
 @dataclass(frozen=True)
-class EstimatedMeans:
+class EstimatedMeans(Settings):
     """Cheap functions that resemble the integrands, as control variates; their means come from many draws.
 
     The means' errors are part of the standard errors of the result. With R^2 the share of the variance that
-    the functions explain, the variance of one of n draws goes from V / n to V (1 - R^2) / n + V R^2 / M with
-    M draws for the means.
+    the functions explain, and M draws for the means, the variance of a mean of n draws goes from V / n to
+    V (1 - R^2) / n + V R^2 / M.
 
     Attributes:
         functions: of a point (d,), as what is estimated; far cheaper than that.
-        num_draws: M, of the law itself; at least the budget of the method, else they would cost more accuracy
-            than they bring.
+        num_draws: M, of the law itself, at least 100, and at least the budget of the method: with fewer the
+            functions would cost more accuracy than they bring.
 
     Sources: Schmeiser, Taaffe and Wang (2001) for control variates with estimated means; Gorodetsky, Geraci,
     Eldred and Jakeman (2020) for approximate control variates.
     """
 
-    functions: Callable[[Any], Any]
+    functions: Callable[[Array], PyTree]
     num_draws: int = 1_000_000
 
-    def __post_init__(self) -> None:
-        if self.num_draws < 100:
-            raise MethodError("num_draws is too small", expected="at least 100", found=repr(self.num_draws))
+    def rules(self) -> Mapping[str, Rule]:
+        """See :class:`~mcx.ops.validation.Settings`."""
+        return {"num_draws": integer(100)}
 
-    def prepare(self, problem: Integrals, key: Any) -> Prepared:
+    def prepare(self, problem: Integrals, key: Key) -> Prepared:
         """Draw from the law, and estimate the means.
 
         Raises:
@@ -100,12 +107,13 @@ class EstimatedMeans:
         size = min(self.num_draws, _DRAWS_AT_ONCE)
         count = -(-self.num_draws // size)
         total, square = np.zeros(values.size), np.zeros((values.size, values.size))
-        origin: Any = None
+        origin: np.ndarray | None = None
         for k in jax.random.split(key, count):
             x = problem.law.sample(k, (size,)).reshape(size, -1)
             c = np.asarray(values(x), np.float64)
             origin = c.mean(0) if origin is None else origin  # or squares of large means drown the variances
             total, square = total + (c - origin).sum(0), square + (c - origin).T @ (c - origin)
+        assert origin is not None
         n = size * count
         mean = total / n
         covariance = (square / n - np.outer(mean, mean)) / n
@@ -115,7 +123,7 @@ class EstimatedMeans:
         return Prepared(values, jnp.asarray(origin + mean, dtype), jnp.asarray(root, dtype))
 
 
-def _values(functions: Callable[[Any], Any], problem: Integrals) -> Values:
+def _values(functions: Callable[[Array], PyTree], problem: Integrals) -> Values:
     if problem.num_laws > 1:
         raise MethodError(
             "control functions are for a single law",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,16 @@ from mcx.estimators.control_variates.regression import regress
 from mcx.estimators.control_variates.stein import scores, stein_controls
 from mcx.estimators.evaluation import leaves_at
 from mcx.estimators.importance.adaptation import fit_populations
-from mcx.estimators.importance.proposals import Elliptical, Mixture, as_part, log_parts, num_components
-from mcx.estimators.importance.stages import balanced, joined
+from mcx.estimators.importance.adaptive_importance import AdaptiveImportance, Iteration, explore
+from mcx.estimators.importance.history import History, all_draws, append
+from mcx.estimators.importance.proposals import (
+    Elliptical,
+    Mixture,
+    Part,
+    as_part,
+    log_parts,
+    num_components,
+)
 from mcx.estimators.pareto import khat_of, pareto_khat
 from mcx.estimators.polynomials.hermite import highest_degree
 from mcx.model.bound import BoundModel
@@ -27,7 +35,9 @@ from mcx.results.estimate import Estimate
 from mcx.target import Target
 
 if TYPE_CHECKING:
-    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
+    from jaxtyping import Array
+
+    from mcx.types import Key, LogWeights, PyTree, Scalar, SiteValues
 
 __all__ = ["expect_by_importance"]
 
@@ -35,36 +45,41 @@ _DRAWS_PER_CONTROL = 20
 _AT_ONCE = 1024
 _LEAST_SHARE = 1e-3  # of the wide first law
 _EM_STEPS = 50
-_TEMPERED_ESS = 0.1  # of a stage's points: fewer say too little about a covariance
+_TEMPERED_ESS = 0.1  # share of an iteration's draws: fewer say too little about a covariance
 
 
 def expect_by_importance(
     bound: BoundModel,
-    functions: Mapping[str, Callable[[Any], Any]],
+    functions: Mapping[str, Callable[[SiteValues], PyTree]],
     method: AdaptiveImportance,
-    key: Any,
+    *,
+    key: Key,
 ) -> dict[str, Estimate]:
-    """Adapt a mixture of Student t's and given proposals to the posterior; average a fresh sample.
+    """Adapt a mixture of Student t's and the user's proposals to the posterior; average a fresh sample.
 
-    Stages fit the mixture to all points so far, weighted by the balance heuristic. Weights that a few points
-    would dominate are tempered, so that the first stages find their way. The estimates are a weighted
-    regression on Stein control variates; the evidence takes the ratios of the mixture's components to it.
+    Iterations fit the mixture to all draws so far, weighted by the balance heuristic. Weights that a few
+    draws would dominate are tempered, so that the first iterations find their way. The estimates are a
+    weighted regression on Stein control variates; that of the evidence is one on the ratios of the mixture's
+    components to it.
 
     Args:
         bound: a model and its data; every latent site continuous.
         functions: by name, of the sites' values.
-        method: budget, stages, components, tails, share of the wide first law, control variates ("all" or
+        method: budget, iterations, components, tails, share of the wide first law, control variates ("all" or
             "none"), fit, samples; ``proposals`` are laws of points (d,) on unconstrained space, sites in
             program order, each flattened, and their shares adapt. ``relative_error`` ends the exploration
-            where the largest relative standard error that a stage's draws predict, without control variates,
-            is below.
+            as soon as the largest relative standard error is below, as an iteration's draws predict it
+            without control variates.
         key: of the run.
 
     Raises:
+        CapabilityError: if the model has no latent site.
         DataError: if a function returns no number.
         MethodError: if the method has settings that mean nothing here.
         NonFiniteError: if a function is not finite at a draw of positive weight; it is named.
-        WeightCollapse: if no point has a positive density, or one point all the weight.
+        WeightCollapse: if no draw has a positive density.
+
+    Costs ``method.budget`` log densities, and a gradient for each draw of the final sample.
 
     Sources: Cornuet, Marin, Mira and Robert (2012); Koblents and Miguez (2015) for tempered weights; Leluc,
     Portier, Segers and Zhuman (2022) for the regression.
@@ -73,100 +88,89 @@ def expect_by_importance(
     target = compile_model(bound)
     if target.dim == 0:
         raise CapabilityError("the model has no latent site to integrate over")
-    given = _given(method, target.dim)
-    size = int(method.budget * method.exploration) // method.num_stages
+    size = method.iteration_size
     key, key_first, key_final = jax.random.split(key, 3)
-    wide = _wide(target, key_first, size)
-    cloud, proposal = _nothing(wide, given, method, size)
-    for t, key_stage in enumerate(jax.random.split(key, method.num_stages)):
-        cloud, following = _stage(
-            target, cloud, proposal, key_stage, t,
+    history, first = _start(_wide(target, key_first, size), _own_parts(method, target.dim), method)
+
+    def iterate(key: Key, history: History, proposal: Mixture) -> Iteration[Mixture]:
+        now, following = _iterate(
+            target, history, proposal, key,
             size=size, components=method.num_components, df=method.df, share=_share(method),
         )  # fmt: skip
-        left = method.budget - size * (t + 1)
-        if t and method.relative_error is not None:
-            of_stage = slice(t * size, (t + 1) * size)
-            x, log_p = cloud.x[of_stage], cloud.log_p[of_stage]
-            predicted = _predicted(target, x, log_p - proposal.log_prob(x), functions)
-            if predicted * np.sqrt(size / left) < method.relative_error:
-                break
-        proposal = following
-    stages = t + 1
-    x = proposal.sample(key_final, left)
+        relative = np.inf
+        if (t := int(history.iteration)) and method.relative_error is not None:
+            x, log_p = (a[t * size : (t + 1) * size] for a in (now.x, now.values))
+            relative = _predicted(target, x, log_p - proposal.log_prob(x), functions) * np.sqrt(size)
+        return Iteration(now, following, np.inf, relative)
+
+    keys = iter(jax.random.split(key, method.num_iterations))
+    history, proposal, count = explore(method, iterate, history, first, keys)
+    x = proposal.sample(key_final, method.budget - size * count)
     log_p = _log_density(target, x)
     if method.samples == "all":
-        x, log_w = _with_final(cloud, proposal, x, log_p, count=size * stages)
+        x, log_q = all_draws(history, proposal, x, count=size * count)
+        log_p = jnp.concatenate([history.values[: size * count], log_p])
     else:
-        log_w = log_p - proposal.log_prob(x)
+        log_q = proposal.log_prob(x)
+    log_w = log_p - log_q
     if not bool(jnp.any(log_w > -jnp.inf)):
         raise WeightCollapse(
             "no importance sample has a positive density",
             remedy="raise budget=, or use mcx.infer with a Markov chain method first",
         )
     found = _estimates(target, x, log_w, proposal, functions, method)
-    return {name: replace(e, stats={**e.stats, "num_stages": stages}) for name, e in found.items()}
+    return {name: replace(e, stats={**e.stats, "num_iterations": count}) for name, e in found.items()}
 
 
 def _check(method: AdaptiveImportance) -> None:
     """Raise on what means nothing for a posterior: one target that all functions share."""
     for name, meant in (("controls", ("all", "none")), ("criterion", ("relative",))):
         if getattr(method, name) not in meant:
-            raise MethodError(
-                f"{name} has no meaning for expectations under a posterior",
-                expected=f"{name}={' or '.join(map(repr, meant))}",
-                found=repr(getattr(method, name)),
-                remedy="leave it out: the mixture adapts to the posterior itself, not to each function",
+            method.refuse(
+                name,
+                f"{' or '.join(map(repr, meant))} for expectations under a posterior",
+                "leave it out: the mixture adapts to the posterior itself, not to each function",
             )
-
-
-class _Cloud(NamedTuple):
-    """Points of all stages, with room for those to come, which have no density.
-
-    x: (room, d); log_p: (room,) log densities of the posterior, unnormalised; log_sums: (room,), as
-    :func:`~mcx.estimators.importance.stages.balanced` has them; past: the stages' proposals.
-    """
-
-    x: Any
-    log_p: Any
-    log_sums: Any
-    past: Mixture
 
 
 def _share(method: AdaptiveImportance) -> float:
     return max(method.defensive, _LEAST_SHARE)
 
 
-def _given(method: AdaptiveImportance, d: int) -> tuple[Any, ...]:
+def _own_parts(method: AdaptiveImportance, d: int) -> tuple[Part, ...]:
     """The user's proposals; their dimension is known where they are NumPyro distributions."""
     parts = tuple(map(as_part, method.proposals))
     for part in parts:
-        if getattr(part, "event_shape", (d,)) != (d,):
+        shape = getattr(part, "event_shape", (d,))
+        if shape != (d,):
             raise MethodError(
                 "a proposal is not on the posterior's unconstrained space",
                 expected=f"event shape {(d,)}, sites in program order, each flattened",
-                found=repr(part.event_shape),
+                found=repr(shape),
             )
     return parts
 
 
-def _mixture(parts: tuple[Any, ...], shares: Any, wide: Elliptical, share: float) -> Mixture:
+def _mixture(parts: tuple[Part, ...], shares: Array, wide: Elliptical, share: float) -> Mixture:
     return Mixture((*parts, wide), jnp.append(shares + jnp.log1p(-share), jnp.log(share)))
 
 
-def _shares(x: Any, log_w: Any, parts: tuple[Any, ...], wide: Elliptical, share: float, own: Any) -> Any:
-    """Log shares of fitted components, (C,) ``own`` among themselves, and of the user's: by likelihood.
+def _shares(
+    x: Array, log_w: Array, parts: tuple[Part, ...], wide: Elliptical, share: float, fitted: Array
+) -> Array:
+    """Log shares of the fitted components and the user's, by likelihood.
 
-    They start as if the fitted ones together were one more of the user's, and each step of EM raises the
-    weighted likelihood of the mixture that the wide law is part of.
+    ``fitted`` are the shares of the fitted components among themselves. EM starts as if these together were
+    one more of the user's; each step raises the weighted likelihood of the mixture with the wide law.
     """
     others = sum(map(num_components, parts[1:]))
     if not others:
-        return own
-    start = jnp.append(own, jnp.zeros(others)) - jnp.log1p(others)
+        return fitted
+    start = jnp.append(fitted, jnp.zeros(others)) - jnp.log1p(others)
     w = jax.nn.softmax(log_w)
     log_g = jnp.where((w > 0)[:, None], log_parts((*parts, wide), x), 0.0)
 
-    def improve(_: Any, log_a: Any) -> Any:
+    def improve(_: Array, log_a: Array) -> Array:
         log_h = log_g + jnp.append(log_a + jnp.log1p(-share), jnp.log(share))
         part = w @ jax.nn.softmax(log_h, 1)[:, :-1]
         return jnp.log(jnp.maximum(part / jnp.sum(part), _LEAST_SHARE))
@@ -174,67 +178,49 @@ def _shares(x: Any, log_w: Any, parts: tuple[Any, ...], wide: Elliptical, share:
     return jax.nn.log_softmax(jax.lax.fori_loop(0, _EM_STEPS, improve, start))
 
 
-def _nothing(
-    wide: Elliptical, given: tuple[Any, ...], method: AdaptiveImportance, size: int
-) -> tuple[_Cloud, Mixture]:
-    """Until something is known all components but the user's are the wide one."""
-    components, room, d = method.num_components, size * method.num_stages, wide.loc.shape[1]
+def _start(wide: Elliptical, own: tuple[Part, ...], method: AdaptiveImportance) -> tuple[History, Mixture]:
+    """The first proposal, and an empty history: all components but the user's are the wide one."""
+    components, d = method.num_components, wide.loc.shape[1]
     tails = Elliptical(
         jnp.repeat(wide.loc, components, 0), jnp.repeat(wide.scale_tril, components, 0), method.df
     )
-    others = sum(map(num_components, given))
+    others = sum(map(num_components, own))
     shares = jnp.append(jnp.full(components, -jnp.log(components)), jnp.zeros(others)) - jnp.log1p(others)
-    first = _mixture((tails, *given), shares, wide, _share(method))
-    past = jax.tree_util.tree_map(lambda x: jnp.stack([x] * method.num_stages), first)
-    cloud = _Cloud(jnp.zeros((room, d)), jnp.full(room, -jnp.inf), jnp.zeros(room), past)
-    # of the types that a stage returns: with weak ones it would be compiled twice
-    cloud, first = jax.tree_util.tree_map(lambda x: jnp.asarray(x, jnp.result_type(x)), (cloud, first))
-    return cloud, first
+    first = _mixture((tails, *own), shares, wide, _share(method))
+    room = method.iteration_size * method.num_iterations
+    history = History.empty(d, jnp.full(room, -jnp.inf), first, method.num_iterations)
+    # of the types that an iteration returns: with weak ones it would be compiled twice
+    history, first = jax.tree_util.tree_map(lambda x: jnp.asarray(x, jnp.result_type(x)), (history, first))
+    return history, first
 
 
 @partial(jax.jit, static_argnames=("size", "components", "df", "share"))
-def _stage(
+def _iterate(
     target: Target,
-    cloud: _Cloud,
+    history: History,
     proposal: Mixture,
-    key: Any,
-    t: Any,
+    key: Key,
     *,
     size: int,
     components: int,
     df: float | None,
     share: float,
-) -> tuple[_Cloud, Mixture]:
-    """Draw, weigh all points so far, and fit the next proposal to them. One program serves all stages."""
+) -> tuple[History, Mixture]:
+    """Draw, weight all draws so far, and fit the next proposal. One program serves all iterations."""
     new = proposal.sample(key, size)
-    past = jax.tree_util.tree_map(lambda every, one: every.at[t].set(one), cloud.past, proposal)
-    put = jax.lax.dynamic_update_slice_in_dim
-    x = put(cloud.x, new, t * size, 0)
-    log_p = put(cloud.log_p, _log_density(target, new), t * size, 0)
-    of_past = jax.vmap(lambda m: m.log_prob(new))(past)
-    log_sums = balanced(cloud.log_sums, x, new, t, proposal, of_past)
-    log_w = _tempered(log_p - log_sums, max(_TEMPERED_ESS * size, 2.0 * target.dim))
-    found, shares = fit_populations(x, log_w[:, None], num_components=components, df=df)
-    *given, wide = proposal.parts[1:]
-    parts = (found, *given)
-    following = _mixture(parts, _shares(x, log_w, parts, wide, share, shares[0]), wide, share)
-    return _Cloud(x, log_p, log_sums, past), following
+    now = append(history, new, _log_density(target, new), proposal)
+    log_w = _tempered(now.values - now.log_sums, max(_TEMPERED_ESS * size, 2.0 * target.dim))
+    fitted, shares = fit_populations(now.x, log_w[:, None], num_components=components, df=df)
+    *own, wide = proposal.parts[1:]
+    assert isinstance(wide, Elliptical)
+    parts = (fitted, *own)
+    return now, _mixture(parts, _shares(now.x, log_w, parts, wide, share, shares[0]), wide, share)
 
 
-@partial(jax.jit, static_argnames="count")
-def _with_final(cloud: _Cloud, proposal: Mixture, x: Any, log_p: Any, *, count: int) -> tuple[Any, Any]:
-    """Points of the stages and the final sample, and their log weights by the balance heuristic."""
-    stages = len(cloud.past.log_weights)
-    size = len(cloud.x) // stages
-    drawn = jnp.arange(stages)[:, None] < count // size
-    of_past = jnp.where(drawn, jax.vmap(lambda m: m.log_prob(x))(cloud.past), -jnp.inf)
-    before = cloud.x[:count]
-    log_q = joined(cloud.log_sums[:count], before, x, of_past, proposal, size)
-    return jnp.concatenate([before, x]), jnp.concatenate([cloud.log_p[:count], log_p]) - log_q
-
-
-def _predicted(target: Target, x: Any, log_w: Any, functions: Mapping[str, Callable[[Any], Any]]) -> float:
-    """The largest relative standard error of a stage's weighted averages, without control variates."""
+def _predicted(
+    target: Target, x: Array, log_w: LogWeights, functions: Mapping[str, Callable[[SiteValues], PyTree]]
+) -> float:
+    """The largest relative standard error of an iteration's weighted averages, without control variates."""
     draws, w = _constrained(target, x), jnp.exp(log_w - jnp.max(log_w))
     errors = []
     for name, function in functions.items():
@@ -244,7 +230,7 @@ def _predicted(target: Target, x: Any, log_w: Any, functions: Mapping[str, Calla
     return float(np.max(errors))
 
 
-def _wide(target: Target, key: Any, size: int) -> Elliptical:
+def _wide(target: Target, key: Key, size: int) -> Elliptical:
     """A Student t about as wide as the prior, or as the box that chains start from."""
     d, loc, scale = target.dim, jnp.zeros(target.dim), jnp.full(target.dim, 2.0)
     if target.sample_prior is not None:
@@ -256,22 +242,22 @@ def _wide(target: Target, key: Any, size: int) -> Elliptical:
 
 
 @jax.jit
-def _log_density(target: Target, x: Any) -> Any:
+def _log_density(target: Target, x: Array) -> Array:
     log_p = jax.lax.map(lambda v: target.log_density(target.unravel(v)), x, batch_size=_AT_ONCE)
     return jnp.where(jnp.isfinite(log_p), log_p, -jnp.inf)
 
 
 @jax.jit
-def _tempered(log_w: Any, least: Any) -> Any:
+def _tempered(log_w: LogWeights, least: Scalar | float) -> LogWeights:
     """Weights to the highest power, at most 1, at which their effective sample size is ``least``."""
 
-    def scaled(power: Any) -> Any:
+    def scaled(power: Array | float) -> Array:
         return jnp.where(log_w > -jnp.inf, power * log_w, -jnp.inf)
 
-    def enough(power: Any) -> Any:
+    def enough(power: Array | float) -> Array:
         return effective_sample_size(scaled(power)) >= least
 
-    def halve(_: Any, bounds: Any) -> Any:
+    def halve(_: Array, bounds: Array) -> Array:
         middle = bounds.mean()
         return jnp.where(enough(middle), bounds.at[0].set(middle), bounds.at[1].set(middle))
 
@@ -281,10 +267,10 @@ def _tempered(log_w: Any, least: Any) -> Any:
 
 def _estimates(
     target: Target,
-    x: Any,
-    log_w: Any,
+    x: Array,
+    log_w: LogWeights,
     proposal: Mixture,
-    functions: Mapping[str, Callable[[Any], Any]],
+    functions: Mapping[str, Callable[[SiteValues], PyTree]],
     method: AdaptiveImportance,
 ) -> dict[str, Estimate]:
     n, d = x.shape
@@ -321,8 +307,8 @@ def _estimates(
 
 @partial(jax.jit, static_argnames=("degree", "ratios", "fit"))
 def _weighed(
-    target: Target, x: Any, log_w: Any, proposal: Mixture, *, degree: int, ratios: bool, fit: str
-) -> tuple[Any, Any, Any, Any, Any]:
+    target: Target, x: Array, log_w: LogWeights, proposal: Mixture, *, degree: int, ratios: bool, fit: str
+) -> tuple[Array, Array, Scalar, Scalar, Scalar]:
     """Weights, Stein control variates, k-hat of the weights, log evidence and its standard error."""
     shift = jnp.max(log_w)
     w = jnp.exp(log_w - shift)
@@ -341,7 +327,9 @@ def _weighed(
 
 
 @partial(jax.jit, static_argnames="fit")
-def _average(values: Any, controls: Any, w: Any, log_w: Any, *, fit: str) -> tuple[Any, Any, Any]:
+def _average(
+    values: Array, controls: Array | None, w: Array, log_w: LogWeights, *, fit: str
+) -> tuple[Array, Array, Scalar]:
     """Weighted means, their standard errors, and the heaviest tail of what is averaged, w |h - mean|."""
     flat = jnp.where((w > 0)[:, None], values.reshape(len(w), -1), 0.0)
     found = regress(flat, controls, w, fit=fit)
@@ -351,6 +339,8 @@ def _average(values: Any, controls: Any, w: Any, log_w: Any, *, fit: str) -> tup
 
 
 @jax.jit
-def _constrained(target: Target, x: Any) -> dict[str, Any]:
-    found: dict[str, Any] = jax.lax.map(lambda v: target.constrain(target.unravel(v)), x, batch_size=_AT_ONCE)
+def _constrained(target: Target, x: Array) -> dict[str, Array]:
+    found: dict[str, Array] = jax.lax.map(
+        lambda v: target.constrain(target.unravel(v)), x, batch_size=_AT_ONCE
+    )
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,19 @@ from mcx.errors import MethodError
 from mcx.model.support import log_prob_in_support
 from mcx.ops.random import choose
 
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Key
+
 __all__ = [
-    "Drawable", "Elliptical", "Mixture", "as_mixture", "as_part", "fit_elliptical", "log_densities",
+    "Drawable", "Elliptical", "Mixture", "Part", "as_mixture", "as_part", "fit_elliptical", "log_densities",
     "log_parts", "mixed", "num_components",
 ]  # fmt: skip
+
+type Part = Elliptical | Drawable | dist.Distribution
+"""A part of a :class:`Mixture`, of one or several components; see :func:`as_part`."""
 
 _MOST_NORMALS = 10
 
@@ -34,8 +43,8 @@ class Elliptical:
         df: degrees of freedom; None for Gaussians; static.
     """
 
-    loc: Any
-    scale_tril: Any
+    loc: Float[Array, "C d"]
+    scale_tril: Float[Array, "C d d"]
     df: float | None = field(default=None, metadata={"static": True})
 
     @property
@@ -43,14 +52,14 @@ class Elliptical:
         """Number of components."""
         return int(self.loc.shape[0])
 
-    def log_prob(self, x: Any) -> Any:
+    def log_prob(self, x: Float[Array, "n d"]) -> Float[Array, "n C"]:
         """Log densities (n, C) at points (n, d). Costs O(n C d^2)."""
         d = self.loc.shape[1]
         eye = jnp.broadcast_to(jnp.eye(d, dtype=self.scale_tril.dtype), self.scale_tril.shape)
         # solving for all points instead is up to forty times slower: XLA goes through them one by one
         inverses = jax.lax.linalg.triangular_solve(self.scale_tril, eye, left_side=True, lower=True)
 
-        def one(loc: Any, tril: Any, inverse: Any) -> Any:
+        def one(loc: Array, tril: Array, inverse: Array) -> Array:
             square = jnp.sum((inverse @ (x - loc).T) ** 2, 0)
             log_det = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(tril))))
             if self.df is None:
@@ -61,8 +70,8 @@ class Elliptical:
 
         return jax.vmap(one, out_axes=1)(self.loc, self.scale_tril, inverses)
 
-    def sample(self, key: Any, component: Any) -> Any:
-        """One draw of each of the given components (n,): points (n, d)."""
+    def sample(self, key: Key, component: Int[Array, " n"]) -> Float[Array, "n d"]:
+        """One draw (n, d) from each of the components with these indices (n,)."""
         key_z, key_scale = jax.random.split(key)
         n, d = component.shape[0], self.loc.shape[1]
         z = jax.random.normal(key_z, (n, d), self.loc.dtype)
@@ -78,7 +87,7 @@ class Drawable:
     """Any object with ``sample(key, n)`` and ``log_prob(x)``, as one component; see :func:`as_part`.
 
     Attributes:
-        of: the object. Programs are compiled for it: the same object has the same programs.
+        of: the object. Programs are compiled for each object, and used again for the same one.
     """
 
     of: Any
@@ -90,7 +99,7 @@ class Drawable:
     def __hash__(self) -> int:
         return id(self.of)
 
-    def log_prob(self, x: Any) -> Any:
+    def log_prob(self, x: Float[Array, "n d"]) -> Float[Array, "n 1"]:
         """Log densities (n, 1) at points (n, d)."""
         found = jnp.asarray(self.of.log_prob(x), x.dtype)
         if found.shape != x.shape[:1]:
@@ -101,8 +110,8 @@ class Drawable:
             )
         return jnp.where(jnp.isnan(found), -jnp.inf, found)[:, None]
 
-    def sample(self, key: Any, component: Any) -> Any:
-        """As many draws (n, d) as there are components (n,) asked for."""
+    def sample(self, key: Key, component: Int[Array, " n"]) -> Float[Array, "n d"]:
+        """A draw for each entry of ``component``, whose values are all 0."""
         n = component.shape[0]
         found = jnp.asarray(self.of.sample(key, n), jnp.result_type(float))
         if found.ndim != 2 or found.shape[0] != n:
@@ -123,42 +132,51 @@ class Mixture:
         log_weights: (components,), of all parts one after another; need not be normalised.
     """
 
-    parts: tuple[Any, ...]
-    log_weights: Any
+    parts: tuple[Part, ...]
+    log_weights: Float[Array, " C"]
+
+    @property
+    def kept(self) -> Mixture:
+        """The mixture itself: see :class:`~mcx.estimators.importance.history.AdaptiveProposal`."""
+        return self
+
+    def log_past(self, kept: Mixture, x: Float[Array, "n d"]) -> Float[Array, "iteration n"]:
+        """Log densities of points under stacked mixtures."""
+        return jax.vmap(lambda one: one.log_prob(x))(kept)
 
     @jax.jit
-    def log_components(self, x: Any) -> Any:
+    def log_components(self, x: Float[Array, "n d"]) -> Float[Array, "n C"]:
         """Log densities of all components (n, components) at points (n, d)."""
         return log_parts(self.parts, x)
 
     @jax.jit
-    def log_prob(self, x: Any) -> Any:
+    def log_prob(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Log density (n,) at points (n, d)."""
         return mixed(self.log_components(x), self.log_weights)
 
     @partial(jax.jit, static_argnames="n")
-    def sample(self, key: Any, n: int) -> Any:
+    def sample(self, key: Key, n: int) -> Float[Array, "n d"]:
         """Independent draws (n, d). Costs O(n d^2) a part, and O(n C d) for a batch of distributions."""
         key_which, *keys = jax.random.split(key, 1 + len(self.parts))
         which = choose(key_which, self.log_weights, (n,))
-        begin, found = 0, None
+        begin, found = 0, jnp.zeros((n, 0))
         for part, key_part in zip(self.parts, keys, strict=True):
             count = num_components(part)
             own = jnp.clip(which - begin, 0, count - 1)
             drawn = _draw(part, key_part, own, n)
             here = (which >= begin) & (which < begin + count)
-            found = drawn if found is None else jnp.where(here[:, None], drawn, found)
+            found = jnp.where(here[:, None], drawn, found) if begin else drawn
             begin += count
         return found
 
 
-def log_parts(parts: tuple[Any, ...], x: Any) -> Any:
+def log_parts(parts: tuple[Part, ...], x: Float[Array, "n d"]) -> Float[Array, "n C"]:
     """Log densities (n, components) of all parts one after another."""
     return jnp.concatenate([x[:, :0], *(log_densities(part, x) for part in parts)], 1)
 
 
-def mixed(log_components: Any, log_weights: Any) -> Any:
-    """Log density of a mixture (n,), of its components' (n, C) and their log weights."""
+def mixed(log_components: Float[Array, "n C"], log_weights: Float[Array, " C"]) -> Float[Array, " n"]:
+    """Log density of a mixture (n,) from those of its components (n, C) and their log weights (C,)."""
     return jax.nn.logsumexp(log_components + jax.nn.log_softmax(log_weights), 1)
 
 
@@ -170,23 +188,23 @@ def as_mixture(*parts: Any) -> Mixture:
             :func:`as_part`.
 
     Raises:
-        MethodError: on what is no distribution of vectors.
+        MethodError: for anything that is not a distribution of vectors.
     """
-    parts = tuple(map(as_part, parts))
-    return Mixture(parts, jnp.zeros(sum(map(num_components, parts))))
+    made = tuple(map(as_part, parts))
+    return Mixture(made, jnp.zeros(sum(map(num_components, made))))
 
 
-def as_part(part: Any) -> Any:
-    """Make a part of a :class:`Mixture` of what can be drawn from and has a density.
+def as_part(part: Any) -> Part:
+    """Make a distribution, or an object that acts like one, a part of a :class:`Mixture`.
 
     Args:
         part: :class:`Elliptical`; a NumPyro distribution of event shape (d,) and batch shape () or (C,), such
             as a ``TransformedDistribution`` with a trained flow; or another object with ``sample(key, n)``,
-            which returns n draws (n, d), and ``log_prob(x)``, of points (n, d), which returns (n,). Both are
-            traced by JAX, with what the object holds as constants. It has to be normalised.
+            which returns n draws (n, d), and ``log_prob(x)``, which takes points (n, d) and returns (n,).
+            Both are traced by JAX, with what the object holds as constants. The density has to be normalised.
 
     Raises:
-        MethodError: on anything else.
+        MethodError: for anything else.
     """
     if isinstance(part, Elliptical | Drawable):
         return part
@@ -207,17 +225,22 @@ def as_part(part: Any) -> Any:
 
 
 def fit_elliptical(
-    x: Any, log_w: Any, *, df: float | None = None, jitter: float = 1e-6, lean: Any = None
+    x: Float[Array, "n d"],
+    log_w: Float[Array, "n C"],
+    *,
+    df: float | None = None,
+    jitter: float = 1e-6,
+    shrink_to: Float[Array, "C d d"] | None = None,
 ) -> Elliptical:
-    """Gaussians with the moments of weighted points: of all of their family the closest in Kullback-Leibler.
+    """Gaussians with the moments of weighted points: the closest of all in Kullback-Leibler divergence.
 
     Args:
         x: (n, d).
         log_w: (n, C), one column a component; need not be normalised.
-        df: of Student t's that take the moments' place, with the same covariance where it exists.
+        df: degrees of freedom of Student t's in place of Gaussians, of the same covariance where it exists.
         jitter: added to the covariances, as a share of the points' own variances.
-        lean: (C, d, d) covariances that count as d + 1 points beside each component's effective number: few
-            points say little about a covariance, and one nothing. None for none.
+        shrink_to: (C, d, d) covariances that count as d + 1 points beside each component's effective number:
+            few points say little about a covariance, and one nothing. None for no shrinkage.
 
     Returns:
         C components. Costs O(n C d^2).
@@ -226,7 +249,7 @@ def fit_elliptical(
     loc = w.T @ x
     spread = jnp.var(x, 0) * jitter + jnp.finfo(x.dtype).tiny
 
-    def one(mean: Any, weight: Any, other: Any) -> Any:
+    def one(mean: Array, weight: Array, other: Array | None) -> Array:
         centred = x - mean
         cov = (centred * weight[:, None]).T @ centred
         if other is not None:
@@ -235,24 +258,24 @@ def fit_elliptical(
         cov = cov + jnp.diag(spread)
         return jnp.linalg.cholesky(cov if df is None else cov * max((df - 2) / df, 0.5))
 
-    return Elliptical(loc, jax.vmap(one, (0, 1, None if lean is None else 0))(loc, w, lean), df)
+    return Elliptical(loc, jax.vmap(one, (0, 1, None if shrink_to is None else 0))(loc, w, shrink_to), df)
 
 
-def _chi_square(key: Any, df: float, n: int, dtype: Any) -> Any:
+def _chi_square(key: Key, df: float, n: int, dtype: DTypeLike) -> Array:
     if df == int(df) and df <= _MOST_NORMALS:  # compiles in a tenth of the time of a gamma variable
         return jnp.sum(jax.random.normal(key, (int(df), n), dtype) ** 2, 0)
     return 2 * jax.random.gamma(key, 0.5 * df, (n,), dtype)
 
 
-def num_components(part: Any) -> int:
+def num_components(part: Part) -> int:
     """How many components of a mixture a part counts as."""
     if isinstance(part, Elliptical | Drawable):
         return part.count
     return int(part.batch_shape[0]) if part.batch_shape else 1
 
 
-def log_densities(part: Any, x: Any) -> Any:
-    """Log densities (n, C) of parts of a :class:`Mixture`; -inf outside of the support."""
+def log_densities(part: Part, x: Float[Array, "n d"]) -> Float[Array, "n C"]:
+    """Log densities (n, C) of a part of a :class:`Mixture`; -inf outside of the support."""
     if isinstance(part, dist.MultivariateNormal):
         part = _elliptical(part)
     if isinstance(part, Elliptical | Drawable):
@@ -268,7 +291,7 @@ def _elliptical(law: dist.MultivariateNormal) -> Elliptical:
     return Elliptical(loc.reshape(-1, d), tril.reshape(-1, d, d))
 
 
-def _draw(part: Any, key: Any, component: Any, n: int) -> Any:
+def _draw(part: Part, key: Key, component: Array, n: int) -> Array:
     if isinstance(part, Elliptical | Drawable):
         return part.sample(key, component)
     if not part.batch_shape:

@@ -4,84 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mcx.errors import MethodError, NonFiniteError
+from mcx.errors import NonFiniteError
 from mcx.estimators.evaluation import at_points
-from mcx.estimators.importance.expectations import Integrals, integrals
+from mcx.estimators.importance.integrals import Integrals, integrals
 from mcx.estimators.importance.proposals import Mixture, as_part, log_densities, num_components
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
+from mcx.ops.validation import integer, number, one_of, validated
+
+if TYPE_CHECKING:
+    import numpyro.distributions as dist
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key, KeyLike, PyTree, Scalar
 
 __all__ = ["train_proposal"]
 
-_LOSSES = ("variance", "kl")
-_MOST_NORM = 10.0  # of a gradient: weights of one step may be far larger than those of others
+_MOST_NORM = 10.0  # of a gradient: the weights of one update may be far larger than those of others
 
 
 def train_proposal(
-    build: Callable[[Any], Any],
-    params: Any,
-    function: Callable[[Any], Any],
-    law: Any,
+    build: Callable[[PyTree], Any],
+    params: PyTree,
+    function: Callable[[Array], PyTree],
+    law: dist.Distribution,
     *,
     loss: str = "kl",
-    num_steps: int = 500,
+    num_updates: int = 500,
     batch_size: int = 500,
     defensive: float = 0.1,
     optimizer: optax.GradientTransformation | None = None,
-    key: Any,
-) -> tuple[Any, Any]:
+    key: KeyLike,
+) -> tuple[PyTree, Float[Array, " update"]]:
     """Fit a proposal to the integrands |phi_j| f_j by gradient descent.
 
     The proposal q is mixed with a share of the laws, h = (1 - a) q + a f, as in
     :class:`~mcx.estimators.AdaptiveImportance`, whose ``proposals=`` the result is made for. Draws of h, with
-    parameters held, estimate the gradient of
+    their parameters held fixed, estimate the gradient of
 
     - "kl": the sum over integrands of the Kullback-Leibler divergences from |phi_j| f_j, normalised, to h;
     - "variance": the sum of relative second moments, E_h (phi_j f_j / h)^2 / (E_h |phi_j| f_j / h)^2. It is
-      what counts in the end, but noisy as long as h is far off: train with "kl" first.
+      what counts in the end, but noisy as long as h is far off: train with "kl" before.
 
     Args:
-        build: parameters to a proposal; see :func:`~mcx.estimators.importance.proposals.as_part`.
+        build: takes parameters to a proposal; see :func:`~mcx.estimators.importance.proposals.as_part`.
         params: to start from, a pytree.
-        function: as for :func:`~mcx.estimators.expectations`.
-        law: likewise; one or many.
+        function: of a point (d,), as for :func:`~mcx.estimators.expectations`.
+        law: of event shape (d,), one or a batch of many.
         loss: "kl" or "variance".
-        num_steps: of the optimizer.
-        batch_size: evaluations of the function in each step.
+        num_updates: of the optimizer.
+        batch_size: evaluations of the function in each update.
         defensive: a, the laws' share.
         optimizer: of optax; by default Adam with a step of 0.01 that falls to zero, on gradients of a norm of
             at most 10.
         key: a typed JAX key or an int.
 
     Returns:
-        The parameters, and the losses of the steps (num_steps,), "kl" up to a constant. Costs num_steps
+        The parameters, and the losses of the updates (num_updates,), "kl" up to a constant. Costs num_updates
         batch_size evaluations, and a program of its own for each call.
 
     Raises:
-        MethodError: on settings that make no sense, or within functions that JAX traces.
-        NonFiniteError: if the loss came out as no number.
+        MethodError: for settings out of range, or within functions that JAX traces.
+        NonFiniteError: if a loss is not finite.
 
     Sources: Rubinstein and Kroese (2004) for cross-entropy; Douc, Guillin, Marin and Robert (2007) for both
     criteria of mixtures; Müller, McWilliams, Rousselle, Gross and Novák (2019) for flows by gradients.
     """
     refuse_tracing("estimators.train_proposal", "call it outside of jit, vmap and grad", law, params, key)
-    if loss not in _LOSSES:
-        raise MethodError("loss is unknown", expected=", ".join(_LOSSES), found=repr(loss))
-    if num_steps < 1 or batch_size < 2 or not 0 < defensive < 1:
-        raise MethodError(
-            "num_steps, batch_size or defensive is out of range",
-            expected="num_steps >= 1, batch_size >= 2 and 0 < defensive < 1",
-            found=f"{num_steps}, {batch_size} and {defensive}",
-        )
+    validate = partial(validated, "train_proposal")
+    loss = validate("loss", loss, one_of("variance", "kl"))
+    num_updates = validate("num_updates", num_updates, integer(1))
+    batch_size = validate("batch_size", batch_size, integer(2))
+    defensive = validate("defensive", defensive, number(above=0, below=1))
     problem = integrals(function, law)
     if optimizer is None:
-        descent = optax.adam(optax.cosine_decay_schedule(0.01, num_steps))
+        descent = optax.adam(optax.cosine_decay_schedule(0.01, num_updates))
         optimizer = optax.chain(optax.clip_by_global_norm(_MOST_NORM), descent)
     step = partial(
         _step,
@@ -94,39 +97,39 @@ def train_proposal(
     )
 
     @jax.jit
-    def trained(params: Any, keys: Any) -> Any:
-        def body(carry: Any, key: Any) -> Any:
+    def trained(params: PyTree, keys: Key) -> tuple[PyTree, Array]:
+        def body(carry: PyTree, key: Key) -> tuple[PyTree, Scalar]:
             params, state, value = step(carry[0], carry[1], key)
             return (params, state), value
 
         (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), keys)
         return params, losses
 
-    found, losses = trained(params, jax.random.split(as_key(key), num_steps))
+    found, losses = trained(params, jax.random.split(as_key(key), num_updates))
     if not bool(jnp.isfinite(losses).all()):
         raise NonFiniteError(
-            "training a proposal gave a loss that is no number",
-            found=f"{int((~jnp.isfinite(losses)).sum())} of {num_steps} steps",
-            remedy="smaller steps, optimizer=optax.adam(1e-3); a larger batch_size=; loss='kl'",
+            "training a proposal gave a loss that is not finite",
+            found=f"{int((~jnp.isfinite(losses)).sum())} of {num_updates} updates",
+            remedy="take smaller steps, optimizer=optax.adam(1e-3), a larger batch_size= or loss='kl'",
         )
     return found, losses
 
 
 def _step(
-    params: Any,
-    state: Any,
-    key: Any,
+    params: PyTree,
+    state: PyTree,
+    key: Key,
     *,
     batch_size: int,
-    build: Callable[[Any], Any],
+    build: Callable[[PyTree], Any],
     optimizer: optax.GradientTransformation,
     problem: Integrals,
     loss: str,
     defensive: float,
-) -> tuple[Any, Any, Any]:
+) -> tuple[PyTree, PyTree, Scalar]:
     law, laws = problem.law, problem.num_laws
 
-    def mixture(params: Any) -> Mixture:
+    def mixture(params: PyTree) -> Mixture:
         part = as_part(build(params))
         count = num_components(part)
         shares = [jnp.full(count, (1 - defensive) / count), jnp.full(laws, defensive / laws)]
@@ -138,7 +141,7 @@ def _step(
     values = jnp.concatenate([leaf.reshape(batch_size, -1) for leaf in leaves], 1).astype(x.dtype)
     log_y = jnp.where(log_f > -jnp.inf, jnp.log(jnp.abs(values)) + log_f, -jnp.inf)  # (n, J)
 
-    def criterion(params: Any) -> tuple[Any, Any]:
+    def criterion(params: PyTree) -> tuple[Scalar, Scalar]:
         log_h = mixture(params).log_prob(x)
         held = jax.lax.stop_gradient(log_h)
         log_w = log_y - held[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 
 from mcx.errors import NonFiniteError
 from mcx.estimators.control_variates.regression import Fitted, regress
-from mcx.estimators.importance.expectations import Integrals
+from mcx.estimators.importance.integrals import Integrals
 from mcx.estimators.importance.proposals import log_densities
 from mcx.estimators.pareto import pareto_khat
 from mcx.estimators.polynomials.hermite import Hermite, highest_degree
@@ -20,46 +20,51 @@ from mcx.estimators.polynomials.independent_inputs import Inputs, Products
 from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
 
-__all__ = ["Given", "estimate_from"]
+if TYPE_CHECKING:
+    import numpyro.distributions as dist
+    from jax.typing import DTypeLike
+    from jaxtyping import Array, Float, Int
+
+__all__ = ["KnownControls", "estimate_from"]
 
 _POINTS_PER_CONTROL = 40
 
 
-class Given(NamedTuple):
-    """Control variates from outside, functions whose means under the law are known or estimated.
+class KnownControls(NamedTuple):
+    """Control variates of the user's: functions whose means under the law are known or estimated.
 
     values: (n, K), of the functions at the points.
     means: (K,).
     error: (K, K), a root of the covariance of estimated means, R'R; None of known ones.
     """
 
-    values: Any
-    means: Any
-    error: Any = None
+    values: Float[Array, "n K"]
+    means: Float[Array, " K"]
+    error: Float[Array, "K K"] | None = None
 
 
 @partial(jax.jit, static_argnames=("basis", "many_laws", "controls", "fit"))
 def _estimated(
-    law: Any,
-    values: Any,
-    log_components: Any,
-    log_q: Any,
-    x: Any,
-    reference: Any,
-    means: Any,
-    own: Any,
-    given: Any,
+    law: dist.Distribution,
+    values: Array,
+    log_components: Array,
+    log_q: Array,
+    x: Array,
+    reference: tuple[Array, Array] | None,
+    means: Array,
+    own: tuple[Array, Array] | None,
+    known: KnownControls | None,
     *,
     basis: int | Products,
     many_laws: bool,
     controls: bool,
     fit: str,
-) -> dict[str, Any]:
+) -> dict[str, Array]:
     """Values and standard errors (J,), diagnostics, and which integrands are zero everywhere (J,)."""
     log_w = log_densities(law, x) - log_q[:, None]
     w = jnp.exp(log_w)
     y = w * values
-    added = jnp.zeros((len(x), 0), y.dtype) if given is None else w * (given.values - given.means)
+    added = jnp.zeros((len(x), 0), y.dtype) if known is None else w * (known.values - known.means)
     tried: list[tuple[Fitted, int]]  # and numbers of control variates
     if own is not None:
         log_own, coefficients = own
@@ -78,12 +83,12 @@ def _estimated(
             tried = [(regress(y, ratios, fit=fit), ratios.shape[1])]
         else:
             # under the sampling density: w (p_k - E p_k), w - 1 and g_k / q - 1 have mean zero
-            known, others = w * (polynomials - means), jnp.concatenate([w - 1, ratios], 1)
-            every = [jnp.concatenate([added, known[:, :k], others], 1) for k in sizes]
+            centred, others = w * (polynomials - means), jnp.concatenate([w - 1, ratios], 1)
+            every = [jnp.concatenate([added, centred[:, :k], others], 1) for k in sizes]
             tried = [(regress(y, columns, fit=fit), columns.shape[1]) for columns in every]
     value, se, slopes, columns, _ = _most_certain(tried, added.shape[1])
-    if given is not None and given.error is not None:
-        se = jnp.hypot(se, jnp.sqrt(jnp.sum((given.error @ slopes) ** 2, 0)))
+    if known is not None and known.error is not None:
+        se = jnp.hypot(se, jnp.sqrt(jnp.sum((known.error @ slopes) ** 2, 0)))
     return {
         "value": value,
         "se": se,
@@ -98,22 +103,23 @@ def _estimated(
 class _Chosen(NamedTuple):
     """Of each value: estimate, error and number of columns (J,); slopes (added, J) and residuals (n, J)."""
 
-    value: Any
-    se: Any
-    slopes: Any
-    columns: Any
-    residuals: Any
+    value: Float[Array, " J"]
+    se: Float[Array, " J"]
+    slopes: Float[Array, "added J"]
+    columns: Int[Array, " J"]
+    residuals: Float[Array, "n J"]
 
 
 def _most_certain(tried: list[tuple[Fitted, int]], added: int) -> _Chosen:
-    """Of each value the fit of the smallest standard error; of the first ``added`` controls the slopes.
+    """Take for each value the fit of the smallest standard error, and the slopes of the ``added`` controls.
 
-    High polynomials live where the law is, and proposals may be elsewhere: then they do more harm than good.
+    The added controls come first. Polynomials of high degree fit where the law has its mass; where proposals
+    are elsewhere they do more harm than good.
     """
     se = jnp.stack([found.se for found, _ in tried])
     best = jnp.argmin(jnp.where(jnp.isnan(se), jnp.inf, se), 0)  # (J,)
 
-    def chosen(name: str, rows: int | None = None) -> Any:
+    def chosen(name: str, rows: int | None = None) -> Array:
         every = jnp.stack([getattr(found, name)[:rows] for found, _ in tried])
         return jnp.take_along_axis(every, best.reshape(1, *[1] * (every.ndim - 2), -1), 0)[0]
 
@@ -122,36 +128,38 @@ def _most_certain(tried: list[tuple[Fitted, int]], added: int) -> _Chosen:
 
 
 def _sizes(basis: int | Products, d: int) -> list[int]:
-    """How many polynomials there are of the degree, of half of it, and of none; they come in that order."""
+    """How many polynomials there are up to the degree, up to half of it, and none, in that order."""
     degree = basis.degree if isinstance(basis, Products) else basis
     if isinstance(basis, Products):
         d = sum(f is not None for f in basis.families)
     return sorted({math.comb(d + k, d) - 1 for k in (degree, degree // 2, 0)}, reverse=True)
 
 
-def _by_surrogate(values: Any, w: Any, polynomials: Any, means: Any) -> Fitted:
-    """One surrogate for all laws, whose means under each are known; what it leaves is averaged.
+def _by_surrogate(values: Array, w: Array, polynomials: Array, means: Array) -> Fitted:
+    """Fit one surrogate for all laws, whose means under each are known, and average the rest.
 
-    Points count as under the laws taken together: a heavy tail of proposals is not to be fitted.
+    The points have the weights of the laws taken together, so that a heavy tail of proposals is not fitted.
     """
     if not polynomials.shape[1]:
         return regress(w * values, None)
     surrogate = regress(values[:, 0], polynomials, jnp.mean(w, 1), fit="cross_fit")
-    known = surrogate.value + means @ surrogate.coefficients
+    exact = surrogate.value + means @ surrogate.coefficients
     y = w * (surrogate.residuals - surrogate.value)[:, None]
     found = regress(y, None)
     # what rounding leaves of sums of large terms, where nothing else is left
     terms = jnp.abs(surrogate.value) + jnp.abs(means) @ jnp.abs(surrogate.coefficients)
-    return found._replace(value=known + found.value, se=jnp.hypot(found.se, jnp.finfo(y.dtype).eps * terms))
+    return found._replace(value=exact + found.value, se=jnp.hypot(found.se, jnp.finfo(y.dtype).eps * terms))
 
 
-def _polynomials(law: Any, x: Any, reference: Any, basis: int | Products) -> Any:
-    """Polynomials (n, K): of a degree in the reference's coordinates, or products in independent ones."""
+def _polynomials(
+    law: dist.Distribution, x: Array, reference: tuple[Array, Array] | None, basis: int | Products
+) -> Array:
+    """Polynomials: up to a degree in the reference's coordinates, or products in independent ones."""
     if isinstance(basis, Products):
         found = basis.values(Inputs.of(law).standard(x))[:, 1:]
         # beyond the support they count for nothing, but may be NaN
         return jnp.where(jnp.isfinite(found), found, 0.0)
-    if not basis:
+    if reference is None:
         return x[:, :0]
     found = Hermite(reference[0], reference[1], basis).values(x)
     # far out, where heavy-tailed proposals go and no law has mass, powers overflow
@@ -160,13 +168,13 @@ def _polynomials(law: Any, x: Any, reference: Any, basis: int | Products) -> Any
 
 def estimate_from(
     problem: Integrals,
-    x: Any,
-    values: Any,
-    log_q: Any,
+    x: Float[Array, "n d"],
+    values: Float[Array, "n J"],
+    log_q: Float[Array, " n"],
     *,
-    log_components: Any = None,
-    own: tuple[Any, Any] | None = None,
-    given: Given | None = None,
+    log_components: Float[Array, "n C"] | None = None,
+    own: tuple[Float[Array, "n J"], Float[Array, " J"]] | None = None,
+    known: KnownControls | None = None,
     controls: bool = True,
     fit: str = "cross_fit",
     num_evaluations: int | None = None,
@@ -182,10 +190,10 @@ def estimate_from(
             their ratios to the sampling density are control variates.
         own: log densities (n, J) of a normalised law for each integrand, whose ratio to the sampling density
             is its only control variate, and coefficients (J,) that are known beforehand.
-        given: further control variates of a single law.
+        known: further control variates of a single law.
         controls: whether to use polynomials as control variates, where the laws are Gaussian or the
             components of a single one are known to be independent, the weights of a single law, whose mean
-            is 1, and ``log_components``. Without, and without ``own`` and ``given``, estimates are plain
+            is 1, and ``log_components``. Without, and without ``own`` and ``known``, estimates are plain
             averages.
         fit: see :func:`~mcx.estimators.control_variates.regression.regress`.
         num_evaluations: of the function, in all; n by default.
@@ -193,9 +201,12 @@ def estimate_from(
     Returns:
         Values and standard errors in the structure of the function's, or (J,) for J laws. ``stats``: ``ess``
         (the least over laws, of the weights), ``khat``, ``khat_integrand`` (J,), ``num_samples``,
-        ``num_controls``, ``num_evaluations``. With polynomials all of them are tried, those of half the
-        degree, and none, and each value takes what has the smallest standard error; ``num_controls`` is the
-        largest number of columns of a regression that was taken.
+        ``num_controls``, ``num_evaluations``. With polynomials there are three fits, to all of them, to
+        those up to half the degree, and to none; each value takes the one with the smallest standard error,
+        and ``num_controls`` is the largest number of columns of those taken. Costs O(n K^2).
+
+    Raises:
+        NonFiniteError: if an estimate or a standard error is not finite.
     """
     n, d = x.shape
     many = problem.num_laws > 1
@@ -208,13 +219,13 @@ def estimate_from(
     log_components = jnp.zeros((n, 0), x.dtype) if log_components is None else log_components[:, :most]
     reference, means = _reference(problem, degree, x.dtype)
     found = _estimated(
-        problem.law, values, log_components, log_q, x, reference, means, own, given,
+        problem.law, values, log_components, log_q, x, reference, means, own, known,
         basis=basis, many_laws=many, controls=controls, fit=fit,
     )  # fmt: skip
     found = {name: np.asarray(a) for name, a in found.items()}
     if not (np.isfinite(found["value"]).all() and np.isfinite(found["se"]).all()):
         raise NonFiniteError(
-            "an estimate came out as no number, though the function is finite where it was evaluated",
+            "an estimate is not finite, though the function is finite where it was evaluated",
             found=f"values {found['value'][:4]}, standard errors {found['se'][:4]}",
             remedy="keep a share of the laws in the proposal, defensive=0.1; scale the function's values if "
             "they are near the largest numbers of their type",
@@ -235,7 +246,7 @@ def estimate_from(
     )
 
 
-def _reference(problem: Integrals, degree: int, dtype: Any) -> tuple[Any, Any]:
+def _reference(problem: Integrals, degree: int, dtype: DTypeLike) -> tuple[tuple[Array, Array] | None, Array]:
     """A Gaussian that covers all laws, and the means (laws, K) of its polynomials under each."""
     if not degree:
         return None, jnp.zeros((problem.num_laws, 1), dtype)

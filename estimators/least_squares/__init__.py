@@ -1,10 +1,10 @@
-"""Optimal weighted least squares: fit a dear function from few evaluations, and integrate it.
+"""Optimal weighted least squares: fit an expensive function from few evaluations, and integrate it.
 
 A function f is approximated in the span of m functions phi_i, orthonormal under a reference measure mu, from
 its values at random points. Points drawn from mu would need far too many; the right density is k_m / m, with
 k_m = sum phi_i^2 the inverse Christoffel function, and weights m / k_m. Points of a projection determinantal
-process have that density one by one and repel each other on top, which makes m of them enough to interpolate
-stably, and a few times m as good as many times m independent ones.
+process have that marginal density and repel each other as well: m of them are enough to interpolate stably,
+and a few times m are as good as many times m independent ones.
 
     >>> import jax, jax.numpy as jnp
     >>> from mcx.estimators.least_squares import design, fit, integrate, legendre

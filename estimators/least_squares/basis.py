@@ -1,15 +1,21 @@
-"""What a basis of functions has to offer: values, means, and draws that suit it."""
+"""Bases of orthonormal functions: their values, means, and the draws that suit a fit to them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from mcx.errors import MethodError
 from mcx.estimators.least_squares.dpp import dpp_by_rejection
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key
 
 __all__ = ["Basis", "christoffel"]
 
@@ -29,22 +35,22 @@ class Basis(ABC):
 
     @property
     @abstractmethod
-    def means(self) -> Any:
+    def means(self) -> Float[Array, " m"]:
         """(m,), the functions' integrals under mu."""
 
     @abstractmethod
-    def values(self, x: Any) -> Any:
+    def values(self, x: Float[Array, "n d"]) -> Float[Array, "n m"]:
         """The functions (n, m) at points (n, d)."""
 
     @abstractmethod
-    def draw(self, key: Any, n: int) -> Any:
+    def draw(self, key: Key, n: int) -> Float[Array, "n d"]:
         """Draw n points (n, d), independent, of density k_m / m under mu."""
 
-    def draw_dpp(self, key: Any) -> Any:
+    def draw_dpp(self, key: Key) -> Float[Array, "m d"]:
         """Draw m points (m, d) of the projection DPP, of density det(phi_i(x_j))^2 / m! under mu."""
         return dpp_by_rejection(key, self.draw, self.values, self.size)
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: ArrayLike) -> Float[Array, "... m"]:
         """Evaluate the functions.
 
         Args:
@@ -67,11 +73,11 @@ class Basis(ABC):
 
 
 @jax.jit
-def _evaluate(basis: Basis, x: Any) -> Any:
+def _evaluate(basis: Basis, x: Array) -> Array:
     return basis.values(x.reshape(-1, basis.dim)).reshape(*x.shape[:-1], basis.size)
 
 
-def christoffel(basis: Basis, x: Any) -> Any:
+def christoffel(basis: Basis, x: ArrayLike) -> Float[Array, "..."]:
     """The inverse Christoffel function ``k_m(x) = sum_i phi_i(x)^2``.
 
     It integrates to m, and does not depend on which orthonormal basis of its span is taken. Points of

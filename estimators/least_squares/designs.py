@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
 from mcx.estimators.least_squares.basis import Basis, christoffel
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, one_of, refuse, validated
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key, KeyLike
 
 __all__ = ["SCHEMES", "Design", "design", "is_unbiased"]
 
@@ -24,15 +29,15 @@ class Design:
     """Points and weights. A pytree.
 
     Attributes:
-        basis: what is to be fitted.
-        points: (n, d). Each of them, looked at alone, has density k_m / m under the reference measure.
+        basis: the functions to fit.
+        points: (n, d). The marginal density of each is k_m / m under the reference measure.
         weights: (n,), m / k_m at the points; so n^-1 sum_i w_i g(x_i) has mean int g d mu.
         scheme: of :func:`design`; static.
     """
 
     basis: Basis
-    points: Any
-    weights: Any
+    points: Float[Array, "n d"]
+    weights: Float[Array, " n"]
     scheme: str = field(metadata={"static": True})
 
     @property
@@ -41,7 +46,7 @@ class Design:
         return is_unbiased(self.scheme, len(self.weights), self.basis.size)
 
 
-def design(basis: Basis, n: int, *, scheme: str = "volume", key: Any) -> Design:
+def design(basis: Basis, n: int, *, scheme: str = "volume", key: KeyLike) -> Design:
     """Draw the points at which to evaluate a function.
 
     * ``"volume"``: generalised volume sampling, of density proportional to det G times that of i.i.d.: one
@@ -59,7 +64,7 @@ def design(basis: Basis, n: int, *, scheme: str = "volume", key: Any) -> Design:
         key: a typed key, or an int.
 
     Raises:
-        MethodError: for another scheme, or a number of points that does not suit it.
+        MethodError: for an unknown scheme, or a number of points that does not suit it.
 
     Costs n draws from k_m / m, and for each DPP O(m^3 log m), or O(M m^2) on a grid of M candidates. May be
     jitted and vmapped over keys.
@@ -67,7 +72,21 @@ def design(basis: Basis, n: int, *, scheme: str = "volume", key: Any) -> Design:
     Sources: Cohen & Migliorati (2017) for "iid"; Derezinski, Warmuth & Hsu (2018, 2022) for "volume" and that
     it is unbiased; Nouy & Michel (2023), arXiv 2312.14057, for all three and their error bounds.
     """
-    _check(basis, n, scheme)
+    m = basis.size
+    scheme = validated("design", "scheme", scheme, one_of(*SCHEMES))
+    n = validated("design", "n", n, integer(1))
+    if n < m:
+        refuse(
+            "design", "n", n, f"at least {m}, the number of functions", "raise n=, or take a smaller basis"
+        )
+    if scheme == "dpp" and n % m:
+        refuse(
+            "design",
+            "n",
+            n,
+            f"a multiple of {m}, the size of a projection DPP",
+            'round n=, or take scheme="volume"',
+        )
     return _draw(as_key(key), basis, n, scheme)
 
 
@@ -77,7 +96,7 @@ def is_unbiased(scheme: str, n: int, size: int) -> bool:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _draw(key: Any, basis: Basis, n: int, scheme: str) -> Design:
+def _draw(key: Key, basis: Basis, n: int, scheme: str) -> Design:
     m = basis.size
     key_dpp, key_iid, key_order = jax.random.split(key, 3)
     if scheme == "iid":
@@ -90,23 +109,3 @@ def _draw(key: Any, basis: Basis, n: int, scheme: str) -> Design:
             points = jnp.concatenate([points, basis.draw(key_iid, n - m)])
         points = jax.random.permutation(key_order, points)
     return Design(basis, points, m / christoffel(basis, points), scheme)
-
-
-def _check(basis: Basis, n: int, scheme: str) -> None:
-    m = basis.size
-    if scheme not in SCHEMES:
-        raise MethodError("there is no such scheme", expected=f"one of {SCHEMES}", found=repr(scheme))
-    if n < m:
-        raise MethodError(
-            "there are fewer points than functions to fit",
-            expected=f"at least {m}",
-            found=str(n),
-            remedy="take more points, or a smaller basis",
-        )
-    if scheme == "dpp" and n % m:
-        raise MethodError(
-            "a projection DPP has as many points as there are functions",
-            expected=f"a multiple of {m} points",
-            found=str(n),
-            remedy='round, or take scheme="volume"',
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,21 @@ from mcx.estimators.least_squares.basis import Basis
 from mcx.estimators.least_squares.designs import Design
 from mcx.ops.logspace import as_float
 
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import Scalar
+
 __all__ = ["LeastSquaresFit", "fit"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LeastSquaresFit:
-    """A function of the span of a basis, fitted to values. A pytree.
+    """A function in the span of a basis, fitted to values. A pytree.
 
-    As a control variate it is what one wants: a function (:meth:`predict`), and its exact mean
-    (:attr:`integral`).
+    It can serve as a control variate: a function (:meth:`predict`) with its exact mean (:attr:`integral`).
 
     Attributes:
         basis: the m functions.
@@ -30,29 +35,29 @@ class LeastSquaresFit:
         condition: of the Gram matrix G = n^-1 sum w phi phi'.
         gram_error: the spectral norm of G - I. Where it is at most 1/2 the fit is stable: with the best
             approximation's error g, the squared L2 error exceeds that of g by at most 2 n^-1 sum w g^2.
-        residual: (...), the root of the weighted mean of squared residuals: the L2 error as it looks from the
-            points, too small, and about zero for n = m.
+        residual: (...), the root of the weighted mean of squared residuals: an estimate of the L2 error that
+            is too small, and about zero for n = m.
     """
 
     basis: Basis
-    coefficients: Any
-    condition: Any
-    gram_error: Any
-    residual: Any
+    coefficients: Float[Array, "m ..."]
+    condition: Scalar
+    gram_error: Scalar
+    residual: Float[Array, "..."]
 
-    def predict(self, x: Any) -> Any:
+    def predict(self, x: ArrayLike) -> Float[Array, "..."]:
         """The fitted function at points (..., d): (..., *value shape)."""
         return jnp.tensordot(self.basis(x), self.coefficients, 1)
 
     __call__ = predict
 
     @property
-    def integral(self) -> Any:
+    def integral(self) -> Float[Array, "..."]:
         """The fitted function's integral under the reference measure, exactly. Of the values' shape."""
         return jnp.tensordot(self.basis.means.astype(self.coefficients.dtype), self.coefficients, 1)
 
 
-def fit(design: Design, values: Any) -> LeastSquaresFit:
+def fit(design: Design, values: ArrayLike) -> LeastSquaresFit:
     """Fit a function to its values at a design's points.
 
     It minimises ``sum_i w_i (f(x_i) - v(x_i))^2`` over v in the span of the basis.
@@ -70,17 +75,15 @@ def fit(design: Design, values: Any) -> LeastSquaresFit:
 
     Source: Cohen & Migliorati (2017), Optimal weighted least-squares methods.
     """
-    values = as_float(values)
+    y: Array = as_float(values)
     n = design.weights.shape[0]
-    if values.shape[:1] != (n,):
-        raise MethodError(
-            "one value for each point is needed", expected=f"({n}, ...)", found=str(values.shape)
-        )
-    return _solve(design, values)
+    if y.shape[:1] != (n,):
+        raise MethodError("one value for each point is needed", expected=f"({n}, ...)", found=str(y.shape))
+    return _solve(design, y)
 
 
 @jax.jit
-def _solve(design: Design, values: Any) -> LeastSquaresFit:
+def _solve(design: Design, values: Array) -> LeastSquaresFit:
     n = design.weights.shape[0]
     scale = jnp.sqrt(design.weights / n)[:, None]
     a = scale * design.basis(design.points)

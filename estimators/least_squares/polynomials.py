@@ -7,19 +7,22 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import MethodError
 from mcx.estimators.least_squares.basis import Basis
 from mcx.estimators.polynomials.orthonormal import products, univariate
+from mcx.ops.validation import integer, one_of, validated
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key
 
 __all__ = ["Polynomials", "hermite", "legendre"]
-
-_SETS = ("total", "tensor")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("family", "exponents"))
@@ -46,7 +49,7 @@ class Polynomials(Basis):
         return len(self.exponents[0])
 
     @property
-    def means(self) -> Any:
+    def means(self) -> Float[Array, " m"]:
         """1 for the constant, 0 for the others."""
         return jnp.asarray([float(not any(e)) for e in self.exponents])
 
@@ -54,11 +57,11 @@ class Polynomials(Basis):
     def _degree(self) -> int:
         return max(max(e) for e in self.exponents)
 
-    def values(self, x: Any) -> Any:
+    def values(self, x: Float[Array, "n d"]) -> Float[Array, "n m"]:
         """The functions (n, m) at points (n, d). Costs O(n m d)."""
         return products(univariate(x, self.family, self._degree), np.asarray(self.exponents))
 
-    def draw(self, key: Any, n: int) -> Any:
+    def draw(self, key: Key, n: int) -> Float[Array, "n d"]:
         """Draw n points of density k_m / m: that of the square of a function picked at random.
 
         Each coordinate inverts an exact distribution function by bisection. Costs O(n d) times the degree.
@@ -77,27 +80,27 @@ def legendre(degree: int, dim: int = 1, *, index_set: str = "total") -> Polynomi
         index_set: "total" for all of total degree at most p, of which there are binomial(d + p, d); "tensor"
             for all of degree at most p in each variable, (p + 1)^d.
 
+    Returns:
+        The basis.
+
     Raises:
-        MethodError: for a negative degree, no variables, or another index set.
+        MethodError: for a negative degree, no variables, or an unknown index set.
     """
-    return Polynomials("legendre", _exponents(degree, dim, index_set))
+    return Polynomials("legendre", _exponents("legendre", degree, dim, index_set))
 
 
 def hermite(degree: int, dim: int = 1, *, index_set: str = "total") -> Polynomials:
     """Polynomials that are orthonormal under N(0, I) on R^d; arguments as of :func:`legendre`.
 
-    For N(mu, L L') give the function of ``mu + L z`` to what fits it.
+    For N(mu, L L') fit the function of ``z`` whose values are those at ``mu + L z``.
     """
-    return Polynomials("hermite", _exponents(degree, dim, index_set))
+    return Polynomials("hermite", _exponents("hermite", degree, dim, index_set))
 
 
-def _exponents(degree: int, dim: int, index_set: str) -> tuple[tuple[int, ...], ...]:
-    if degree < 0 or dim < 1 or index_set not in _SETS:
-        raise MethodError(
-            "there are no such polynomials",
-            expected=f"degree >= 0, dim >= 1 and index_set one of {_SETS}",
-            found=f"degree {degree}, dim {dim}, index_set {index_set!r}",
-        )
+def _exponents(owner: str, degree: int, dim: int, index_set: str) -> tuple[tuple[int, ...], ...]:
+    degree = validated(owner, "degree", degree, integer(0))
+    dim = validated(owner, "dim", dim, integer(1))
+    index_set = validated(owner, "index_set", index_set, one_of("total", "tensor"))
     rows = (
         itertools.product(range(degree + 1), repeat=dim)
         if index_set == "tensor"
@@ -115,8 +118,8 @@ def _of_degree(total: int, dim: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def _cdf(x: Any, degrees: Any, family: str, degree: int) -> Any:
-    """Distribution function of the law p_n^2 d mu, n given for each entry of x.
+def _cdf(x: Array, degrees: Array, family: str, degree: int) -> Array:
+    """Distribution function of the law p_n^2 d mu, with a degree n for each entry of x.
 
     Legendre: the derivative of x (P_n^2 + P_(n-1)^2) - 2 P_n P_(n-1) is (2 n + 1) P_n^2 -
     (2 n - 1) P_(n-1)^2. Hermite: that of p_n p_(n-1) gamma / sqrt(n), gamma the normal density, is
@@ -136,13 +139,13 @@ def _cdf(x: Any, degrees: Any, family: str, degree: int) -> Any:
     return first + jnp.sum(jnp.where(n <= degrees, increments, 0.0), 0)
 
 
-def _invert(u: Any, degrees: Any, family: str, degree: int) -> Any:
+def _invert(u: Array, degrees: Array, family: str, degree: int) -> Array:
     """Where the distribution functions of :func:`_cdf` are u, by bisection to rounding."""
     bits = jnp.finfo(u.dtype).nmant + 6
     # beyond the largest zero the Hermite laws fall off faster than N(0, 1) does
     edge = 1.0 if family == "legendre" else math.sqrt(4 * degree + 2) + (7 if bits < 40 else 10)
 
-    def halve(_: Any, bounds: Any) -> Any:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
         below = _cdf(middle, degrees, family, degree) < u

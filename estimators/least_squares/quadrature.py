@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import MethodError, NonFiniteError
+from mcx.errors import NonFiniteError
 from mcx.estimators.least_squares.basis import Basis
 from mcx.estimators.least_squares.designs import design, is_unbiased
 from mcx.estimators.least_squares.fit import fit
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, validated
 from mcx.results.estimate import Estimate
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import Key, KeyLike
 
 __all__ = ["integrate"]
 
-_BIASED = "least squares is biased for this design: the standard error does not tell by how much"
+_BIASED = "least squares is biased for this design; the standard error does not include the bias"
 
 
 def integrate(
-    fn: Callable[[Any], Any], basis: Basis, n: int, *, scheme: str = "volume", replicates: int = 8, key: Any
+    fn: Callable[[Array], Array],
+    basis: Basis,
+    n: int,
+    *,
+    scheme: str = "volume",
+    replicates: int = 8,
+    key: KeyLike,
 ) -> Estimate:
     """Estimate the integral of a function under a basis's reference measure.
 
@@ -33,8 +45,8 @@ def integrate(
     that it falls as fast as the functions approximate.
 
     Args:
-        fn: a point (d,) to a number or an array; traced by JAX. For a function that JAX cannot trace, draw
-            :func:`design` and give :func:`fit` the values.
+        fn: takes a point (d,) to a number or an array; traced by JAX. For a function that JAX cannot trace,
+            draw a :func:`design`, and call :func:`fit` with the values.
         basis: m functions; the reference measure is theirs.
         n: evaluations in a replicate, at least m.
         scheme: of :func:`design`.
@@ -43,9 +55,9 @@ def integrate(
         key: a typed key, or an int.
 
     Returns:
-        value, standard error, and stats: ``num_samples`` (evaluations in all), ``replicates`` and
-        ``condition`` and ``gram_error``, those of the worst fit. A note says so where the design is one for
-        which least squares is biased.
+        The value and its standard error, of the shape of the function's values. ``stats``: ``num_samples``
+        (evaluations in all), ``replicates``, and ``condition`` and ``gram_error`` of the worst fit. A note
+        says so where least squares is biased for the design.
 
     Raises:
         MethodError: for fewer than 2 replicates, and what :func:`design` raises.
@@ -54,8 +66,8 @@ def integrate(
     Source: Gautier, Bardenet & Valko (2019), On two ways to use determinantal point processes for Monte Carlo
     integration, for n = m.
     """
-    if replicates < 2:
-        raise MethodError("a standard error needs replicates", expected="at least 2", found=str(replicates))
+    replicates = validated("integrate", "replicates", replicates, integer(2))
+    n = validated("integrate", "n", n, integer(1))
     found, condition, gram_error, fine = _run(as_key(key), basis, fn, n, scheme, replicates)
     if not bool(fine):
         raise NonFiniteError(
@@ -79,8 +91,10 @@ def integrate(
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _run(key: Any, basis: Basis, fn: Any, n: int, scheme: str, replicates: int) -> Any:
-    def once(k: Any) -> Any:
+def _run(
+    key: Key, basis: Basis, fn: Callable[[Array], Array], n: int, scheme: str, replicates: int
+) -> tuple[Array, Array, Array, Array]:
+    def once(k: Key) -> tuple[Array, Array, Array, Array]:
         drawn = design(basis, n, scheme=scheme, key=k)
         values = jax.vmap(fn)(drawn.points)
         fitted = fit(drawn, values)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 
 from mcx.estimators.polynomials.orthonormal import products, univariate
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 __all__ = ["Hermite", "hermite_basis", "highest_degree"]
 
@@ -18,14 +21,16 @@ __all__ = ["Hermite", "hermite_basis", "highest_degree"]
 class Hermite(NamedTuple):
     """Orthonormal Hermite polynomials of z = L^-1 (x - loc), all of total degree 1 to ``degree``.
 
-    loc: (d,); scale_tril: (d, d), L; degree: static in what uses it, as it makes up shapes.
+    loc: (d,).
+    scale_tril: (d, d), L.
+    degree: static wherever it is used, as shapes depend on it.
     """
 
-    loc: Any
-    scale_tril: Any
+    loc: Float[Array, " d"] | np.ndarray
+    scale_tril: Float[Array, "d d"] | np.ndarray
     degree: int
 
-    def values(self, x: Any) -> Any:
+    def values(self, x: Float[Array, "n d"]) -> Float[Array, "n K"]:
         """Polynomials (n, K) at points (n, d). Costs O(n K d)."""
         z = jax.scipy.linalg.solve_triangular(self.scale_tril, (x - self.loc).T, lower=True).T
         return products(univariate(z, "hermite", self.degree), hermite_basis(x.shape[1], self.degree))
@@ -45,7 +50,7 @@ class Hermite(NamedTuple):
             lower = [a - (j == i) for j, a in enumerate(row)]
             total = mu[:, i] * found[tuple(lower)]
             for j, a in enumerate(lower):
-                if a:  # of normalised polynomials, He_a / sqrt(a!)
+                if a:  # the polynomials are normalised, He_a / sqrt(a!)
                     twice = tuple(b - (k == j) for k, b in enumerate(lower))
                     total = total + excess[:, i, j] * math.sqrt(a) * found[twice]
             found[tuple(row)] = total / math.sqrt(row[i])
@@ -66,7 +71,7 @@ def hermite_basis(d: int, degree: int) -> np.ndarray:
 def highest_degree(d: int, most: int, limit: int = 8) -> int:
     """The highest total degree with at most ``most`` polynomials in d variables; at most ``limit``.
 
-    Of higher degrees much of the mass is where samples do not go.
+    Polynomials of higher degrees have much of their mass where samples do not go.
     """
     degree = 0
     while degree < limit and math.comb(d + degree + 1, d) - 1 <= most:

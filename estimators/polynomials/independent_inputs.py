@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,11 @@ import numpyro.distributions as dist
 from mcx.errors import DataError
 from mcx.estimators.polynomials.hermite import hermite_basis, highest_degree
 from mcx.estimators.polynomials.orthonormal import products, univariate
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key
 
 __all__ = ["Inputs", "Products"]
 
@@ -34,7 +39,7 @@ class Products:
 
     @classmethod
     def at_most(cls, families: tuple[str | None, ...], most: int) -> Products:
-        """Of the highest degree with at most ``most`` polynomials beside the constant."""
+        """Products of the highest degree with at most ``most`` polynomials beside the constant."""
         known = [f for f in families if f is not None]
         limit = min((_HIGHEST[f] for f in known), default=0)
         return cls(families, highest_degree(len(known), most, limit) if known else 0)
@@ -48,7 +53,7 @@ class Products:
         found[1:, known] = rows
         return found
 
-    def values(self, t: Any) -> Any:
+    def values(self, t: Float[Array, "n d"]) -> Float[Array, "n K"]:
         """Polynomials (n, K) at points (n, d) in standard form. Costs O(n K d)."""
         tables = {f: univariate(t, f, self.degree) for f in sorted({f for f in self.families if f})}
         if not tables or not self.degree:
@@ -68,15 +73,15 @@ class Inputs:
         sizes: numbers of variables of each.
     """
 
-    parts: tuple[Any, ...]
+    parts: tuple[dist.Distribution, ...]
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, law: Any) -> Inputs:
-        """From a distribution of vectors with independent components, or several of numbers.
+    def of(cls, law: dist.Distribution | Sequence[dist.Distribution]) -> Inputs:
+        """Take a distribution of vectors with independent components, or several of numbers.
 
         Raises:
-            DataError: if it is something else, or its components may depend on each other.
+            DataError: for anything else, and where components may depend on each other.
         """
         if isinstance(law, Sequence):
             for i, part in enumerate(law):
@@ -106,14 +111,15 @@ class Inputs:
 
     @property
     def families(self) -> tuple[str | None, ...]:
-        """Of polynomials, of each variable; see :class:`Products`."""
+        """The family of polynomials of each variable; see :class:`Products`."""
         return tuple(f for part, m in zip(self.parts, self.sizes, strict=True) for f in (_family(part),) * m)
 
     def sound_families(self) -> tuple[str | None, ...]:
-        """The same, None where the standard form does not come out as it should.
+        """The families, with None where the standard form of draws does not have the law that it should.
 
-        A distribution function that is known in theory may be useless in float32, as far out in a tail: where
-        that of draws misses the moments of N(0, 1), or of a uniform law, by 6 standard errors.
+        A distribution function that is known in theory may be useless in float32, as far out in a tail. It is
+        where the moments of draws in standard form are 6 standard errors off those of N(0, 1), or of the
+        uniform law.
         """
         families = self.families
         if not any(families):
@@ -131,22 +137,22 @@ class Inputs:
             sound.append(family if fine else None)
         return tuple(sound)
 
-    def sample(self, key: Any, n: int) -> Any:
+    def sample(self, key: Key, n: int) -> Float[Array, "n d"]:
         """Draws (n, d)."""
         keys = jax.random.split(key, len(self.parts))
         drawn = [p.sample(k, (n,)).reshape(n, -1) for p, k in zip(self.parts, keys, strict=True)]
         return jnp.concatenate([x.astype(jnp.result_type(float)) for x in drawn], 1)
 
-    def quantiles(self, u: Any) -> Any:
-        """Points (n, d) of u in (0, 1); of inputs without quantile function, see :meth:`invertible`, NaN."""
+    def quantiles(self, u: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """Quantiles at u in (0, 1); NaN for inputs without a quantile function, see :meth:`invertible`."""
         columns = jnp.split(u, np.cumsum(self.sizes)[:-1], 1)
         found = [_quantile(part, column) for part, column in zip(self.parts, columns, strict=True)]
         return jnp.concatenate(found, 1)
 
     def invertible(self) -> np.ndarray:
-        """Whether each input has a quantile function (d,), and it gives what draws look like.
+        """Whether each input (d,) has a quantile function that agrees with its draws.
 
-        Compared with draws by the distance of Kolmogorov and Smirnov, against 2.5 / sqrt(draws), which chance
+        The distance of Kolmogorov and Smirnov between both is compared with 2.5 / sqrt(draws), which chance
         exceeds once in 10^5.
         """
         grid = (np.arange(_DRAWS) + 0.5) / _DRAWS
@@ -162,15 +168,15 @@ class Inputs:
             fine.append(bool(np.isfinite(column).all() and gap < 2.5 / _DRAWS**0.5))
         return np.array(fine)
 
-    def standard(self, x: Any) -> Any:
-        """Points (n, d) as functions of each variable, N(0, 1) or uniform on [-1, 1] by its family."""
+    def standard(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        """Points in standard form: each variable is N(0, 1), or uniform on [-1, 1], by its family."""
         columns = jnp.split(x, np.cumsum(self.sizes)[:-1], 1)
         return jnp.concatenate(
             [_standard(part, column) for part, column in zip(self.parts, columns, strict=True)], 1
         )
 
 
-def _root(law: Any, x: Any) -> tuple[Any, Any]:
+def _root[T: (Array, float)](law: dist.Distribution, x: T) -> tuple[dist.Distribution, T]:
     """The law that this one is a transformation of, and the points that x came from."""
     while True:
         if isinstance(law, dist.ExpandedDistribution):
@@ -183,7 +189,7 @@ def _root(law: Any, x: Any) -> tuple[Any, Any]:
             return law, x
 
 
-def _family(law: Any) -> str | None:
+def _family(law: dist.Distribution) -> str | None:
     if _folded(law):
         return None
     root, _ = _root(law, 0.5)
@@ -199,7 +205,7 @@ def _family(law: Any) -> str | None:
     return "legendre" if bounded else "hermite"
 
 
-def _folded(law: Any) -> bool:
+def _folded(law: dist.Distribution) -> bool:
     """Whether points come from several of the law underneath, as absolute values do."""
     while isinstance(law, dist.ExpandedDistribution | dist.TransformedDistribution):
         if any(isinstance(t, dist.transforms.AbsTransform) for t in getattr(law, "transforms", ())):
@@ -208,7 +214,7 @@ def _folded(law: Any) -> bool:
     return isinstance(law, dist.FoldedDistribution)
 
 
-def _standard(law: Any, x: Any) -> Any:
+def _standard(law: dist.Distribution, x: Array) -> Array:
     family = _family(law)
     if family is None:
         return jnp.zeros_like(x)
@@ -220,8 +226,8 @@ def _standard(law: Any, x: Any) -> Any:
     return 2 * u - 1 if family == "legendre" else jax.scipy.special.ndtri(u)
 
 
-def _quantile(law: Any, u: Any) -> Any:
-    """Points of a law of numbers from uniform ones; not increasing in them where it transforms another."""
+def _quantile(law: dist.Distribution, u: Array) -> Array:
+    """Draws of a law of numbers from uniform ones; not increasing in them where a transform is not."""
     if isinstance(law, dist.ExpandedDistribution):
         return _quantile(law.base_dist, u)
     if isinstance(law, dist.TransformedDistribution):

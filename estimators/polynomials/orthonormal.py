@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 __all__ = ["products", "univariate"]
 
 
-def univariate(x: Any, family: str, degree: int) -> Any:
+def univariate(x: Float[Array, "..."], family: str, degree: int) -> Float[Array, "degree+1 ..."]:
     """All polynomials up to a degree, (degree + 1, *x.shape).
 
     Args:
-        x: where.
+        x: where to evaluate them, of any shape.
         family: "legendre", orthonormal under the uniform law on [-1, 1], or "hermite", under N(0, 1).
         degree: the highest.
     """
     b = _recurrence(family, degree)
 
-    def step(carry: Any, coefficients: Any) -> Any:
+    def step(carry: tuple[Array, Array], coefficients: Array) -> tuple[tuple[Array, Array], Array]:
         before, now = carry
         b_now, b_next = coefficients
         after = (x * now - b_now * before) / b_next
@@ -39,11 +42,11 @@ def _recurrence(family: str, degree: int) -> np.ndarray:
     return k / np.sqrt(4 * k**2 - 1) if family == "legendre" else np.sqrt(k)
 
 
-def products(table: Any, degrees: np.ndarray) -> Any:
+def products(table: Float[Array, "degree+1 n d"], degrees: np.ndarray) -> Float[Array, "n m"]:
     """Products of univariate polynomials over the variables.
 
     Args:
-        table: (degree + 1, n, d), of :func:`univariate`.
+        table: (degree + 1, n, d), from :func:`univariate`.
         degrees: (m, d) integers, static.
 
     Returns:

@@ -1,37 +1,41 @@
-"""Where pick-freeze evaluates a function: pairs of independent points, random or of Sobol' sequences."""
+"""Pick-freeze designs: pairs of independent points, random or from Sobol' sequences."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
 from mcx.estimators.polynomials.independent_inputs import Inputs
 from mcx.ops.sobol_sequence import MOST_DIMENSIONS, scrambled, sobol_bits, uniforms
 
-__all__ = ["Pairs", "draw_pairs"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
-_KINDS = ("sobol", "random")
+    from mcx.types import Key
+
+__all__ = ["DESIGNS", "Pairs", "draw_pairs"]
+
+DESIGNS = ("sobol", "random")
 _REPLICATES = 8  # at least; less than twice as many
 
 
 class Pairs(NamedTuple):
-    """Pairs of points, each pair of independent ones under the law of the inputs.
+    """Pairs of points; the two of each pair are independent draws of the inputs.
 
     a, b: (n, d).
-    num_groups: they are this many independent groups, one after the other; None: all are independent.
-    notes: what is not as it was asked for.
+    num_groups: the pairs are this many independent groups, one after the other; None: all are independent.
+    notes: where the design differs from the one asked for.
     """
 
-    a: Any
-    b: Any
+    a: Float[Array, "n d"]
+    b: Float[Array, "n d"]
     num_groups: int | None
     notes: tuple[str, ...] = ()
 
 
-def draw_pairs(key: Any, inputs: Inputs, most: int, kind: str) -> Pairs:
+def draw_pairs(key: Key, inputs: Inputs, most: int, kind: str) -> Pairs:
     """Draw at most ``most`` pairs.
 
     Args:
@@ -39,17 +43,12 @@ def draw_pairs(key: Any, inputs: Inputs, most: int, kind: str) -> Pairs:
         inputs: independent variables.
         most: at least 16 for Sobol' points.
         kind: "random"; or "sobol": 8 to 15 sequences in 2 d dimensions, of a power of two of points each,
-            scrambled independently, as evenly spread as they can be and still tell their error. Inputs
+            scrambled independently: as long as they can be with enough of them for a standard error. Inputs
             without a quantile function are drawn at random.
-
-    Raises:
-        MethodError: on another kind.
 
     Source: Saltelli and others (2010) for pairs from one sequence of 2 d dimensions; Owen (1997), Monte Carlo
     variance of scrambled net quadrature, for errors from independent scramblings.
     """
-    if kind not in _KINDS:
-        raise MethodError("points is unknown", expected=", ".join(_KINDS), found=repr(kind))
     d = inputs.dim
     usable = inputs.invertible() if kind == "sobol" and 2 * d <= MOST_DIMENSIONS else None
     if usable is None or not usable.any():

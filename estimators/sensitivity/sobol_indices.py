@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import MethodError
 from mcx.estimators.control_variates.regression import regress
-from mcx.estimators.importance.expectations import Values
+from mcx.estimators.evaluation import Values
 from mcx.estimators.pareto import pareto_khat
 from mcx.estimators.polynomials.independent_inputs import Inputs, Products
-from mcx.estimators.sensitivity.pick_freeze import draw_pairs
+from mcx.estimators.sensitivity.pick_freeze import DESIGNS, draw_pairs
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
+from mcx.ops.validation import integer, one_of, refuse, validated
 from mcx.results.estimate import Estimate
+
+if TYPE_CHECKING:
+    import numpyro.distributions as dist
+    from jaxtyping import Array, Float
+
+    from mcx.types import KeyLike, PyTree, Scalar
 
 __all__ = ["sobol_indices"]
 
@@ -26,17 +32,16 @@ _FOLDS = 5
 _LEAST = 50  # blocks
 _MOST = 500  # polynomials: their cost grows with the square of their number
 _BLOCKS_PER_CONTROL = 5
-_CONTROLS = ("polynomials", "none")
 
 
 def sobol_indices(
-    function: Callable[[Any], Any],
-    law: Any,
+    function: Callable[[Array], PyTree],
+    law: dist.Distribution | Sequence[dist.Distribution],
     *,
     budget: int = 20_000,
     controls: str = "polynomials",
-    points: str = "sobol",
-    key: Any,
+    design: str = "sobol",
+    key: KeyLike,
 ) -> Estimate:
     """Estimate which share of a function's variance each input explains, alone and with the others.
 
@@ -45,11 +50,11 @@ def sobol_indices(
     taken from B, one at a time (pick-freeze).
 
     Polynomials g are fitted to f by least squares, of a degree that generalised cross-validation chooses.
-    Their indices are sums of squares of coefficients; pick-freeze is left with r = f - g, and with products
-    of r and parts of g, averaged over all points. Each sequence of Sobol' points, or fifth of the random
-    blocks, takes the coefficients from the others, so that a g that fits badly costs accuracy and makes no
-    bias. The product r(A) r(B), and differences of terms of the same mean, are further control variates: they
-    make of the estimator of Saltelli and others, with which it begins, that of Janon and others where that is
+    Their indices are sums of squares of coefficients; pick-freeze estimates the rest, from r = f - g and from
+    products of r and parts of g, averaged over all points. Each sequence of Sobol' points, or fifth of the
+    random blocks, takes the coefficients from the others, so that a g that fits badly costs accuracy and
+    makes no bias. The product r(A) r(B), and differences of terms of the same mean, are further control
+    variates: they turn the estimator of Saltelli and others into that of Janon and others where that is
     better.
 
     Args:
@@ -59,7 +64,7 @@ def sobol_indices(
             are left out of the polynomials.
         budget: evaluations of the function, in all; at least 50 (d + 2).
         controls: "polynomials", or "none" for pick-freeze without them.
-        points: "sobol" for 8 to 15 independently scrambled Sobol' sequences in 2 d dimensions, of a power of
+        design: "sobol" for 8 to 15 independently scrambled Sobol' sequences in 2 d dimensions, of a power of
             two of blocks each, so that up to a ninth of the budget may be left; or "random". Inputs without a
             quantile function are drawn at random, and a note says so.
         key: a typed JAX key or an int.
@@ -74,7 +79,7 @@ def sobol_indices(
 
     Raises:
         DataError: if the inputs are not known to be independent, or the function returns nothing.
-        MethodError: if the budget is too small, or controls or points are unknown; within functions that JAX
+        MethodError: if the budget is too small, or controls or design are unknown; within functions that JAX
             traces.
         NonFiniteError: if the function is not finite where it was evaluated.
 
@@ -86,7 +91,7 @@ def sobol_indices(
     Standard errors are those of a ratio of means (delta method), from random blocks, or from the means of the
     sequences, then with Student's quantile for so few: 1.96 of them make a 95 % interval. They need fourth
     moments; where what polynomials leave of the function has heavy tails, runs that do not see them have
-    errors that are too small. ``khat_integrand`` tells: see ``warnings`` of the result.
+    errors that are too small. ``khat_integrand`` shows this; see ``warnings`` of the result.
 
     Sources: Sobol' (1993); Saltelli and others (2010) for the blocks and first-order indices; Owen (1997) for
     errors from independent scramblings; Jansen (1999) for total ones; Janon, Klein, Lagnoux, Nodet and Prieur
@@ -99,38 +104,35 @@ def sobol_indices(
         >>> sobol_indices(lambda x: x[0] + 2 * x[1], law, budget=2000, key=0)  # doctest: +SKIP
     """
     refuse_tracing("estimators.sobol_indices", "call it outside of jit, vmap and grad", law, key)
-    if controls not in _CONTROLS:
-        raise MethodError("controls is unknown", expected=", ".join(_CONTROLS), found=repr(controls))
+    controls = validated("sobol_indices", "controls", controls, one_of("polynomials", "none"))
+    design = validated("sobol_indices", "design", design, one_of(*DESIGNS))
+    budget = validated("sobol_indices", "budget", budget, integer(1))
     inputs = Inputs.of(law)
     d = inputs.dim
     blocks = budget // (d + 2)
     if blocks < _LEAST:
-        raise MethodError(
-            "budget is too small for the number of inputs",
-            expected=f"at least {_LEAST} (d + 2) = {_LEAST * (d + 2)} evaluations",
-            found=f"budget={budget} for {d} inputs",
-            remedy=f"raise budget= to {_LEAST * (d + 2)} or more",
-        )
+        least = _LEAST * (d + 2)
+        expected = f"at least {_LEAST} (d + 2) = {least} evaluations for {d} inputs"
+        refuse("sobol_indices", "budget", budget, expected, f"raise budget= to {least} or more")
     values = Values.of(function, (d,))
-    a, b, groups, notes = draw_pairs(as_key(key), inputs, blocks, points)
+    a, b, groups, notes = draw_pairs(as_key(key), inputs, blocks, design)
     folds = _FOLDS if groups is None else groups
     n = len(a) // folds
     a, b = a[: n * folds], b[: n * folds]
-    y = values(_blocks(a, b).reshape(-1, d))
+    raw = np.asarray(values(_blocks(a, b).reshape(-1, d)), np.float64)
     t = _blocks(inputs.standard(a), inputs.standard(b)).reshape(folds, n, d + 2, d)
 
-    y = np.asarray(y, np.float64)
-    middle, scale = y.mean(0), y.std(0)
+    middle, scale = raw.mean(0), raw.std(0)
     # rounding varies, too
-    varies = scale > 8 * np.finfo(a.dtype).eps * np.abs(y).max(0)
+    varies = scale > 8 * np.finfo(a.dtype).eps * np.abs(raw).max(0)
     scale = np.where(varies, scale, 1.0)
-    y = jnp.asarray((y - middle) / scale, a.dtype).reshape(folds, n, d + 2, -1)
+    y = jnp.asarray((raw - middle) / scale, a.dtype).reshape(folds, n, d + 2, -1)
     families = inputs.sound_families() if controls == "polynomials" else (None,) * d
     polynomials = Products.at_most(families, min(_MOST, n * (folds - 1) // _BLOCKS_PER_CONTROL))
     found = _analysed(t, y, polynomials=polynomials, groups=groups)
     found = {name: np.asarray(x, np.float64) for name, x in found._asdict().items()}
 
-    def pair(first: str, total: str) -> dict[str, Any]:
+    def pair(first: str, total: str) -> dict[str, PyTree]:
         both = {"first": found[first], "total": found[total]}
         return {name: values.shaped(np.where(varies, x.T, np.nan)) for name, x in both.items()}
 
@@ -152,7 +154,7 @@ def sobol_indices(
     return Estimate(pair("first", "total"), pair("first_se", "total_se"), stats=stats, notes=notes)
 
 
-def _blocks(a: Any, b: Any) -> Any:
+def _blocks(a: Array, b: Array) -> Array:
     """A, B, and A with one coordinate of B: (n, d + 2, d)."""
     mixed = jnp.where(jnp.eye(a.shape[1], dtype=bool), b[:, None], a[:, None])
     return jnp.concatenate([a[:, None], b[:, None], mixed], 1)
@@ -161,20 +163,20 @@ def _blocks(a: Any, b: Any) -> Any:
 class _Found(NamedTuple):
     """Of each output, of values with mean 0 and variance 1; indices are (J, d), the others (J,)."""
 
-    first: Any
-    first_se: Any
-    total: Any
-    total_se: Any
-    mean: Any
-    mean_se: Any
-    variance: Any
-    variance_se: Any
-    r_squared: Any
-    khat: Any
+    first: Float[Array, "J d"]
+    first_se: Float[Array, "J d"]
+    total: Float[Array, "J d"]
+    total_se: Float[Array, "J d"]
+    mean: Float[Array, " J"]
+    mean_se: Float[Array, " J"]
+    variance: Float[Array, " J"]
+    variance_se: Float[Array, " J"]
+    r_squared: Float[Array, " J"]
+    khat: Float[Array, " J"]
 
 
 @partial(jax.jit, static_argnames=("polynomials", "groups"))
-def _analysed(t: Any, y: Any, *, polynomials: Products, groups: int | None) -> _Found:
+def _analysed(t: Array, y: Array, *, polynomials: Products, groups: int | None) -> _Found:
     """From points in standard form (F, n, d + 2, d) and values (F, n, d + 2, J)."""
     coefficients = _cross_fitted(t, y, polynomials)  # (F, K, J)
     return jax.lax.map(
@@ -183,14 +185,14 @@ def _analysed(t: Any, y: Any, *, polynomials: Products, groups: int | None) -> _
     )
 
 
-def _cross_fitted(t: Any, y: Any, polynomials: Products) -> Any:
+def _cross_fitted(t: Array, y: Array, polynomials: Products) -> Array:
     """Coefficients (F, K, J) for each fold from the other folds, of the degree that suits them."""
     folds, n, points, d = t.shape
     outputs = y.shape[3]
     y = y.reshape(folds, n * points, outputs)
     t = t.reshape(folds, n * points, d)
 
-    def products(fold: Any) -> Any:
+    def products(fold: tuple[Array, Array]) -> tuple[Array, Array]:
         p = polynomials.values(fold[0])
         return p.T @ p, p.T @ fold[1]
 
@@ -201,7 +203,7 @@ def _cross_fitted(t: Any, y: Any, polynomials: Products) -> Any:
     within = jnp.asarray(total <= np.arange(polynomials.degree + 1)[:, None], y.dtype)  # (P, K)
     constant = (moment[:, :1] / gram[:, :1, :1]) * (jnp.arange(size) == 0)[:, None]
 
-    def solve(g: Any, b: Any) -> Any:
+    def solve(g: Array, b: Array) -> Array:
         """Fits (P, K, J) of all degrees: with polynomials in order, the first columns of one factor."""
         jitter = 1e-6 * jnp.trace(g) / size
         lower = jnp.linalg.cholesky(g + jitter * jnp.eye(size, dtype=g.dtype))
@@ -211,7 +213,7 @@ def _cross_fitted(t: Any, y: Any, polynomials: Products) -> Any:
     fits = jax.vmap(solve)(gram, moment)  # (F, P, K, J)
     fits = fits.at[:, 0].set(constant)
 
-    def squares(fold: Any) -> Any:
+    def squares(fold: tuple[Array, Array]) -> Array:
         p = polynomials.values(fold[0])
         return jax.lax.map(lambda c: jnp.sum((fold[1] - jnp.einsum("nk,pkj->pnj", p, c)) ** 2, 1), fits)
 
@@ -223,7 +225,7 @@ def _cross_fitted(t: Any, y: Any, polynomials: Products) -> Any:
     return jnp.take_along_axis(fits, best[:, None, None], 1)[:, 0]
 
 
-def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products, groups: int | None) -> _Found:
+def _indices(t: Array, y: Array, coefficients: Array, polynomials: Products, groups: int | None) -> _Found:
     """Of one output: values (F, n, d + 2) and coefficients (F, K)."""
     folds, n, points, d = t.shape
     exponents = polynomials.exponents
@@ -231,8 +233,8 @@ def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products, groups: i
     alone = jnp.asarray(has & (has.sum(1, keepdims=True) == 1), y.dtype)  # (K, d)
     among = jnp.asarray(has, y.dtype)
 
-    def parts(fold: Any) -> Any:
-        """What polynomials leave, their values, and those of the parts with one input alone and among all."""
+    def parts(fold: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        """Residuals, values of the polynomials, and of their parts with one input, alone and among others."""
         p, c = polynomials.values(fold[0].reshape(n * points, d)), fold[2]
         centred = c.at[0].set(0.0)
         g = p @ centred
@@ -257,11 +259,11 @@ def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products, groups: i
     means = partial(regress, fit="cross_fit", num_groups=groups)
     variance = means(variances, jnp.concatenate([both, _contrasts(square)], 1))
 
-    def index(name: str) -> tuple[Any, Any, Any]:
+    def index(name: str) -> tuple[Array, Array, Array]:
         sums = pick_freeze[name] + jnp.mean(terms[name], 1)  # (n, d)
         start = jnp.mean(sums, 0) / jnp.mean(variances)
 
-        def one(i: Any) -> tuple[Any, Any, Any]:
+        def one(i: Array) -> tuple[Array, Array, Array]:
             mine = jnp.stack([jnp.zeros((), int), jnp.ones((), int), i + 2])  # A, B and A with i of B
             controls = jnp.concatenate(
                 [both, _contrasts(square)[:, mine], _contrasts(terms[name][:, :, i])[:, mine]], 1
@@ -283,11 +285,11 @@ def _indices(t: Any, y: Any, coefficients: Any, polynomials: Products, groups: i
     )  # fmt: skip
 
 
-def _contrasts(x: Any) -> Any:
+def _contrasts(x: Array) -> Array:
     """Deviations from the mean along axis 1."""
     return x - jnp.mean(x, 1, keepdims=True)
 
 
-def _largest(k: Any) -> Any:
-    """Of estimates of which some may be none (NaN)."""
+def _largest(k: Array) -> Scalar:
+    """The largest estimate, leaving out those that are NaN."""
     return jax.lax.reduce(jnp.ravel(k), jnp.asarray(-jnp.inf, k.dtype), jnp.fmax, (0,))

@@ -1,38 +1,44 @@
-"""Regression on control variates with known means: the intercept and an honest standard error."""
+"""A mean by regression on control variates, differentiable, with a jackknife standard error."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from scipy import special
 
-from mcx.estimators.control_variates.regression import decompose, solve
+from mcx.estimators.control_variates.regression import decompose, solve, student_ratio
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Scalar
 
 __all__ = ["ControlFit", "fit_controls"]
 
 
 class ControlFit(NamedTuple):
-    """What a regression on control variates gives.
+    """A mean, estimated by regression on control variates.
 
     value: the intercept, the estimate of the mean.
-    se: its standard error; 1.96 of them make a 95 % interval, however few the groups are.
+    se: its standard error; plus and minus 1.96 of it is a 95 % interval, however few the groups are.
     coefficients: (K,), of the controls.
     weights: (n,), ``value = weights @ values``; they depend on the controls alone, and add up to 1.
     r_squared: share of the values' variance that the controls explain.
     rank: number of controls used, without redundant ones.
     """
 
-    value: Any
-    se: Any
-    coefficients: Any
-    weights: Any
-    r_squared: Any
-    rank: Any
+    value: Scalar
+    se: Scalar
+    coefficients: Float[Array, " K"]
+    weights: Float[Array, " n"]
+    r_squared: Scalar
+    rank: Int[Array, ""]
 
 
-def fit_controls(values: Any, controls: Any = None, *, num_groups: int | None = None) -> ControlFit:
+def fit_controls(
+    values: Float[Array, " n"], controls: Float[Array, "n K"] | None = None, *, num_groups: int | None = None
+) -> ControlFit:
     """Estimate a mean by least squares on controls of mean zero.
 
     Args:
@@ -47,9 +53,9 @@ def fit_controls(values: Any, controls: Any = None, *, num_groups: int | None = 
         controls.
 
     The standard error is a jackknife: leave out a group, or a draw, and fit again, for which a closed form
-    exists (HC3; CR3 for groups). Residuals alone tell far too little where controls are many for the draws.
-    It is multiplied by the ratio of Student's to the normal 97.5 % quantile, with one degree of freedom less
-    than there are groups.
+    exists (HC3; CR3 for groups). The spread of residuals is far too small where controls are many for the
+    draws. The error is multiplied by the ratio of Student's to the normal 97.5 % quantile, with one degree of
+    freedom less than there are groups.
 
     Source: Leluc, Portier and Segers (2021), Control variate selection for Monte Carlo integration, for the
     estimator; MacKinnon, Nielsen and Webb (2023), Fast and reliable jackknife and bootstrap methods for
@@ -78,17 +84,22 @@ def fit_controls(values: Any, controls: Any = None, *, num_groups: int | None = 
     )
 
     left_out = _left_out(u, weights, residuals, groups)
-    spread = jnp.sqrt((groups - 1) / groups * jnp.sum(left_out**2)) if groups > 1 else jnp.nan
-    student = special.stdtrit(max(groups - 1, 1), 0.975) / special.ndtri(0.975)
-    return ControlFit(value, spread * student, coefficients, weights, r_squared, rank)
+    spread = (
+        jnp.sqrt((groups - 1) / groups * jnp.sum(left_out**2))
+        if groups > 1
+        else jnp.full((), jnp.nan, y.dtype)
+    )
+    return ControlFit(
+        value, spread * student_ratio(max(groups - 1, 1)), coefficients, weights, r_squared, rank
+    )
 
 
-def _left_out(u: Any, weights: Any, residuals: Any, groups: int) -> Any:
+def _left_out(u: Array, weights: Array, residuals: Array, groups: int) -> Array:
     """By how much the intercept changes when a group is left out; (groups,)."""
     size, rank = u.shape[0] // groups, u.shape[1]
     parts = u.reshape(groups, size, rank)
     w, e = weights.reshape(groups, size), residuals.reshape(groups, size)
-    tiny = jnp.sqrt(jnp.finfo(u.dtype).eps)  # a group that alone tells a coefficient cannot be left out
+    tiny = jnp.sqrt(jnp.finfo(u.dtype).eps)  # a group that alone determines a coefficient cannot be left out
     if size == 1:
         leverage = jnp.sum(parts**2, (1, 2))
         return w[:, 0] * e[:, 0] / jnp.maximum(1 - leverage, tiny)

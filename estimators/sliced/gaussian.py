@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcx.estimators.sliced.directions import direction_kind, draw_directions, random_rotation
 from mcx.estimators.sliced.fit import fit_controls
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key, Scalar
 
 __all__ = ["Moments", "bounds", "gaussian_cost", "gaussian_mean", "moments"]
 
@@ -21,11 +27,11 @@ _SOBOL_POINTS = 1 << 17
 class Moments(NamedTuple):
     """Mean (d,) and covariance (d, d) of a weighted sample."""
 
-    mean: Any
-    cov: Any
+    mean: Float[Array, " d"]
+    cov: Float[Array, "d d"]
 
 
-def moments(x: Any, weights: Any = None) -> Moments:
+def moments(x: Float[Array, "n d"], weights: Float[Array, " n"] | None = None) -> Moments:
     """Mean and covariance; O(n d^2).
 
     Args:
@@ -38,8 +44,8 @@ def moments(x: Any, weights: Any = None) -> Moments:
     return Moments(mean, jnp.matmul(centred.T * w, centred, precision="highest"))
 
 
-def bounds(theta: Any, x: Moments, y: Moments, which: str) -> Any:
-    """Bounds of the transport cost between projected Gaussians, each less its mean over the sphere.
+def bounds(theta: Float[Array, "L d"], x: Moments, y: Moments, which: str) -> Float[Array, "L K"]:
+    """Bounds of the transport cost between projected Gaussians, each minus its mean over the sphere.
 
     Args:
         theta: (L, d).
@@ -60,7 +66,7 @@ def bounds(theta: Any, x: Moments, y: Moments, which: str) -> Any:
     return jnp.stack({"lower": [lower], "upper": [upper], "bounds": [lower, upper]}[which], 1)
 
 
-def gaussian_cost(theta: Any, x: Moments, y: Moments, p: float = 2.0) -> Any:
+def gaussian_cost(theta: Float[Array, "L d"], x: Moments, y: Moments, p: float = 2.0) -> Float[Array, " L"]:
     """The squared Wasserstein distance between Gaussians of the projections' moments, to the power p / 2.
 
     Args:
@@ -78,7 +84,7 @@ def gaussian_cost(theta: Any, x: Moments, y: Moments, p: float = 2.0) -> Any:
     return square if p == 2 else jnp.maximum(square, tiny) ** (p / 2)
 
 
-def gaussian_mean(key: Any, x: Moments, y: Moments, p: float, num: int) -> tuple[Any, Any]:
+def gaussian_mean(key: Key, x: Moments, y: Moments, p: float, num: int) -> tuple[Scalar, Scalar]:
     """Mean of :func:`gaussian_cost` over the sphere, from many cheap directions.
 
     Args:
@@ -98,7 +104,7 @@ def gaussian_mean(key: Any, x: Moments, y: Moments, p: float, num: int) -> tuple
     size = max(d, num // pieces)
 
     @jax.checkpoint
-    def piece(k: Any) -> Any:
+    def piece(k: Key) -> Scalar:
         if d > _SOBOL_DIMENSION:
             theta = _many_frames(k, size, d, x.mean.dtype)
         else:
@@ -110,11 +116,11 @@ def gaussian_mean(key: Any, x: Moments, y: Moments, p: float, num: int) -> tuple
     return fit.value, fit.se
 
 
-def _many_frames(key: Any, num: int, d: int, dtype: Any) -> Any:
-    """Orthonormal frames, of which any two are independent: all products of two from few random rotations.
+def _many_frames(key: Key, num: int, d: int, dtype: DTypeLike) -> Array:
+    """Orthonormal frames, any two of which are independent: products of pairs of few random rotations.
 
-    A product with a random rotation is one, whatever the other factor; and the variance of a mean is a
-    matter of pairs. So this is as good as independent frames, without a decomposition for each.
+    The product of a random rotation and any other is a random rotation, and the variance of a mean depends on
+    pairs alone. So these are as good as independent frames, without a decomposition for each.
     """
     few = max(1, round((num / d) ** 0.5))
     left, right = (
@@ -124,9 +130,9 @@ def _many_frames(key: Any, num: int, d: int, dtype: Any) -> Any:
     return jnp.einsum("aij,bjk->abik", left, right, precision="highest").reshape(-1, d)
 
 
-def _dot(theta: Any, v: Any) -> Any:
+def _dot(theta: Array, v: Array) -> Array:
     return jnp.matmul(theta, v, precision="highest")
 
 
-def _form(theta: Any, matrix: Any) -> Any:
+def _form(theta: Array, matrix: Array) -> Array:
     return jnp.sum(jnp.matmul(theta, matrix, precision="highest") * theta, -1)

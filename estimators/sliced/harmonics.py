@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 __all__ = ["even_polynomials", "largest_degree", "monomial_means", "num_polynomials"]
 
 
 def num_polynomials(d: int, degree: int) -> int:
-    """Number of even polynomials up to a degree on the sphere of R^d, less the constant."""
+    """Number of even polynomials up to a degree on the sphere of R^d, without the constant."""
     return math.comb(d + degree - 1, d - 1) - 1 if degree else 0
 
 
@@ -25,8 +28,8 @@ def largest_degree(d: int, most: int, limit: int = 16) -> int:
     return degree
 
 
-def even_polynomials(theta: Any, degree: int) -> Any:
-    """A basis of the even polynomials of the sphere, each less its mean.
+def even_polynomials(theta: Float[Array, "L d"], degree: int) -> Float[Array, "L K"]:
+    """A basis of the even polynomials on the sphere, each minus its mean.
 
     Args:
         theta: (L, d) unit vectors.

@@ -1,52 +1,40 @@
-"""What sliced distances take: arrays of points, and posteriors."""
+"""Samples of points and their weights, checked."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import DataError, MethodError, PosteriorShapeError
-from mcx.model.compile import model_sites
+from mcx.errors import DataError
 from mcx.ops.tracing import is_traced
-from mcx.results.posterior import Posterior
 
-__all__ = ["as_clouds", "as_points", "as_weights", "check_power", "draws_matrix", "draws_of_both", "whiten"]
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+__all__ = ["as_pair", "as_points", "as_weights"]
 
 
-def as_clouds(x: Any, y: Any, x_weights: Any, y_weights: Any) -> tuple[Any, Any, Any, Any]:
+def as_pair(
+    x: ArrayLike, y: ArrayLike, x_weights: ArrayLike | None = None, y_weights: ArrayLike | None = None
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"], Float[Array, " n"] | None, Float[Array, " m"] | None]:
     """Check two samples, and bring them to one dtype.
 
     Args:
-        x: (n, d), or (n,) for d = 1; or a posterior.
-        y: (m, d), likewise; both are posteriors or neither.
-        x_weights: (n,); None for equal weights, or a posterior's own.
+        x: (n, d), or (n,) for d = 1.
+        y: (m, d), likewise.
+        x_weights: (n,); None for equal weights.
         y_weights: (m,), likewise.
 
     Returns:
-        Both samples, (n, d) and (m, d), and their weights or None. Posteriors' latent sites are flattened to
-        columns and whitened together.
+        Both samples, (n, d) and (m, d), and their weights or None.
 
     Raises:
-        DataError: if samples are empty, not finite, or of different dimension, or on weights that are none.
-        MethodError: if only one of them is a posterior.
-        PosteriorShapeError: if posteriors are not of the same sites.
+        DataError: if samples are empty, not finite, or of different dimension, or if weights are negative,
+            not finite, all zero or not one a point.
     """
-    if isinstance(x, Posterior) or isinstance(y, Posterior):
-        if not (isinstance(x, Posterior) and isinstance(y, Posterior)):
-            raise MethodError(
-                "a posterior can be compared with another posterior only",
-                expected="two posteriors, or two arrays",
-                found=f"{type(x).__name__} and {type(y).__name__}",
-                remedy="pass arrays: the columns of both, on one scale",
-            )
-        x_weights = _own_weights(x) if x_weights is None else x_weights
-        y_weights = _own_weights(y) if y_weights is None else y_weights
-        x, y = draws_of_both(x, y)
-        w = [as_weights(x_weights, len(x), "x_weights"), as_weights(y_weights, len(y), "y_weights")]
-        x, y = whiten(x, y, *w)
     x, y = as_points(x, "x"), as_points(y, "y")
     if x.shape[1] != y.shape[1]:
         raise DataError(
@@ -55,15 +43,18 @@ def as_clouds(x: Any, y: Any, x_weights: Any, y_weights: Any) -> tuple[Any, Any,
             found=f"{x.shape} and {y.shape}",
         )
     dtype = jnp.result_type(x, y)
-    weights = (
-        None if w is None else as_weights(w, n, name).astype(dtype)
-        for w, n, name in ((x_weights, x.shape[0], "x_weights"), (y_weights, y.shape[0], "y_weights"))
+    of_x = as_weights(x_weights, x.shape[0], "x_weights")
+    of_y = as_weights(y_weights, y.shape[0], "y_weights")
+    return (
+        x.astype(dtype),
+        y.astype(dtype),
+        None if of_x is None else of_x.astype(dtype),
+        None if of_y is None else of_y.astype(dtype),
     )
-    return x.astype(dtype), y.astype(dtype), *weights
 
 
-def as_points(x: Any, name: str) -> Any:
-    """Points as a float array (n, d); see :func:`as_clouds`."""
+def as_points(x: ArrayLike, name: str) -> Float[Array, "n d"]:
+    """Points as a float array (n, d); see :func:`as_pair`."""
     x = jnp.asarray(x)
     if x.ndim == 1:
         x = x[:, None]
@@ -87,7 +78,7 @@ def as_points(x: Any, name: str) -> Any:
     return x
 
 
-def as_weights(weights: Any, n: int, name: str) -> Any:
+def as_weights(weights: ArrayLike | None, n: int, name: str) -> Float[Array, " n"] | None:
     """Weights as a float array (n,), non-negative with a positive sum; None stays None."""
     if weights is None:
         return None
@@ -111,82 +102,3 @@ def as_weights(weights: Any, n: int, name: str) -> Any:
                 remedy="log weights have to be exponentiated first",
             )
     return weights
-
-
-def check_power(p: Any) -> float:
-    """The power of the cost as a float.
-
-    Raises:
-        MethodError: if it is below 1 or not a number.
-    """
-    if not isinstance(p, int | float | np.integer | np.floating) or not 1 <= p < np.inf:
-        raise MethodError("p is no power of a cost", expected="a number of at least 1", found=repr(p))
-    return float(p)
-
-
-# --- posteriors ----------------------------------------------------------------------------------------
-
-
-def draws_matrix(posterior: Posterior) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Latent sites of all draws as columns.
-
-    Args:
-        posterior: any.
-
-    Returns:
-        (chains x draws, d) in float64, chain by chain, and the names of the sites.
-    """
-    wanted = [s.name for s in model_sites(posterior.bound).of_kind("latent", "discrete")]
-    names = tuple(name for name in sorted(wanted) if name in posterior.draws)
-    size = posterior.num_chains * posterior.num_draws
-    columns = [np.asarray(posterior.draws[n], np.float64).reshape(size, -1) for n in names]
-    return np.concatenate(columns, 1) if columns else np.zeros((size, 0)), names
-
-
-def draws_of_both(x: Posterior, y: Posterior) -> tuple[np.ndarray, np.ndarray]:
-    """Latent sites of two posteriors as columns; see :func:`draws_matrix`.
-
-    Args:
-        x: any posterior.
-        y: one of the same sites.
-
-    Raises:
-        PosteriorShapeError: if their sites differ.
-    """
-    (a, names_a), (b, names_b) = draws_matrix(x), draws_matrix(y)
-    if names_a != names_b or a.shape[1] != b.shape[1]:
-        raise PosteriorShapeError(
-            "the posteriors are of different latent sites",
-            expected=f"the same sites: {', '.join(names_a)} ({a.shape[1]} numbers)",
-            found=f"{', '.join(names_b)} ({b.shape[1]} numbers)",
-        )
-    return a, b
-
-
-def _own_weights(posterior: Posterior) -> Any:
-    w = posterior.draw_weights()
-    return None if w is None else w.ravel()
-
-
-def whiten(x: Any, y: Any, x_weights: Any = None, y_weights: Any = None) -> tuple[Any, Any]:
-    """Take both samples to mean zero and covariance one, of their equal mixture.
-
-    Args:
-        x: (n, d).
-        y: (m, d).
-        x_weights: (n,), or None.
-        y_weights: (m,), or None.
-
-    Returns:
-        Both in the new coordinates. Directions in which neither varies stay as they are, at zero.
-    """
-    mean = (np.average(x, 0, x_weights) + np.average(y, 0, y_weights)) / 2
-    x, y = np.asarray(x, np.float64) - mean, np.asarray(y, np.float64) - mean
-    cov = (np.cov(x.T, aweights=x_weights, bias=True) + np.cov(y.T, aweights=y_weights, bias=True)) / 2
-    # the mixture's covariance has that of the means as well
-    gap = np.average(x, 0, x_weights)
-    values, vectors = np.linalg.eigh(np.atleast_2d(cov) + np.outer(gap, gap))
-    inside = values > 1e-12 * values[-1]
-    scale = np.where(inside, 1 / np.sqrt(np.where(inside, values, 1.0)), 0.0)
-    to_float = jnp.result_type(float)
-    return jax.device_put(((x @ vectors * scale).astype(to_float), (y @ vectors * scale).astype(to_float)))

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
 from mcx.estimators.sliced.directions import Directions, direction_kind, draw_directions
 from mcx.estimators.sliced.fit import ControlFit, fit_controls
 from mcx.estimators.sliced.gaussian import Moments, bounds, gaussian_cost, gaussian_mean, moments
 from mcx.estimators.sliced.harmonics import even_polynomials, largest_degree, num_polynomials
-from mcx.estimators.sliced.inputs import as_clouds, check_power
+from mcx.estimators.sliced.posterior_draws import as_samples
 from mcx.estimators.sliced.wasserstein_1d import Ordered, match, order
 from mcx.ops.keys import as_key
+from mcx.ops.validation import Rule, integer, number, one_of, optional, refuse, validated
 from mcx.results.estimate import Estimate
+from mcx.results.posterior import Posterior
 
-__all__ = ["CONTROLS", "Settings", "sliced_powers", "sliced_wasserstein", "to_estimate"]
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key, KeyLike, PyTree, Scalar
+
+__all__ = ["CONTROLS", "POWER", "SlicedSettings", "sliced_powers", "sliced_wasserstein", "to_estimate"]
 
 CONTROLS = ("auto", "lower", "upper", "bounds", "polynomial", "gaussian", "gaussian+polynomial")
 
@@ -27,8 +35,11 @@ _MOST_POLYNOMIALS = 256  # more cost more than they save
 _MOST_MOMENTS = 1000  # beyond this dimension d x d matrices cost more than they save
 _CHEAP = (1 << 15, 1 << 20)  # directions for the mean of the Gaussian cost: fewest, most
 
+POWER: Rule = number(1)
+"""What the power of the cost has to be."""
 
-class Settings(NamedTuple):
+
+class SlicedSettings(NamedTuple):
     """How to estimate; static. See :func:`sliced_wasserstein`."""
 
     p: float
@@ -43,32 +54,27 @@ class Settings(NamedTuple):
     def of(
         cls,
         d: int,
-        p: Any,
+        p: float,
         num_projections: int,
         directions: str,
         controls: str | None,
         degree: int | None,
         num_replicates: int | None,
         batch_size: int | None,
-    ) -> Settings:
-        """Check settings, and choose what is left to choose in dimension d."""
-        p = check_power(p)
-        if num_replicates is None:  # in the plane errors of sets have a law far from normal
+        *,
+        owner: str,
+    ) -> SlicedSettings:
+        """Check the settings of a function ``owner``, and choose those left open for dimension d."""
+        validate = functools.partial(validated, owner)
+        p = float(validate("p", p, POWER))
+        num_projections = validate("num_projections", num_projections, integer(1))
+        num_replicates = validate("num_replicates", num_replicates, optional(integer(1)))
+        batch_size = validate("batch_size", batch_size, optional(integer(1)))
+        controls = validate("control_variates", controls, optional(one_of(*CONTROLS)))
+        degree = validate("degree", degree, optional(integer(0), "for the highest possible"))
+        if num_replicates is None:  # in the plane the errors of point sets are far from normal
             num_replicates = 8 if d == 2 else 4
-        for name, value in (("num_projections", num_projections), ("num_replicates", num_replicates)):
-            if value < 1:
-                raise MethodError(f"{name} is no count", expected="at least 1", found=repr(value))
-        if batch_size is not None and batch_size < 1:
-            raise MethodError(
-                "batch_size is no count", expected="at least 1, or None", found=repr(batch_size)
-            )
-        if controls is not None and controls not in CONTROLS:
-            raise MethodError(
-                "unknown control variates",
-                expected="None or one of " + ", ".join(map(repr, CONTROLS)),
-                found=repr(controls),
-            )
-        kind = direction_kind(directions, d) if d > 1 else "iid"
+        kind = direction_kind(directions, d, owner) if d > 1 else "iid"
         # fits without one of few replicates must still have twice as many directions as polynomials
         spared = 1 / num_replicates if kind not in ("iid", "orthogonal") and num_replicates > 1 else 0.0
         most = min(_MOST_POLYNOMIALS, int(num_projections * min(0.4, (1 - spared) / 2)))
@@ -79,11 +85,12 @@ class Settings(NamedTuple):
         elif degree is None:
             degree = largest_degree(d, most - 1)
         elif degree % 2 or degree < 2 or num_polynomials(d, degree) > num_projections - 2:
-            raise MethodError(
-                "control variates of that degree cannot be fitted",
-                expected=f"an even degree with at most {num_projections - 2} polynomials",
-                found=f"degree {degree}, {num_polynomials(d, max(degree, 0))} polynomials in dimension {d}",
-                remedy="take more directions, or a lower degree",
+            refuse(
+                owner,
+                "degree",
+                degree,
+                f"an even degree with at most {num_projections - 2} polynomials in dimension {d}",
+                "take more directions, or a lower degree",
             )
         return cls(p, num_projections, kind, controls, degree, num_replicates, batch_size)
 
@@ -99,11 +106,11 @@ def _auto(kind: str, d: int, most: int) -> str | None:
 
 
 def sliced_wasserstein(
-    x: Any,
-    y: Any,
+    x: Posterior | ArrayLike,
+    y: Posterior | ArrayLike,
     *,
-    x_weights: Any = None,
-    y_weights: Any = None,
+    x_weights: ArrayLike | None = None,
+    y_weights: ArrayLike | None = None,
     p: float = 2,
     num_projections: int = 256,
     directions: str = "auto",
@@ -111,7 +118,7 @@ def sliced_wasserstein(
     degree: int | None = None,
     num_replicates: int | None = None,
     batch_size: int | None = None,
-    key: Any,
+    key: KeyLike,
 ) -> Estimate:
     """Sliced Wasserstein distance between two samples, with its standard error.
 
@@ -141,12 +148,13 @@ def sliced_wasserstein(
         The estimate of SW_p. ``stats`` has ``power`` and ``power_se`` (of SW_p^p, for which the estimate is
         unbiased but for the fit of the control variates), ``num_directions``, ``num_controls``,
         ``r_squared`` of the controls, and ``clipped``: whether the power came out negative and was set to 0.
-        In one dimension the result is exact. Under ``jit``, ``vmap`` over keys, and ``grad`` of ``value``
-        with respect to points and weights it works as well.
+        In one dimension the result is exact. The function may be called under ``jit`` and ``vmap`` over keys,
+        and ``value`` is differentiable in points and weights.
 
     Raises:
-        DataError: on samples that are empty, not finite or of different dimension, and on impossible weights.
-        MethodError: on settings that make no sense, or directions not made for that dimension.
+        DataError: if samples are empty, not finite or of different dimension, or weights are negative.
+        MethodError: if settings are out of range, or directions do not exist in that dimension.
+        PosteriorShapeError: if posteriors have different sites.
 
     Costs O(L (n log n + n d)) in time, O((n + m) (batch_size + d)) in memory, twice that in time with a
     gradient. Errors say how far the estimate is from the distance between these two samples, not between the
@@ -155,22 +163,18 @@ def sliced_wasserstein(
     Source: Bonneel, Rabin, Peyré and Pfister (2015), Sliced and Radon Wasserstein barycenters of measures;
     for the controls see :mod:`~mcx.estimators.sliced.harmonics` and :mod:`~mcx.estimators.sliced.gaussian`.
     """
-    x, y, x_weights, y_weights = as_clouds(x, y, x_weights, y_weights)
-    settings = Settings.of(
-        x.shape[1],
-        p,
-        num_projections,
-        directions,
-        control_variates,
-        degree,
-        num_replicates,
-        batch_size,
-    )
-    return _estimate(as_key(key), x, y, x_weights, y_weights, settings)
+    samples = as_samples(x, y, x_weights, y_weights)
+    settings = SlicedSettings.of(
+        samples[0].shape[1], p, num_projections, directions, control_variates, degree, num_replicates,
+        batch_size, owner="sliced_wasserstein",
+    )  # fmt: skip
+    return _estimate(as_key(key), *samples, settings)
 
 
 @functools.partial(jax.jit, static_argnums=5)
-def _estimate(key: Any, x: Any, y: Any, x_weights: Any, y_weights: Any, settings: Settings) -> Estimate:
+def _estimate(
+    key: Key, x: Array, y: Array, x_weights: Array | None, y_weights: Array | None, settings: SlicedSettings
+) -> Estimate:
     d = x.shape[1]
     if d == 1:
         power = match(order(x[:, 0], x_weights), order(y[:, 0], y_weights), settings.p)
@@ -188,46 +192,55 @@ def _estimate(key: Any, x: Any, y: Any, x_weights: Any, y_weights: Any, settings
     return to_estimate(fit, settings.p, chosen.theta.shape[0])
 
 
-def centred(x: Any, y: Any) -> tuple[Any, Any]:
+def centred(
+    x: Float[Array, "n d"], y: Float[Array, "m d"]
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
     """Move both samples by the same vector, towards the origin: projections then keep their digits."""
     middle = jax.lax.stop_gradient((jnp.mean(x, 0) + jnp.mean(y, 0)) / 2)
     return x - middle, y - middle
 
 
 def sliced_powers(
-    theta: Any,
-    x: Any,
-    y: Any,
-    x_weights: Any = None,
-    y_weights: Any = None,
+    theta: Float[Array, "L d"],
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"] | Ordered,
+    x_weights: Float[Array, " n"] | None = None,
+    y_weights: Float[Array, " m"] | None = None,
     p: float = 2.0,
     batch_size: int | None = None,
-) -> Any:
+) -> Float[Array, " L"]:
     """W_p^p between projections, for each of many directions.
 
     Args:
         theta: (L, d).
         x: (n, d).
-        y: (m, d); or what :func:`order` gives of y's projections, with leading axis L.
+        y: (m, d); or y's sorted projections, from :func:`order`, with leading axis L.
         x_weights: (n,), or None.
         y_weights: (m,), or None.
         p: power; static.
         batch_size: directions at once; static.
 
     Returns:
-        (L,). The projections of one batch are all that is in memory; a gradient makes them anew.
+        (L,). Only the projections of one batch are in memory; a gradient computes them again.
     """
     fixed = y if isinstance(y, Ordered) else None
-    points = x.shape[0] + (fixed.values.shape[-1] if fixed is not None else y.shape[0])
+    free = None if isinstance(y, Ordered) else y
+    points = x.shape[0] + (y.values.shape[-1] if isinstance(y, Ordered) else y.shape[0])
 
     @jax.checkpoint
-    def batch(part: Any, x: Any, y: Any, x_weights: Any, y_weights: Any) -> Any:
+    def batch(
+        part: tuple[Array, Ordered | None],
+        x: Array,
+        y: Array | None,
+        x_weights: Array | None,
+        y_weights: Array | None,
+    ) -> Array:
         theta, sorted_y = part
-        if fixed is None:
+        if y is not None:
             sorted_y = order(_project(theta, y), y_weights)
+        assert sorted_y is not None
         return match(order(_project(theta, x), x_weights), sorted_y, p)
 
-    free = None if fixed is not None else y
     return in_batches(
         lambda part: batch(part, x, free, x_weights, y_weights),
         (theta, fixed),
@@ -236,45 +249,45 @@ def sliced_powers(
     )
 
 
-def in_batches(fn: Any, args: Any, num: int, batch_size: int) -> Any:
-    """Apply a function of leading axes to a part of them at a time; the last part is filled up."""
+def in_batches[T](
+    fn: Callable[[T], Float[Array, " part"]], args: T, num: int, batch_size: int
+) -> Float[Array, " num"]:
+    """Apply a function of arrays with a leading axis to a part at a time; the last part is filled up."""
     parts = -(-num // batch_size)
     if parts == 1:
         return fn(args)
     size = -(-num // parts)
 
-    def split(a: Any) -> Any:
-        index = jnp.minimum(jnp.arange(parts * size), num - 1)
-        return (
-            a[index].reshape(parts, size, *a.shape[1:])
-            if parts * size != num
-            else a.reshape(parts, size, *a.shape[1:])
-        )
+    def split(a: Array) -> Array:
+        if parts * size != num:
+            a = a[jnp.minimum(jnp.arange(parts * size), num - 1)]
+        return a.reshape(parts, size, *a.shape[1:])
 
-    return jax.lax.map(fn, jax.tree_util.tree_map(split, args)).reshape(-1)[:num]
+    split_args: PyTree = jax.tree_util.tree_map(split, args)
+    return jax.lax.map(fn, split_args).reshape(-1)[:num]
 
 
-def _project(theta: Any, x: Any) -> Any:
+def _project(theta: Array, x: Array) -> Array:
     # directions first: sorts run along the last axis
     return jax.lax.dot_general(theta, x, (((1,), (1,)), ((), ())), precision="highest")
 
 
 def fit_with_controls(
-    key: Any,
-    values: Any,
+    key: Key,
+    values: Float[Array, " L"],
     chosen: Directions,
     sides: tuple[Moments, Moments] | None,
-    settings: Settings,
+    settings: SlicedSettings,
     num_points: int,
 ) -> ControlFit:
-    """Average over directions with the control variates asked for.
+    """Average over directions with the chosen control variates.
 
     Args:
         key: for the mean of the Gaussian cost.
         values: (L,).
         chosen: the directions.
         sides: moments of both samples; None where the controls do not need them.
-        settings: as for the front function.
+        settings: of the estimate.
         num_points: of both samples.
     """
     kinds = (settings.controls or "").split("+")
@@ -300,7 +313,7 @@ def fit_with_controls(
 def to_estimate(fit: ControlFit, p: float, num_directions: int) -> Estimate:
     """The p-th root of an average, with its standard error by the delta method.
 
-    Near zero the delta method gives far too much; the error is never above the root of the power's own.
+    Near zero the delta method gives far too large an error; it is bounded by the root of the power's error.
     """
     clipped = fit.value <= 0
     power = jnp.where(clipped, 0.0, fit.value)
@@ -319,7 +332,7 @@ def to_estimate(fit: ControlFit, p: float, num_directions: int) -> Estimate:
     return Estimate(value, jax.lax.stop_gradient(se), stats=jax.lax.stop_gradient(stats))
 
 
-def _exact(power: Any, p: float) -> Estimate:
+def _exact(power: Scalar, p: float) -> Estimate:
     zero = jnp.zeros_like(power)
     fit = ControlFit(power, zero, zero[None], zero[None], zero, jnp.zeros((), jnp.int32))
     return to_estimate(fit, p, 1)

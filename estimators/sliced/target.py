@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,16 @@ from mcx.errors import DataError, MethodError
 from mcx.estimators.sliced.directions import Directions, draw_directions
 from mcx.estimators.sliced.gaussian import Moments, moments
 from mcx.estimators.sliced.inputs import as_points, as_weights
-from mcx.estimators.sliced.sliced import Settings, fit_with_controls, sliced_powers, to_estimate
+from mcx.estimators.sliced.sliced import SlicedSettings, fit_with_controls, sliced_powers, to_estimate
 from mcx.estimators.sliced.wasserstein_1d import Ordered, order
 from mcx.ops.keys import as_key
 from mcx.results.estimate import Estimate
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike, DTypeLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key, KeyLike
 
 __all__ = ["SlicedTarget"]
 
@@ -24,28 +30,31 @@ __all__ = ["SlicedTarget"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SlicedTarget:
-    """Directions and a sample's sorted projections, kept. A pytree.
+    """A sample, as its sorted projections on fixed directions. A pytree.
 
     Comparing another sample with it costs half of what :func:`~mcx.estimators.sliced.sliced_wasserstein`
-    costs, and always uses the same directions: a deterministic function, which an optimiser can follow. Its
-    minimum is the sample itself, up to what the directions do not see; draw another target now and then
-    where that matters.
+    costs, and always uses the same directions: the distance is a deterministic function, which an optimiser
+    can follow. Its minimum is the sample itself, up to differences that the directions do not see; draw
+    another target now and then where those matter.
 
     Attributes:
         theta: (L, d) directions.
         projections: sorted, with L rows; memory for L m numbers.
-        middle: (d,) what is taken off both samples.
-        sides: mean and covariance of the sample, where control variates need them.
+        middle: (d,) the sample's mean, which is subtracted from both samples.
+        sides: mean and covariance of the sample, for control variates.
         key: for the mean of the Gaussian cost.
-        settings, num_groups, widen, num_points: static.
+        settings: how to estimate; static.
+        num_groups: the directions are this many independent groups; static.
+        widen: factor of standard errors from independence; static.
+        num_points: m; static.
     """
 
-    theta: Any
+    theta: Float[Array, "L d"]
     projections: Ordered
-    middle: Any
+    middle: Float[Array, " d"]
     sides: Moments
-    key: Any
-    settings: Settings = field(metadata={"static": True})
+    key: Key
+    settings: SlicedSettings = field(metadata={"static": True})
     num_groups: int | None = field(metadata={"static": True})
     widen: float = field(metadata={"static": True})
     num_points: int = field(metadata={"static": True})
@@ -53,9 +62,9 @@ class SlicedTarget:
     @classmethod
     def of(
         cls,
-        y: Any,
+        y: ArrayLike,
         *,
-        y_weights: Any = None,
+        y_weights: ArrayLike | None = None,
         p: float = 2,
         num_projections: int = 256,
         directions: str = "auto",
@@ -63,7 +72,7 @@ class SlicedTarget:
         degree: int | None = None,
         num_replicates: int | None = None,
         batch_size: int | None = None,
-        key: Any,
+        key: KeyLike,
     ) -> SlicedTarget:
         """Project and sort a sample.
 
@@ -74,52 +83,41 @@ class SlicedTarget:
                 :func:`~mcx.estimators.sliced.sliced_wasserstein`.
             num_projections: about how many directions.
             directions: their kind.
-            control_variates: which; none by default, because fits give some directions negative weights,
-                which an optimiser that always meets the same directions can exploit.
+            control_variates: their kind; none by default, because fits give some directions negative weights,
+                which an optimiser that always sees the same directions can exploit.
             degree: of polynomials.
             num_replicates: of point sets.
             batch_size: directions at once, in comparisons.
             key: a typed JAX key or an int.
 
+        Returns:
+            The target. Costs O(L (m log m + m d)).
+
         Raises:
-            DataError: on samples and weights that are none.
-            MethodError: on settings that make no sense, and in one dimension, where sorting is all there is.
+            DataError: if the sample is empty or not finite, or weights are negative.
+            MethodError: if settings are out of range, and in one dimension, where sorting is enough.
         """
-        y = as_points(y, "y")
-        y_weights = as_weights(y_weights, y.shape[0], "y_weights")
-        if y.shape[1] < 2:
+        sample = as_points(y, "y")
+        weights = as_weights(y_weights, sample.shape[0], "y_weights")
+        if sample.shape[1] < 2:
             raise MethodError(
                 "a fixed target needs directions",
                 expected="points of dimension 2 or more",
                 found="dimension 1",
                 remedy="use sliced_wasserstein, which is exact there",
             )
-        settings = Settings.of(
-            y.shape[1],
-            p,
-            num_projections,
-            directions,
-            control_variates,
-            degree,
-            num_replicates,
-            batch_size,
-        )
+        settings = SlicedSettings.of(
+            sample.shape[1], p, num_projections, directions, control_variates, degree, num_replicates,
+            batch_size, owner="SlicedTarget.of",
+        )  # fmt: skip
         key_directions, key = jax.random.split(as_key(key))
-        theta, projections, middle, sides = _prepare(key_directions, y, y_weights, settings)
-        layout = _layout(settings, y)
+        theta, projections, middle, sides = _prepare(key_directions, sample, weights, settings)
+        layout = _layout(settings, sample)
         return cls(
-            theta,
-            projections,
-            middle,
-            sides,
-            key,
-            settings,
-            layout.num_groups,
-            layout.widen,
-            y.shape[0],
+            theta, projections, middle, sides, key, settings, layout.num_groups, layout.widen, sample.shape[0]
         )
 
-    def distance(self, x: Any, *, x_weights: Any = None) -> Estimate:
+    def distance(self, x: ArrayLike, *, x_weights: ArrayLike | None = None) -> Estimate:
         """SW_p between a sample and the fixed one.
 
         Args:
@@ -130,34 +128,35 @@ class SlicedTarget:
             As :func:`~mcx.estimators.sliced.sliced_wasserstein`; differentiable in ``x`` and its weights.
 
         Raises:
-            DataError: on a sample that does not fit.
+            DataError: if the sample is empty, not finite, or of another dimension, or weights are negative.
         """
-        x = as_points(x, "x").astype(self.theta.dtype)
-        if x.shape[1] != self.theta.shape[1]:
+        sample = as_points(x, "x").astype(self.theta.dtype)
+        if sample.shape[1] != self.theta.shape[1]:
             raise DataError(
                 "the sample is of another dimension than the target",
                 expected=f"(n, {self.theta.shape[1]})",
-                found=f"{x.shape}",
+                found=f"{sample.shape}",
             )
-        x_weights = as_weights(x_weights, x.shape[0], "x_weights")
-        return _compare(self, x, x_weights)
+        return _compare(self, sample, as_weights(x_weights, sample.shape[0], "x_weights"))
 
 
-def _layout(settings: Settings, y: Any) -> Directions:
-    """What is static of the directions; nothing is drawn."""
+def _layout(settings: SlicedSettings, y: Array) -> Directions:
+    """The static fields of the directions, without drawing any."""
     found: list[Directions] = []
     jax.eval_shape(lambda key: found.append(_draw(key, settings, y.shape[1], y.dtype)), jax.random.key(0))
     return found[0]
 
 
-def _draw(key: Any, settings: Settings, d: int, dtype: Any) -> Directions:
+def _draw(key: Key, settings: SlicedSettings, d: int, dtype: DTypeLike) -> Directions:
     return draw_directions(
         key, settings.directions, settings.num_projections, d, dtype, settings.num_replicates
     )
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _prepare(key: Any, y: Any, y_weights: Any, settings: Settings) -> tuple[Any, Ordered, Any, Moments]:
+def _prepare(
+    key: Key, y: Array, y_weights: Array | None, settings: SlicedSettings
+) -> tuple[Array, Ordered, Array, Moments]:
     theta = _draw(key, settings, y.shape[1], y.dtype).theta
     middle = jnp.mean(y, 0)
     y = y - middle
@@ -166,7 +165,7 @@ def _prepare(key: Any, y: Any, y_weights: Any, settings: Settings) -> tuple[Any,
 
 
 @jax.jit
-def _compare(target: SlicedTarget, x: Any, x_weights: Any) -> Estimate:
+def _compare(target: SlicedTarget, x: Array, x_weights: Array | None) -> Estimate:
     settings = target.settings
     x = x - target.middle
     values = sliced_powers(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,17 @@ import numpy as np
 
 from mcx.errors import MethodError
 from mcx.estimators.sliced.directions import direction_kind, draw_directions
-from mcx.estimators.sliced.inputs import as_clouds, check_power, draws_of_both, whiten
-from mcx.estimators.sliced.sliced import centred, sliced_powers
+from mcx.estimators.sliced.posterior_draws import as_samples, draws_of_both, whiten
+from mcx.estimators.sliced.sliced import POWER, centred, sliced_powers
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, optional, validated
 from mcx.results.posterior import Posterior
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Key, KeyLike, Scalar
 
 __all__ = ["TwoSampleTest", "two_sample_test"]
 
@@ -28,17 +35,17 @@ class TwoSampleTest:
 
     Attributes:
         value: SW_p of the samples.
-        p_value: share of permutations, the samples as they are among them, with a distance at least as large.
+        p_value: share of permutations, the identity among them, with a distance at least as large.
         null: (num_permutations,) SW_p after random exchanges of points between the samples.
-        floor: the median of ``null``: the distance to be expected between two such samples of one law.
-        sizes: number of points of both that were compared.
+        floor: the median of ``null``: the typical distance between two such samples of one law.
+        sizes: numbers of points that were compared, of both samples.
     """
 
-    value: Any
-    p_value: Any
-    null: Any
-    floor: Any
-    sizes: Any
+    value: Scalar
+    p_value: Scalar
+    null: Float[Array, " permutation"]
+    floor: Scalar
+    sizes: Int[Array, "2"]
 
     def __repr__(self) -> str:
         n, m = np.asarray(self.sizes)
@@ -49,21 +56,21 @@ class TwoSampleTest:
 
 
 def two_sample_test(
-    x: Any,
-    y: Any,
+    x: Posterior | ArrayLike,
+    y: Posterior | ArrayLike,
     *,
     p: float = 2,
     num_projections: int = 64,
     num_permutations: int = 199,
     directions: str = "auto",
     batch_size: int | None = None,
-    key: Any,
+    key: KeyLike,
 ) -> TwoSampleTest:
     """Test whether two samples have the same law.
 
-    The distance between samples of one law is not zero. What it is, and how it varies, is told by exchanging
-    points between the samples at random: if the law is the same, all exchanges are equally likely, so that
-    the test has its level exactly, for any sizes and any number of directions.
+    The distance between samples of one law is not zero. Random exchanges of points between the samples show
+    how large it is, and how it varies: if the law is the same, all exchanges are equally likely, so that the
+    test has its level exactly, for any sizes and any number of directions.
 
     Args:
         x: (n, d) independent points; or a :class:`mcx.Posterior`, whose draws are thinned to about as many
@@ -71,7 +78,7 @@ def two_sample_test(
         y: (m, d), likewise.
         p: power of the cost; static.
         num_projections: about how many directions, the same for all exchanges; static.
-        num_permutations: exchanges; the smallest p-value is 1 / (num_permutations + 1); static.
+        num_permutations: number of exchanges; the smallest p-value is 1 / (num_permutations + 1); static.
         directions: their kind, as for :func:`~mcx.estimators.sliced.sliced_wasserstein`.
         batch_size: directions at once; static.
         key: a typed JAX key or an int.
@@ -80,16 +87,21 @@ def two_sample_test(
         The test. O(num_permutations L (n log n + n d)); memory for one exchange at a time.
 
     Raises:
-        DataError: on impossible samples.
-        MethodError: on weighted posteriors: weighted points cannot be exchanged.
+        DataError: if samples are empty, not finite, or of different dimension.
+        MethodError: if settings are out of range, and for weighted posteriors: weighted points cannot be
+            exchanged.
+        PosteriorShapeError: if posteriors have different sites.
 
     Source: Lehmann and Romano (2005), Testing statistical hypotheses, for permutation tests;
     Ramdas, Garcia Trillos and Cuturi (2017), On Wasserstein two-sample testing, for the statistic.
     """
-    if num_permutations < 1:
-        raise MethodError("num_permutations is no count", expected="at least 1", found=repr(num_permutations))
+    validate = functools.partial(validated, "two_sample_test")
+    num_permutations = validate("num_permutations", num_permutations, integer(1))
+    num_projections = validate("num_projections", num_projections, integer(1))
+    batch_size = validate("batch_size", batch_size, optional(integer(1)))
+    p = float(validate("p", p, POWER))
     for side in (x, y):
-        # of replicates that weigh differently, each is a sample by itself
+        # replicates of different weights are refused only if weights differ within one of them
         if isinstance(side, Posterior) and side.weights is not None and np.ptp(side.weights, 1).any():
             raise MethodError(
                 "weighted draws cannot be exchanged",
@@ -99,14 +111,14 @@ def two_sample_test(
             )
     if isinstance(x, Posterior) and isinstance(y, Posterior):
         x, y = _thinned(x, y)
-    x, y, _, _ = as_clouds(x, y, None, None)
-    kind = direction_kind(directions, x.shape[1]) if x.shape[1] > 1 else "iid"
-    settings = (check_power(p), num_projections, num_permutations, kind, batch_size)
-    return _test(as_key(key), x, y, settings)
+    first, second, _, _ = as_samples(x, y)
+    d = first.shape[1]
+    kind = direction_kind(directions, d, "two_sample_test") if d > 1 else "iid"
+    return _test(as_key(key), first, second, (p, num_projections, num_permutations, kind, batch_size))
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _test(key: Any, x: Any, y: Any, settings: Any) -> TwoSampleTest:
+def _test(key: Key, x: Array, y: Array, settings: tuple[float, int, int, str, int | None]) -> TwoSampleTest:
     p, num_projections, num_permutations, kind, batch_size = settings
     n, d = x.shape
     x, y = centred(x, y)
@@ -116,10 +128,10 @@ def _test(key: Any, x: Any, y: Any, settings: Any) -> TwoSampleTest:
     if d > 1:
         theta = draw_directions(key_directions, kind, num_projections, d, x.dtype, num_replicates=1).theta
 
-    def power(points: Any) -> Any:
+    def power(points: Array) -> Scalar:
         return jnp.mean(sliced_powers(theta, points[:n], points[n:], p=p, batch_size=batch_size))
 
-    def exchanged(k: Any) -> Any:
+    def exchanged(k: Key) -> Scalar:
         return power(jax.random.permutation(k, both))
 
     null = jax.lax.map(exchanged, jax.random.split(key_permutations, num_permutations))
@@ -131,8 +143,8 @@ def _test(key: Any, x: Any, y: Any, settings: Any) -> TwoSampleTest:
     return TwoSampleTest(found ** (1 / p), p_value, root, jnp.median(root), jnp.array([n, y.shape[0]]))
 
 
-def _thinned(x: Posterior, y: Posterior) -> tuple[Any, Any]:
-    """Nearly independent draws of both, whitened by what does not tell one from the other."""
+def _thinned(x: Posterior, y: Posterior) -> tuple[Array, Array]:
+    """Nearly independent draws of both, whitened alike: by the moments of all of them together."""
     parts = [side[:: _stride(post)] for side, post in zip(draws_of_both(x, y), (x, y), strict=True)]
     both = np.concatenate(parts)
     white, _ = whiten(both, both)
@@ -140,7 +152,7 @@ def _thinned(x: Posterior, y: Posterior) -> tuple[Any, Any]:
 
 
 def _stride(posterior: Posterior) -> int:
-    """Keep every how manieth draw, so that what is left is nearly independent."""
+    """By how much to thin the draws so that the rest are nearly independent."""
     from arviz_stats.base import array_stats
 
     chains, draws = posterior.num_chains, posterior.num_draws

@@ -1,87 +1,104 @@
-"""Other averages over directions: the largest one, and weights that favour large ones."""
+"""Variants: the largest distance over directions, and averages that favour large ones."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
-from mcx.estimators.sliced.directions import direction_kind, draw_directions
+from mcx.estimators.sliced.directions import draw_directions
 from mcx.estimators.sliced.fit import fit_controls
-from mcx.estimators.sliced.inputs import as_clouds, check_power
-from mcx.estimators.sliced.sliced import centred, sliced_powers, to_estimate
+from mcx.estimators.sliced.posterior_draws import as_samples
+from mcx.estimators.sliced.sliced import POWER, SlicedSettings, centred, sliced_powers, to_estimate
 from mcx.ops.keys import as_key
 from mcx.ops.logspace import effective_sample_size
+from mcx.ops.validation import integer, one_of, refuse, validated
 from mcx.results.estimate import Estimate
+from mcx.results.posterior import Posterior
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import Key, KeyLike, Scalar
 
 __all__ = ["MaxSliced", "energy_sliced_wasserstein", "max_sliced_wasserstein"]
 
 
+type _Ascent = tuple[Array, Array, Array, Array]
+
+
 class MaxSliced(NamedTuple):
-    """The direction in which two samples differ most, as far as it was found.
+    """The direction in which two samples differ most, of those that were found.
 
     value: Wasserstein distance W_p of the projections on it: a lower bound of the largest one.
     direction: (d,) unit vector.
     """
 
-    value: Any
-    direction: Any
+    value: Scalar
+    direction: Float[Array, " d"]
 
 
 def max_sliced_wasserstein(
-    x: Any,
-    y: Any,
+    x: Posterior | ArrayLike,
+    y: Posterior | ArrayLike,
     *,
-    x_weights: Any = None,
-    y_weights: Any = None,
+    x_weights: ArrayLike | None = None,
+    y_weights: ArrayLike | None = None,
     p: float = 2,
     num_starts: int = 8,
-    num_steps: int = 50,
-    key: Any,
+    num_updates: int = 50,
+    key: KeyLike,
 ) -> MaxSliced:
     """The largest Wasserstein distance of one-dimensional projections.
 
-    Ascent on the sphere from the best of many random directions and from the difference of the means. A step
-    that does not ascend is taken back and halved; so values never fall. The function has local maxima, and
-    what is found is a lower bound.
+    Ascents on the sphere start from the best of many random directions and from the difference of the means.
+    An update that does not ascend is undone, and the step size halved, so that values never fall. The
+    function has local maxima: the result is a lower bound.
 
     Args:
-        x: (n, d).
-        y: (m, d).
-        x_weights: (n,), or None.
-        y_weights: (m,), or None.
+        x: (n, d) points, or a posterior; as for :func:`~mcx.estimators.sliced.sliced_wasserstein`.
+        y: (m, d), likewise.
+        x_weights: (n,), or None for equal weights.
+        y_weights: (m,), likewise.
         p: power of the cost; static.
-        num_starts: ascents; static. Sixteen times as many random directions are tried for starts.
-        num_steps: of each ascent; static.
+        num_starts: number of ascents; static. Their starts are chosen from 16 times as many directions.
+        num_updates: of each ascent; static.
         key: a typed JAX key or an int.
 
     Returns:
-        Value and direction. O(num_starts num_steps (n log n + n d)). The value is differentiable in points
+        Value and direction. O(num_starts num_updates (n log n + n d)). The value is differentiable in points
         and weights, with the direction held fixed, which is right at a maximum.
 
     Raises:
         DataError: as :func:`~mcx.estimators.sliced.sliced_wasserstein`.
-        MethodError: on settings that make no sense.
+        MethodError: if settings are out of range.
 
     Source: Deshpande et al. (2019), Max-sliced Wasserstein distance and its use for GANs.
     """
-    x, y, x_weights, y_weights = as_clouds(x, y, x_weights, y_weights)
-    for name, value in (("num_starts", num_starts), ("num_steps", num_steps)):
-        if value < 1:
-            raise MethodError(f"{name} is no count", expected="at least 1", found=repr(value))
-    return _ascend(as_key(key), x, y, x_weights, y_weights, (check_power(p), num_starts, num_steps))
+    samples = as_samples(x, y, x_weights, y_weights)
+    validate = functools.partial(validated, "max_sliced_wasserstein")
+    num_starts = validate("num_starts", num_starts, integer(1))
+    num_updates = validate("num_updates", num_updates, integer(1))
+    return _ascend(as_key(key), *samples, (float(validate("p", p, POWER)), num_starts, num_updates))
 
 
 @functools.partial(jax.jit, static_argnums=5)
-def _ascend(key: Any, x: Any, y: Any, x_weights: Any, y_weights: Any, settings: Any) -> MaxSliced:
-    p, num_starts, num_steps = settings
+def _ascend(
+    key: Key,
+    x: Array,
+    y: Array,
+    x_weights: Array | None,
+    y_weights: Array | None,
+    settings: tuple[float, int, int],
+) -> MaxSliced:
+    p, num_starts, num_updates = settings
     x, y = centred(x, y)
     held = jax.lax.stop_gradient((x, y, x_weights, y_weights))
 
-    def powers(theta: Any, sample: Any) -> Any:
+    def powers(theta: Array, sample: tuple[Array, Array, Array | None, Array | None]) -> Array:
         x, y, x_weights, y_weights = sample
         return sliced_powers(theta, x, y, x_weights, y_weights, p)
 
@@ -90,7 +107,7 @@ def _ascend(key: Any, x: Any, y: Any, x_weights: Any, y_weights: Any, settings: 
     gap = jnp.mean(held[0], 0) - jnp.mean(held[1], 0)
     theta = jnp.concatenate([_unit(gap)[None], tried[jnp.argsort(-powers(tried, held))[: num_starts - 1]]])
 
-    def step(state: Any, _: Any) -> Any:
+    def update(state: _Ascent, _: None) -> tuple[_Ascent, None]:
         theta, value, slope, size = state
         moved = _unit(theta + size[:, None] * _unit(slope))
         new, new_slope = value_and_slope(moved)
@@ -104,13 +121,13 @@ def _ascend(key: Any, x: Any, y: Any, x_weights: Any, y_weights: Any, settings: 
             size,
         ), None
 
-    def value_and_slope(theta: Any) -> Any:
+    def value_and_slope(theta: Array) -> tuple[Array, Array]:
         values, back = jax.vjp(lambda t: powers(t, held), theta)
         (slope,) = back(jnp.ones_like(values))
         return values, slope - jnp.sum(slope * theta, -1, keepdims=True) * theta
 
     start = (theta, *value_and_slope(theta), jnp.full(num_starts, 0.5, x.dtype))
-    (theta, value, _, _), _ = jax.lax.scan(step, start, None, length=num_steps)
+    (theta, value, _, _), _ = jax.lax.scan(update, start, None, length=num_updates)
     best = theta[jnp.argmax(value)]
     power = powers(best[None], (x, y, x_weights, y_weights))[0]
     positive = power > 0
@@ -118,38 +135,39 @@ def _ascend(key: Any, x: Any, y: Any, x_weights: Any, y_weights: Any, settings: 
     return MaxSliced(root, best)
 
 
-def _unit(v: Any) -> Any:
+def _unit(v: Array) -> Array:
     size = jnp.linalg.norm(v, axis=-1, keepdims=True)
     return jnp.where(size > 0, v / jnp.where(size > 0, size, 1.0), jnp.eye(v.shape[-1], dtype=v.dtype)[0])
 
 
 def energy_sliced_wasserstein(
-    x: Any,
-    y: Any,
+    x: Posterior | ArrayLike,
+    y: Posterior | ArrayLike,
     *,
-    x_weights: Any = None,
-    y_weights: Any = None,
+    x_weights: ArrayLike | None = None,
+    y_weights: ArrayLike | None = None,
     p: float = 2,
     energy: str = "exp",
     num_projections: int = 256,
     directions: str = "auto",
     num_replicates: int | None = None,
     batch_size: int | None = None,
-    key: Any,
+    key: KeyLike,
 ) -> Estimate:
     """Sliced Wasserstein distance with directions weighted by how much the samples differ there.
 
     The p-th power is E[f(W) W] / E[f(W)] over uniform directions, with W = W_p^p of the projections.
 
     Args:
-        x: (n, d), d at least 2.
-        y: (m, d).
-        x_weights: (n,), or None.
-        y_weights: (m,), or None.
+        x: (n, d) points, d at least 2, or a posterior; this and the other arguments are as for
+            :func:`~mcx.estimators.sliced.sliced_wasserstein`.
+        y: (m, d), likewise.
+        x_weights: (n,), or None for equal weights.
+        y_weights: (m,), likewise.
         p: power of the cost; static.
         energy: f: "exp", or "identity".
         num_projections: about how many directions; static.
-        directions: their kind, as for :func:`~mcx.estimators.sliced.sliced_wasserstein`.
+        directions: their kind.
         num_replicates: of point sets.
         batch_size: directions at once.
         key: a typed JAX key or an int.
@@ -159,26 +177,33 @@ def energy_sliced_wasserstein(
         ``stats`` as :func:`~mcx.estimators.sliced.sliced_wasserstein`, and ``ess`` of the directions.
 
     Raises:
-        DataError: on impossible samples.
-        MethodError: on settings that make no sense.
+        DataError: as :func:`~mcx.estimators.sliced.sliced_wasserstein`.
+        MethodError: if settings are out of range, or in one dimension.
 
     Source: Nguyen and Ho (2023), Energy-based sliced Wasserstein distance.
     """
-    x, y, x_weights, y_weights = as_clouds(x, y, x_weights, y_weights)
-    if energy not in ("exp", "identity"):
-        raise MethodError("unknown energy", expected="'exp' or 'identity'", found=repr(energy))
-    d = x.shape[1]
-    if d < 2:
-        raise MethodError("one dimension has one direction", expected="d of 2 or more", found="d = 1")
-    kind = direction_kind(directions, d)
-    replicates = num_replicates or (8 if d == 2 else 4)
-    settings = (check_power(p), energy, kind, num_projections, replicates, batch_size)
-    return _weighted(as_key(key), x, y, x_weights, y_weights, settings)
+    samples = as_samples(x, y, x_weights, y_weights)
+    owner = "energy_sliced_wasserstein"
+    energy = validated(owner, "energy", energy, one_of("exp", "identity"))
+    if (d := samples[0].shape[1]) < 2:
+        refuse(owner, "x", d, "points of dimension 2 or more", "use sliced_wasserstein, which is exact there")
+    settings = SlicedSettings.of(
+        d, p, num_projections, directions, None, None, num_replicates, batch_size, owner=owner
+    )
+    return _weighted(as_key(key), *samples, settings, energy)
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _weighted(key: Any, x: Any, y: Any, x_weights: Any, y_weights: Any, settings: Any) -> Estimate:
-    p, energy, kind, num, replicates, batch_size = settings
+@functools.partial(jax.jit, static_argnums=(5, 6))
+def _weighted(
+    key: Key,
+    x: Array,
+    y: Array,
+    x_weights: Array | None,
+    y_weights: Array | None,
+    settings: SlicedSettings,
+    energy: str,
+) -> Estimate:
+    p, num, kind, _, _, replicates, batch_size = settings
     x, y = centred(x, y)
     chosen = draw_directions(key, kind, num, x.shape[1], x.dtype, replicates)
     values = sliced_powers(chosen.theta, x, y, x_weights, y_weights, p, batch_size)

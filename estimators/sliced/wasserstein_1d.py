@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.ops.sort import argsort, merge_order, sort
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 __all__ = ["Ordered", "match", "order", "wasserstein_1d"]
 
@@ -20,16 +23,16 @@ class Ordered(NamedTuple):
     cumulative: (..., n) distribution function at the values, the last one 1; None for equal weights.
     """
 
-    values: Any
-    cumulative: Any = None
+    values: Float[Array, "... n"]
+    cumulative: Float[Array, "... n"] | None = None
 
 
-def order(values: Any, weights: Any = None) -> Ordered:
+def order(values: Float[Array, "... n"], weights: Float[Array, " n"] | None = None) -> Ordered:
     """Sort samples, and add up their weights.
 
     Args:
         values: (..., n).
-        weights: (n,), non-negative, not necessarily normalised; the same for all leading axes. None: equal.
+        weights: (n,), non-negative, of any scale; the same for all leading axes. None for equal weights.
 
     Returns:
         The sorted samples; O(n log n) each. Differentiable in values and weights.
@@ -43,7 +46,7 @@ def order(values: Any, weights: Any = None) -> Ordered:
     return Ordered(taken, jnp.minimum(total / total[..., -1:], 1.0).at[..., -1].set(1.0))
 
 
-def match(x: Ordered, y: Ordered, p: float = 2.0) -> Any:
+def match(x: Ordered, y: Ordered, p: float = 2.0) -> Float[Array, "..."]:
     """The p-th power of the Wasserstein distance between sorted samples.
 
     The optimal plan on the line matches quantiles: W_p^p is the integral over u in (0, 1) of
@@ -56,8 +59,8 @@ def match(x: Ordered, y: Ordered, p: float = 2.0) -> Any:
 
     Returns:
         Of the shape of the leading axes; O(n + m). Differentiable almost everywhere: in values, and in
-        weights, where the gradient is the dual potential. For equal weights and n different from m, where
-        the steps are does not depend on the samples: no search and no third sort is needed.
+        weights, where the gradient is the dual potential. For equal weights and n different from m, the
+        positions of the steps do not depend on the samples, and no third sort is needed.
 
     Source: Peyré and Cuturi (2019), Computational Optimal Transport, remark 2.30.
     """
@@ -83,7 +86,13 @@ def match(x: Ordered, y: Ordered, p: float = 2.0) -> Any:
     return jnp.sum(_cost(gap, p) * width, -1)
 
 
-def wasserstein_1d(x: Any, y: Any, x_weights: Any = None, y_weights: Any = None, p: float = 2.0) -> Any:
+def wasserstein_1d(
+    x: Float[Array, "... n"],
+    y: Float[Array, "... m"],
+    x_weights: Float[Array, " n"] | None = None,
+    y_weights: Float[Array, " m"] | None = None,
+    p: float = 2.0,
+) -> Float[Array, "..."]:
     """The p-th power of the Wasserstein distance between samples of the line.
 
     Args:
@@ -94,12 +103,12 @@ def wasserstein_1d(x: Any, y: Any, x_weights: Any = None, y_weights: Any = None,
         p: at least 1; static.
 
     Returns:
-        Of the shape of the leading axes; see :func:`order` and :func:`match`.
+        Of the shape of the leading axes; see :func:`order` and :func:`match`. Costs O(n log n + m log m).
     """
     return match(order(x, x_weights), order(y, y_weights), p)
 
 
-def _cost(gap: Any, p: float) -> Any:
+def _cost(gap: Array, p: float) -> Array:
     if p == 1:
         return jnp.abs(gap)
     if p == 2:
@@ -108,30 +117,30 @@ def _cost(gap: Any, p: float) -> Any:
 
 
 def _steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which of n and of m equally likely values are quantiles of each step, and the steps' widths."""
+    """Indices into n and into m equally likely values at each step of both quantile functions, and widths."""
     # multiples of 1 / (n m), exact in integers
     ends = np.union1d(np.arange(1, n + 1, dtype=np.int64) * m, np.arange(1, m + 1, dtype=np.int64) * n)
     starts = np.concatenate([[0], ends[:-1]])
     return (starts // m).astype(np.int32), (starts // n).astype(np.int32), (ends - starts) / (n * m)
 
 
-def _columns(values: Any, index: np.ndarray) -> Any:
+def _columns(values: Array, index: np.ndarray) -> Array:
     return values.at[..., index].get(mode="promise_in_bounds", indices_are_sorted=True)
 
 
-def _steps_of(side: Ordered) -> Any:
+def _steps_of(side: Ordered) -> Array:
     if side.cumulative is not None:
         return side.cumulative
     n = side.values.shape[-1]
     return jnp.arange(1, n + 1, dtype=side.values.dtype) / n
 
 
-def _broadcast(a: Any, b: Any) -> tuple[Any, Any]:
+def _broadcast(a: Array, b: Array) -> tuple[Array, Array]:
     lead = jnp.broadcast_shapes(a.shape[:-1], b.shape[:-1])
     return jnp.broadcast_to(a, (*lead, a.shape[-1])), jnp.broadcast_to(b, (*lead, b.shape[-1]))
 
 
-def _pick(values: Any, index: Any, lead: tuple[int, ...]) -> Any:
+def _pick(values: Array, index: Array, lead: tuple[int, ...]) -> Array:
     values = jnp.broadcast_to(values, (*lead, values.shape[-1]))
     index = jax.lax.stop_gradient(index)
     return jnp.take_along_axis(values, index, -1, mode="promise_in_bounds")

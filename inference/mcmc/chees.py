@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mcx.inference.mcmc import pooled_warmup
 from mcx.inference.mcmc.hmc import TRAJECTORY_RULES, hmc_move
 from mcx.inference.mcmc.kernel import ChainKernel, MCMCState
-from mcx.inference.mcmc.method import AdaptiveMethod
+from mcx.inference.mcmc.method import UnconstrainedMethod
 from mcx.inference.mcmc.trajectory_length import Proposal
 from mcx.ops import collectives
 from mcx.ops.validation import Rule
@@ -100,7 +100,7 @@ class ChEESKernel(ChainKernel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChEES(AdaptiveMethod):
+class ChEES(UnconstrainedMethod):
     """Hamiltonian Monte Carlo with many short chains, which tune step size, metric and length together.
 
     Needs a gradient; takes no discrete latent sites and no subsampled plates. Meant for 64 chains or so, run

@@ -12,8 +12,8 @@ import numpy as np
 
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.initial_points import Start
-from mcx.sites import SiteTable
 from mcx.run.kernel import Kernel
+from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 
 if TYPE_CHECKING:

@@ -25,13 +25,13 @@ from mcx.target import Target
 if TYPE_CHECKING:
     from mcx.types import Key, PyTree
 
-__all__ = ["AdaptiveMethod", "MCMCMethod"]
+__all__ = ["AdaptiveMethod", "MCMCMethod", "UnconstrainedMethod"]
 
 _DENSE_DIM = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveMethod(ChainMethod):
+class AdaptiveMethod[P: ChainPlan](ChainMethod[P]):
     """Settings of Markov chain methods that adapt a step size and a metric while they warm up.
 
     Attributes:
@@ -63,6 +63,15 @@ class AdaptiveMethod(ChainMethod):
             return uses_gradient and target.dim <= _DENSE_DIM
         return bool(self.dense_mass)
 
+    @override
+    def advice(self, posterior: Posterior) -> list[Advice]:
+        return transition_advice(posterior, self.target_accept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnconstrainedMethod(AdaptiveMethod[ChainPlan]):
+    """A method whose chains move on all of a posterior's unconstrained space."""
+
     def kernel(self, target: Target) -> ChainKernel:
         """The kernel for the driver. Equal methods on targets of one structure give equal kernels."""
         raise NotImplementedError
@@ -82,13 +91,9 @@ class AdaptiveMethod(ChainMethod):
             refuse_start(plan.target, state.position, key)
         refuse_unsupported(plan.target, state.position)
 
-    @override
-    def advice(self, posterior: Posterior) -> list[Advice]:
-        return transition_advice(posterior, self.target_accept)
-
 
 @dataclass(frozen=True, kw_only=True)
-class MCMCMethod(AdaptiveMethod):
+class MCMCMethod(UnconstrainedMethod):
     """A transition of one chain, which adapts alone, over windows that grow."""
 
     def transition(self) -> Transition:

@@ -141,8 +141,7 @@ class GibbsKernel(Kernel):
 
         def improper(site: dict[str, Any]) -> Array | None:
             if site["type"] == "sample" and capture.is_improper(site["fn"]):
-                value: Array = capture.unconstrained_prototype(site)
-                return value
+                return capture.unconstrained_prototype(site)
             return None
 
         sites = capture.record(self.whole.run(data.model), key=key, substitute_fn=improper).sites

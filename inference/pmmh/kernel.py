@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, override
+from typing import TYPE_CHECKING, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.base import ChainKernel
 from mcx.inference.mcmc.initial_points import Start, best_start
+from mcx.inference.mcmc.kernel import ChainKernel
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc.engine import SMCSettings
 from mcx.inference.smc.genealogy import draw_path
@@ -21,7 +21,12 @@ from mcx.inference.smc.smc import SMCResult, loop
 from mcx.model.conditioning import placeholders
 from mcx.model.series.state_space import ChainData, path_sites
 from mcx.ops.random import accept
-from mcx.target import TargetFunctions
+from mcx.target import Target, TargetFunctions
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
+    from mcx.types import Flags, Key, PyTree, Scalar, SiteValues, Stats, Vector
 
 __all__ = ["PMMHKernel", "PMMHState", "Point"]
 
@@ -40,14 +45,14 @@ class Point(NamedTuple):
     num_nonfinite: potentials of that run that were NaN or +inf.
     """
 
-    position: Any
-    log_density: Any
-    log_evidence: Any
-    paths: dict[str, Any]
-    num_nonfinite: Any
+    position: Vector
+    log_density: Scalar
+    log_evidence: Scalar
+    paths: dict[str, Array]
+    num_nonfinite: Int[Array, ""]
 
     @property
-    def log_target(self) -> Any:
+    def log_target(self) -> Scalar:
         """Log density of the extended law in the parameters, given the particles."""
         return self.log_density + self.log_evidence
 
@@ -61,8 +66,8 @@ class PMMHState(NamedTuple):
     """
 
     point: Point
-    warmup: Any
-    started: Any
+    warmup: PyTree
+    started: Flags
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,14 @@ class PMMHKernel(ChainKernel):
         return warmup.Tuning(self.target_accept, self.dense_mass, False)
 
     @override
-    def adaptation(self, gradient: Any) -> warmup.WarmupState:
+    def adaptation(self, gradient: Vector) -> warmup.WarmupState:
         return warmup.init(gradient, self.step_size, self.tuning)
 
     @override
-    def init(self, data: ChainData, key: Any, start: Start) -> Any:
+    def init(self, data: ChainData, key: Key, start: Start) -> PyTree:
         """The best of several starting points, by the evidence that a filter finds there."""
 
-        def attempt(number: Any) -> tuple[Any, PMMHState]:
+        def attempt(number: Int[Array, ""]) -> tuple[Scalar, PMMHState]:
             key_position, key_filter = jax.random.split(jax.random.fold_in(key, number))
             noise = jax.random.uniform(key_position, start.position.shape, minval=-1.0, maxval=1.0)
             point = self.at(data, key_filter, start.position + start.radius * noise)
@@ -107,7 +112,10 @@ class PMMHKernel(ChainKernel):
 
         return best_start(attempt, start)
 
-    def step(self, data: ChainData, key: Any, state: PMMHState, u: Any) -> tuple[PMMHState, Any]:
+    @override
+    def step(
+        self, data: ChainData, key: Key, state: PMMHState, u: dict[str, Array]
+    ) -> tuple[PMMHState, dict[str, PyTree]]:
         """Propose and decide, then adapt.
 
         Args:
@@ -136,10 +144,10 @@ class PMMHKernel(ChainKernel):
         )
         return PMMHState(point, adapting, state.started), {**stats, "step_size": scale}
 
-    def at(self, data: ChainData, key: Any, position: Any) -> Point:
+    def at(self, data: ChainData, key: Key, position: Vector) -> Point:
         """Run the particle filters at a position. Costs O(T N); memory O(T N)."""
         target, values = self._values(data, position)
-        paths: dict[str, Any] = {}
+        paths: dict[str, Array] = {}
         log_evidence, num_nonfinite = jnp.zeros(()), jnp.zeros((), jnp.int32)
         for name, key_block in self._keys(data, key):
             key_filter, key_path = jax.random.split(key_block)
@@ -153,7 +161,7 @@ class PMMHKernel(ChainKernel):
         log_density = target.log_density(target.unravel(position))
         return Point(position, log_density, log_evidence, paths, num_nonfinite)
 
-    def log_evidence(self, data: ChainData, key: Any, position: Any) -> Any:
+    def log_evidence(self, data: ChainData, key: Key, position: Vector) -> Scalar:
         """Estimate of the blocks' log evidence alone. Costs O(T N); memory O(N)."""
         _, values = self._values(data, position)
         runs = [
@@ -161,7 +169,7 @@ class PMMHKernel(ChainKernel):
         ]
         return sum((run.log_evidence for run in runs), start=jnp.zeros(()))
 
-    def decide(self, key: Any, old: Point, new: Point) -> tuple[Point, dict[str, Any]]:
+    def decide(self, key: Key, old: Point, new: Point) -> tuple[Point, dict[str, PyTree]]:
         """Go to a point that a symmetric law proposed, or stay.
 
         Leaves the law of parameters, particles and path invariant whose density is prior times estimated
@@ -181,40 +189,38 @@ class PMMHKernel(ChainKernel):
             "nonfinite": new.num_nonfinite,
         }
 
-    def _filter(
-        self, data: ChainData, name: str, key: Any, values: Mapping[str, Any], history: str
-    ) -> SMCResult:
+    def _filter(self, data: ChainData, name: str, key: Key, values: SiteValues, history: str) -> SMCResult:
         space = data.spaces[name]
         fk = space.feynman_kac
         ctx = fk.prepare({k: values[k] for k in space.params})
         return loop(key, fk, ctx, self.settings, HistorySettings(history))
 
-    def _values(self, data: ChainData, position: Any) -> tuple[Any, dict[str, Any]]:
+    def _values(self, data: ChainData, position: Vector) -> tuple[Target, dict[str, Array]]:
         """The target without the blocks, and constrained values of the parameters."""
         paths = tuple(site for space in data.spaces.values() for site in path_sites(space))
         # no density is taken of the paths, so any values of theirs will do
         target = self.target((data.model, placeholders(self.sites, paths)))
         return target, target.constrain(target.unravel(position))
 
-    def _keys(self, data: ChainData, key: Any) -> list[tuple[str, Any]]:
+    def _keys(self, data: ChainData, key: Key) -> list[tuple[str, Key]]:
         return [(name, jax.random.fold_in(key, i)) for i, name in enumerate(sorted(data.spaces))]
 
     # results ---------------------------------------------------------------------------------------
 
     @override
-    def collect(self, state: Any, info: Any) -> tuple[Any, Mapping[str, Any]]:
+    def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
         """Paths and parameters, and the step's statistics."""
         return (state.point.paths, state.point.position), info
 
     @override
-    def emit(self, data: ChainData, draw: Any) -> Any:
+    def emit(self, data: ChainData, draw: PyTree) -> PyTree:
         """A draw as sites, deterministic ones too, and the unconstrained parameters among it."""
         paths, position = draw
         z = self.target(None).unravel(position)
         return {**self.given.constrain((data.model, paths), z), **paths}, position
 
     @override
-    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+    def report(self, stats: Stats) -> Mapping[str, float]:
         """Step size, acceptance, log evidence and faults of a chunk."""
         shown = {**super().report(stats), "log evidence": float(np.mean(stats["log_evidence"][-1]))}
         bad = int(np.sum(stats["nonfinite"]))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mcx.errors import CapabilityError
 from mcx.inference.smc.backward_rejection import by_rejection
-from mcx.model.series.chain import sources
+from mcx.model.series.block import sources
 from mcx.ops.logspace import normalize
 from mcx.ops.random import accept, choose
 from mcx.target import FeynmanKac

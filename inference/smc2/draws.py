@@ -14,6 +14,7 @@ from mcx.inference.smc.resampling import systematic
 from mcx.inference.smc2.nested import Nested, NestedData, Nesting
 from mcx.inference.smc2.nested_paths import nested_path, paths_at_once
 from mcx.ops.batches import vmap_in_batches
+from mcx.ops.keys import Stream, stream
 from mcx.target import Target
 
 __all__ = ["params_so_far", "smc2_draws"]
@@ -41,8 +42,8 @@ def smc2_draws(
         return {**at.constrain(at.unravel(particle.position)), **paths}, jnp.abs(again - log_z) < _SAME
 
     flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
-    keys = jax.random.split(jax.random.fold_in(key, 5), chains * num)
-    at_once = paths_at_once(nesting, data, data.num_steps, chains * num)
+    keys = jax.random.split(stream(key, Stream.NESTED_PATHS), chains * num)
+    at_once = paths_at_once(nesting, data, data.num_times, chains * num)
     found = vmap_in_batches(one, (0, 0, 0), at_once)(keys, *flat)
     sites, same = jax.tree_util.tree_map(lambda x: x.reshape(chains, num, *x.shape[1:]), found)
     return position, log_p, sites, same
@@ -51,7 +52,7 @@ def smc2_draws(
 @jax.jit
 def params_so_far(marginal: Target, key: Any, state: SMCState) -> tuple[Any, Any, dict[str, Any]]:
     """Of a run that was stopped: parameters given the observations so far, resampled; no paths."""
-    keys = jax.random.split(jax.random.fold_in(key, 2), len(state.log_w))
+    keys = jax.random.split(stream(key, Stream.RESAMPLED_PARTICLES), len(state.log_w))
     chosen = jax.vmap(lambda k, log_w: systematic(k, log_w, log_w.shape[0]))(keys, state.log_w)
     particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(state.particles, chosen)
     position, log_p, _ = _points(key, state._replace(particles=particles))

@@ -52,7 +52,7 @@ def run_growing(
     Returns:
         The settings of the last part; and all parts as one run.
     """
-    state, done, total = None, 0, data.num_steps
+    state, done, total = None, 0, data.num_times
     parts: list[Run] = []
     while True:
         number, part = kernel.nesting.settings.num_particles, len(parts)
@@ -62,7 +62,7 @@ def run_growing(
             data,
             key=key if part == 0 else _key(key, 2, part),
             num_steps=end - done,
-            start=state,
+            init=state,
             inputs=jax.tree_util.tree_map(lambda x, begin=done, end=end: x[begin:end], inputs(total)),
             title=f"{title}, {number} particles",
             chunk_size=1,  # to look at every move

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, override
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.particle_kernel import ParticleKernel
-from mcx.inference.smc2 import nested_moves
-from mcx.inference.smc2.nested import Context, NestedData, Nesting, Times
-from mcx.inference.smc2.nested import code as nested_code
-from mcx.inference.smc2.nested_moves import PMMHMoves
+from mcx.inference.smc2.nested import NestedData, Nesting, Times, nest
+from mcx.inference.smc2.nested_moves import PMMHMoves, with_pmmh
+
+if TYPE_CHECKING:
+    from mcx.types import Key, PyTree, Stats
 
 __all__ = ["SMC2Kernel", "inputs", "lost"]
 
@@ -46,23 +47,27 @@ class SMC2Kernel(ParticleKernel):
     least_acceptance: float = 0.0
     mesh: Mesh | None = None
 
-    def init(self, data: NestedData, key: Any, start: Any) -> SMCState:
+    @override
+    def init(self, data: NestedData, key: Key, start: PyTree) -> SMCState:
         """The system at time 0, or the one given."""
         if start is not None:
             return self._spread(start)
         now = Times(jnp.int32(0), jnp.asarray(False))
-        return self._spread(initialize(key, nested_code(self.nesting), Context(data), now, self.settings))
+        fk = nest(self.nesting, data)
+        return self._spread(initialize(key, fk, fk.prepare(None), now, self.settings))
 
-    def step(self, data: NestedData, key: Any, state: SMCState, u: Times) -> tuple[SMCState, Any]:
+    @override
+    def step(self, data: NestedData, key: Key, state: SMCState, u: Times) -> tuple[SMCState, None]:
         """One time, after moves if they are due; or the end, which resamples and moves."""
         info = state.info
         # resample at the end whatever the weights are, unless all are zero
         seen = jnp.where(u.last & ~state.collapsed, 0.5 * self.settings.threshold, info.ess)
         state = state._replace(info=info._replace(ess=seen))
-        fk = nested_moves.code(self.nesting, self.moves)
-        return self._spread(move(key, fk, Context(data), state, u, self.settings)), None
+        fk = with_pmmh(self.nesting, self.moves, data)
+        return self._spread(move(key, fk, fk.prepare(None), state, u, self.settings)), None
 
-    def collect(self, state: SMCState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+    @override
+    def collect(self, state: SMCState, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
         """Statistics of the step; particles stay on the device.
 
         Those of the moves, and of the resampling before them, belong to the time before.
@@ -88,24 +93,22 @@ class SMC2Kernel(ParticleKernel):
             "unique_ancestors": unique_ancestors(state.ancestors[None])[0],
         }
 
-    def emit(self, data: NestedData, draw: Any) -> Any:
-        """Nothing leaves the device before the end."""
-        return draw
-
-    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+    @override
+    def report(self, stats: Stats) -> Mapping[str, float]:
         """Log evidence, effective number of parameters, acceptance of the last moves."""
-        shown: dict[str, Any] = {
+        shown: dict[str, float] = {
             "log evidence": float(np.mean(stats["log_evidence"][-1])),
             "ESS": float(np.min(stats["ess"])),
         }
         rates = stats["acceptance"][np.isfinite(stats["acceptance"])]
         return {**shown, "acceptance": float(rates[-1])} if len(rates) else shown
 
-    def stop(self, stats: Mapping[str, Any]) -> bool:
+    @override
+    def stop(self, stats: Stats) -> bool:
         """Whether a replicate is lost, so that there is no point in going on; or filters may have to grow."""
         return lost(stats) or bool(np.any(stats["acceptance"] < self.least_acceptance))
 
 
-def lost(stats: Mapping[str, Any]) -> bool:
+def lost(stats: Stats) -> bool:
     """Whether all weights of a replicate became zero."""
     return bool(np.any(stats["log_evidence_increment"] == -np.inf))

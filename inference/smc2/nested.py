@@ -21,7 +21,6 @@ __all__ = [
     "Nesting",
     "Stage",
     "Times",
-    "code",
     "nest",
     "populate",
     "prepared",
@@ -41,7 +40,7 @@ class NestedData(NamedTuple):
     spaces: dict[str, StateSpace]
 
     @property
-    def num_steps(self) -> int:
+    def num_times(self) -> int:
         """T."""
         return next(iter(self.spaces.values())).feynman_kac.num_times
 
@@ -57,9 +56,9 @@ class Times(NamedTuple):
     last: Any
 
 
-def times(num_steps: int) -> Times:
+def times(num_times: int) -> Times:
     """Those of T observations, without the end."""
-    return Times(jnp.arange(num_steps), jnp.zeros(num_steps, bool))
+    return Times(jnp.arange(num_times), jnp.zeros(num_times, bool))
 
 
 class Stage(NamedTuple):
@@ -160,9 +159,9 @@ def nest(nesting: Nesting, data: NestedData) -> FeynmanKac:
     Source: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, section 3.1.
     """
     return replace(
-        code(nesting),
-        num_times=data.num_steps,
-        inputs=times(data.num_steps),
+        _functions(nesting),
+        num_times=data.num_times,
+        inputs=times(data.num_times),
         prepare=jax.tree_util.Partial(_context, data),
     )
 
@@ -172,7 +171,7 @@ def _context(data: NestedData, params: Any = None) -> Context:
 
 
 @lru_cache(maxsize=64)
-def code(nesting: Nesting) -> FeynmanKac:
+def _functions(nesting: Nesting) -> FeynmanKac:
     """The functions, the same objects for equal settings: compiled programs are found by them."""
 
     def initial(key: Any, ctx: Context, u: Times) -> Nested:
@@ -209,7 +208,7 @@ def populate(nesting: Nesting, data: NestedData, key: Any, position: Any, t: Any
     """
     base, terms = nesting.path.parts(data.path, position)
     values = values_at(nesting.path, data, position)
-    times = jnp.arange(data.num_steps, dtype=jnp.uint32)
+    times = jnp.arange(data.num_times, dtype=jnp.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, times)
     systems = {}
     for i, (name, space) in enumerate(sorted(data.spaces.items())):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, override
 
 import jax
 import jax.numpy as jnp
 
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc2.nested import Context, Nested, Nesting, Stage, Times, nest, populate
-from mcx.inference.smc2.nested import code as nested_code
 from mcx.inference.tempering.moves import cloud_moments, until_forgotten
 from mcx.ops.batches import vmap_in_batches
-from mcx.ops.checks import check_fields, is_count
 from mcx.ops.random import accept
+from mcx.ops.validation import Rule, Settings, integer, number, optional
 from mcx.target import FeynmanKac
 
-__all__ = ["PMMHMoves", "code", "with_pmmh"]
+__all__ = ["PMMHMoves", "with_pmmh"]
 
 # Scales of the random walk in standard deviations of the cloud, times d^1/2: up to the best for a Gaussian,
 # which noise in the evidence hardly changes (Sherlock et al. 2015), and smaller ones for other laws.
@@ -28,29 +28,30 @@ _TAILS = 5.0  # degrees of freedom of proposals that do not look at where a part
 
 
 @dataclass(frozen=True)
-class PMMHMoves:
+class PMMHMoves(Settings):
     """How parameters are moved; hashable.
 
     Attributes:
         threshold: move, and resample, where the effective number of parameters is below this fraction.
-        forget: until neither coordinates nor estimated log densities have a larger correlation than this
-            with what they were.
+        max_correlation: until neither coordinates nor estimated log densities have a larger correlation than
+            this with what they were.
         max_moves: at most, at one time.
         batch_size: parameters that move at once; None is all.
     """
 
     threshold: float = 0.5
-    forget: float = 0.2
+    max_correlation: float = 0.2
     max_moves: int = 30
     batch_size: int | None = None
 
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            ("threshold", 0 < self.threshold <= 1, "a fraction between 0 and 1"),
-            ("forget", 0 < self.forget < 1, "a correlation between 0 and 1"),
-            ("max_moves", is_count(self.max_moves), "an int >= 1"),
-        )
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {
+            "threshold": number(above=0, most=1)._replace(expected="a fraction between 0 and 1"),
+            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "max_moves": integer(1),
+            "batch_size": optional(integer(1)),
+        }
 
 
 def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:
@@ -73,14 +74,13 @@ def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: Any) -> FeynmanKac:
     Source: Chopin, Jacob and Papaspiliopoulos (2013), SMC^2, section 3.2.
     """
     plain = nest(nesting, data)
-    moved = code(nesting, moves)
+    moved = _functions(plain.functions_only(), nesting, moves)
     return replace(moved, num_times=plain.num_times, inputs=plain.inputs, prepare=plain.prepare)
 
 
 @lru_cache(maxsize=64)
-def code(nesting: Nesting, moves: PMMHMoves) -> FeynmanKac:
+def _functions(plain: FeynmanKac, nesting: Nesting, moves: PMMHMoves) -> FeynmanKac:
     """The functions of :func:`with_pmmh`, the same objects for equal settings."""
-    plain = nested_code(nesting)
 
     def adapt(ctx: Context, particles: Nested, log_w: Any, u: Times) -> Context:
         num, dim = particles.position.shape
@@ -141,7 +141,7 @@ def _move(nesting: Nesting, moves: PMMHMoves, key: Any, ctx: Context, particles:
     one_step = jnp.ones((), particles.position.dtype)
     # `rest` and no condition: under `vmap` a condition runs both sides, a loop of no rounds none
     found = until_forgotten(
-        key, once, particles, look, one_step, ctx.covariance, moves.forget, moves.max_moves, ~ctx.due
+        key, once, particles, look, one_step, ctx.covariance, moves.max_correlation, moves.max_moves, ~ctx.due
     )
     stage = Stage(ctx.due, found.acceptance, found.num_moves, found.places, found.densities)
     new: Nested = found.state

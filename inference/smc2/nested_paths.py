@@ -35,7 +35,7 @@ def nested_path(nesting: Nesting, data: NestedData, key: Any, particle: Nested) 
     Source: Chopin, Jacob and Papaspiliopoulos (2013), section 3.3: given the parameters, the path of a final
     particle, drawn by its weight, follows the smoothing law when parameters are weighted as they are.
     """
-    paths, log_evidence = _drawn(nesting, data, key, particle, data.num_steps)
+    paths, log_evidence = _drawn(nesting, data, key, particle, data.num_times)
     return {
         k: v for name, path in paths.items() for k, v in data.spaces[name].path_values(path).items()
     }, log_evidence
@@ -43,7 +43,7 @@ def nested_path(nesting: Nesting, data: NestedData, key: Any, particle: Nested) 
 
 @partial(jax.jit, static_argnums=(0, 1, 5))
 def grow(
-    nesting: Nesting, wider: Nesting, data: NestedData, key: Any, particles: Nested, num_steps: int
+    nesting: Nesting, wider: Nesting, data: NestedData, key: Any, particles: Nested, num_times: int
 ) -> Nested:
     """The same parameters with more inner particles; their weights stay as they are.
 
@@ -57,7 +57,7 @@ def grow(
         data: of both.
         key: a typed key.
         particles: of all replicates, with any number of leading axes.
-        num_steps: observations that the systems have seen; static.
+        num_times: observations that the systems have seen; static.
 
     Returns:
         The particles, which remember those paths: another system would come of their keys alone. Costs
@@ -71,38 +71,38 @@ def grow(
 
     def one(key: Any, particle: Nested) -> Nested:
         key_path, key_run = jax.random.split(key)
-        paths, _ = _drawn(nesting, data, key_path, particle, num_steps)
+        paths, _ = _drawn(nesting, data, key_path, particle, num_times)
         held = Held(paths, jnp.asarray(True))
-        times = jnp.arange(data.num_steps, dtype=jnp.uint32)
+        times = jnp.arange(data.num_times, dtype=jnp.uint32)
         keys = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(key_run, times))
         new = particle._replace(keys=keys, held=held)
-        ran = _again(wider, data, key, new, num_steps, HistorySettings("none"))
+        ran = _again(wider, data, key, new, num_times, HistorySettings("none"))
         return new._replace(systems={name: state for name, (state, _) in ran.items()})
 
     count = math.prod(lead)
     flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), particles)
-    each = vmap_in_batches(one, (0, 0), paths_at_once(nesting, data, num_steps, count))
+    each = vmap_in_batches(one, (0, 0), paths_at_once(nesting, data, num_times, count))
     grown = each(jax.random.split(key, count), flat)
     return jax.tree_util.tree_map(lambda x: x.reshape(*lead, *x.shape[1:]), grown)
 
 
-def paths_at_once(nesting: Nesting, data: NestedData, num_steps: int, wanted: int) -> int | None:
+def paths_at_once(nesting: Nesting, data: NestedData, num_times: int, wanted: int) -> int | None:
     """Systems whose histories are kept at once; None is all."""
     states = data.path.model[1].values()  # placeholders of the paths
     entries = sum(math.prod(jnp.shape(x)[1:]) for x in states)
     at_once = _PATH_BYTES // (
-        jnp.zeros(()).dtype.itemsize * num_steps * nesting.settings.num_particles * (entries + 2)
+        jnp.zeros(()).dtype.itemsize * num_times * nesting.settings.num_particles * (entries + 2)
     )
     return None if at_once >= wanted else max(1, at_once)
 
 
 def _drawn(
-    nesting: Nesting, data: NestedData, key: Any, particle: Nested, num_steps: int
+    nesting: Nesting, data: NestedData, key: Any, particle: Nested, num_times: int
 ) -> tuple[dict[str, Any], Any]:
     """Paths by system up to a time, and the log evidence of the systems run once more."""
     paths: dict[str, Any] = {}
     log_evidence = jnp.zeros_like(particle.base)
-    ran = _again(nesting, data, key, particle, num_steps, HistorySettings("full"))
+    ran = _again(nesting, data, key, particle, num_times, HistorySettings("full"))
     for i, (name, (state, past)) in enumerate(ran.items()):
         key_path = jax.random.fold_in(key, i)
         paths[name] = draw_path(key_path, past.ancestors, past.particles, past.log_w[-1])
@@ -111,14 +111,14 @@ def _drawn(
 
 
 def _again(
-    nesting: Nesting, data: NestedData, key: Any, particle: Nested, num_steps: int, keep: HistorySettings
+    nesting: Nesting, data: NestedData, key: Any, particle: Nested, num_times: int, keep: HistorySettings
 ) -> dict[str, tuple[SMCState, Record]]:
     """Systems by name after their first steps, from the keys of those; ``key`` tells the kind of keys."""
     values = values_at(nesting.path, data, particle.position)
-    keys = jax.random.wrap_key_data(particle.keys[:num_steps], impl=jax.random.key_impl(key))
+    keys = jax.random.wrap_key_data(particle.keys[:num_times], impl=jax.random.key_impl(key))
     ran = {}
     for i, (name, space) in enumerate(sorted(data.spaces.items())):
-        fk, ctx = _beginning(space.feynman_kac, num_steps), prepared(space, values)
+        fk, ctx = _beginning(space.feynman_kac, num_times), prepared(space, values)
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         if particle.held is None:
             result = loop_with(own[0], own[1:], fk, ctx, nesting.settings, keep)
@@ -164,6 +164,6 @@ def _held_loop(
     return state, jax.tree_util.tree_map(lambda *x: jnp.concatenate(x), start, early, late)
 
 
-def _beginning(fk: FeynmanKac, num_steps: int) -> FeynmanKac:
-    inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[:num_steps], fk.inputs)
-    return replace(fk, num_times=num_steps, inputs=inputs)
+def _beginning(fk: FeynmanKac, num_times: int) -> FeynmanKac:
+    inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[:num_times], fk.inputs)
+    return replace(fk, num_times=num_times, inputs=inputs)

@@ -5,30 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, override
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import CapabilityError, MethodError
 from mcx.inference.filtering.particle_filter import ParticleFilter
+from mcx.inference.pmmh.marginal import MarginalModel, marginal_model
 from mcx.inference.pmmh.num_particles import log_evidence_sd, nearest_to_mean
-from mcx.inference.pmmh.pmmh import PMMH, Plan
+from mcx.inference.pmmh.pmmh import PMMH, pmmh_kernel
 from mcx.inference.smc.engine import SMCSettings, SMCState
-from mcx.inference.smc.replicates import island_log_weights, log_mean_evidence, raise_faults
-from mcx.inference.smc.resampling import as_resampling, multinomial
+from mcx.inference.smc.resampling import Resampling, as_resampling, multinomial, resampling_rule
+from mcx.inference.smc2.advice import smc2_advice
 from mcx.inference.smc2.draws import params_so_far, smc2_draws
 from mcx.inference.smc2.growth import run_growing
 from mcx.inference.smc2.kernel import SMC2Kernel, inputs
 from mcx.inference.smc2.nested import NestedData, Nesting
 from mcx.inference.smc2.nested_moves import PMMHMoves
 from mcx.inference.tempering.paths import tempered
+from mcx.methods.replicate_method import Cloud, ReplicateMethod, ReplicatePlan
 from mcx.model.bound import BoundModel
-from mcx.ops.checks import check_fields, is_count
-from mcx.results.posterior import Posterior, RunInfo, fields_of
-from mcx.run.driver import Run, run
-from mcx.run.programs import chain_keys, run_steps, start_chains
+from mcx.ops.keys import Stream, stream
+from mcx.ops.validation import Rule, boolean, fraction, instance, integer, number, optional
+from mcx.results.advice import Advice
+from mcx.results.faults import FaultAdvice
+from mcx.results.posterior import Posterior
+from mcx.run.driver import Run
+
+if TYPE_CHECKING:
+    from mcx.types import Key, Stats
 
 __all__ = ["SMC2"]
 
@@ -37,7 +43,20 @@ _OF_MOVES = ("moved", "acceptance", "num_moves", "correlation", "correlation_den
 
 
 @dataclass(frozen=True, kw_only=True)
-class SMC2:
+class NestedPlan(ReplicatePlan):
+    """A checked run of SMC^2.
+
+    Attributes:
+        model: the model without its Markov blocks.
+        nesting: the law of the parameters, and settings of the filters; at the end of a run those of its end.
+    """
+
+    model: MarginalModel
+    nesting: Nesting
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMC2(ReplicateMethod[NestedPlan]):
     """SMC^2: particles that are parameters, each with a particle filter of its own.
 
     As observations come in one after another, parameters are weighted by what their filters make of them;
@@ -56,13 +75,13 @@ class SMC2:
         filter: any particle filter, with its resampling. Filters that grow resample by independent draws
             ("multinomial", the default). Potentials that are NaN count as zero.
         threshold: parameters are resampled and moved where their effective number falls below this fraction.
-        forget: they are moved until neither coordinates nor estimated log densities have a larger
+        max_correlation: they are moved until neither coordinates nor estimated log densities have a larger
             correlation than this with what they were.
         max_moves: at one time, at most.
         least_acceptance: of the moves, see ``grow``.
         resampling: of parameters; a scheme by name, or a function ``(key, log_w, num) -> ancestors``.
-        start: a law on unconstrained space to draw parameters from in the prior's place, of event shape (d,),
-            or the standard deviation of a Gaussian: needed where the prior is improper.
+        initial_law: a law on unconstrained space to draw parameters from in the prior's place, of event shape
+            (d,), or the standard deviation of a Gaussian: needed where the prior is improper.
         batch_size: parameters whose filters run at once, where all of them would need too much memory.
         max_nonfinite: largest tolerated share of parameters whose estimated evidence is NaN or +inf.
 
@@ -87,34 +106,42 @@ class SMC2:
     grow: bool | None = None
     filter: ParticleFilter = field(default_factory=ParticleFilter)
     threshold: float = 0.5
-    forget: float = 0.2
+    max_correlation: float = 0.2
     max_moves: int = 100
     least_acceptance: float = 0.2
-    resampling: str | Callable[..., Any] = "systematic"
-    start: Any = None
+    resampling: str | Resampling = "systematic"
+    initial_law: Any = None
     batch_size: int | None = None
     max_nonfinite: float = 0.5
 
-    def __post_init__(self) -> None:
-        as_resampling(self.resampling)
-        check_fields(
-            self,
-            ("num_params", is_count(self.num_params, 2), "an int >= 2"),
-            (
-                "num_particles",
-                self.num_particles is None or is_count(self.num_particles),
-                "an int >= 1, or None to have it grow from 64",
-            ),
-            ("filter", isinstance(self.filter, ParticleFilter), "mcx.ParticleFilter(...)"),
-            ("least_acceptance", 0 <= self.least_acceptance < 1, "a probability below 1"),
-            (
-                "batch_size",
-                self.batch_size is None or is_count(self.batch_size),
-                "an int >= 1, or None",
-            ),
-            ("max_nonfinite", 0 <= self.max_nonfinite <= 1, "a fraction between 0 and 1"),
-        )
-        self._moves()
+    former: ClassVar[Mapping[str, str]] = {"max_correlation": "forget", "initial_law": "start"}
+    fault_advice: ClassVar[FaultAdvice] = FaultAdvice(
+        "check that observation and the emission's support, take more parameters and particles, start "
+        "from a law nearer to the posterior (initial_law=), or propose with the observation in view "
+        "(proposal=)",
+        "the emission",
+    )
+    start_advice: ClassVar[str] = "give a law to start from, initial_law=, to the method"
+    side_by_side: ClassVar[int | None] = 1  # under vmap, moves would be paid for at every step
+
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {
+            "num_params": integer(2),
+            "num_particles": optional(integer(1), "to have it grow from 64"),
+            "grow": optional(boolean()),
+            "filter": instance(ParticleFilter, "mcx.ParticleFilter(...)"),
+            "threshold": number(above=0, most=1)._replace(expected="a fraction between 0 and 1"),
+            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "max_moves": integer(1),
+            "least_acceptance": number(0, below=1)._replace(expected="a probability below 1"),
+            "resampling": resampling_rule(),
+            "batch_size": optional(integer(1)),
+            "max_nonfinite": fraction(),
+        }
+
+    @override
+    def check(self) -> None:
         if self._grows and as_resampling(self.filter.resampling) is not multinomial:
             raise MethodError(
                 "filters grow given one of their paths, which takes independent draws of ancestors",
@@ -124,162 +151,132 @@ class SMC2:
             )
 
     @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
-
-    @property
     def _grows(self) -> bool:
         return self.num_particles is None if self.grow is None else self.grow
 
-    def _moves(self) -> PMMHMoves:
-        return PMMHMoves(self.threshold, self.forget, self.max_moves, self.batch_size)
+    # the run ------------------------------------------------------------------------------------------
 
-    def nested(self, plan: Plan, num_particles: int) -> tuple[Nesting, NestedData]:
-        """The nested model, for :func:`~mcx.inference.smc2.nested.nest`."""
-        path, data = tempered(plan.marginal, self.start)
-        settings = replace(self.filter.settings(num_particles), lag=None)
-        return Nesting(path, settings), NestedData(data, plan.data.spaces)
+    @property
+    @override
+    def particles(self) -> int:
+        return self.num_params
 
-    def plan(self, bound: BoundModel) -> Plan:
-        """The checked model; raises what stands against it."""
-        plan = PMMH(filter=self.filter).plan(bound)
-        lengths = {name: space.feynman_kac.num_times for name, space in plan.data.spaces.items()}
-        if len(set(lengths.values())) > 1:
-            raise CapabilityError(
-                "observations of all Markov blocks come in together, so they have to be of the same length",
-                site=", ".join(lengths),
-                found=", ".join(f"{name}: {count}" for name, count in lengths.items()),
-                remedy="mcx.PMMH() takes blocks of any length",
-            )
-        return plan
+    @property
+    @override
+    def tolerance(self) -> float:
+        return self.max_nonfinite
 
-    def kernel(self, nesting: Nesting) -> SMC2Kernel:
-        """The kernel for the driver."""
+    @override
+    def plan(self, bound: BoundModel) -> NestedPlan:
+        model = marginal_model(bound, self.filter)
+        _refuse_lengths(model)
+        path, path_data = tempered(model.marginal, self.initial_law)
+        filters = replace(self.filter.settings(self.num_particles or _FIRST_PARTICLES), lag=None)
+        nesting, data = Nesting(path, filters), NestedData(path_data, model.data.spaces)
+        moves = PMMHMoves(self.threshold, self.max_correlation, self.max_moves, self.batch_size)
         settings = SMCSettings(
             self.num_params, self.threshold, as_resampling(self.resampling), batch_size=self.batch_size
         )
-        least = self.least_acceptance if self._grows else 0.0
-        return SMC2Kernel(nesting, self._moves(), settings, least)
-
-    def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Any,
-        num_chains: int,
-        init: Any,
-        coords: Mapping[str, Any],
-        batch_size: int | None = None,
-        **options: Any,
-    ) -> Posterior:
-        """Run the replicates. Use :func:`mcx.infer`, which checks the options and the result."""
-        if init is not None:
-            raise MethodError(
-                f"{self.name} starts from the prior, not from points",
-                found="init=",
-                remedy="give a law to start from, start=, to the method",
-            )
-        _check_key(key)
-        plan = self.plan(bound)
-        nesting, data = self.nested(plan, self.num_particles or _FIRST_PARTICLES)
-        kernel = self.kernel(nesting)
-        first: list[Mapping[str, Any]] = []
-        options |= {
-            "key": key,
-            "num_chains": num_chains,
-            "title": self.name,
-            "on_start": lambda state: first.append(jax.device_get(_first(kernel, state))),
-            # under vmap, moves would be paid for at every step
-            "batch_size": 1 if batch_size is None else batch_size,
-        }
-        if self._grows:
-            nesting, result = run_growing(kernel, data, **options)
-        else:
-            steps = data.num_steps  # nothing but statistics is kept of a step
-            result = run(kernel, data, num_steps=steps, inputs=inputs(steps), capacity=steps, **options)
-        return self._posterior(bound, plan, nesting, data, result, first[0], key, coords)
-
-    def _posterior(
-        self,
-        bound: BoundModel,
-        plan: Plan,
-        nesting: Nesting,
-        data: NestedData,
-        result: Run,
-        first: Mapping[str, Any],
-        key: Any,
-        coords: Mapping[str, Any],
-    ) -> Posterior:
-        later = result.stats or {k: np.zeros((len(x), 0), x.dtype) for k, x in first.items()}
-        whole = {k: np.concatenate([x[:, None], later[k]], 1) for k, x in first.items()}
-        raise_faults(whole, self.num_params, self.max_nonfinite, "smc2")
-        key_draws, complete = jax.random.fold_in(key, 4), result.num_steps == data.num_steps
-        stats = _by_time(first, later, data.num_steps)
-        if complete:
-            x, log_p, sites, same = smc2_draws(nesting, plan.given, data, key_draws, result.state)
-        else:
-            x, log_p, sites = params_so_far(plan.marginal, key_draws, result.state)
-        log_z = stats["log_evidence"][:, min(result.num_steps, data.num_steps - 1)]
-        total, se = log_mean_evidence(log_z)
-        number = nesting.settings.num_particles
-        settings: dict[str, Any] = {"num_particles": number}
-        if complete:
-            central = nearest_to_mean(np.asarray(x))
-            kernel = plan.kernel(number)
-            key_sd = jax.random.fold_in(key, 3)
-            settings["log_evidence_sd"] = log_evidence_sd(kernel, plan.data, central, key_sd)
-            settings["paths_that_differ"] = 1 - float(np.mean(same))
-        info = RunInfo.of(self, result, key=key, coords=coords, dtype=x.dtype, settings=settings)
-        draws = jax.device_get(sites)
-        return Posterior(
-            draws={s.name: draws[s.name] for s in plan.target.sites if s.name in draws},
-            unconstrained=np.asarray(x),
-            stats={"lp": np.asarray(log_p)},
-            warmup_stats={},
-            bound=bound,
-            info=replace(info, complete=complete, cloud=True),
-            weights=island_log_weights(log_z, x.shape[1]),
-            log_evidence=total,
-            log_evidence_se=se,
-            smc_stats=stats,
+        kernel = SMC2Kernel(nesting, moves, settings, self.least_acceptance if self._grows else 0.0)
+        steps = data.num_times
+        # nothing but statistics is kept of a step, so the device holds those of all steps
+        return NestedPlan(
+            model.target, kernel, data, steps, inputs(steps), steps, model=model, nesting=nesting
         )
 
+    @override
+    def at(self, plan: NestedPlan, bound: BoundModel) -> NestedPlan:
+        return self.plan(bound)
+
+    @override
+    def calibrated(self, plan: NestedPlan, key: Key) -> NestedPlan:
+        _check_key(key)
+        return plan
+
+    @override
+    def execute(
+        self, plan: NestedPlan, *, batch_size: int | None = None, **options: Any
+    ) -> tuple[NestedPlan, Run]:
+        options["batch_size"] = self.side_by_side if batch_size is None else batch_size
+        if not self._grows:
+            return super().execute(plan, **options)
+        assert isinstance(plan.kernel, SMC2Kernel)
+        nesting, result = run_growing(plan.kernel, plan.data, title=self.name, **options)
+        return replace(plan, nesting=nesting), result
+
+    @override
+    def first_stats(self, plan: NestedPlan, state: SMCState) -> Stats:
+        return _first(plan.kernel, state)
+
+    @override
+    def cloud(self, plan: NestedPlan, key: Key, state: SMCState, *, complete: bool) -> Cloud:
+        key_draws = stream(key, Stream.NESTED_DRAWS)
+        if complete:
+            x, log_p, sites, same = smc2_draws(
+                plan.nesting, plan.model.given_paths, plan.data, key_draws, state
+            )
+            return Cloud(sites, x, {"lp": log_p}, same)
+        x, log_p, sites = params_so_far(plan.model.marginal, key_draws, state)
+        return Cloud(sites, x, {"lp": log_p})
+
+    @override
+    def finished(self, plan: NestedPlan, result: Run) -> bool:
+        return result.num_steps == plan.num_steps
+
+    @override
+    def found(self, plan: NestedPlan, cloud: Cloud, key: Key) -> Mapping[str, Any]:
+        number = plan.nesting.settings.num_particles
+        if cloud.extra is None:
+            return {"num_particles": number}
+        central = nearest_to_mean(np.asarray(cloud.unconstrained))
+        kernel = pmmh_kernel(PMMH(filter=self.filter), plan.model, number)
+        key_sd = stream(key, Stream.EVIDENCE_ERROR)
+        return {
+            "num_particles": number,
+            "log_evidence_sd": log_evidence_sd(kernel, plan.model.data, central, key_sd),
+            "paths_that_differ": 1 - float(np.mean(cloud.extra)),
+        }
+
+    @override
+    def stages(self, plan: NestedPlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
+        """Statistics, chain x time, NaN where a run did not come to.
+
+        A step's moves belong to the time before. Where the last step is there it is nothing else.
+        """
+        times = plan.num_steps
+        found = {}
+        for name, x in stats.items():
+            x = x[:, 1:] if name in _OF_MOVES else x[:, :times]
+            missing = ((0, 0), (0, times - x.shape[1]))
+            found[name] = (
+                np.pad(x.astype(float), missing, constant_values=np.nan) if x.shape[1] < times else x
+            )
+        return found
+
+    @override
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
-        """The pure function behind :meth:`infer`. Use :func:`mcx.program`."""
-        number = self.num_particles
-        if number is None or self._grows:
+        if self.num_particles is None or self._grows:
             raise MethodError(
                 "filters cannot grow within a pure function",
                 expected="SMC2(num_params, num_particles)",
                 remedy="mcx.infer finds how many are enough: posterior.info.settings['num_particles']",
             )
-        nesting, template = self.nested(self.plan(bound), number)
-        kernel = self.kernel(nesting)
-        steps = template.num_steps
+        return super().program(bound, num_chains)
 
-        def run_program(key: Any, bound: BoundModel = bound) -> Posterior:
-            _check_key(key)
-            plan = self.plan(bound)
-            _, data = self.nested(plan, number)
-            start_keys, keys = chain_keys(key, num_chains)
-            state = start_chains(kernel, data, start_keys, None, 1)
-            us = jax.tree_util.tree_map(jnp.asarray, inputs(steps))
-            state, _, _ = run_steps(kernel, data, keys, 0, steps, state, us, steps, batch_size=1)
-            x, log_p, sites, _ = smc2_draws(nesting, plan.given, data, jax.random.fold_in(key, 4), state)
-            lost = jax.vmap(lambda s: s.collapsed)(state)
+    @override
+    def advice(self, posterior: Posterior) -> list[Advice]:
+        return smc2_advice(posterior)
 
-            def known(x: Any) -> Any:
-                there = ~lost.reshape(-1, *(1,) * (x.ndim - 1))
-                return jnp.where(there, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-            x, log_p, sites = jax.tree_util.tree_map(known, (x, log_p, sites))
-            log_z = jax.vmap(lambda s: s.log_evidence)(state)
-            info = RunInfo(self.name, fields_of(self), cloud=True)
-            weights = island_log_weights(log_z, x.shape[1])
-            return Posterior(sites, x, {"lp": log_p}, {}, bound, info, weights, *log_mean_evidence(log_z))
-
-        return run_program
+def _refuse_lengths(model: MarginalModel) -> None:
+    lengths = {name: space.feynman_kac.num_times for name, space in model.data.spaces.items()}
+    if len(set(lengths.values())) > 1:
+        raise CapabilityError(
+            "observations of all Markov blocks come in together, so they have to be of the same length",
+            site=", ".join(lengths),
+            found=", ".join(f"{name}: {count}" for name, count in lengths.items()),
+            remedy="mcx.PMMH() takes blocks of any length",
+        )
 
 
 def _check_key(key: Any) -> None:
@@ -292,24 +289,6 @@ def _check_key(key: Any) -> None:
             found=impl,
             remedy="key=jax.random.key(0, impl='threefry2x32')",
         )
-
-
-def _by_time(
-    first: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray], num_steps: int
-) -> dict[str, np.ndarray]:
-    """Statistics, chain x time, NaN where a run did not come to.
-
-    A step's moves belong to the time before. Where the last step is there it is nothing else.
-    """
-    stats = {}
-    for name, x in first.items():
-        whole = np.concatenate([x[:, None], later[name]], 1)
-        whole = whole[:, 1:] if name in _OF_MOVES else whole[:, :num_steps]
-        missing = num_steps - whole.shape[1]
-        stats[name] = (
-            np.pad(whole.astype(float), ((0, 0), (0, missing)), constant_values=np.nan) if missing else whole
-        )
-    return stats
 
 
 @partial(jax.jit, static_argnums=0)

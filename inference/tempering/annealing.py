@@ -16,7 +16,7 @@ from mcx.ops.logspace import effective_sample_size, largest, normalize
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
 
-__all__ = ["Annealed", "Annealing", "Stage", "context", "with_move"]
+__all__ = ["Annealed", "Annealing", "Stage", "with_move"]
 
 _HALVINGS = 50
 _DENSE_SHARE = 5  # points a coordinate before a full covariance is fitted
@@ -120,10 +120,10 @@ def with_move(annealing: Annealing, data: PathData, num_stages: int) -> FeynmanK
     Chopin (2002); for chains that are kept, Dau and Chopin (2022), Waste-free sequential Monte Carlo.
     """
     functions = _functions(annealing, jnp.result_type(float).name)
-    return replace(functions, num_times=num_stages, prepare=jax.tree_util.Partial(context, data))
+    return replace(functions, num_times=num_stages, prepare=jax.tree_util.Partial(_context, data))
 
 
-def context(data: PathData, params: Any = None) -> _Context:
+def _context(data: PathData, params: Any = None) -> _Context:
     """What the model's functions see, before anything is adapted."""
     return _Context(data)
 

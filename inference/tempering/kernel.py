@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.particle_kernel import ParticleKernel
-from mcx.inference.tempering.annealing import context
+from mcx.inference.tempering.annealing import Annealing, with_move
 from mcx.inference.tempering.paths import PathData
 from mcx.target import FeynmanKac
 
@@ -29,12 +29,12 @@ class SamplerKernel(ParticleKernel):
     """Stages of a path of laws for the driver, until its end; its data are the path's.
 
     Attributes:
-        fk: the model's functions, without data.
+        annealing: the path, how to follow it, and the moves.
         settings: of the particle system.
         mesh: devices that share the particles of one replicate.
     """
 
-    fk: FeynmanKac
+    annealing: Annealing
     settings: SMCSettings
     mesh: Mesh | None = None
 
@@ -51,15 +51,19 @@ class SamplerKernel(ParticleKernel):
     @override
     def init(self, data: PathData, key: Key, start: PyTree) -> SMCState:
         """Draws from the start of the path."""
-        return self._spread(initialize(key, self.fk, context(data), None, self.settings))
+        return self._spread(initialize(key, *self._model(data), None, self.settings))
 
     @override
     def step(self, data: PathData, key: Key, state: SMCState, u: PyTree) -> tuple[SMCState, Flags]:
         """One stage; nothing once the path is finished, so that results do not depend on when one looks."""
         over = self.finished(state)
-        new = move(key, self.fk, context(data), state, None, self.settings)
+        new = move(key, *self._model(data), state, None, self.settings)
         new = jax.tree_util.tree_map(lambda a, b: jnp.where(over, b, a), new, state)
         return self._spread(new), ~over
+
+    def _model(self, data: PathData) -> tuple[FeynmanKac, PyTree]:
+        fk = with_move(self.annealing, data, 1)  # stages are all alike: their number is the driver's
+        return fk, fk.prepare(None)
 
     @override
     def collect(self, state: SMCState, info: Flags) -> tuple[PyTree, Mapping[str, PyTree]]:

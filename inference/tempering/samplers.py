@@ -16,7 +16,7 @@ from mcx.inference.smc.engine import SMCSettings, SMCState
 from mcx.inference.smc.replicates import orders
 from mcx.inference.smc.resampling import Resampling, as_resampling, resampling_rule
 from mcx.inference.tempering.advice import forced_advice, level_advice, moves_advice, survivors_advice
-from mcx.inference.tempering.annealing import Annealing, with_move
+from mcx.inference.tempering.annealing import Annealing
 from mcx.inference.tempering.kernel import SamplerKernel
 from mcx.inference.tempering.moves import Moves
 from mcx.inference.tempering.paths import Path, PathData, annealed_data, tempered
@@ -57,7 +57,7 @@ _LASTING = ("level", "log_evidence")  # keep their last values where a replicate
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SMCSampler(ReplicateMethod):
+class _SMCSampler(ReplicateMethod[ReplicatePlan]):
     """Settings that SMC samplers share; see :class:`TemperedSMC`."""
 
     num_particles: int = field(default=1024, kw_only=False)
@@ -162,8 +162,7 @@ class _SMCSampler(ReplicateMethod):
         settings = SMCSettings(
             self.particles, 1.0, as_resampling(self.resampling), batch_size=self.batch_size
         )
-        model = with_move(self.annealing(path), data, self.max_stages)
-        kernel = SamplerKernel(model.functions_only(), settings)
+        kernel = SamplerKernel(self.annealing(path), settings)
         return ReplicatePlan(target, kernel, data, self.max_stages)
 
     @override

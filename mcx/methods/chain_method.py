@@ -1,8 +1,8 @@
-"""Methods whose draws are those of Markov chains: one way to run them, and one to assemble their results."""
+"""Methods whose draws come from Markov chains: one way to run them and to assemble their results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, override
 
@@ -23,7 +23,7 @@ from mcx.target import Target
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Shaped
 
-    from mcx.types import Key, PyTree
+    from mcx.types import Key, PyTree, Stats
 
 __all__ = ["ChainMethod", "ChainPlan", "chain_posterior", "run_purely"]
 
@@ -33,9 +33,9 @@ class ChainPlan:
     """A checked run of Markov chains.
 
     Attributes:
-        target: the posterior; its sites are what draws consist of.
-        kernel: for the driver. Its states say by ``started`` whether the chain has found an initial point,
-            and it emits draws as ``(values by site, unconstrained point)``.
+        target: the posterior, whose sites the draws consist of.
+        kernel: for the driver. Its states have a field ``started``, which says whether the chain found an
+            initial point, and it emits draws as ``(values by site, unconstrained point)``.
         data: for the kernel.
     """
 
@@ -44,19 +44,19 @@ class ChainPlan:
     data: PyTree
 
     def at(self, bound: BoundModel) -> Self:
-        """The same plan for other data of the same shapes. Checks nothing; may be traced."""
+        """The same plan for other data of the same shapes. It checks nothing and may be traced."""
         return replace(self, data=compile_model(bound).data)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainMethod(Method):
-    """A method that runs Markov chains: warm-up first, which is dropped, then draws.
+class ChainMethod[P: ChainPlan](Method):
+    """A method that runs Markov chains: a warm-up, which is dropped, and then draws.
 
-    A subclass has a :meth:`plan`, and initial points unless its kernel needs none.
+    A subclass defines :meth:`plan`, and :meth:`initial_points` if its kernel needs any.
 
     Attributes:
-        num_warmup: steps of adaptation a chain, dropped from the results.
-        num_samples: draws that a chain keeps.
+        num_warmup: number of steps of adaptation, which are dropped from the results.
+        num_samples: number of draws that each chain keeps.
     """
 
     num_warmup: int = 1000
@@ -66,42 +66,42 @@ class ChainMethod(Method):
     def rules(self) -> Mapping[str, Rule]:
         return {"num_warmup": integer(0), "num_samples": integer(1)}
 
-    # what a method says -------------------------------------------------------------------------------
+    # what a method defines -------------------------------------------------------------------------------
 
-    def plan(self, bound: BoundModel) -> Any:
-        """The checked run, a :class:`ChainPlan`; raises what the method cannot do with the model."""
+    def plan(self, bound: BoundModel) -> P:
+        """The checked run; raises if the method does not suit the model."""
         raise NotImplementedError
 
     def inputs(self) -> PyTree:
-        """What the kernel is told at every step: a pytree with a leading axis of all steps, or None."""
+        """The inputs of all steps, a pytree with a leading axis of steps; None if there are none."""
         return None
 
-    def initial_points(self, plan: Any, init: PyTree, num_chains: int, key: Key) -> PyTree:
-        """Where chains start, with a leading chain axis; None where the kernel needs no point."""
+    def initial_points(self, plan: P, init: PyTree, num_chains: int, key: Key) -> PyTree:
+        """Initial points, with a leading chain axis; None where the kernel needs none."""
         return None
 
-    def calibrated(self, plan: Any, key: Key) -> Any:
-        """The plan, once what has to be measured before the run is in its data; may be traced."""
+    def calibrated(self, plan: P, key: Key) -> P:
+        """The plan with whatever has to be measured before the run in its data; may be traced."""
         return plan
 
     def tuned(
-        self, plan: Any, start: PyTree, refuse_start: Callable[[PyTree], None], key: Key, **options: Any
-    ) -> Any:
-        """The plan after pilot runs, which a pure program does without."""
+        self, plan: P, start: PyTree, refuse_start: Callable[[PyTree], None], key: Key, **options: Any
+    ) -> P:
+        """The plan after pilot runs, which pure programs do not make."""
         return plan
 
-    def refuse_start(self, plan: Any, state: PyTree, key: Key) -> None:
-        """Raise if a chain found no initial point. ``state`` has a leading chain axis."""
+    def refuse_start(self, plan: P, state: PyTree, key: Key) -> None:
+        """Raise if a chain found no initial point; ``state`` has a leading chain axis."""
 
-    def found(self, plan: Any, result: Run, key: Key) -> Mapping[str, Any]:
+    def found(self, plan: P, result: Run, key: Key) -> Mapping[str, object]:
         """Settings that the run itself chose or measured, for ``posterior.info.settings``."""
         return {}
 
-    def time_stats(self, plan: Any, state: PyTree) -> dict[str, Any]:
-        """``Posterior.smc_stats``: statistics by time, from the last states of the chains."""
+    def time_stats(self, plan: P, state: PyTree) -> Mapping[str, Any]:
+        """Statistics by time from the last states of the chains, for ``Posterior.smc_stats``."""
         return {}
 
-    # what all do alike --------------------------------------------------------------------------------
+    # what all methods have in common ------------------------------------------------------------------------
 
     @override
     def infer(
@@ -111,7 +111,7 @@ class ChainMethod(Method):
         key: Key,
         num_chains: int,
         init: PyTree,
-        coords: Mapping[str, Any],
+        coords: Mapping[str, Sequence[object]],
         **options: Any,
     ) -> Posterior:
         plan = self.calibrated(self.plan(bound), key)
@@ -136,11 +136,16 @@ class ChainMethod(Method):
         )
         if result.draws is None:
             interrupted(self.name, "warm-up", result)
-        info = {
-            "settings": self.found(plan, result, key),
-            "smc_stats": self.time_stats(plan, jax.device_get(result.state)),
-        }
-        return chain_posterior(bound, plan.target, self, result, key=key, coords=coords, **info)
+        return chain_posterior(
+            bound,
+            plan.target,
+            self,
+            result,
+            key=key,
+            coords=coords,
+            settings=self.found(plan, result, key),
+            smc_stats=self.time_stats(plan, jax.device_get(result.state)),
+        )
 
     @property
     def _start_stream(self) -> Stream:
@@ -159,7 +164,7 @@ class ChainMethod(Method):
             )
             info = RunInfo(self.name, fields_of(self), num_warmup=self.num_warmup)
             by_time = self.time_stats(plan, last)
-            return Posterior(sites, unconstrained, stats, {}, bound, info, smc_stats=by_time)
+            return Posterior(sites, unconstrained, stats, {}, bound, info, smc_stats=dict(by_time))
 
         return run_program
 
@@ -171,26 +176,26 @@ def chain_posterior(
     result: Run,
     *,
     key: Key,
-    coords: Mapping[str, Any],
-    settings: Mapping[str, Any] | None = None,
-    smc_stats: Mapping[str, Any] | None = None,
+    coords: Mapping[str, Sequence[object]],
+    settings: Mapping[str, object] | None = None,
+    smc_stats: Stats | None = None,
 ) -> Posterior:
     """The posterior of a run of Markov chains whose draws are ``(values by site, unconstrained point)``.
 
     Args:
         bound: the model and its data.
-        target: whose sites' order the draws take.
-        method: that ran.
+        target: the posterior, whose order of sites the draws take.
+        method: the method that ran.
         result: of the driver.
         key: of the run.
         coords: as the user gave them.
-        settings: further ones than the method's fields.
+        settings: settings besides the method's fields.
         smc_stats: statistics by time, chain x time.
     """
     draws, unconstrained = result.draws
     split = result.num_discard
     return Posterior(
-        # leaving a compiled program sorted the sites by name; the program's order is the user's
+        # compiled programs return the sites sorted by name; users expect the order of their program
         draws={s.name: draws[s.name] for s in target.sites if s.name in draws},
         unconstrained=unconstrained,
         stats={k: v[:, split:] for k, v in result.stats.items()},
@@ -214,18 +219,18 @@ def run_purely(
     """All steps of all chains as a pure function, which allows ``jit`` and ``vmap``.
 
     Args:
-        kernel: whose states say by ``started`` whether the chain found an initial point.
+        kernel: its states have a field ``started``, which says whether the chain found an initial point.
         data: for the kernel.
         key: of the run.
         start: initial points, with a leading chain axis.
         inputs: of every step.
-        num_warmup: steps that are dropped.
-        num_samples: draws that are kept.
+        num_warmup: number of steps that are dropped.
+        num_samples: number of draws that are kept.
         num_chains: number of chains.
 
     Returns:
-        The last states, what the kernel emits for every kept draw and its statistics, chain x draw; NaN in
-        chains that did not start.
+        The last states; and what the kernel emits for every kept draw, and its statistics, chain x draw,
+        which are NaN in chains that found no initial point.
     """
     start_keys, keys = chain_keys(key, num_chains)
     state = start_chains(kernel, data, start_keys, start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mcx.errors import CapabilityError
@@ -24,12 +24,13 @@ __all__ = ["Method", "checked_target", "interrupted"]
 class Method(Settings):
     """An inference method: a frozen dataclass of settings that knows how to run itself.
 
-    Most methods derive from one of its two kinds, which assemble the results: :class:`~.ChainMethod` for
-    Markov chains, and :class:`~.ReplicateMethod` for clouds of particles. Settings have rules (:meth:`rules`,
-    :meth:`check`), which are checked when an object is made.
+    Most methods derive from one of two subclasses, which run them and assemble the results:
+    :class:`~mcx.methods.chain_method.ChainMethod` for Markov chains, and
+    :class:`~mcx.methods.replicate_method.ReplicateMethod` for clouds of particles. The rules of the settings
+    (:meth:`rules`, :meth:`check`) are checked when an object is made.
 
     Attributes:
-        default_chains: number of chains or replicates where the user names none.
+        default_chains: number of chains or replicates if the user gives none.
     """
 
     default_chains: ClassVar[int] = 4
@@ -46,7 +47,7 @@ class Method(Settings):
         key: Key,
         num_chains: int,
         init: PyTree,
-        coords: Mapping[str, Any],
+        coords: Mapping[str, Sequence[object]],
         **options: Any,
     ) -> Posterior:
         """Draw from the posterior. Users call :func:`mcx.infer`, which checks the arguments and the result.
@@ -68,14 +69,14 @@ class Method(Settings):
     def advice(self, posterior: Posterior) -> list[Advice]:
         """What this method finds wrong with a finished run, worst first.
 
-        What any run may suffer from (a stop, draws that are not finite, chains that disagree) is diagnosed
-        for all methods alike.
+        What may go wrong in any run (an early stop, draws that are not finite, chains that disagree) is
+        diagnosed elsewhere, for all methods alike.
         """
         return []
 
 
 def checked_target(bound: BoundModel) -> Target:
-    """The posterior of a model that has something to infer, and whose data can be used as they are.
+    """The compiled posterior of a model that has something to infer, once its data are checked.
 
     Raises:
         CapabilityError: if the model has no latent site.
@@ -91,7 +92,7 @@ def checked_target(bound: BoundModel) -> Target:
 
 
 def interrupted(method: str, during: str, result: Run, remedy: str = "") -> NoReturn:
-    """Raise as a run was interrupted before there were draws.
+    """Raise because a run was interrupted before there were draws.
 
     The error carries the driver's result as ``.result``.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, override
 
@@ -34,12 +34,12 @@ class ReplicatePlan:
     """A checked run of replicates.
 
     Attributes:
-        target: the posterior; its sites are what draws consist of.
+        target: the posterior, whose sites the draws consist of.
         kernel: for the driver, of one replicate's particle system.
         data: for the kernel.
-        num_steps: of a replicate, at most where the kernel is open-ended.
+        num_steps: number of steps of a replicate; the largest number if the kernel is open-ended.
         inputs: of every step, or None.
-        capacity: steps whose records the device holds; None leaves it to the driver.
+        capacity: number of steps whose records the device holds; None leaves it to the driver.
     """
 
     target: Target
@@ -51,31 +51,33 @@ class ReplicatePlan:
 
 
 class Cloud(NamedTuple):
-    """Equally weighted draws of every replicate, in no order.
+    """Equally weighted draws of every replicate, in random order.
 
     Attributes:
         sites: values by site, chain x draw x event.
-        unconstrained: the points they came from, chain x draw x d.
+        unconstrained: the points that the values came from, chain x draw x d.
         stats: by name, chain x draw.
-        settings: what was found out along the way, for ``posterior.info.settings``.
+        extra: anything else that :meth:`ReplicateMethod.found` needs.
     """
 
     sites: Mapping[str, Float[Array, "chain draw ..."]]
     unconstrained: Float[Array, "chain draw d"]
     stats: Mapping[str, Float[Array, "chain draw"]]
-    settings: Mapping[str, Any] = {}
+    extra: PyTree = None
 
 
-class ReplicateMethod(Method):
-    """A method that runs particle systems which weigh as much as their evidences.
+class ReplicateMethod[P: ReplicatePlan](Method):
+    """A method that runs particle systems, which are weighted by their estimated evidences.
 
-    A subclass has a :meth:`plan`, and :meth:`cloud`, which takes draws from the last states.
+    A subclass defines :meth:`plan`; :meth:`at`; :meth:`cloud`, which takes draws from the last states; and
+    :attr:`particles`.
 
     Attributes:
         fault_advice: for the errors raised where all weights are zero or potentials are NaN.
-        start_advice: what to say to those who give initial points, ``init=``.
-        side_by_side: replicates of a pure program that move at once; None is all.
-        synchronous: whether replicates stopped early are at the same law, so that their evidences compare.
+        start_advice: remedy for users who give initial points, ``init=``.
+        side_by_side: number of replicates of a pure program that move at once; None is all.
+        synchronous: whether replicates that were stopped early have reached the same law, so that their
+            evidences can be compared.
     """
 
     fault_advice: ClassVar[FaultAdvice]
@@ -83,11 +85,11 @@ class ReplicateMethod(Method):
     side_by_side: ClassVar[int | None] = None
     synchronous: ClassVar[bool] = True
 
-    # what a method says -------------------------------------------------------------------------------
+    # what a method defines -------------------------------------------------------------------------------
 
     @property
     def particles(self) -> int:
-        """Number of particles of a replicate that are weighted."""
+        """Number of weighted particles of a replicate."""
         raise NotImplementedError
 
     @property
@@ -95,20 +97,20 @@ class ReplicateMethod(Method):
         """Largest tolerated share of a step's potentials that are NaN or +inf."""
         return 0.5
 
-    def plan(self, bound: BoundModel) -> Any:
-        """The checked run, a :class:`ReplicatePlan`; raises what the method cannot do with the model."""
+    def plan(self, bound: BoundModel) -> P:
+        """The checked run; raises if the method does not suit the model."""
         raise NotImplementedError
 
-    def at(self, plan: Any, bound: BoundModel) -> Any:
+    def at(self, plan: P, bound: BoundModel) -> P:
         """The same plan for other data of the same shapes; may be traced."""
         raise NotImplementedError
 
-    def calibrated(self, plan: Any, key: Key) -> Any:
-        """The plan, once what has to be measured before the run is in its data; may be traced."""
+    def calibrated(self, plan: P, key: Key) -> P:
+        """The plan with whatever has to be measured before the run in its data; may be traced."""
         return plan
 
-    def execute(self, plan: Any, **options: Any) -> tuple[Any, Run]:
-        """Run the driver; gives the plan of the run's end, and the run."""
+    def execute(self, plan: P, **options: Any) -> tuple[P, Run]:
+        """Run the driver; returns the plan as it is at the end of the run, and the run."""
         result = run(
             plan.kernel,
             plan.data,
@@ -120,33 +122,37 @@ class ReplicateMethod(Method):
         )
         return plan, result
 
-    def first_stats(self, plan: Any, state: PyTree) -> Stats | None:
-        """Statistics of the states before the first step, by name, (chain,); None where there are none."""
+    def first_stats(self, plan: P, state: PyTree) -> Stats | None:
+        """Statistics of the states before the first step, by name, (chain,); None if there are none."""
         return None
 
-    def cloud(self, plan: Any, key: Key, state: PyTree, *, complete: bool) -> Cloud:
+    def cloud(self, plan: P, key: Key, state: PyTree, *, complete: bool) -> Cloud:
         """Draws from the last states of all replicates; may be traced."""
         raise NotImplementedError
 
-    def stages(self, plan: Any, result: Run, cloud: Cloud, stats: Stats) -> Mapping[str, Any]:
+    def found(self, plan: P, cloud: Cloud, key: Key) -> Mapping[str, object]:
+        """Settings that the run itself chose or measured, for ``posterior.info.settings``."""
+        return {}
+
+    def stages(self, plan: P, result: Run, cloud: Cloud, stats: Stats) -> Mapping[str, Any]:
         """``Posterior.smc_stats``, from the statistics of all steps, chain x step."""
         return stats
 
     def log_evidence(self, state: PyTree) -> Float[Array, " chain"]:
-        """Log evidence by replicate, from their last states."""
+        """Log evidence of each replicate, from its last state."""
         found: Float[Array, " chain"] = jax.vmap(lambda s: s.log_evidence)(state)
         return found
 
     def lost(self, state: PyTree) -> Bool[Array, " chain"]:
-        """Replicates without any draw, by their last states."""
+        """Whether each replicate has no draws, by its last state."""
         found: Bool[Array, " chain"] = jax.vmap(lambda s: s.collapsed)(state)
         return found
 
-    def finished(self, plan: Any, result: Run) -> bool:
+    def finished(self, plan: P, result: Run) -> bool:
         """Whether all replicates came to their proper end."""
         return result.complete
 
-    # what all do alike --------------------------------------------------------------------------------
+    # what all methods have in common ------------------------------------------------------------------------
 
     @override
     def infer(
@@ -156,12 +162,12 @@ class ReplicateMethod(Method):
         key: Key,
         num_chains: int,
         init: PyTree,
-        coords: Mapping[str, Any],
+        coords: Mapping[str, Sequence[object]],
         **options: Any,
     ) -> Posterior:
         self.refuse_init(init)
         plan = self.calibrated(self.plan(bound), key)
-        first: list[Any] = []
+        first: list[Stats | None] = []
 
         def on_start(state: PyTree) -> None:
             first.append(jax.device_get(self.first_stats(plan, state)))
@@ -176,7 +182,9 @@ class ReplicateMethod(Method):
         draws, x = jax.device_get((dict(cloud.sites), cloud.unconstrained))
         log_z = np.asarray(jax.device_get(self.log_evidence(result.state)))
         total, se = log_mean_evidence(log_z)
-        info = RunInfo.of(self, result, key=key, coords=coords, dtype=x.dtype, settings=cloud.settings)
+        info = RunInfo.of(
+            self, result, key=key, coords=coords, dtype=x.dtype, settings=self.found(plan, cloud, key)
+        )
         bad = int(np.sum(~np.isfinite(x).all(-1)))
         comparable = complete or self.synchronous
         return Posterior(
@@ -193,7 +201,7 @@ class ReplicateMethod(Method):
         )
 
     def refuse_init(self, init: PyTree) -> None:
-        """Raise for initial points: particles start from a law."""
+        """Raise if there are initial points, as particles start from a law."""
         if init is not None:
             raise MethodError(
                 f"{self.name} starts from a law, not from points", found="init=", remedy=self.start_advice
@@ -223,30 +231,30 @@ class ReplicateMethod(Method):
 
 
 def with_first(first: Stats | None, later: Stats) -> dict[str, np.ndarray]:
-    """Statistics of all steps, chain x step: those of the start, and of the steps that the driver took."""
+    """Statistics of all steps, chain x step: of the start, and of the steps that the driver took."""
     if first is None:
         return dict(later)
     begin = {name: np.asarray(x)[:, None] for name, x in first.items()}
     return {name: np.concatenate([x, later[name]], 1) if later else x for name, x in begin.items()}
 
 
-def _last_states(plan: ReplicatePlan, key: Key, num_chains: int, at_once: int | None) -> PyTree:
-    """The replicates' states after all steps, as a pure function."""
+def _last_states(plan: ReplicatePlan, key: Key, num_chains: int, batch_size: int | None) -> PyTree:
+    """The states of all replicates after their last steps, as a pure function."""
     kernel, data = plan.kernel, plan.data
     start_keys, keys = chain_keys(key, num_chains)
-    state = start_chains(kernel, data, start_keys, None, at_once)
+    state = start_chains(kernel, data, start_keys, None, batch_size)
     if not kernel.open_ended:
         inputs = jax.tree_util.tree_map(jnp.asarray, plan.inputs)
         steps = plan.num_steps
         return run_steps(
-            kernel, data, keys, 0, steps, state, inputs, plan.capacity or steps, batch_size=at_once
+            kernel, data, keys, 0, steps, state, inputs, plan.capacity or steps, batch_size=batch_size
         )[0]
 
-    def unfinished(carry: tuple[Any, PyTree]) -> Any:
+    def unfinished(carry: tuple[Array, PyTree]) -> Array:
         t, state = carry
         return (t < plan.num_steps) & ~jnp.all(jax.vmap(kernel.finished)(state))
 
-    def stage(carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
+    def stage(carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         t, state = carry
         now = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
         return t + 1, jax.vmap(lambda k, s: kernel.step(data, k, s, None)[0])(now, state)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 
 from mcx.errors import ModelError
 from mcx.model.capture import inside_model
@@ -18,11 +19,7 @@ from mcx.model.program import BoundProgram
 from mcx.model.render import render
 from mcx.ops.keys import as_key
 from mcx.sites import SiteTable
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import KeyLike, Scalar
+from mcx.types import KeyLike, Scalar
 
 __all__ = ["BoundModel", "Model", "model"]
 

@@ -15,11 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jax import Array
 from numpyro import primitives
+from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
 from numpyro.infer import util as infer_util
 
 from mcx.errors import ModelError
+from mcx.types import Key
 
 __all__ = [
     "SiteTrace",
@@ -44,7 +47,7 @@ _JACOBIAN = "jacobian"  # infer["mcx_kind"] of the factors that hold log Jacobia
 
 
 def inside_model() -> bool:
-    """Whether an effect handler is active, that is, whether a model is being run by someone."""
+    """Whether an effect handler is active, which means that a model is running."""
     return bool(primitives._PYRO_STACK)
 
 
@@ -56,7 +59,7 @@ def active_plates() -> tuple[tuple[str, int, int], ...]:
 
 
 def scope_prefix() -> str:
-    """What the active scopes put before the name of a site."""
+    """The prefix that the active scopes put before the name of a site."""
     scopes = (h for h in primitives._PYRO_STACK if isinstance(h, numpyro.handlers.scope))
     return "".join(f"{h.prefix}{h.divider}" for h in scopes)
 
@@ -66,7 +69,7 @@ def is_factor(site: Mapping[str, Any]) -> bool:
     return isinstance(unwrapped(site["fn"]), Unit)
 
 
-def is_improper(fn: Any) -> bool:
+def is_improper(fn: Distribution) -> bool:
     """Whether a distribution is an ``ImproperUniform``, wrapped or not."""
     return isinstance(unwrapped(fn), dist.ImproperUniform)
 
@@ -74,7 +77,7 @@ def is_improper(fn: Any) -> bool:
 def is_jacobian(site: Mapping[str, Any]) -> bool:
     """Whether a replayed site is the log Jacobian of a latent site's bijection.
 
-    It is told by a mark, not by its name: scopes put their prefix before it once more.
+    A mark says so, not the name, because scopes put their prefix before the name a second time.
     """
     return site["infer"].get("mcx_kind") == _JACOBIAN
 
@@ -166,9 +169,9 @@ def record(
 class _Uncondition(numpyro.handlers.uncondition):
     """``numpyro.handlers.uncondition`` that reaches into scans and draws values of the observed shape.
 
-    Inside a scan the draw must be the one that the carry takes along, so conditions on its sites are lifted
-    as well. Several values of one law, outside of any plate, are as many independent draws. Factors are left
-    alone: they have nothing to draw.
+    Inside a scan the carry has to see the draw, so conditions on the scan's sites are lifted as well. Several
+    observed values of one distribution, outside of any plate, become as many independent draws. Factors have
+    nothing to draw and are left alone.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -208,10 +211,10 @@ def _enter_bodies(msg: dict[str, Any], handler: Callable[[Any], Any]) -> None:
 
 
 class StandIns(primitives.Messenger):
-    """Give sites whose laws have no density a number that depends on what a density would depend on."""
+    """Stand-ins for missing densities: numbers that depend on everything that a density would depend on."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Put a stand-in in the place of such a law."""
+        """Replace a distribution that has no density."""
         if msg["type"] == "sample" and getattr(unwrapped(msg["fn"]), "no_density", ""):
             msg["fn"] = _StandIn(msg["fn"])
 
@@ -228,15 +231,15 @@ class _StandIn(dist.Distribution):
     def support(self) -> Any:
         return self.law.support
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         return self.law.sample(key, sample_shape)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         return jnp.broadcast_to(unwrapped(self.law).stand_in(value), self.batch_shape)
 
 
-def unwrapped(fn: Any) -> Any:
-    """A distribution without what expands, masks or declares axes of it."""
+def unwrapped(fn: Distribution) -> Distribution:
+    """A distribution without the wrappers that expand it, mask it or declare its axes."""
     while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution | dist.Independent):
         fn = fn.base_dist
     return fn
@@ -248,7 +251,7 @@ def is_scan(msg: Mapping[str, Any]) -> bool:
 
 
 def _is_done(msg: Mapping[str, Any]) -> bool:
-    """Whether a message only repeats, to handlers outside, a site that ran inside a scan or cond."""
+    """Whether a message only repeats a site that ran inside a scan or cond, for handlers outside."""
     return bool(msg.get("_control_flow_done"))
 
 
@@ -263,12 +266,12 @@ def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
     return recorder.sites
 
 
-def _constrain_site(z: Mapping[str, Any], site: dict[str, Any]) -> Any:
+def _constrain_site(z: Mapping[str, Any], site: dict[str, Any]) -> Array | None:
     with numpyro.handlers.infer_config(config_fn=lambda _: {"mcx_kind": _JACOBIAN}):
         return infer_util._unconstrain_reparam(z, site)
 
 
-def unconstrained_prototype(site: dict[str, Any]) -> Any:
+def unconstrained_prototype(site: dict[str, Any]) -> Array | None:
     """Value of a continuous latent site at the origin of unconstrained space (None for other sites).
 
     Cheaper to trace than a prior draw, and defined for improper sites too.

@@ -1,4 +1,4 @@
-"""Look for mistakes in a model and its data before anything expensive runs."""
+"""Checks of a model and its data before anything expensive runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import (
     BroadcastError,
@@ -25,6 +26,7 @@ from mcx.model.path_law import Emission
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
 from mcx.target import Target
+from mcx.types import Key, PyTree, Vector
 
 __all__ = [
     "Report",
@@ -46,7 +48,7 @@ class Report:
 
     Attributes:
         problems: errors that ``infer`` would raise, in the order of the sites.
-        notes: what is legal but worth knowing.
+        notes: findings that are legal but worth knowing.
         starts: per-site table of the trial starting points, as text.
     """
 
@@ -67,7 +69,7 @@ class Report:
     __repr__ = __str__
 
 
-def check(bound: BoundProgram, key: Any) -> Report:
+def check(bound: BoundProgram, key: Key) -> Report:
     """See :meth:`BoundModel.check`."""
     try:
         target = compile_model(bound)
@@ -87,7 +89,7 @@ def check(bound: BoundProgram, key: Any) -> Report:
 
 
 def static_problems(sites: SiteTable) -> Iterator[ModelError]:
-    """Mistakes that show in the structure alone; costs nothing."""
+    """Mistakes that the structure alone shows; nothing is computed."""
     dims = {dim for s in sites for dim in s.dims}
     for site in sites:
         if site.kind != "plate":
@@ -122,7 +124,7 @@ def _name_problems(site: Site, dims: set[str]) -> Iterator[ModelError]:
 
 
 def _broadcast_problems(site: Site) -> Iterator[ModelError]:
-    """Find a value that broadcasting repeats along an axis nobody declared.
+    """Find a value that broadcasting repeats along an axis that no plate declares.
 
     Scoring one value several times is legal where a plate says so, and only if the value does not at the
     same time stretch the distribution along another axis.
@@ -171,7 +173,7 @@ class _Trial:
     finite: np.ndarray  # (trials,)
 
     @classmethod
-    def run(cls, target: Target, key: Any, positions: Any = None) -> _Trial:
+    def run(cls, target: Target, key: Key, positions: Array | None = None) -> _Trial:
         if positions is None:
             positions = jax.random.uniform(key, (_TRIALS, target.dim), minval=-2.0, maxval=2.0)
         log_prob, gradient, supported, missing, finite = jax.device_get(_evaluate(target, positions))
@@ -240,11 +242,11 @@ class _Trial:
 
 
 @jax.jit
-def _evaluate(target: Target, positions: Any) -> Any:
+def _evaluate(target: Target, positions: Array) -> PyTree:
     return jax.vmap(partial(_evaluate_one, target))(positions)
 
 
-def _evaluate_one(target: Target, position: Any) -> Any:
+def _evaluate_one(target: Target, position: Vector) -> PyTree:
     value, gradient = jax.value_and_grad(lambda x: target.log_density(target.unravel(x)))(position)
     z = target.unravel(position)
     terms = {**target.prior_terms(z), **target.pointwise(z)}
@@ -254,7 +256,7 @@ def _evaluate_one(target: Target, position: Any) -> Any:
     return log_prob, target.unravel(gradient), supported, missing, finite
 
 
-def _observed_flags(target: Target, z: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _observed_flags(target: Target, z: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of every observed site: whether all values are in the support, and the number of NaN."""
     supported, missing = {}, {}
     for name, site in target.replayed(z).items():
@@ -282,7 +284,7 @@ def _no_start(trial: _Trial, sites: SiteTable) -> InitializationError:
 
 
 def refuse_data(target: Target) -> None:
-    """Raise what is wrong with the model's structure."""
+    """Raise if the model has no density, or if there is a mistake in its structure."""
     unfit = capability_error(target.sites)
     if unfit is not None:
         raise unfit
@@ -290,10 +292,11 @@ def refuse_data(target: Target) -> None:
         raise problem
 
 
-def refuse_unsupported(target: Target, positions: Any) -> None:
+def refuse_unsupported(target: Target, positions: Array) -> None:
     """Raise if observed values lie outside of their support at every starting point.
 
-    Several densities are finite outside of their support (a half-normal at -1), so nothing else would tell.
+    Several densities are finite outside of their support (a half-normal at -1), so nothing else would show
+    it.
     """
     if all(s.support in ("real", "real_vector") for s in target.sites.of_kind("observed")):
         return
@@ -303,7 +306,7 @@ def refuse_unsupported(target: Target, positions: Any) -> None:
             raise problem
 
 
-def refuse_observations(target: Target, positions: Any) -> None:
+def refuse_observations(target: Target, positions: Array) -> None:
     """Raise if observed values are missing, or outside of their support at all of these points.
 
     Needs no density of the latent sites.
@@ -315,11 +318,11 @@ def refuse_observations(target: Target, positions: Any) -> None:
 
 
 @jax.jit
-def _flags(target: Target, positions: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _flags(target: Target, positions: Array) -> tuple[dict[str, Any], dict[str, Any]]:
     return jax.vmap(lambda x: _observed_flags(target, target.unravel(x)))(positions)
 
 
-def refuse_start(target: Target, positions: Any, key: Any) -> None:
+def refuse_start(target: Target, positions: Array, key: Key) -> None:
     """Explain and raise, after the search for starting points failed at ``positions``."""
     trial = _Trial.run(target, key, jnp.asarray(positions))
     for problem in trial.data_problems(target.sites):

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
@@ -32,6 +33,7 @@ from mcx.ops.fingerprint import of_code
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
+from mcx.types import Key, PyTree, Scalar
 
 __all__ = [
     "compile_model",
@@ -78,7 +80,7 @@ def compile_model(bound: BoundProgram) -> Target:
         DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.
     """
     compiled = _compiled(bound)
-    # JAX arrays, so that programs may index data by traced values outside of jit and in closures, too
+    # JAX arrays, so that programs may index data by traced values, outside of jit and in closures too
     data = () if compiled.closed is not None else jax.tree_util.tree_map(jnp.asarray, bound)
     return Target(data, compiled.functions, compiled.shapes, compiled.sites)
 
@@ -136,18 +138,18 @@ def _digest(bound: BoundProgram) -> str:
     return digest.hexdigest()
 
 
-def _program(closed: BoundProgram | None, data: Any) -> Callable[[], Any]:
+def _program(closed: BoundProgram | None, data: PyTree) -> Callable[[], Any]:
     return data.run if closed is None else closed.run
 
 
 # --- whole-model verbs -----------------------------------------------------------------------------
 
 
-def _data(bound: BoundProgram, compiled: _Compiled) -> Any:
+def _data(bound: BoundProgram, compiled: _Compiled) -> PyTree:
     return () if compiled.closed is not None else bound
 
 
-def _simulate(run: Callable[[Any], Any], data: Any, key: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def _simulate(run: Callable[[Any], Any], data: PyTree, key: Key, values: Mapping[str, Any]) -> dict[str, Any]:
     recorder = capture.record(run(data), key=key, values=values, resample_observed=True)
     return {
         name: jnp.asarray(s["value"])
@@ -157,7 +159,7 @@ def _simulate(run: Callable[[Any], Any], data: Any, key: Any, values: Mapping[st
 
 
 def predict_once(bound: BoundProgram) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, Any]]:
-    """``(data, key, values) -> sites``: run forwards from given latent values; pure and jittable."""
+    """``(data, key, values) -> sites``: run forwards from values of latent sites; pure and jittable."""
     return _compiled(bound).simulate
 
 
@@ -179,13 +181,13 @@ def refuse_improper(sites: SiteTable, verb: str) -> None:
             )
 
 
-def _log_joint(run: Callable[[Any], Any], data: Any, values: Mapping[str, Any]) -> Any:
+def _log_joint(run: Callable[[Any], Any], data: PyTree, values: Mapping[str, Any]) -> Scalar:
     recorder = capture.record(run(data), values=values)
     return total([jnp.sum(_term(s)) for s in sample_sites(recorder.sites)])
 
 
-def _term(site: Mapping[str, Any]) -> Any:
-    """Log density of a site; where it has none, what tells its law from others."""
+def _term(site: Mapping[str, Any]) -> Array:
+    """Log density of a site; where it has none, the number that stands in for it."""
     fn = capture.unwrapped(site["fn"])
     return fn.stand_in(site["value"]) if getattr(fn, "no_density", "") else site_log_prob(site)
 
@@ -222,12 +224,12 @@ def fingerprint_model(bound: BoundProgram) -> str:
 
 
 def observed_values(bound: BoundProgram) -> dict[str, Any]:
-    """Values of the observed sites, as the model sees them."""
+    """Values of the observed sites by name, with the shapes that the model gives them."""
     compiled = _compiled(bound)
     found = compiled.observed(_data(bound, compiled))
     return {s.name: found[s.name] for s in compiled.sites if s.name in found}
 
 
-def _observed(run: Callable[[Any], Any], names: frozenset[str], data: Any) -> dict[str, Any]:
+def _observed(run: Callable[[Any], Any], names: frozenset[str], data: PyTree) -> dict[str, Any]:
     recorder = capture.record(run(data), key=jax.random.key(0), substitute_fn=capture.unconstrained_prototype)
     return {name: jnp.asarray(recorder.sites[name]["value"]) for name in names}

@@ -1,4 +1,4 @@
-"""A target with some of its sites given: what one block of a Gibbs sampler moves on."""
+"""Conditioning of a target on some of its sites: the density that one block of a Gibbs sampler moves on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mcx.model.density import capability_error, target_functions
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.target import Target
+from mcx.types import PyTree
 
 __all__ = ["condition_target", "placeholders"]
 
@@ -26,22 +27,22 @@ def condition_target(target: Target, names: tuple[str, ...], hidden: tuple[str, 
 
     Args:
         target: the whole posterior.
-        names: latent sites to give, discrete ones too.
-        hidden: sites whose densities are left out, given ones among them, or observed ones: those of a chain
-            whose likelihood is known in another way.
+        names: latent sites to condition on, discrete ones too.
+        hidden: sites whose densities are left out; they may be observed or conditioned on, such as those of a
+            Markov block whose likelihood is known in another way.
 
     Returns:
         A target whose data are ``(the target's data, {site: constrained value})``, with values that are
         placeholders; :meth:`Target.with_data` puts in others. Equal arguments share their functions.
 
     Raises:
-        CapabilityError: if the support of another site depends on a given one, as its unconstrained
+        CapabilityError: if the support of another site depends on one of these, because its unconstrained
             coordinates would then change their meaning.
     """
     data = (target.data, placeholders(target.sites, names))
 
     def make() -> tuple[Any, ...]:
-        made = _given(target, names, hidden, data)
+        made = _conditioned(target, names, hidden, data)
         _refuse_moving_supports(made)
         return made.functions, made.shapes, made.sites
 
@@ -53,18 +54,18 @@ def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: jnp.zeros(sites[name].shape, sites[name].dtype) for name in names}
 
 
-def _given(target: Target, names: tuple[str, ...], hidden: tuple[str, ...], data: Any) -> Target:
+def _conditioned(target: Target, names: tuple[str, ...], hidden: tuple[str, ...], data: PyTree) -> Target:
     whole = target.functions.run
 
-    def run(data: Any) -> Callable[[], Any]:
+    def run(data: PyTree) -> Callable[[], Any]:
         model, values = data
         program = whole(model)
 
-        def conditioned() -> Any:
+        def conditioned() -> PyTree:
             with numpyro.handlers.condition(data=values):
                 return program()
 
-        def without_hidden() -> Any:
+        def without_hidden() -> PyTree:
             with numpyro.handlers.block(hide=list(hidden)):
                 return conditioned()
 
@@ -84,14 +85,14 @@ def _given(target: Target, names: tuple[str, ...], hidden: tuple[str, ...], data
 
 
 def _refuse_moving_supports(target: Target) -> None:
-    # sites in scans would all seem to depend on whatever is given in the same scan
+    # sites in scans would all seem to depend on whatever is conditioned on in the same scan
     free = [name for name, _ in target.shapes if not target.sites[name].scanned]
     if not free or capability_error(target.sites) is not None:
-        return  # the latter is refused by name where the density is asked for
+        return  # a target without a density is refused by name where the density is evaluated
     z = {name: jnp.zeros(shape) for name, shape in target.shapes}
     model, values = target.data
 
-    def constrained(**values: Any) -> dict[str, Any]:
+    def constrained(**values: PyTree) -> dict[str, Any]:
         found = target.functions.constrain((model, values), z)
         return {name: found[name] for name in free}
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
 
 from mcx.errors import CapabilityError
 from mcx.model import capture
 from mcx.model.support import log_prob_in_support
 from mcx.sites import Site, SiteTable
 from mcx.target import LogParts, TargetFunctions
+from mcx.types import Key, PyTree, Scalar
 
 __all__ = [
     "capability_error",
@@ -36,12 +38,12 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
     latent = tuple(s.name for s in sites.of_kind("latent"))
     refuse, no_density = space_error(sites), density_error(sites)
 
-    def replayed(data: Any, z: Any) -> capture.SiteTrace:
+    def replayed(data: PyTree, z: PyTree) -> capture.SiteTrace:
         if refuse is not None:
             raise refuse
         return capture.replay(run(data), z)
 
-    def with_densities(data: Any, z: Any) -> capture.SiteTrace:
+    def with_densities(data: PyTree, z: PyTree) -> capture.SiteTrace:
         if refuse is None and no_density is not None:
             raise no_density
         return replayed(data, z)
@@ -53,34 +55,34 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
             or (site["infer"].get("mcx_kind") == "prior" and capture.is_factor(site))
         )
 
-    def log_parts(data: Any, z: Any) -> LogParts:
+    def log_parts(data: PyTree, z: PyTree) -> LogParts:
         prior: list[Any] = []
         likelihood: list[Any] = []
         for site in sample_sites(with_densities(data, z)):
             (prior if in_prior(site) else likelihood).append(jnp.sum(site_log_prob(site)))
         return LogParts(total(prior), total(likelihood))
 
-    def constrain(data: Any, z: Any) -> dict[str, Any]:
+    def constrain(data: PyTree, z: PyTree) -> dict[str, Any]:
         trace = replayed(data, z)
         kept = {*latent, *(s.name for s in sites.of_kind("deterministic"))}
         return {name: jnp.asarray(trace[name]["value"]) for name in trace if name in kept}
 
-    def unconstrain(data: Any, values: Any) -> dict[str, Any]:
+    def unconstrain(data: PyTree, values: PyTree) -> dict[str, Any]:
         recorder = capture.record(run(data), values=values)
         return {
             name: dist.biject_to(recorder.sites[name]["fn"].support).inv(recorder.sites[name]["value"])
             for name in latent
         }
 
-    def pointwise(data: Any, z: Any) -> dict[str, Any]:
+    def pointwise(data: PyTree, z: PyTree) -> dict[str, Any]:
         return {s["name"]: site_log_prob(s) for s in sample_sites(replayed(data, z)) if not in_prior(s)}
 
-    def prior_terms(data: Any, z: Any) -> dict[str, Any]:
+    def prior_terms(data: PyTree, z: PyTree) -> dict[str, Any]:
         trace = with_densities(data, z)
         terms = (s for s in sample_sites(trace) if in_prior(s) and not capture.is_jacobian(s))
         return {s["name"]: site_log_prob(s) for s in terms}
 
-    def sample_prior(data: Any, key: Any) -> dict[str, Any]:
+    def sample_prior(data: PyTree, key: Key) -> dict[str, Any]:
         recorder = capture.record(run(data), key=key)
         return {
             name: dist.biject_to(recorder.sites[name]["fn"].support).inv(recorder.sites[name]["value"])
@@ -108,7 +110,7 @@ def sample_sites(trace: capture.SiteTrace) -> list[dict[str, Any]]:
     return [site for site in trace.values() if site["type"] == "sample"]
 
 
-def site_log_prob(site: Mapping[str, Any]) -> Any:
+def site_log_prob(site: Mapping[str, Any]) -> Array:
     """Log density of a recorded site, one entry an independent draw; its scale is applied."""
     fn, value, scale = site["fn"], site["value"], site["scale"]
     intermediates = site["intermediates"]
@@ -116,18 +118,18 @@ def site_log_prob(site: Mapping[str, Any]) -> Any:
     return log_prob if scale is None else scale * log_prob
 
 
-def total(terms: list[Any]) -> Any:
+def total(terms: list[Any]) -> Scalar:
     """Sum of scalars; zero where there are none."""
     return sum(terms, start=jnp.zeros(()))
 
 
 def capability_error(sites: SiteTable) -> CapabilityError | None:
-    """What stops a density on continuous space, if anything does."""
+    """The reason why there is no density on continuous space, or None."""
     return space_error(sites) or density_error(sites)
 
 
 def density_error(sites: SiteTable) -> CapabilityError | None:
-    """What stops the joint density: a site whose law has none."""
+    """The reason why there is no joint density, that is a site without one, or None."""
     for site in sites:
         if site.no_density and site.observed:
             return CapabilityError(
@@ -148,7 +150,7 @@ def density_error(sites: SiteTable) -> CapabilityError | None:
 
 
 def space_error(sites: SiteTable) -> CapabilityError | None:
-    """What stops the map from continuous space to the sites' values, if anything does."""
+    """The reason why continuous space does not map to the sites' values, or None."""
     for site in sites:
         if site.kind == "discrete" and not site.discrete_support:
             return CapabilityError(
@@ -169,7 +171,7 @@ def space_error(sites: SiteTable) -> CapabilityError | None:
 
 
 def subsampling_error(site: Site) -> CapabilityError:
-    """What is wrong with a plate that takes a random part of its items."""
+    """The error about a plate that takes a random part of its items."""
     return CapabilityError(
         f"the plate takes {site.subsample_size} of {site.size} items at random, so the density is random",
         site=site.name,

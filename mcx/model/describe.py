@@ -1,4 +1,4 @@
-"""What a program consists of, read from one abstract run: no arithmetic happens."""
+"""The sites of a program, read from one abstract run in which nothing is computed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
 from mcx.model.path_law import Emission, PathComponent
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
+from mcx.types import PyTree
 
 __all__ = ["describe"]
 
@@ -33,7 +36,7 @@ def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
     """
     found: list[Site] = []
 
-    def run(data: Any) -> None:
+    def run(data: PyTree) -> None:
         recorder = capture.record(
             (bound if concrete else data).run,
             key=jax.random.key(0),
@@ -64,7 +67,7 @@ def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
 
 
 def _with_time(sites: list[Site]) -> tuple[Site, ...]:
-    """Name the time axis of chains and scans: "time", or after the site where another length has it."""
+    """Name the time axis of Markov blocks and scans "time"; a second length is named after its site."""
     lengths: dict[int, str] = {}
     named = []
     for site in sites:
@@ -147,13 +150,13 @@ def _sample_site(msg: dict[str, Any]) -> Site:
     return Site(name, "latent", **common, unconstrained_shape=unconstrained, improper=capture.is_improper(fn))
 
 
-def _distribution_name(fn: Any) -> str:
+def _distribution_name(fn: Distribution) -> str:
     if isinstance(fn, PathComponent):
         return f"Markov({distribution_name(fn.law.start[fn.component])})"
     return distribution_name(fn.first if isinstance(fn, Emission) else fn)
 
 
-def _terms_shape(name: str, fn: Any, value: Any) -> tuple[int, ...]:
+def _terms_shape(name: str, fn: Distribution, value: Array) -> tuple[int, ...]:
     try:
         return tuple(jnp.shape(fn.log_prob(value)))
     except (TypeError, ValueError) as error:
@@ -190,11 +193,11 @@ def _dims(
     return tuple(dims)
 
 
-def _dtype(value: Any) -> str:
+def _dtype(value: Array) -> str:
     return jnp.result_type(value).name
 
 
-def distribution_name(fn: Any) -> str:
+def distribution_name(fn: Distribution) -> str:
     """Readable name of a distribution, wrappers peeled off."""
     return type(capture.unwrapped(fn)).__name__
 
@@ -214,7 +217,7 @@ def constraint_name(constraint: Any) -> str:
     return f"{text}({', '.join(bounds)})" if bounds else text
 
 
-def _number(value: Any) -> str:
+def _number(value: Array) -> str:
     if isinstance(value, jax.core.Tracer) or jnp.ndim(value):
         return "..."
     return f"{np.asarray(value).item():g}"

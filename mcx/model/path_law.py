@@ -2,7 +2,7 @@
 
 To NumPyro a Markov block is one latent site for every component of the state, whose value is a path, and one
 observed site for every emission. Components of a structured state share one law: they are drawn together, and
-the density of one is given the others' values.
+the density of one is conditional on the values of the others.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.errors import ModelError
 from mcx.model.capture import is_improper
 from mcx.model.support import log_prob_in_support
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
+from mcx.types import Key, PyTree
 
 __all__ = [
     "Emission",
@@ -35,18 +38,18 @@ __all__ = [
 Laws = Callable[..., dict[str, Any]]
 
 
-def components(laws: Any) -> dict[str, Any]:
+def components(laws: Distribution | dict[str, Distribution]) -> dict[str, Any]:
     """Distributions by component; a bare one is the component ``""``."""
     return dict(laws) if isinstance(laws, dict) else {"": laws}
 
 
-def bare(values: dict[str, Any]) -> Any:
+def bare(values: dict[str, Any]) -> PyTree:
     """The value a user's function sees: a dictionary, or the value itself where there is one component."""
     return values[""] if "" in values else values
 
 
 def draw_components(particle_key: ParticleKey, laws: dict[str, Any]) -> dict[str, Any]:
-    """Draw every component, independently given the past."""
+    """Draw every component; they are independent given the past."""
     return {name: draw(of_site(particle_key, i), law) for i, (name, law) in enumerate(laws.items())}
 
 
@@ -72,7 +75,7 @@ class PathLaw:
     name: str
     initial: Laws
     transition: Laws
-    inputs: Any
+    inputs: PyTree
     length: int
     values: dict[str, Any] = field(default_factory=dict)
     drawn: dict[str, Any] | None = None
@@ -86,7 +89,7 @@ class PathLaw:
             self._check_step()
 
     def _check_step(self) -> None:
-        """Raise unless the transition gives what the initial law gives."""
+        """Raise unless the transition gives states of the same structure as the initial law."""
         u = jax.tree_util.tree_map(lambda x: x[0], self.later_inputs)
         zeros = {k: jnp.zeros(s.shape, s.dtype) for k, s in self.shapes.items()}
         laws = self.transition(bare(zeros), u)
@@ -117,42 +120,42 @@ class PathLaw:
                     remedy="write the state so that its support is the same at all times",
                 )
 
-    def sample(self, key: Any) -> dict[str, Any]:
+    def sample(self, key: Key) -> dict[str, Any]:
         """Draw all paths, (T, ...) each, forwards in time; those in ``values`` stay as they are."""
         key_start, key_run = jax.random.split(key)
         one = jnp.zeros((), jnp.int32)
-        given = self.values
+        fixed = self.values
         x0 = self._cast(
-            draw_components(ParticleKey(key_start, one), self.start), {k: v[0] for k, v in given.items()}
+            draw_components(ParticleKey(key_start, one), self.start), {k: v[0] for k, v in fixed.items()}
         )
 
-        def step(x: dict[str, Any], inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        def step(x: dict[str, Any], inputs: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
             t, u, known = inputs
             particle_key = ParticleKey(jax.random.fold_in(key_run, t), one)
             x = self._cast(draw_components(particle_key, self.transition(bare(x), u)), known)
             return x, x
 
         times = jnp.arange(1, self.length, dtype=jnp.uint32)
-        later_given = {k: v[1:] for k, v in given.items()}
-        _, later = jax.lax.scan(step, x0, (times, self.later_inputs, later_given))
+        later_fixed = {k: v[1:] for k, v in fixed.items()}
+        _, later = jax.lax.scan(step, x0, (times, self.later_inputs, later_fixed))
         return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
-    def _cast(self, x: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        return {k: v.astype(self.shapes[k].dtype) for k, v in (x | given).items()}
+    def _cast(self, x: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.astype(self.shapes[k].dtype) for k, v in (x | fixed).items()}
 
-    def draw(self, key: Any, component: str) -> Any:
-        """Draw one component's path; the others of the same draw wait for their turn."""
+    def draw(self, key: Key, component: str) -> Array:
+        """Draw one component's path; those of the other components are kept until they are drawn."""
         if self.drawn is None:
             self.drawn = self.sample(key)
         return self.drawn[component]
 
-    def settle(self, component: str, path: Any) -> None:
-        """Take note of a component's path: the one drawn, or one given from outside."""
+    def settle(self, component: str, path: PyTree) -> None:
+        """Record a component's path: the one drawn, or one assigned from outside."""
         self.values[component] = path
         if self.drawn is not None and self.drawn[component] is not path:
             self.drawn = None
 
-    def log_prob(self, component: str, values: dict[str, Any]) -> Any:
+    def log_prob(self, component: str, values: dict[str, Any]) -> Array:
         """Log density of one component's path given those of the others; they add up to the joint one.
 
         Vectorised over time: no scan, so gradients are cheap.
@@ -161,7 +164,7 @@ class PathLaw:
         before = jax.tree_util.tree_map(lambda x: x[:-1], values)
         after = jax.tree_util.tree_map(lambda x: x[1:], values)
 
-        def one(x_prev: Any, x: Any, u: Any) -> Any:
+        def one(x_prev: PyTree, x: PyTree, u: PyTree) -> Array:
             return jnp.sum(self.transition(bare(x_prev), u)[component].log_prob(x[component]))
 
         steps = jax.vmap(one)(before, after, self.later_inputs)
@@ -169,13 +172,14 @@ class PathLaw:
 
 
 class PathComponent(dist.Distribution):
-    """Path of one component of a Markov chain's state; event shape (T, ...).
+    """The path of one component of a Markov block's state; event shape (T, ...).
 
-    ``log_prob`` is given the other components' paths: those in ``law.values`` at the time of the call.
+    ``log_prob`` is conditional on the other components' paths, those in ``law.values`` at the time of the
+    call.
     """
 
     arg_constraints: dict[str, Any] = {}
-    minds_support = True
+    checks_support = True
 
     def __init__(self, law: PathLaw, component: str) -> None:
         self.law, self.component = law, component
@@ -188,7 +192,7 @@ class PathComponent(dist.Distribution):
         base = start.support
         return None if base is None else dist.constraints.independent(base, 1 + len(start.batch_shape))
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw paths; components of one law drawn from one key belong together."""
         if not sample_shape:
             return self.law.draw(key, self.component)
@@ -198,7 +202,7 @@ class PathComponent(dist.Distribution):
             draw_one = jax.vmap(draw_one)
         return draw_one(keys)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log density of a path."""
         return self.law.log_prob(self.component, {**self.law.values, self.component: value})
 
@@ -211,9 +215,11 @@ class Emission(dist.Distribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    minds_support = True
+    checks_support = True
 
-    def __init__(self, laws: Laws, key: str, path: dict[str, Any], inputs: Any, missing: Any = None) -> None:
+    def __init__(
+        self, laws: Laws, key: str, path: dict[str, Any], inputs: PyTree, missing: Array | None = None
+    ) -> None:
         self.laws, self.key, self.path, self.inputs, self.missing = laws, key, path, inputs, missing
         x0, u0 = jax.tree_util.tree_map(lambda x: x[0], (path, inputs))
         self.first = laws(bare(x0), u0)[key]
@@ -225,11 +231,11 @@ class Emission(dist.Distribution):
         """Support of one observation."""
         return self.first.support
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw observations; missing ones too."""
         keys = jax.random.split(key, (*sample_shape, self.batch_shape[0]))
 
-        def one(key: Any, x: Any, u: Any) -> Any:
+        def one(key: Key, x: PyTree, u: PyTree) -> Array:
             return self.laws(bare(x), u)[self.key].sample(key)
 
         fn = jax.vmap(one)
@@ -237,20 +243,20 @@ class Emission(dist.Distribution):
             fn = jax.vmap(fn, (0, None, None))
         return fn(keys, self.path, self.inputs)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
+    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log density of each observation; 0 where missing."""
         value = jnp.asarray(value)
 
-        def one(x: Any, u: Any, y: Any, missing: Any) -> Any:
+        def one(x: PyTree, u: PyTree, y: Array, missing: Array | None) -> Array:
             return masked_log_prob(self.laws(bare(x), u)[self.key], y, missing)
 
         return jax.vmap(one)(self.path, self.inputs, value, self.missing)
 
-    def unusable(self, value: Any) -> tuple[Any, Any]:
-        """Number of observations missing in part that have no density then; whether the rest is supported."""
+    def unusable(self, value: Array) -> tuple[Array, Array]:
+        """How many observations are missing in part and have no density; whether the rest is supported."""
         value = jnp.asarray(value)
 
-        def one(x: Any, u: Any, y: Any, missing: Any) -> Any:
+        def one(x: PyTree, u: PyTree, y: Array, missing: Array | None) -> tuple[Array, Array]:
             law = self.laws(bare(x), u)[self.key]
             gone, filled = missing_filled(law, y, missing)
             bad = jnp.isnan(_log_prob(law, filled, gone)) & jnp.any(gone)
@@ -261,7 +267,7 @@ class Emission(dist.Distribution):
         return jnp.sum(bad), jnp.all(inside)
 
 
-def masked_log_prob(law: Any, y: Any, missing: Any = None) -> Any:
+def masked_log_prob(law: Distribution, y: Array, missing: Array | None = None) -> Array:
     """Log density of one time's observation, of the law's batch shape; 0 where it is missing.
 
     Args:
@@ -270,14 +276,14 @@ def masked_log_prob(law: Any, y: Any, missing: Any = None) -> Any:
         missing: mask of ``y``'s shape or of the law's batch shape, for integers; or None.
 
     Returns:
-        Log densities. A vector that is missing in part is summed over its independent components that are
-        there; with dependent components it is NaN (checked beforehand where the data are known).
+        Log densities. A vector that is missing in part is summed over those of its independent components
+        that were observed; with dependent components it is NaN (checked beforehand where data are known).
     """
     gone, filled = missing_filled(law, y, missing)
     return _log_prob(law, filled, gone)
 
 
-def _log_prob(law: Any, y: Any, gone: Any) -> Any:
+def _log_prob(law: Distribution, y: Array, gone: Array) -> Array:
     while isinstance(law, dist.ExpandedDistribution) and isinstance(law.base_dist, dist.Independent):
         # expansion of batches of vectors: the vectors' components stay independent
         inner = law.base_dist
@@ -296,8 +302,8 @@ def _log_prob(law: Any, y: Any, gone: Any) -> Any:
     return jnp.where(gone, 0.0, log_prob)
 
 
-def missing_filled(law: Any, y: Any, missing: Any) -> tuple[Any, Any]:
-    """What is missing, elementwise, and the observation with supported entries in its place."""
+def missing_filled(law: Distribution, y: Array, missing: Array | None) -> tuple[Any, Any]:
+    """Flags of the missing entries, and the observation with supported values in their place."""
     shape = law.shape()
     y = jnp.broadcast_to(y, jnp.broadcast_shapes(jnp.shape(y), shape))
     gone = jnp.isnan(y) if jnp.issubdtype(y.dtype, jnp.floating) else jnp.zeros(y.shape, bool)
@@ -310,13 +316,13 @@ def missing_filled(law: Any, y: Any, missing: Any) -> tuple[Any, Any]:
 
 
 def _elementwise(support: Any) -> Any:
-    """A support with what declares its axes one event taken off."""
+    """The support of a single entry: without the declaration that its axes belong to one event."""
     while isinstance(support, dist.constraints.independent):
         support = support.base_constraint
     return support
 
 
-def _dtype(law: Any) -> Any:
+def _dtype(law: Distribution) -> Any:
     if is_improper(law):  # nothing can be drawn from it
         return jnp.result_type(float)
     return jax.eval_shape(lambda: law.sample(jax.random.key(0))).dtype

@@ -120,5 +120,5 @@ def _outside(primitive: str, name: str) -> ModelError:
         f"mcx.{primitive} was called outside of a model",
         site=name,
         remedy="write it in a function decorated with @mcx.model; then model(data) binds, and "
-        "mcx.infer or .simulate(key=key) runs it",
+        "mcx.infer or .simulate(key=...) runs it",
     )

@@ -51,7 +51,13 @@ class BoundProgram:
     Users see :class:`mcx.BoundModel`, which adds what can be done with one.
     """
 
-    def __init__(self, fn: Callable[..., Any], treedef: Any, slots: tuple[Any, ...], data: tuple[Any, ...]):
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        treedef: jax.tree_util.PyTreeDef,
+        slots: tuple[Any, ...],
+        data: tuple[Any, ...],
+    ):
         self.fn, self._treedef, self._slots, self.data = fn, treedef, slots, data
 
     @classmethod

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from numpyro.infer.inspect import get_dependencies
 
@@ -58,7 +57,12 @@ def _identifiers(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _mermaid(groups: Any, edges: Any, sizes: Any, identifiers: dict[str, str]) -> str:
+def _mermaid(
+    groups: Mapping[tuple[str, ...], list[Site]],
+    edges: list[tuple[str, str]],
+    sizes: Mapping[str, int],
+    identifiers: dict[str, str],
+) -> str:
     def text(label: str) -> str:
         return label.replace('"', "#quot;")
 
@@ -75,7 +79,12 @@ def _mermaid(groups: Any, edges: Any, sizes: Any, identifiers: dict[str, str]) -
     return "\n".join(lines)
 
 
-def _dot(groups: Any, edges: Any, sizes: Any, identifiers: dict[str, str]) -> str:
+def _dot(
+    groups: Mapping[tuple[str, ...], list[Site]],
+    edges: list[tuple[str, str]],
+    sizes: Mapping[str, int],
+    identifiers: dict[str, str],
+) -> str:
     def text(label: str) -> str:
         return label.replace("\\", r"\\").replace('"', r"\"")
 

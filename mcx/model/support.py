@@ -1,4 +1,4 @@
-"""Densities that are zero outside of a distribution's support, as NumPyro's are only where it validates."""
+"""Densities that are zero outside of a distribution's support; NumPyro's are so only if it validates."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import Distribution
 
 __all__ = ["log_prob_in_support"]
 
 
-def log_prob_in_support(fn: Any, value: Any, *intermediates: Any) -> Any:
+def log_prob_in_support(fn: Distribution, value: Array, *intermediates: Any) -> Array:
     """Log density of a value; -inf outside of the support.
 
     NumPyro gives ``Uniform(0, 1).log_prob(5)`` the value 0 unless validation is on, which it is by default
     from version 0.22 on.
 
     Args:
-        fn: a NumPyro distribution; one with ``minds_support`` is taken as it is.
-        value: what it is to be evaluated at.
+        fn: a NumPyro distribution; one whose attribute ``checks_support`` is true is taken as it is.
+        value: the point.
         *intermediates: of the site, where it has some.
     """
     log_prob = fn.log_prob(value, *intermediates)
-    if getattr(fn, "minds_support", False) or _validates(fn):
+    if getattr(fn, "checks_support", False) or _validates(fn):
         return log_prob
     try:
         inside = fn.support(value)
     except (AttributeError, TypeError, NotImplementedError, ValueError):
-        return log_prob  # no support is declared, or none that can be asked
+        return log_prob  # no support is declared, or it cannot be evaluated
     if jnp.shape(inside) != jnp.shape(log_prob):
         return log_prob
     return jnp.where(inside, log_prob, -jnp.inf)
 
 
-def _validates(fn: Any) -> bool:
-    """Whether NumPyro minds the support: what wraps a distribution leaves that to it."""
+def _validates(fn: Distribution) -> bool:
+    """Whether NumPyro checks the support; wrappers leave that to the distribution that they wrap."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return bool(getattr(fn, "_validate_args", False))

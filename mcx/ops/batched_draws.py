@@ -1,22 +1,26 @@
-"""One batched draw for all particles, where a key of its own for every particle would be slow.
+"""Batched draws: one draw for all particles, because a key for each particle would be slow.
 
-Particle code is written for one particle and vectorised by ``vmap``. A :class:`ParticleKey` stands for "this
-step's key, and which particle I am". Under ``vmap`` over the particles' indices :func:`draw` sees all of them
-at once and draws the whole batch from one key.
+Particle code is written for one particle and vectorised by ``vmap``. A :class:`ParticleKey` holds the key of
+the step and the number of the particle. Under ``vmap`` over the particles' numbers :func:`draw` sees all of
+them at once, and draws the whole batch from one key.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, ExpandedDistribution
 from numpyro.distributions.batch_util import promote_batch_shape
+
+from mcx.types import Key, PyTree
 
 __all__ = ["ParticleKey", "draw", "particle_keys", "of_site"]
 
@@ -30,11 +34,11 @@ class ParticleKey(NamedTuple):
     index: the particle's number, int32. Two particles of one step must not share it.
     """
 
-    key: Any
-    index: Any
+    key: PyTree
+    index: PyTree
 
 
-def particle_keys(key: Any, num: int, first: Any = 0) -> ParticleKey:
+def particle_keys(key: Key, num: int, first: ArrayLike = 0) -> ParticleKey:
     """Keys of ``num`` particles from number ``first`` on; vectorise with ``in_axes=ParticleKey(None, 0)``."""
     return ParticleKey(key, first + jnp.arange(num, dtype=jnp.int32))
 
@@ -44,7 +48,7 @@ def of_site(particle_key: ParticleKey, site: int) -> ParticleKey:
     return ParticleKey(jax.random.fold_in(particle_key.key, site), particle_key.index)
 
 
-def draw(particle_key: ParticleKey, distribution: Any) -> Any:
+def draw(particle_key: ParticleKey, distribution: Distribution) -> Array:
     """Draw from a distribution, independently for every particle.
 
     Args:
@@ -53,18 +57,19 @@ def draw(particle_key: ParticleKey, distribution: Any) -> Any:
 
     Returns:
         One draw, of the distribution's shape. Under ``vmap`` over ``particle_key.index`` the batch comes from
-        ``fold_in(key, index[0])``, so two parts of one population do not repeat each other. Distributions
-        that cannot be batched so draw from a key of their own each, which gives the same law.
+        ``fold_in(key, index[0])``, so that two parts of one population do not repeat each other. For
+        distributions that cannot be batched in this way, each particle draws from a key of its own, which
+        gives the same law.
     """
     leaves, treedef = jax.tree_util.tree_flatten(distribution)
 
-    def one(key: Any, index: Any, *leaves: Any) -> Any:
+    def one(key: Key, index: Array, *leaves: PyTree) -> Array:
         return jax.tree_util.tree_unflatten(treedef, leaves).sample(jax.random.fold_in(key, index))
 
     batched_one = custom_vmap(one)
 
     @batched_one.def_vmap
-    def rule(size: int, batched: Any, key: Any, index: Any, *leaves: Any) -> Any:
+    def rule(size: int, batched: PyTree, key: Key, index: Array, *leaves: PyTree) -> tuple[Array, bool]:
         many = _sampler(treedef, leaves, batched[2:]) if batched[1] and not batched[0] else None
         if many is None:
             axes = [0 if b else None for b in jax.tree_util.tree_leaves(batched)]
@@ -77,22 +82,22 @@ def draw(particle_key: ParticleKey, distribution: Any) -> Any:
 _Sampler = Callable[..., Any]  # (key, size, *leaves) -> (size, *shape)
 
 
-def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
-    """The fastest way that draws all batch entries from one key, or None if there is none that is right.
+def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) -> _Sampler | None:
+    """The fastest correct way to draw all batch entries from one key, or None if there is none.
 
     A distribution that is made of others (LogNormal, StudentT, mixtures, ...) may draw parts of it once for
-    all batch entries when only its own parameters are batched, and the shape would not tell. So a way is
-    right if it draws as many random numbers for the batch as it takes for as many batch entries, source by
-    source.
+    all batch entries when only its own parameters are batched, which the shape of the draw does not show. So
+    a way is correct if, source by source, it draws as many random numbers for the batch as single draws of
+    all entries take.
     """
 
-    def make(leaves: Any) -> Any:
+    def make(leaves: PyTree) -> Distribution:
         return jax.tree_util.tree_unflatten(treedef, leaves)
 
-    def promoted(key: Any, size: int, *leaves: Any) -> Any:
+    def promoted(key: Key, size: int, *leaves: PyTree) -> Array:
         return promote_batch_shape(make(leaves)).sample(key)
 
-    def widened(key: Any, size: int, *leaves: Any) -> Any:
+    def widened(key: Key, size: int, *leaves: PyTree) -> Array:
         wide = [
             x if b else jnp.broadcast_to(x, (size, *jnp.shape(x)))
             for x, b in zip(leaves, batched, strict=True)
@@ -102,7 +107,7 @@ def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
     if not any(batched):
         return lambda key, size, *leaves: make(leaves).sample(key, (size,))
     if any(isinstance(part, ExpandedDistribution) for part in _parts(make(leaves))):
-        return None  # it lays the copies out before the batch entries, and so would mix the lanes up
+        return None  # it lays the copies out before the batch entries, and so would mix the entries up
     lone = [
         jax.ShapeDtypeStruct(jnp.shape(x)[b:], jnp.result_type(x))
         for x, b in zip(leaves, batched, strict=True)
@@ -114,7 +119,7 @@ def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
     try:
         dtype, shape, numbers = _trace(lambda key, *xs: make(xs).sample(key), lone)
     except Exception:
-        return None  # the same error comes again, and is told, where batch entries are drawn one by one
+        return None  # the error is raised again where batch entries are drawn one by one
     for sampler in (promoted, widened):
         try:
             found = _trace(partial(_probe, sampler), probes)
@@ -125,12 +130,12 @@ def _sampler(treedef: Any, leaves: Any, batched: Any) -> _Sampler | None:
     return None
 
 
-def _probe(sampler: _Sampler, key: Any, *leaves: Any) -> Any:
+def _probe(sampler: _Sampler, key: Key, *leaves: PyTree) -> Array:
     return sampler(key, _PROBE, *leaves)
 
 
-def _parts(d: Any) -> Iterator[Any]:
-    """A distribution, and those that it is made of."""
+def _parts(d: Distribution) -> Iterator[Any]:
+    """A distribution and those that it is made of."""
     yield d
     for value in vars(d).values():
         for part in value if isinstance(value, list | tuple) else (value,):
@@ -138,8 +143,8 @@ def _parts(d: Any) -> Iterator[Any]:
                 yield from _parts(part)
 
 
-def _widen(d: Any, size: int) -> Any:
-    """A distribution all of whose leaves have got a new first axis, with batch shapes that say so."""
+def _widen(d: Distribution, size: int) -> Distribution:
+    """A distribution all of whose leaves have got a new first axis, with its batch shapes updated."""
     wide = copy.copy(d)
     for name, value in vars(d).items():
         if isinstance(value, Distribution):
@@ -150,8 +155,8 @@ def _widen(d: Any, size: int) -> Any:
     return wide
 
 
-def _trace(fn: Callable[..., Any], leaves: Any) -> tuple[Any, tuple[int, ...], list[int]]:
-    """Dtype and shape of a draw, and how many random numbers each of its sources gives."""
+def _trace(fn: Callable[..., Any], leaves: PyTree) -> tuple[Any, tuple[int, ...], list[int]]:
+    """Dtype and shape of a draw, and the number of random numbers from each of its sources."""
     traced = jax.make_jaxpr(fn)(jax.eval_shape(lambda: jax.random.key(0)), *leaves)
     (out,) = traced.out_avals
     return out.dtype, tuple(out.shape), list(_random_numbers(traced.jaxpr, 1))
@@ -169,7 +174,7 @@ def _random_numbers(jaxpr: Any, times: int) -> Iterator[int]:
                     yield times * v.aval.size
 
 
-def _inner(params: Any) -> Iterator[Any]:
+def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for part in value if isinstance(value, list | tuple) else (value,):
             part = getattr(part, "jaxpr", part)

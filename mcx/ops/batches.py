@@ -1,4 +1,4 @@
-"""``vmap`` a part of the axis at a time, where all of it at once would not fit into memory."""
+"""``vmap`` over a part of the axis at a time, where all of it at once would not fit into memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+
+from mcx.types import PyTree
 
 __all__ = ["map_in_batches", "vmap_in_batches"]
 
 
-def map_in_batches(fn: Callable[[Any], Any], points: Any, most: int) -> Any:
+def map_in_batches(fn: Callable[[Any], Any], points: PyTree, most: int) -> PyTree:
     """``jax.vmap(fn)(points)``, with at most ``most`` entries at once, in batches of equal size.
 
     The last batch is filled up with copies of the first entry, so that ``fn`` is traced once.
@@ -27,7 +30,7 @@ def map_in_batches(fn: Callable[[Any], Any], points: Any, most: int) -> Any:
         return jax.vmap(fn)(points)
     size = -(-n // parts)
 
-    def split(x: Any) -> Any:
+    def split(x: Array) -> Array:
         filling = jnp.broadcast_to(x[:1], (parts * size - n, *x.shape[1:]))
         return jnp.concatenate([x, filling]).reshape(parts, size, *x.shape[1:])
 
@@ -53,8 +56,8 @@ def vmap_in_batches(
     if batch_size is None:
         return jax.vmap(fn, in_axes, axis_name=axis_name)
 
-    def run(*args: Any) -> Any:
-        def one(own: list[Any]) -> Any:
+    def run(*args: PyTree) -> PyTree:
+        def one(own: list[Any]) -> PyTree:
             left = iter(own)
             return fn(*(arg if axis is None else next(left) for arg, axis in zip(args, in_axes, strict=True)))
 

@@ -1,4 +1,4 @@
-"""Functions with their closed-over arrays made arguments."""
+"""Closure conversion: functions with the arrays that they close over as arguments."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mcx.types import PyTree
+
 __all__ = ["ConvertedClosure", "convert_closure"]
 
 
 class ConvertedClosure(NamedTuple):
-    """A traced function. Hashable by identity: it is code, without values.
+    """A traced function without the values it closes over. It compares, and hashes, by identity.
 
     ``call(consts, *args)`` runs it; ``avals`` are the shapes and dtypes of its constants.
     """
 
     jaxpr: Any
-    out_tree: Any
+    out_tree: jax.tree_util.PyTreeDef
     avals: tuple[Any, ...]
 
-    def __call__(self, consts: Any, *args: Any) -> Any:
+    def __call__(self, consts: PyTree, *args: PyTree) -> PyTree:
         """Run the code with these values of its constants."""
         flat = [
             jnp.asarray(x, v.aval.dtype) if not jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) else x
@@ -36,16 +38,16 @@ class ConvertedClosure(NamedTuple):
         return isinstance(other, ConvertedClosure) and self.jaxpr is other.jaxpr
 
 
-def convert_closure(fn: Callable[..., Any], *args: Any) -> tuple[ConvertedClosure, tuple[Any, ...]]:
-    """Trace a function, and take out the arrays it closes over.
+def convert_closure(fn: Callable[..., Any], *args: PyTree) -> tuple[ConvertedClosure, tuple[Any, ...]]:
+    """Trace a function and take out the arrays that it closes over.
 
     Args:
         fn: the function.
         *args: examples of its arguments, or their shapes and dtypes.
 
     Returns:
-        The code, and its constants, traced values among them: what was closed over where ``fn`` was made. The
-        same program traced again gives the same constants in the same order, with their new values.
+        The code and its constants: the values, traced ones among them, that ``fn`` closes over. Tracing the
+        same program again gives the same constants in the same order, with their new values.
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     consts = tuple(closed.consts)

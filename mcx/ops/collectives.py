@@ -1,7 +1,8 @@
 """Sums over all chains of a run, from within one chain: across the vectorised axis and across devices.
 
-Results are the same for every chain, and JAX knows it: a loop bound computed from them stays one number
-under ``vmap``. Where an axis is not there (a chain on its own, a single device), nothing is pooled over it.
+Results are the same for every chain, and JAX knows it: a loop bound that is computed from them stays one
+number under ``vmap``. Where an axis does not exist (a single chain, a single device), nothing is pooled over
+it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from mcx.types import PyTree
 
 __all__ = ["MESH_AXIS", "VMAP_AXIS", "agreed", "every", "index", "mean", "size"]
 
-VMAP_AXIS = "mcx_lane"  # the vmap over the chains of a device
+VMAP_AXIS = "mcx_lane"  # the vmap over the chains of a device; checkpoints compare programs with this name
 MESH_AXIS = "chain"  # the mesh axis that chains are spread over
 
 
@@ -30,7 +35,7 @@ def _bound(axis: str) -> bool:
     return True
 
 
-def _over_axes(reduce: Callable[[Any, str], Any], tree: Any) -> Any:
+def _over_axes(reduce: Callable[[Any, str], Any], tree: PyTree) -> PyTree:
     for axis in _axes():
         tree = reduce(tree, axis)
     return tree
@@ -44,7 +49,7 @@ def size() -> int:
     return count
 
 
-def index() -> Any:
+def index() -> Array:
     """Number of this chain among all of them."""
     place: Any = jnp.int32(0)
     for axis in reversed(_axes()):
@@ -52,20 +57,20 @@ def index() -> Any:
     return place
 
 
-def mean(tree: Any) -> Any:
+def mean(tree: PyTree) -> PyTree:
     """Mean over chains, leaf by leaf."""
     return _over_axes(jax.lax.pmean, tree)
 
 
-def agreed(tree: Any) -> Any:
-    """What all chains hold alike, as one value; the largest where they differ."""
+def agreed(tree: PyTree) -> PyTree:
+    """A value that all chains share, as one value; the largest where they differ."""
     return _over_axes(jax.lax.pmax, tree)
 
 
-def every(tree: Any) -> Any:
+def every(tree: PyTree) -> PyTree:
     """The values of all chains, along a new leading axis in the order of :func:`index`."""
 
-    def gather(x: Any) -> Any:
+    def gather(x: ArrayLike) -> Array:
         x = jnp.asarray(x)
         whole = x[None]
         for axis in _axes():

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from mcx.types import PyTree
+
 __all__ = ["of_arrays", "of_code", "of_text", "without_addresses"]
 
 
-def of_arrays(tree: Any) -> str:
+def of_arrays(tree: PyTree) -> str:
     """SHA-256 of a pytree's arrays, random keys among them."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -25,7 +27,7 @@ def of_arrays(tree: Any) -> str:
 
 
 def of_code(traced: Any) -> str:
-    """SHA-256 of what ``jax.make_jaxpr`` gave: operations and constants."""
+    """SHA-256 of the result of ``jax.make_jaxpr``: operations and constants."""
     return of_text(f"{without_addresses(str(traced.jaxpr))} {of_arrays(list(traced.consts))}")
 
 
@@ -35,5 +37,5 @@ def of_text(text: str) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """A text without the places in memory of what it names."""
+    """A text without addresses in memory."""
     return re.sub(r" at 0x[0-9a-f]+|0x[0-9a-f]{6,}", "", text)

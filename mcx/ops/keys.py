@@ -35,6 +35,7 @@ class Stream(IntEnum):
     GUIDED_INITIAL_POINTS = 4
     NESTED_DRAWS = 4
     INITIAL_POINTS = 5
+    CORRECTED_DRAWS = 5
     PARTICLE_ORDER = 5
     NESTED_PATHS = 5
     OBSERVED_INFORMATION = 5
@@ -67,7 +68,7 @@ def as_key(key: Any) -> jax.Array:
                 "one key is needed, not a batch of keys",
                 expected="a key of shape ()",
                 found=f"shape {key.shape}",
-                remedy="pass one of them; mcx derives the chains' keys itself",
+                remedy="pass one of them; mcx derives the keys of chains itself",
             )
         return key
     if dtype == jnp.uint32 and getattr(key, "ndim", 0) == 1:

@@ -1,7 +1,7 @@
 """Weights kept as logarithms, and sums that keep the digits float32 drops.
 
-Two conventions hold throughout, for log weights anywhere in mcx: NaN counts as -inf, that is as weight zero
-(callers who want to know count them beforehand); and where some weights are +inf only those count, equally.
+Two conventions hold for log weights anywhere in mcx: NaN counts as -inf, that is as weight zero (callers who
+want to know count them beforehand); and where some weights are +inf, only those count, equally.
 Everything here is differentiable and can be vmapped, and no gradient is NaN because a weight is zero, or
 because all are.
 """
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 __all__ = [
     "Compensated",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 
-def largest(log_w: Any, axis: int = -1) -> Any:
+def largest(log_w: ArrayLike, axis: int = -1) -> Array:
     """Take the largest log weight.
 
     Args:
@@ -41,7 +43,7 @@ def largest(log_w: Any, axis: int = -1) -> Any:
     return _max(_without_nan(log_w), axis)
 
 
-def relative_weights(log_w: Any, axis: int = -1) -> Any:
+def relative_weights(log_w: ArrayLike, axis: int = -1) -> Array:
     """Divide weights by the largest of them.
 
     Args:
@@ -57,7 +59,7 @@ def relative_weights(log_w: Any, axis: int = -1) -> Any:
     return jnp.where(top == -jnp.inf, 1.0, jnp.exp(shifted))
 
 
-def log_sum_exp(log_w: Any, axis: int = -1) -> Any:
+def log_sum_exp(log_w: ArrayLike, axis: int = -1) -> Array:
     """Take the logarithm of a sum of weights.
 
     Args:
@@ -73,7 +75,7 @@ def log_sum_exp(log_w: Any, axis: int = -1) -> Any:
     return jnp.squeeze(log_total, axis)
 
 
-def normalize(log_w: Any, axis: int = -1) -> tuple[Any, Any]:
+def normalize(log_w: ArrayLike, axis: int = -1) -> tuple[Any, Any]:
     """Scale weights so that they sum to 1.
 
     Args:
@@ -88,7 +90,7 @@ def normalize(log_w: Any, axis: int = -1) -> tuple[Any, Any]:
     return shifted - _log_share(shifted, axis), log_sum_exp(log_w, axis)
 
 
-def effective_sample_size(log_w: Any, axis: int = -1) -> Any:
+def effective_sample_size(log_w: ArrayLike, axis: int = -1) -> Array:
     """Count how many equal weights would be worth as much: ``(sum w)^2 / sum w^2``.
 
     Args:
@@ -112,17 +114,17 @@ def effective_sample_size(log_w: Any, axis: int = -1) -> Any:
 class Compensated(NamedTuple):
     """A running sum as two floats: their exact sum has about twice the digits of one."""
 
-    total: Any  # the sum, rounded
-    carry: Any  # what rounding took off it, at most half an ulp of the total
+    total: Array  # the sum, rounded
+    carry: Array  # the rounding error, at most half an ulp of the total
 
 
-def compensated(x: Any) -> Compensated:
+def compensated(x: ArrayLike) -> Compensated:
     """Start a compensated sum at ``x``."""
     x = as_float(x)
     return Compensated(x, jnp.zeros_like(x))
 
 
-def add(c: Compensated, x: Any) -> Compensated:
+def add(c: Compensated, x: Array) -> Compensated:
     """Add ``x`` to a compensated sum, entry by entry.
 
     Relative error at most 2 u^2 an addition, where u is the unit roundoff (6e-8 for float32). Once the sum
@@ -142,24 +144,24 @@ def add(c: Compensated, x: Any) -> Compensated:
     return Compensated(jnp.where(finite, total, s), jnp.where(finite, rest - (total - s), 0.0))
 
 
-def value(c: Compensated) -> Any:
+def value(c: Compensated) -> Array:
     """Round a compensated sum to one float."""
     return c.total + c.carry
 
 
-def as_float(x: Any) -> Any:
+def as_float(x: ArrayLike) -> Array:
     """Make an array of ``x``; integers and booleans become JAX's default float."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
 
 
-def _without_nan(log_w: Any) -> Any:
+def _without_nan(log_w: ArrayLike) -> Array:
     log_w = as_float(log_w)
     return jnp.where(jnp.isnan(log_w), -jnp.inf, log_w)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max(x: Any, axis: int) -> Any:
+def _max(x: Array, axis: int) -> Array:
     """Maximum of floats that are not NaN.
 
     Floats of one sign are ordered as their bits are, and XLA on CPU takes the maximum of integers in a third
@@ -180,7 +182,7 @@ def _max_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Any, Any]:
     return top, slope.astype(top.dtype)
 
 
-def _shift(log_w: Any, axis: int) -> tuple[Any, Any, Any]:
+def _shift(log_w: ArrayLike, axis: int) -> tuple[Any, Any, Any]:
     """``log_w`` less a finite shift with a largest entry of 0 (or -inf if all are), its top, the shift."""
     log_w = _without_nan(log_w)
     top = jnp.expand_dims(_max(log_w, axis), axis)
@@ -190,7 +192,7 @@ def _shift(log_w: Any, axis: int) -> tuple[Any, Any, Any]:
     return jnp.where(top == jnp.inf, only_infinite, log_w - shift), top, shift
 
 
-def _log_share(shifted: Any, axis: int) -> Any:
+def _log_share(shifted: Array, axis: int) -> Array:
     """Logarithm of the sum of weights whose largest is 1; 0 where all are zero."""
     total = jnp.sum(jnp.exp(shifted), axis, keepdims=True)
     # the derivative of log at 0 is infinite, and times zero NaN: keep 0 out of it

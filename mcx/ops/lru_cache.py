@@ -1,4 +1,4 @@
-"""A cache that keeps what was asked for last."""
+"""A cache of the values that were used last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["LRUCache"]
 
 
 class LRUCache[T]:
-    """Values by key, at most ``size`` of them: the one not asked for the longest goes first."""
+    """Values by key, at most ``size`` of them; the least recently used one is dropped first."""
 
     def __init__(self, size: int = 64) -> None:
         self._size = size
@@ -31,7 +31,7 @@ class LRUCache[T]:
         return value
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key, made where there is none; nothing is kept where that raises."""
+        """The value kept for a key; where there is none, ``make`` makes it. Errors keep nothing."""
         found = self.find(key)
         return self.keep(key, make()) if found is None else found
 

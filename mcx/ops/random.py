@@ -1,8 +1,8 @@
-"""The two functions through which every discrete draw of a particle method goes.
+"""The two functions by which particle methods make discrete draws.
 
-Each is a jitted function of a known name, so that its call stays visible in a traced program with all
-batch axes in front: :mod:`mcx.testing.enumeration` finds the calls there and tries every outcome, and thus
-enumerates the algorithm that is shipped, not a copy of it.
+Each is a jitted function of a known name, so that its call stays visible in a traced program, with all batch
+axes first. :mod:`mcx.testing.enumeration` finds these calls and tries every outcome, so that it enumerates
+the algorithm that is shipped, not a copy of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+
+from mcx.ops.cdf import invert_cdf, monotone_cdf
+from mcx.ops.logspace import relative_weights
+from mcx.types import Key
 
 __all__ = ["ACCEPT", "CHOOSE", "accept", "choose"]
 
@@ -21,24 +27,24 @@ CHOOSE = "mcx_choose"  # (keys (*batch), log_w (*batch, n)) -> indices (*batch, 
 ACCEPT = "mcx_accept"  # (keys (*batch), log_p (*batch, *shape)) -> booleans (*batch, *shape)
 
 
-def choose(key: Any, log_w: Any, shape: tuple[int, ...] = ()) -> Any:
+def choose(key: Key, log_w: Array, shape: tuple[int, ...] = ()) -> Array:
     """Draw indices independently, with probabilities proportional to ``exp(log_w)``.
 
     Args:
         key: a typed key.
         log_w: log weights, (n,); unnormalised. Entries of -inf are never drawn; NaN counts as -inf. If all
-            are -inf, the draws are uniform: the caller has to look at the weights.
+            are -inf, the draws are uniform; callers that care have to look at the weights.
         shape: of the draws.
 
     Returns:
         int32 indices of ``shape``. Costs O(n + m log n) for m draws, by inversion of the distribution
         function; ``jax.random.categorical`` costs O(n m).
     """
-    draws: Any = _chooser(tuple(shape))(key, jax.lax.stop_gradient(log_w))
+    draws: Array = _chooser(tuple(shape))(key, jax.lax.stop_gradient(log_w))
     return draws
 
 
-def accept(key: Any, log_p: Any) -> Any:
+def accept(key: Key, log_p: ArrayLike) -> Array:
     """Draw independent booleans, True with probability ``min(1, exp(log_p))``.
 
     Args:
@@ -49,19 +55,16 @@ def accept(key: Any, log_p: Any) -> Any:
         Booleans of ``log_p``'s shape.
     """
     log_p = jnp.asarray(log_p)
-    draws: Any = _accepter(log_p.ndim)(key, jax.lax.stop_gradient(log_p))
+    draws: Array = _accepter(log_p.ndim)(key, jax.lax.stop_gradient(log_p))
     return draws
 
 
-def _choose_one(key: Any, log_w: Any, shape: tuple[int, ...]) -> Any:
-    from mcx.ops.cdf import invert_cdf, monotone_cdf
-    from mcx.ops.logspace import relative_weights
-
+def _choose_one(key: Key, log_w: Array, shape: tuple[int, ...]) -> Array:
     u = jax.random.uniform(key, shape, log_w.dtype)
     return invert_cdf(monotone_cdf(relative_weights(log_w)), u)
 
 
-def _accept_one(key: Any, log_p: Any) -> Any:
+def _accept_one(key: Key, log_p: Array) -> Array:
     # 1 - u lies in (0, 1], so log_p = -inf is never accepted and log_p = 0 always is
     u = 1.0 - jax.random.uniform(key, log_p.shape, log_p.dtype)
     return u <= jnp.exp(log_p)
@@ -80,7 +83,7 @@ def _accepter(ndim: int) -> Callable[[Any, Any], Any]:
 def _marked(name: str, one: Callable[[Any, Any], Any], ndim: int) -> Callable[[Any, Any], Any]:
     """``one``, called as a jitted function called ``name`` whose batch axes all come first."""
 
-    def body(keys: Any, values: Any) -> Any:
+    def body(keys: Key, values: Array) -> Array:
         fn = one
         for _ in range(keys.ndim):
             fn = jax.vmap(fn)
@@ -90,13 +93,13 @@ def _marked(name: str, one: Callable[[Any, Any], Any], ndim: int) -> Callable[[A
     marked = jax.jit(body)
 
     @custom_vmap
-    def call(keys: Any, values: Any) -> Any:
+    def call(keys: Key, values: Array) -> Array:
         batch = keys.shape if values.ndim == ndim else values.shape[: values.ndim - ndim]
         keys = jnp.broadcast_to(keys, batch)
         return marked(keys, jnp.broadcast_to(values, (*batch, *values.shape[values.ndim - ndim :])))
 
     @call.def_vmap
-    def rule(size: int, batched: Any, keys: Any, values: Any) -> Any:
+    def rule(size: int, batched: tuple[bool, bool], keys: Key, values: Array) -> tuple[Array, bool]:
         keys = keys if batched[0] else jnp.broadcast_to(keys, (size, *keys.shape))
         values = values if batched[1] else jnp.broadcast_to(values, (size, *values.shape))
         # an axis of either argument comes first, so that of the other has to come there, too

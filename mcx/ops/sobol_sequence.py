@@ -1,4 +1,4 @@
-"""Sobol' points, and what makes random points of them: each uniform, together evenly spread."""
+"""Sobol' points and their randomisation: each point is uniform, together they are evenly spread."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from mcx.errors import MethodError
+from mcx.types import Key
 
 __all__ = ["BITS", "MOST_DIMENSIONS", "scrambled", "shifted", "sobol_bits", "uniforms"]
 
@@ -37,13 +40,13 @@ def sobol_bits(num: int, d: int) -> np.ndarray:
     return np.asarray((points * 2.0**BITS).astype(np.uint32))
 
 
-def shifted(key: Any, bits: Any) -> Any:
-    """Points (n, d) moved by a random digital shift: each is uniform."""
+def shifted(key: Key, bits: Array) -> Array:
+    """Points (n, d) moved by a random digital shift, which makes each of them uniform."""
     return bits ^ (jax.random.bits(key, (bits.shape[1],), jnp.uint32) >> (32 - BITS))
 
 
-def scrambled(key: Any, bits: Any) -> Any:
-    """Points (n, d) whose digits random triangular matrices mix, and then a random shift.
+def scrambled(key: Key, bits: Array) -> Array:
+    """Points (n, d) scrambled: random triangular matrices mix their digits, and a random shift follows.
 
     Each point is uniform; the first 2^m of a Sobol' sequence are as evenly spread as they were. Costs
     O(30 n d).
@@ -57,7 +60,7 @@ def scrambled(key: Any, bits: Any) -> Any:
     random = jax.random.bits(key_rows, (BITS, bits.shape[1]), jnp.uint32)
     rows = (random & above[:, None]) | place[:, None]
 
-    def mix(found: Any, row: Any) -> tuple[Any, None]:
+    def mix(found: Array, row: tuple[Array, Array]) -> tuple[Any, None]:
         mask, at = row
         return found | (jax.lax.population_count(bits & mask) & 1) * at, None
 
@@ -65,7 +68,7 @@ def scrambled(key: Any, bits: Any) -> Any:
     return shifted(key_shift, mixed)
 
 
-def uniforms(bits: Any, dtype: Any) -> Any:
-    """Numbers in (0, 1), neither 0 nor 1, of 30-bit integers: of their first 23 digits in float32."""
+def uniforms(bits: Array, dtype: DTypeLike) -> Array:
+    """Numbers strictly between 0 and 1 from 30-bit integers; float32 takes their first 23 digits."""
     kept = BITS if dtype == jnp.float64 else _FLOAT32_BITS
     return ((bits >> (BITS - kept)).astype(dtype) + 0.5) / 2.0**kept  # the half, too, is held exactly

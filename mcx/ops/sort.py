@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
 
 from mcx.errors import MethodError
 
-__all__ = ["argsort", "merge_order", "sort", "unsort"]
+__all__ = ["argsort", "merge_order", "sort"]
 
 # Below this the call to Python costs more than XLA's sort. Programs that call Python cannot be kept in the
 # persistent compilation cache, which is one more reason to leave small sorts where they are.
@@ -32,7 +34,7 @@ _SWITCH = "MCX_SORT"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def sort(x: Any, axis: int = -1) -> Any:
+def sort(x: ArrayLike, axis: int = -1) -> Array:
     """Sort along an axis, ascending, NaN last.
 
     Args:
@@ -40,39 +42,42 @@ def sort(x: Any, axis: int = -1) -> Any:
         axis: which axis.
 
     Returns:
-        Of ``x``'s shape. Differentiable in both modes: the derivative is the permutation, so that it costs
-        an :func:`argsort`.
+        The sorted array, of ``x``'s shape. It is differentiable in both modes; the derivative is the
+        permutation, so that it costs an :func:`argsort`.
 
-    On CPU arrays of 2^15 entries or more are handed to NumPy, whose sort uses the vector units; large ones
-    are shared among the cores. Set the environment variable ``MCX_SORT=xla`` before the first call where a
-    program must not call Python: to export it, or to keep it in the persistent compilation cache;
-    ``MCX_SORT=host`` hands over every sort. Inside ``vmap`` the size of one lane counts. A program that XLA
-    partitions over devices by itself brings all entries to one of them for the call; within ``shard_map``
-    each sorts its own. Subnormal numbers may come back as zeros.
+    Raises:
+        MethodError: if the environment variable ``MCX_SORT`` has an unknown value.
+
+    On CPU, arrays of 2^15 entries or more are handed to NumPy, whose sort uses the vector units; large ones
+    are shared among the cores. Set ``MCX_SORT=xla`` before the first call where a program must not call
+    Python: to export it, or to keep it in the persistent compilation cache. ``MCX_SORT=host`` hands over
+    every sort. Under ``vmap`` the size of one batch entry counts. A program that XLA partitions over devices
+    by itself brings all entries to one of them for the call; within ``shard_map`` each device sorts its own.
+    Subnormal numbers may come back as zeros.
     """
     return _along_last(x, axis, functools.partial(_dispatch, host=_host_sort, xla=_xla_sort))
 
 
 @sort.defjvp
-def _sort_jvp(axis: int, primals: Any, tangents: Any) -> Any:
+def _sort_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     order = argsort(x, axis)
     return _take(x, order, axis), _take(dx, order, axis)
 
 
-def argsort(x: Any, axis: int = -1) -> Any:
+def argsort(x: ArrayLike, axis: int = -1) -> Array:
     """The permutation that sorts; see :func:`sort`.
 
     Returns:
-        int32, of ``x``'s shape. Equal entries come in any order, which may differ between devices. It has no
-        derivative.
+        The permutation, int32, of ``x``'s shape. Equal entries come in any order, which may differ between
+        devices. It has no derivative.
     """
     x = jax.lax.stop_gradient(jnp.asarray(x))
     run = functools.partial(_dispatch, host=_host_argsort, xla=_xla_argsort, dtype=np.int32)
     return _along_last(x, axis, run)
 
 
-def merge_order(a: Any, b: Any) -> Any:
+def merge_order(a: Array, b: Array) -> Array:
     """The permutation that merges sorted rows.
 
     Args:
@@ -80,49 +85,39 @@ def merge_order(a: Any, b: Any) -> Any:
         b: (..., m), likewise; leading axes are those of ``a``.
 
     Returns:
-        int32 (..., n + m): where ``concatenate([a, b], -1)`` is sorted; entries of ``a`` before equal ones of
-        ``b``. On CPU it costs O(n + m) instead of a sort. It has no derivative.
+        The permutation that sorts ``concatenate([a, b], -1)``, int32 (..., n + m), with entries of ``a``
+        before equal ones of ``b``. On CPU it costs O(n + m) instead of a sort. It has no derivative.
     """
     both = jax.lax.stop_gradient(jnp.concatenate([a, b], -1))
     return _dispatch(both, host=_host_stable, xla=_xla_stable, dtype=np.int32)
 
 
-def unsort(x: Any, order: Any) -> Any:
-    """Undo a permutation of the last axis: ``y`` with ``y[order] = x``.
-
-    Args:
-        x: (..., n).
-        order: int32 (..., n), permutations.
-    """
-    flat_x, flat_order = x.reshape(-1, x.shape[-1]), order.reshape(-1, x.shape[-1])
-    rows = jnp.arange(flat_x.shape[0])[:, None]
-    return jnp.zeros_like(flat_x).at[rows, flat_order].set(flat_x, unique_indices=True).reshape(x.shape)
-
-
-def _take(x: Any, order: Any, axis: int) -> Any:
+def _take(x: Array, order: Array, axis: int) -> Array:
     return jnp.take_along_axis(x, order, axis, mode="promise_in_bounds")
 
 
-def _along_last(x: Any, axis: int, fn: Callable[[Any], Any]) -> Any:
+def _along_last(x: ArrayLike, axis: int, fn: Callable[[Any], Any]) -> Array:
     x = jnp.asarray(x)
     if axis in (-1, x.ndim - 1):
         return fn(x)
     return jnp.moveaxis(fn(jnp.moveaxis(x, axis, -1)), -1, axis)
 
 
-def _dispatch(x: Any, host: Callable[[Any], Any], xla: Callable[[Any], Any], dtype: Any = None) -> Any:
-    """Sort the last axis on whatever it runs on."""
+def _dispatch(
+    x: Array, host: Callable[[Any], Any], xla: Callable[[Any], Any], dtype: DTypeLike | None = None
+) -> Array:
+    """Sort the last axis, on the host or in XLA."""
     if x.size == 0 or x.shape[-1] == 1 or not _to_host(x):
         return xla(x)
     out = jax.ShapeDtypeStruct(x.shape, x.dtype if dtype is None else dtype)
 
-    def call(x: Any) -> Any:
+    def call(x: Array) -> Array:
         return jax.pure_callback(host, out, x, vmap_method="expand_dims")
 
     return jax.lax.platform_dependent(x, cpu=call, default=xla)
 
 
-def _to_host(x: Any) -> bool:
+def _to_host(x: Array) -> bool:
     switch = os.environ.get(_SWITCH, "auto")
     if switch not in ("auto", "host", "xla"):
         raise MethodError(
@@ -138,15 +133,15 @@ def _to_host(x: Any) -> bool:
 # --- on the host ---------------------------------------------------------------------------------------
 
 
-def _host_sort(x: Any) -> Any:
+def _host_sort(x: Array) -> np.ndarray:
     return _rows(np.asarray(x), lambda part: np.sort(part, axis=-1))
 
 
-def _host_argsort(x: Any) -> Any:
+def _host_argsort(x: Array) -> np.ndarray:
     return _rows(np.asarray(x), lambda part: np.argsort(part, axis=-1).astype(np.int32))
 
 
-def _host_stable(x: Any) -> Any:
+def _host_stable(x: Array) -> np.ndarray:
     # NumPy's stable sort finds runs that are sorted already, and only merges them
     return _rows(np.asarray(x), lambda part: np.argsort(part, axis=-1, kind="stable").astype(np.int32))
 
@@ -177,7 +172,7 @@ if hasattr(os, "register_at_fork"):  # threads do not survive a fork
 # --- in XLA --------------------------------------------------------------------------------------------
 
 
-def _image(x: Any) -> Any:
+def _image(x: Array) -> Array:
     """Integers in the order of the floats, NaN last; integers as they are."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
@@ -185,28 +180,28 @@ def _image(x: Any) -> Any:
     return _flip(bits)
 
 
-def _from_image(image: Any, dtype: Any) -> Any:
+def _from_image(image: Array, dtype: DTypeLike) -> Array:
     return jax.lax.bitcast_convert_type(_flip(image), dtype) if jnp.issubdtype(dtype, jnp.floating) else image
 
 
-def _flip(bits: Any) -> Any:
+def _flip(bits: Array) -> Array:
     """Turn sign and magnitude into two's complement, and back."""
     return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
-def _integer_of(dtype: Any) -> Any:
+def _integer_of(dtype: DTypeLike) -> DTypeLike:
     return {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize]
 
 
-def _xla_sort(x: Any) -> Any:
+def _xla_sort(x: Array) -> Array:
     return _from_image(jax.lax.sort(_image(x), is_stable=False), x.dtype) if x.ndim else x
 
 
-def _xla_argsort(x: Any, stable: bool = False) -> Any:
+def _xla_argsort(x: Array, stable: bool = False) -> Array:
     index = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     return jax.lax.sort((_image(x), index), num_keys=1, is_stable=stable)[1]
 
 
-def _xla_stable(x: Any) -> Any:
+def _xla_stable(x: Array) -> Array:
     # equal floats of different images, 0 and -0, would not be ties
     return _xla_argsort(x + 0.0 if math.prod(x.shape) else x, stable=True)

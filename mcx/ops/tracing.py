@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from mcx.errors import MethodError
+from mcx.types import PyTree
 
 __all__ = ["is_traced", "refuse_tracing"]
 
 
-def is_traced(*trees: Any) -> bool:
+def is_traced(*trees: PyTree) -> bool:
     """Whether any array is a tracer, or operations on concrete arrays give tracers, as under ``jit``."""
     leaves = [*jax.tree_util.tree_leaves(trees), jax.lax.full((), 0.0)]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
-def refuse_tracing(verb: str, remedy: str, *given: Any) -> None:
-    """Raise within ``jit``, ``vmap`` or ``grad``: runs compile programs of their own, and look at results."""
-    if is_traced(given):
+def refuse_tracing(verb: str, remedy: str, *arguments: PyTree) -> None:
+    """Raise within ``jit``, ``vmap`` or ``grad``, because runs compile programs and look at their results."""
+    if is_traced(arguments):
         raise MethodError(
             f"mcx.{verb} was called within a function that JAX traces (jit, vmap, grad)",
             expected="concrete arrays and keys",

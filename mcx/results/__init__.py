@@ -1,4 +1,4 @@
-"""What comes out of a run: posteriors, summaries, predictions, ArviZ."""
+"""Results of runs: posteriors, summaries, predictions, conversion to ArviZ."""
 
 from mcx.results.posterior import Posterior, RunInfo
 from mcx.results.predict import predict

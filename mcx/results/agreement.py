@@ -1,9 +1,10 @@
-"""Do many short chains agree? A test that knows how much their means differ by chance.
+"""Do many short chains agree? A test that allows for the differences of their means by chance.
 
-Split r-hat compares the variance between half chains with that within them. With few long chains the first
-is next to nothing if all is well. With many short ones it is not: r-hat is then about ``sqrt(1 + 1 / ess)``
-for an effective size ``ess`` of half a chain, so that chains of 100 effective draws have an r-hat of 1.01 and
-nothing is wrong. Here what chance explains is taken off, and what is left has to be both large and unlikely.
+Split r-hat compares the variance between half chains with that within them. With few long chains the former
+is close to zero if all is well. With many short ones it is not: r-hat is then about ``sqrt(1 + 1 / ess)``,
+where ``ess`` is the effective size of half a chain, so that chains of 100 effective draws have an r-hat of
+1.01 although nothing is wrong. Here the variance that chance explains is subtracted, and the rest has to be
+both large and unlikely.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import numpy as np
 
 __all__ = ["MANY", "Groups", "Spread", "groups", "spread_between"]
 
-MANY = 16  # chains from which on the variance between them is known well enough
+MANY = 16  # from so many chains on, the variance between them is known well enough
 
 
 class Spread(NamedTuple):
     """How far apart chains are in one scalar.
 
-    r_hat: split r-hat without what chance explains; 1 where chains agree.
+    r_hat: split r-hat without the variance that chance explains; 1 where chains agree.
     ratio: variance between half chains over its expectation.
     freedom: degrees of freedom of both.
     """
@@ -30,14 +31,14 @@ class Spread(NamedTuple):
     freedom: tuple[float, float]
 
     def disagree(self, r_hat: float, false_alarms: float) -> bool:
-        """Whether chains differ by more than ``r_hat``, and would so by chance that rarely at most."""
+        """Whether chains differ by more than ``r_hat``, and chance explains that at most so rarely."""
         from scipy.stats import f
 
         return bool(self.r_hat > r_hat and f.sf(self.ratio, *self.freedom) < false_alarms)
 
 
 def spread_between(x: np.ndarray) -> Spread:
-    """Variance between half chains of ranks of ``x`` (chain x draw), against what chance explains.
+    """The variance between half chains of ranks of ``x`` (chain x draw), compared with its expectation.
 
     The expected variance comes from autocovariances within half chains, averaged over all of them. Costs
     O(chains x draws x log draws).
@@ -79,7 +80,7 @@ def _variance_of_mean(centred: np.ndarray) -> tuple[float, float]:
 
 
 class Groups(NamedTuple):
-    """Chains that sit elsewhere than the others.
+    """Chains that are elsewhere than the others.
 
     apart: their numbers.
     mean, rest: mean of the scalar in them, and in the others.

@@ -1,22 +1,23 @@
-"""A fitted distribution that stands for a posterior."""
+"""A fitted distribution in place of a posterior."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, validated
 from mcx.results.posterior import RunInfo
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import KeyLike
+from mcx.types import Key, KeyLike, PyTree
 
 __all__ = ["Approximation", "Quality", "quality"]
 
@@ -49,11 +50,11 @@ class Approximation:
         quality: as a proposal for the posterior; None where that has no density to compare with.
         stats: by name, (steps,).
         info: how the run went.
-        notes: what to be wary of.
+        notes: reasons not to rely on the fit.
     """
 
-    distribution: Any
-    params: Any
+    distribution: Distribution
+    params: PyTree
     target: Target
     quality: Quality | None
     stats: dict[str, Any]
@@ -63,15 +64,15 @@ class Approximation:
     @classmethod
     def of(
         cls,
-        distribution: Any,
-        params: Any,
+        distribution: Distribution,
+        params: PyTree,
         target: Target,
         quality: Quality | None,
         stats: dict[str, Any],
         info: RunInfo,
         notes: Sequence[str],
     ) -> Approximation:
-        """With a note where the quality is bad."""
+        """An approximation, with a note where its quality is bad."""
         notes = list(notes)
         if quality is not None and not quality.khat < _KHAT:
             notes.append(
@@ -85,12 +86,21 @@ class Approximation:
         return self.info.complete
 
     def sample(self, *, key: KeyLike, num: int = 1000) -> dict[str, Any]:
-        """Draws by site, constrained, (num, ...) each; deterministic sites too.
+        """Draw from the fitted distribution.
 
         Args:
-            key: a typed key or an int.
+            key: a typed JAX key or an int.
             num: number of draws.
+
+        Returns:
+            Constrained draws by site, (num, ...) each, deterministic sites too. Costs one run of the model a
+            draw.
+
+        Raises:
+            MethodError: if ``num`` is no int of at least 1.
+            KeyTypeError: if ``key`` is neither a typed key nor an int.
         """
+        num = validated("Approximation.sample", "num", num, integer(1))
         values: dict[str, Any] = _constrained(self.target, self.distribution.sample(as_key(key), (num,)))
         return values
 
@@ -114,19 +124,19 @@ class Approximation:
 
 
 @jax.jit
-def _constrained(target: Target, z: Any) -> Any:
+def _constrained(target: Target, z: Array) -> PyTree:
     return jax.vmap(lambda z: target.constrain(target.unravel(z)))(z)
 
 
 @partial(jax.jit, static_argnums=2)
-def _log_weights(key: Any, distribution: Any, num: int, target: Target) -> Any:
+def _log_weights(key: Key, distribution: Distribution, num: int, target: Target) -> Array:
     z = distribution.sample(key, (num,))
     log_p = jax.vmap(lambda z: target.log_density(target.unravel(z)))(z)
     return jnp.where(jnp.isnan(log_p), -jnp.inf, log_p) - distribution.log_prob(z)
 
 
-def quality(key: Any, distribution: Any, target: Target, num: int) -> Quality:
-    """Judge a distribution by ``num`` weighted draws."""
+def quality(key: Key, distribution: Distribution, target: Target, num: int) -> Quality:
+    """Judge a distribution by ``num`` draws, weighted to the posterior; costs as many densities."""
     from arviz_stats.base import array_stats
 
     log_w = np.asarray(_log_weights(key, distribution, num, target), float)

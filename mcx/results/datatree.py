@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx._version import __version__
 from mcx.errors import PosteriorShapeError
@@ -57,7 +58,7 @@ def to_datatree(
     target = compile_model(bound)
     latent = {s.name for s in target.sites.of_kind("latent", "discrete")}
     values = {k: v for k, v in draws.items() if k in latent}
-    # a run of SMC^2 that was stopped has parameters and no paths, so that there is no density
+    # a run of SMC^2 that was stopped has draws of parameters but not of paths, so that there is no density
     whole = latent <= set(values)
     terms = map_draws(_density_terms, target, values, _density_terms) if whole else _NO_TERMS
     observed = {k: _plain(v) for k, v in observed_values(bound).items()}
@@ -95,7 +96,7 @@ def to_datatree(
             pred_dims=new_dims,
             attrs={group: value for group, value in attrs.items() if group in content or group == "/"},
         )
-        # a density has no event axes; from_dict knows that of likelihoods only
+        # a density has no event axes, which from_dict allows for in likelihoods only
         tree["log_prior"] = DataTree(
             dict_to_dataset(
                 log_prior, dims=_dims(target.sites), coords=coords, skip_event_dims=True, attrs=library
@@ -115,9 +116,9 @@ def to_datatree(
 
 
 def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Log densities by site, prior and likelihood apart, at constrained values.
+    """Log densities by site, prior and likelihood apart.
 
-    So they are known for discrete sites, too, and for draws that came from no unconstrained point.
+    At constrained values, so that discrete sites have them too, and draws without an unconstrained point.
     """
     terms: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
     for site in sample_sites(record(target.functions.run(target.data), values=values).sites):
@@ -128,7 +129,7 @@ def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
     return terms
 
 
-def _plain(x: Any, keep_bool: bool = False) -> np.ndarray:
+def _plain(x: ArrayLike, keep_bool: bool = False) -> np.ndarray:
     """A numpy array of a type that summaries and files can take."""
     array = np.asarray(jax.device_get(x))
     if array.dtype == bool and not keep_bool:

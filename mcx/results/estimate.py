@@ -12,6 +12,7 @@ import numpy as np
 
 from mcx.ops.tracing import is_traced
 from mcx.results.posterior import RunInfo
+from mcx.types import PyTree
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,18 +30,18 @@ class Estimate:
 
     Attributes:
         value: the estimates, a pytree.
-        se: their standard errors, of the same structure. Of a run of chains: from the spread of the chains
-            where there are at least 4 of them, else from the autocorrelation within chains; NaN where neither
-            can tell.
-        draws: what was averaged, chain x iteration x ...; None where no run of chains gave it.
-        stats: by name: chain x iteration x ... of a run of chains, else diagnostics of the estimator.
-        info: how the run went; None where no run of chains gave it; static.
-        notes: what to be wary of; static.
+        se: their standard errors, of the same structure. Those of a run of chains come from the spread of the
+            chains where there are at least 4 of them, else from the autocorrelation within chains; they are
+            NaN where both are unknown.
+        draws: the values that were averaged, chain x iteration x ...; None without a run of chains.
+        stats: statistics by name: chain x iteration x ... of a run of chains, else of the estimator.
+        info: how the run went; None without a run of chains; static.
+        notes: reasons not to rely on the estimate; static.
     """
 
-    value: Any
-    se: Any
-    draws: Any = None
+    value: PyTree
+    se: PyTree
+    draws: PyTree = None
     stats: dict[str, Any] = field(default_factory=dict)
     info: RunInfo | None = field(default=None, metadata={"static": True})
     notes: tuple[str, ...] = field(default=(), metadata={"static": True})
@@ -48,7 +49,7 @@ class Estimate:
     @classmethod
     def of(
         cls,
-        draws: Any,
+        draws: PyTree,
         stats: Mapping[str, Any],
         info: RunInfo,
         notes: tuple[str, ...] = (),
@@ -85,7 +86,7 @@ class Estimate:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Why not to rely on the standard errors: the notes, and what the statistics say."""
+        """Reasons not to rely on the standard errors: the notes, and those that the statistics show."""
         return (*self.notes, *cautions(self.stats))
 
     def to_datatree(self) -> xr.DataTree:
@@ -95,7 +96,7 @@ class Estimate:
         """
         import xarray as xr
 
-        def named(tree: Any, prefix: str) -> dict[str, Any]:
+        def named(tree: PyTree, prefix: str) -> dict[str, Any]:
             leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
             return {
                 prefix + (jax.tree_util.keystr(path, simple=True, separator=".") or "value"): np.asarray(x)
@@ -150,7 +151,7 @@ class Estimate:
 
 
 def cautions(stats: Mapping[str, Any]) -> list[str]:
-    """What statistics of a weighted sample say against an estimate's standard error.
+    """Reasons in the statistics of a weighted sample not to rely on an estimate's standard error.
 
     Args:
         stats: those of :class:`Estimate`: of interest are ``khat`` (of the weights) and ``khat_integrand``
@@ -162,7 +163,7 @@ def cautions(stats: Mapping[str, Any]) -> list[str]:
     size = float(np.max(stats["num_samples"])) if "num_samples" in stats else math.inf
     limit = min(1 - 1 / math.log10(size), 0.7) if 1 < size < math.inf else 0.7
     for name, of in (("khat", "weights"), ("khat_integrand", "integrand x weight")):
-        # no estimate of k, as of a tail of equal values, is no warning, and silences none
+        # an unknown k, as of a tail of equal values, neither gives a warning nor silences one
         k = float(np.fmax.reduce(np.ravel(stats[name]), initial=-np.inf)) if name in stats else -math.inf
         if k > limit:
             found.append(f"Pareto k = {k:.2f} of the {of} is above {limit:.2f}: the error may be far larger")
@@ -174,7 +175,7 @@ def cautions(stats: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _rows(value: Any, se: Any, most: int = 12) -> list[str]:
+def _rows(value: PyTree, se: PyTree, most: int = 12) -> list[str]:
     rows = []
     errors = jax.tree_util.tree_leaves(se)
     for (path, x), e in zip(jax.tree_util.tree_flatten_with_path(value)[0], errors, strict=True):
@@ -188,7 +189,7 @@ def _rows(value: Any, se: Any, most: int = 12) -> list[str]:
     return rows
 
 
-def _over_chains(means: Any) -> Any:
+def _over_chains(means: PyTree) -> PyTree:
     return jax.tree_util.tree_map(lambda m: m.mean(0), means)
 
 
@@ -207,7 +208,7 @@ def standard_error(x: np.ndarray) -> np.ndarray:
     return np.asarray(errors, np.float64).reshape(x.shape[2:])
 
 
-def _jackknife(finish: Callable[[Any], Any], means: Any, value: Any) -> Any:
+def _jackknife(finish: Callable[[Any], Any], means: PyTree, value: PyTree) -> PyTree:
     chains = jax.tree_util.tree_leaves(means)[0].shape[0]
     if chains < _ENOUGH_CHAINS:
         return jax.tree_util.tree_map(lambda v: np.full(v.shape, np.nan), value)
@@ -216,7 +217,7 @@ def _jackknife(finish: Callable[[Any], Any], means: Any, value: Any) -> Any:
         rest = jax.tree_util.tree_map(lambda m, c=c: np.delete(m, c, 0).mean(0), means)
         left_out.append(jax.tree_util.tree_map(np.asarray, finish(rest)))
 
-    def spread(*parts: Any) -> Any:
+    def spread(*parts: np.ndarray) -> np.ndarray:
         x = np.stack(parts)
         return np.sqrt((chains - 1) / chains * ((x - x.mean(0)) ** 2).sum(0))
 

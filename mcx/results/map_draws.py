@@ -1,9 +1,9 @@
-"""Evaluate a function at every draw, a block of draws at a time."""
+"""Evaluation of a function at every draw, a block of draws at a time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.ops.lru_cache import LRUCache
+from mcx.types import PyTree
 
 __all__ = ["map_draws"]
 
@@ -18,8 +19,8 @@ _BLOCK_BYTES = 64 * 2**20
 _CACHE: LRUCache[Any] = LRUCache()
 
 
-def map_draws(fn: Callable[[Any, Any], Any], data: Any, draws: Any, identity: Any) -> Any:
-    """``fn(data, draw)`` for draws of leading axes chain x draw; results leave the device block by block.
+def map_draws(fn: Callable[[Any, Any], Any], data: PyTree, draws: PyTree, identity: Hashable) -> PyTree:
+    """Evaluate ``fn(data, draw)`` at every draw of chain x draw; results leave the device in blocks.
 
     Args:
         fn: pure function of one draw.

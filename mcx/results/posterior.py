@@ -16,10 +16,12 @@ from mcx._version import __version__
 from mcx.errors import PosteriorShapeError
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
+from mcx.ops.validation import number, validated
 from mcx.results.datatree import to_datatree
 from mcx.results.predictions import Predictions
 from mcx.results.summary import Summary, drawn_sites, scalars, summarize
 from mcx.results.weights import draw_weights
+from mcx.types import Key, PyTree
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,14 +39,14 @@ class RunInfo:
 
     Attributes:
         method: name of the method; ``settings``: its fields.
-        num_warmup: leading steps that gave no draws.
+        num_warmup: steps before the first draw.
         complete: False where the run was stopped early.
         compile_time, run_time: seconds.
         key: data and implementation of the random key.
         coords: coordinate values by dimension, as the user gave them.
         versions, device, dtype: where it ran.
         num_nonfinite: draws with a NaN or an infinity.
-        cloud: whether the draws of a chain are the particles of one cloud, in no order.
+        cloud: whether the draws of a chain are the particles of one cloud, in no particular order.
     """
 
     method: str
@@ -67,9 +69,9 @@ class RunInfo:
         method: Any,
         result: Run,
         *,
-        key: Any,
+        key: Key,
         coords: Mapping[str, Any],
-        dtype: Any,
+        dtype: object,
         settings: Mapping[str, Any] | None = None,
         num_nonfinite: int | None = None,
     ) -> RunInfo:
@@ -125,38 +127,38 @@ def fields_of(method: Any) -> dict[str, Any]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Posterior:
-    """Draws from a posterior, with what is needed to judge and to reuse them. A pytree.
+    """Draws from a posterior, with the statistics of the run, the model and its data. A pytree.
 
     Attributes:
         draws: latent and deterministic sites by name, chain x draw x event; constrained.
-        unconstrained: the points they came from, chain x draw x d; of methods that draw some sites otherwise,
-            coordinates of the rest.
+        unconstrained: the unconstrained points of the draws, chain x draw x d; of methods that draw some
+            sites in other ways, the coordinates of the rest.
         stats: sampler statistics by name, chain x draw.
         warmup_stats: the same during warm-up, chain x step.
         bound: the model and its data.
         info: how the run went; static.
-        weights: log weights, chain x draw of sum 1, where draws are weighted, else None. Replicates of SMC
-            samplers weigh as much as their evidences; within one, draws are equal, and each is a sample of
-            the posterior by itself.
+        weights: normalised log weights, chain x draw, where draws are weighted, else None. Replicates of SMC
+            samplers weigh as much as their evidence estimates; draws within a replicate weigh the same, and
+            each replicate is a sample of the posterior by itself.
         log_evidence, log_evidence_se: log marginal likelihood and its standard error, where the method
             estimates it.
         smc_stats: of methods that draw paths, averages over draws by ``block.statistic``, chain x time; of
-            SMC samplers, statistics of the stages, chain x stage, NaN where a chain was done before (level
-            and log evidence stay what they were).
+            SMC samplers, statistics of the stages, chain x stage, NaN after a replicate's last stage (where
+            level and log evidence keep their last values).
     """
 
     draws: dict[str, Any]
-    unconstrained: Any
+    unconstrained: PyTree
     stats: dict[str, Any]
     warmup_stats: dict[str, Any]
     bound: BoundModel
     info: RunInfo = field(metadata={"static": True})
-    weights: Any = None
-    log_evidence: Any = None
-    log_evidence_se: Any = None
+    weights: PyTree = None
+    log_evidence: PyTree = None
+    log_evidence_se: PyTree = None
     smc_stats: dict[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> np.ndarray:
         return self.draws[name]
 
     @property
@@ -185,6 +187,7 @@ class Posterior:
             The table; it prints. Costs O(draws log draws) a scalar.
 
         Raises:
+            MethodError: if ``prob`` is not between 0 and 1.
             PosteriorShapeError: if a site was not drawn, or weights and draws do not fit each other.
             WeightCollapse: if no draw has a positive weight.
         """
@@ -198,6 +201,7 @@ class Posterior:
             head += f" after {self.info.num_warmup} warm-up steps"
         if not self.complete:
             head += " (stopped early)"
+        prob = validated("Posterior.summary", "prob", prob, number(above=0, below=1))
         rows = scalars(self.draws, model_sites(self.bound), self.info.coords, names)
         return summarize(rows, prob, self.draw_weights(), self.info.cloud, head)
 

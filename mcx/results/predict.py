@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from mcx.errors import PosteriorShapeError
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites, predict_once, refuse_improper
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, validated
 from mcx.results.map_draws import map_draws
 from mcx.results.posterior import Posterior
 from mcx.results.predictions import Predictions
 from mcx.sites import SiteTable
+from mcx.types import KeyLike, PyTree
 
 __all__ = ["predict"]
 
@@ -24,7 +27,7 @@ def predict(
     posterior: Posterior | None,
     bound: BoundModel,
     *,
-    key: Any,
+    key: KeyLike,
     num_draws: int = 1000,
     resample: Sequence[str] = (),
 ) -> Predictions:
@@ -32,20 +35,22 @@ def predict(
 
     Args:
         posterior: draws of the latent sites; None draws them from the prior.
-        bound: the model with the data to predict for: the posterior's own, or new covariates (leave
-            observations out, or in: they are drawn afresh either way).
+        bound: the model with the data to predict for: the posterior's own, or new covariates (with or without
+            observations, which are drawn afresh either way).
         key: a typed JAX key or an int.
-        num_draws: of the prior; a posterior's draws are all used.
+        num_draws: number of prior draws; of a posterior, all draws are used.
         resample: latent sites to draw afresh given the others, such as the effects of new groups.
 
     Returns:
-        Posterior: observed and deterministic sites and those resampled, chain x draw x site shape. Prior:
-        all of these and the latent sites, with one chain.
+        For a posterior, draws of observed, deterministic and resampled sites, chain x draw x site shape. For
+        the prior, draws of these and of the latent sites, with one chain. Costs one run of the model a draw.
 
     Raises:
+        MethodError: if ``num_draws`` is no int of at least 1.
         PosteriorShapeError: if draws do not fit the model's sites.
         CapabilityError: for a prior that cannot be drawn from.
     """
+    num_draws = validated("predict", "num_draws", num_draws, integer(1))
     key = as_key(key)
     sites = model_sites(bound)
     if posterior is None:
@@ -65,8 +70,8 @@ def predict(
     return Predictions(drawn, "prior" if posterior is None else "posterior", sites)
 
 
-def _forward(once: Any) -> Any:
-    def forward(data: Any, draw: Any) -> Any:
+def _forward(once: Callable[..., dict[str, Array]]) -> Callable[[PyTree, PyTree], dict[str, Array]]:
+    def forward(data: PyTree, draw: PyTree) -> dict[str, Array]:
         return once(data, draw["key"], draw["values"])
 
     return forward

@@ -1,4 +1,4 @@
-"""Checkpoints opened without the model they come from."""
+"""Checkpoints, opened without the model that they come from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from mcx.errors import CheckpointError
 from mcx.run.manifest import Manifest
 from mcx.run.store import Store
+from mcx.types import PyTree
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,14 +25,14 @@ _STEP = re.compile(r"\['((?:[^'\\]|\\.)*)'\]|\[(\d+)\]|\.(\w+)")
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        draws: kept draws as nested dictionaries of arrays, chain x draw x event; of :func:`mcx.infer`, by
-            site. Empty while the run was in its warm-up.
+        draws: kept draws as nested dictionaries of arrays, chain x draw x event; by site for
+            :func:`mcx.infer`. Empty if the run was still in its warm-up.
         stats: statistics of the same steps by name, chain x draw.
         warmup_stats: those of the discarded steps before, chain x step.
-        identity: what the run is: hashes of model and data, the method, the key, versions; text by name.
+        identity: of the run, as text by name: hashes of model and data, the method, the key, versions.
         num_steps: steps that were saved, discarded ones included.
         complete: whether the run came to its end.
         path: the directory.
@@ -48,8 +49,8 @@ class Saved:
     def to_datatree(self) -> xr.DataTree:
         """The draws and their statistics in ArviZ's schema.
 
-        What needs the model (densities, names of dimensions) is missing: run the call again for these, which
-        goes on from here.
+        Densities and names of dimensions are missing, because they need the model; to have them, make the
+        call that wrote the checkpoint again, which resumes the run.
         """
         from arviz_base import from_dict
 
@@ -80,7 +81,7 @@ def load(path: str | Path) -> Saved:
         path: the directory given to ``checkpoint=``.
 
     Returns:
-        What was saved; see :class:`Saved`.
+        Its content; see :class:`Saved`.
 
     Raises:
         CheckpointError: if there is no checkpoint.
@@ -147,7 +148,7 @@ def _path(name: str) -> list[str]:
     return [next(g for g in found.groups() if g is not None) for found in _STEP.finditer(name)]
 
 
-def _sites(draws: Any) -> dict[str, Any]:
+def _sites(draws: PyTree) -> dict[str, Any]:
     """Draws by site: what :func:`mcx.infer` keeps is a pair of these and of the unconstrained point."""
     if isinstance(draws, np.ndarray):
         return {"value": draws}
@@ -155,7 +156,7 @@ def _sites(draws: Any) -> dict[str, Any]:
     return dict(draws["0"] if pair else draws)
 
 
-def _flat(tree: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+def _flat(tree: PyTree, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     """Leaves of nested dictionaries, their names joined by dots."""
     if isinstance(tree, np.ndarray):
         return [(prefix or "value", tree)]

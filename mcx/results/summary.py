@@ -10,11 +10,10 @@ import numpy as np
 
 from mcx.results.weights import error_over_replicates
 from mcx.sites import SiteTable
+from mcx.types import Draws
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from mcx.types import Draws
 
 __all__ = ["Summary", "drawn_sites", "effective_sizes", "scalars", "summarize"]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx.errors import PosteriorShapeError, WeightCollapse
 
 __all__ = ["draw_weights", "error_over_replicates"]
 
 
-def draw_weights(log_w: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+def draw_weights(log_w: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray | None:
     """Normalise the weights of draws; NaN counts as zero.
 
     Args:
@@ -42,7 +42,7 @@ def draw_weights(log_w: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     return np.asarray(w / w.sum())
 
 
-def error_over_replicates(x: Any, weights: np.ndarray | None) -> Any:
+def error_over_replicates(x: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """Standard error of the mean of (chain, draw, ...) from replicates alone; NaN of a single one.
 
     The spread within a replicate is not used, because the particles of one cloud depend on each other. The

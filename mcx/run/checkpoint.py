@@ -1,15 +1,16 @@
-"""Runs that survive: what the driver writes to disk as it goes, and how it goes on from there."""
+"""Checkpoints: what the driver writes to disk as a run goes on, and how a later run resumes from it."""
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ import numpyro
 from mcx._version import __version__
 from mcx.errors import CheckpointMismatch, InferenceWarning
 from mcx.ops.fingerprint import of_arrays, of_code, without_addresses
+from mcx.ops.validation import boolean, instance, number, validated
 from mcx.run.devices import CHAINS, place
 from mcx.run.hosts import ALONE, Hosts
 from mcx.run.memory import give_back
@@ -25,15 +27,15 @@ from mcx.run.programs import Programs
 from mcx.run.records import from_records, record_type, to_records
 from mcx.run.store import Store
 
+if TYPE_CHECKING:
+    from mcx.types import Key, PyTree
+
 __all__ = ["Checkpoint", "Recorder", "identified", "recording"]
 
-
-# what names in the identity cannot tell apart: functions given to a model or a method
+# tells apart what has the same name in the identity: functions given to a model or a method
 _CODE = "compiled functions"
-
-
-# bytes: fast runs with large draws are saved more often than asked for, so that little is left to write at
-# their end, once the last write is done; and wait for the disk where it is slower than they are
+# Bytes. Fast runs with large draws are saved more often than asked for, so that little is left to write at
+# their end; they wait for the disk where it is slower than they are.
 _WORTH_WRITING, _MOST_PENDING = 4 * 2**20, 64 * 2**20
 
 
@@ -43,11 +45,11 @@ class Checkpoint:
 
     Attributes:
         path: a directory; made if it is not there.
-        interval: seconds between two saves, at least: what may be lost.
+        interval: least number of seconds between two saves, which is what may be lost.
         in_memory: whether the draws are kept in memory too. If not, they go to files in the directory, and
-            the results are arrays mapped from these: memory does not grow with the number of draws. Room on
-            disk is taken before the run, for twice the size of the draws at its end.
-        identity: what else the run is, by name: a checkpoint with other values is refused.
+            the results are arrays mapped from these, so that memory does not grow with the number of draws.
+            Disk space for twice the size of all draws is reserved before the run.
+        identity: what else identifies the run, by name; a checkpoint with other values is refused.
     """
 
     path: str | Path
@@ -55,17 +57,26 @@ class Checkpoint:
     in_memory: bool = True
     identity: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        rules = {
+            "path": instance((str, os.PathLike), "the path of a directory"),
+            "interval": number(0),
+            "in_memory": boolean(),
+        }
+        for name, rule in rules.items():
+            object.__setattr__(self, name, validated("Checkpoint", name, getattr(self, name), rule))
+
     def part(self, name: str) -> Checkpoint:
-        """A directory within, for a run that is part of the whole."""
+        """A directory within this one, for a run that is a part of the whole."""
         return replace(self, path=Path(self.path) / name)
 
 
 @contextmanager
 def recording(
     checkpoint: str | Path | Checkpoint | None,
-    about: Mapping[str, Any],
-    key: Any,
-    given: Any,
+    about: Mapping[str, object],
+    key: Key,
+    arrays: PyTree,
     hosts: Hosts = ALONE,
 ) -> Iterator[Recorder | None]:
     """Hold a checkpoint's directory during a run.
@@ -74,25 +85,24 @@ def recording(
         checkpoint: as the user gave it.
         about: further parts of the run's identity.
         key: of the run.
-        given: arrays that the run depends on.
+        arrays: what the run depends on.
         hosts: the processes of the run.
 
     Yields:
-        What saves the run; None without a checkpoint.
+        The recorder that saves the run; None without a checkpoint.
 
     Raises:
         CheckpointError: if the directory cannot be used, or holds another run.
     """
+    checkpoint = identified(checkpoint)
     if checkpoint is None:
         yield None
         return
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint(checkpoint)
     identity = {
         **checkpoint.identity,
         **{name: str(value) for name, value in about.items()},
         "key": f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
-        "data and starting points": of_arrays(given),
+        "data and starting points": of_arrays(arrays),
         "versions": f"mcx {__version__}, jax {jax.__version__}, numpyro {numpyro.__version__}",
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",
         "device": str(jax.devices()[0].device_kind),
@@ -110,7 +120,7 @@ def recording(
             recorder.close()
 
 
-def identified(checkpoint: str | Path | Checkpoint | None, **identity: Any) -> Checkpoint | None:
+def identified(checkpoint: str | Path | Checkpoint | None, **identity: object) -> Checkpoint | None:
     """A checkpoint with further parts of the run's identity, by name; None stays None."""
     if checkpoint is None:
         return None
@@ -142,23 +152,23 @@ class _Chunk:
     """Statistics and draws of some steps, on the host; ``shape`` is (steps, chains)."""
 
     shape: tuple[int, int]
-    tree: Any
+    tree: PyTree
 
     @property
     def size(self) -> int:
-        """Bytes that it keeps from being freed: views keep the whole buffer."""
+        """Bytes that it keeps from being freed; a view keeps its whole buffer."""
         leaves = jax.tree_util.tree_leaves(self.tree)
         return sum((x.base if isinstance(x.base, np.ndarray) else x).nbytes for x in leaves)
 
 
 class Recorder:
-    """Saves a run's chunks as they come, every few seconds, while the device goes on.
+    """Saves a run's chunks every few seconds, while the device goes on computing.
 
     Args:
-        store: the directory, locked, whose manifest is that of this run.
+        store: the locked directory, with the manifest of this run.
         interval: seconds between two saves.
-        identity: of this run, as far as it is known before it is traced.
-        folder: for the draws, where they do not stay in memory.
+        identity: of this run, as far as it is known before tracing.
+        folder: for draws that do not stay in memory; None keeps them there.
     """
 
     def __init__(
@@ -166,15 +176,15 @@ class Recorder:
     ) -> None:
         self.store, self.interval, self.identity, self.folder = store, interval, identity, folder
         self._pending: list[_Chunk] = []
-        self._taken: list[_Chunk] = []  # by the write under way
+        self._taken: list[_Chunk] = []  # by the write that is under way
         self._writing: Future[None] | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._state: Any = None
+        self._state: PyTree = None
         self._saved = time.monotonic()
         self._failed = False
 
-    def resume(self, programs: Programs, state: Any) -> tuple[int, Any]:
-        """How far the run came before: steps taken, and the state after them.
+    def resume(self, programs: Programs, state: PyTree) -> tuple[int, PyTree]:
+        """How far the run came before: the number of steps taken, and the state after them.
 
         Args:
             programs: of the run.
@@ -182,7 +192,7 @@ class Recorder:
 
         Raises:
             CheckpointCorrupt: if a file is damaged.
-            CheckpointMismatch: if the run was another.
+            CheckpointMismatch: if it was another run.
         """
         identity = {**self.identity, _CODE: of_code(programs.code)}
         if self.store.manifest is None:
@@ -194,32 +204,34 @@ class Recorder:
         if manifest.state is not None:
             self._chains = jax.tree_util.tree_leaves(state)[0].shape[0]
             saved = self.store.load(manifest.state, record_type(state, 1), self._chains)
-            self._state = place(_on_device(from_records(saved, state)), programs.mesh, CHAINS)
+            self._state = place(
+                jax.tree_util.tree_map(jax.numpy.asarray, from_records(saved, state)), programs.mesh, CHAINS
+            )
         return manifest.steps, self._state
 
-    def chunks(self, programs: Programs, discard: int) -> Iterator[tuple[int, Any, Any]]:
-        """Steps, statistics and draws that were saved before; None for the draws of discarded steps.
+    def chunks(self, programs: Programs, discard: int) -> Iterator[tuple[int, PyTree, PyTree]]:
+        """Saved chunks: numbers of steps, statistics, and draws, which are None for discarded steps.
 
         Raises:
             CheckpointCorrupt: if a file is damaged.
         """
         manifest = self.store.manifest
         for entry in manifest.chunks if manifest is not None else ():
-            like: Any = (programs.stats,) if entry.first < discard else (programs.stats, programs.emitted)
+            like: PyTree = (programs.stats,) if entry.first < discard else (programs.stats, programs.emitted)
             records = self.store.load(entry, record_type(like, 2), self._chains)
             stats, *draws = from_records(records, like)
             yield entry.count, stats, draws[0] if draws else None
 
-    def add(self, shape: tuple[int, int], state: Any, stats: Any, draws: Any | None) -> None:
-        """Take a chunk of ``shape`` (steps, chains), and the state after it; draws unless discarded."""
+    def add(self, shape: tuple[int, int], state: PyTree, stats: PyTree, draws: PyTree) -> None:
+        """Take a chunk of ``shape`` (steps, chains) and the state after it; discarded draws are None."""
         self._pending.append(_Chunk(shape, (stats,) if draws is None else (stats, draws)))
         self._state = state
 
     def save(self, complete: bool, *, now: bool) -> None:
-        """Have what was taken written, if it is time, or ``now``: that waits until it is.
+        """Start to write what was taken if it is time to, or write it all ``now`` and wait for that.
 
-        A disk that is full stops nothing: the run goes on in memory, and the next save tries again. A disk
-        that is slow stops nothing either, until much is pending.
+        A full disk does not stop the run: it goes on in memory, and the next save tries again. A slow disk
+        does not either, until much is pending.
         """
         pending = sum(chunk.size for chunk in self._pending)
         much = pending >= _MOST_PENDING
@@ -231,7 +243,7 @@ class Recorder:
         self._settle(now)
         state = self.store.hosts.fetch(self._state)
         chains = jax.tree_util.tree_leaves(state)[0].shape[:1]
-        records = to_records(state, chains)  # a copy: the next steps take the state's place on the device
+        records = to_records(state, chains)  # a copy: the next steps overwrite the state on the device
         self._taken, self._pending = self._pending, []
         self._writing = self._start(self._write, self._taken, records, complete)
         self._saved = time.monotonic()
@@ -239,18 +251,19 @@ class Recorder:
             self._settle(now)
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait until everything is written."""
         if self._threads is not None:
             self._threads.shutdown()
 
-    def _start(self, function: Any, *args: Any) -> Future[None]:
+    def _start(self, function: Callable[..., None], *args: Any) -> Future[None]:
         if self.store.hosts.count == 1:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(1, "mcx checkpoint")
             return self._threads.submit(function, *args)
-        done: Future[None] = Future()  # processes agree as they write: all in the same order
+        done: Future[None] = Future()  # processes agree as they write, so all write in the same order
         try:
-            done.set_result(function(*args))
+            function(*args)
+            done.set_result(None)
         except OSError as error:
             done.set_exception(error)
         return done
@@ -263,7 +276,7 @@ class Recorder:
             give_back()
 
     def _settle(self, now: bool) -> None:
-        """Wait for the last write, and take back what it could not write."""
+        """Wait for the last write; what it could not write is pending again."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
@@ -284,12 +297,8 @@ class Recorder:
         self._taken = []
 
 
-def _on_device(tree: Any) -> Any:
-    return jax.tree_util.tree_map(jax.numpy.asarray, tree)
-
-
 def _joined(chunks: list[np.ndarray]) -> list[np.ndarray]:
-    """Neighbours of the same records as one."""
+    """Neighbouring chunks with the same type of records, joined."""
     joined: list[list[np.ndarray]] = []
     for chunk in chunks:
         if joined and joined[-1][0].dtype == chunk.dtype:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mcx.errors import MethodError
 from mcx.ops import collectives
+from mcx.ops.validation import either, instance, integer, one_of, refuse, tuple_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import PyTree
 
 __all__ = [
     "CHAINS",
@@ -36,12 +42,13 @@ def as_mesh(devices: Devices, num_chains: int, size: int | None = None) -> Mesh 
     """The mesh that chains are spread over, or one chain's entries; None for the default device.
 
     Args:
-        devices: None, a number of devices, "all", devices, or a mesh of one axis.
-        num_chains: a multiple of the number of devices; or 1, where a chain has entries to share.
+        devices: None, a number of devices, "all", a sequence of devices, or a mesh of one axis.
+        num_chains: a multiple of the number of devices; or 1, where a chain has entries that devices can
+            share.
         size: number of those entries.
 
     Raises:
-        MethodError: if there are not so many devices, or chains or entries do not share them evenly.
+        MethodError: if there are fewer devices, or if they cannot share the chains or entries evenly.
     """
     if devices is None:
         return None
@@ -65,41 +72,45 @@ def as_mesh(devices: Devices, num_chains: int, size: int | None = None) -> Mesh 
     return jax.make_mesh((len(chosen),), (_AXIS,), (jax.sharding.AxisType.Auto,), devices=chosen)
 
 
-def _chosen(devices: Any) -> list[jax.Device]:
-    expected = "a number of devices, 'all', a sequence of jax.devices(), or a jax.sharding.Mesh"
+def _chosen(devices: Devices) -> list[jax.Device]:
+    there = jax.devices()
     if isinstance(devices, Mesh):
         devices = list(devices.devices.flat)
-    if isinstance(devices, str) and devices == "all":
-        return list(jax.devices())
-    if isinstance(devices, int) and not isinstance(devices, bool):
-        there = jax.devices()
-        if not 1 <= devices <= len(there):
-            raise MethodError(
-                f"devices={devices} is out of range",
-                expected=f"between 1 and {len(there)}, the devices that JAX sees",
-                remedy="on a CPU, jax.config.update('jax_num_cpu_devices', n) before anything else makes n",
-            )
-        return list(there[:devices])
-    found = list(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else None
-    if not found or not all(isinstance(d, jax.Device) for d in found) or len(set(found)) < len(found):
-        raise MethodError("devices= is not what it should be", expected=expected, found=repr(devices))
-    return found
+    several = tuple_of(instance(jax.Device, "a device"), "devices", least=1)
+    try:
+        chosen = either(integer(1, len(there)), one_of("all"), several).plain(devices)
+        if isinstance(chosen, tuple) and len(set(chosen)) < len(chosen):
+            raise ValueError
+    except ValueError:
+        refuse(
+            "run",
+            "devices",
+            devices,
+            f"a number from 1 to {len(there)}, 'all', different devices of JAX, or a jax.sharding.Mesh",
+            "on a CPU, jax.config.update('jax_num_cpu_devices', n) before anything else makes n devices",
+        )
+    if chosen == "all":
+        return there
+    return there[:chosen] if isinstance(chosen, int) else list(chosen)
 
 
-def over_devices(fn: Any, mesh: Mesh | None, in_specs: Any, out_specs: Any) -> Any:
-    """A function of all chains that every device runs on its own chains; no device waits for another."""
+def over_devices[F: Callable[..., PyTree]](
+    fn: F, mesh: Mesh | None, in_specs: PyTree, out_specs: PyTree
+) -> F:
+    """A function of all chains, which every device runs on its own chains; no device waits for another."""
     if mesh is None or _ENTRIES in mesh.axis_names:
         return fn
-    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    spread_fn: F = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return spread_fn
 
 
-def place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
+def place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
     """Arrays where a run over ``mesh`` expects them."""
     if mesh is None:
         return tree
     sharding = NamedSharding(mesh, spec if _AXIS in mesh.axis_names else REPLICATED)
 
-    def put(x: Any) -> Any:
+    def put(x: Array) -> Array:
         if not jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
             return jax.device_put(x, sharding)
         return jax.random.wrap_key_data(
@@ -109,31 +120,31 @@ def place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
     return jax.tree_util.tree_map(put, tree)
 
 
-def placed(tree: Any, mesh: Mesh | None, spec: PartitionSpec, size: int | None = None) -> Any:
-    """Shapes and dtypes, told where they lie: chains by ``spec``, or one chain's axes of ``size`` entries."""
+def placed(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec, size: int | None = None) -> PyTree:
+    """Shapes and dtypes with a sharding: chains by ``spec``, or one chain's axes of ``size`` entries."""
     if mesh is None:
         return tree
 
-    def where(x: Any) -> Any:
+    def where(x: Array) -> jax.ShapeDtypeStruct:
         own = spec if _AXIS in mesh.axis_names else _entries(x.shape, size, len(spec))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, own))
 
     return jax.tree_util.tree_map(where, tree)
 
 
-def spread(tree: Any, mesh: Mesh | None, size: int) -> Any:
-    """Within a traced function: keep arrays whose first axis has ``size`` entries spread over the mesh."""
+def spread(tree: PyTree, mesh: Mesh | None, size: int) -> PyTree:
+    """Keep arrays whose first axis has ``size`` entries spread over the mesh; for traced functions."""
     if mesh is None:
         return tree
 
-    def keep(x: Any) -> Any:
+    def keep(x: Array) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _entries(x.shape, size, 0)))
 
     return jax.tree_util.tree_map(keep, tree)
 
 
 def _entries(shape: tuple[int, ...], size: int | None, axis: int) -> PartitionSpec:
-    """Spread along ``axis`` if that has ``size`` entries, else not at all."""
+    """Sharding along ``axis`` if that has ``size`` entries, and none otherwise."""
     if len(shape) > axis and shape[axis] == size:
         return PartitionSpec(*(None,) * axis, _ENTRIES)
     return REPLICATED

@@ -1,4 +1,4 @@
-"""Where the draws of a run gather: in the host's memory, or in files that are mapped into it."""
+"""The draws of a run, gathered in the host's memory or in files that are mapped into it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from mcx.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from mcx.types import PyTree
 
 __all__ = ["Draws"]
 
@@ -21,20 +24,20 @@ class Draws:
 
     Args:
         like: shapes and dtypes of a chunk, step x chain x event.
-        num_draws: kept draws a chain, at most.
+        num_draws: largest number of draws that a chain keeps.
         folder: for files ``draws-....npy``; None keeps the draws in memory.
-        host: number of this process, of several that share the folder.
+        host: index of this process among those that share the folder.
 
     Raises:
-        CheckpointError: if the files have no room. It is taken at once: a mapped file on a disk that fills up
-            would end the process.
+        CheckpointError: if there is no room for the files. It is reserved at once, because a mapped file on
+            a disk that fills up would end the process.
     """
 
-    def __init__(self, like: Any, num_draws: int, folder: Path | None = None, host: int = 0) -> None:
+    def __init__(self, like: PyTree, num_draws: int, folder: Path | None = None, host: int = 0) -> None:
         leaves, self._structure = jax.tree_util.tree_flatten(like)
         self._dtypes = [np.dtype(x.dtype) for x in leaves]
         shapes = [(x.shape[1], num_draws, *x.shape[2:]) for x in leaves]
-        # types that numpy does not know lie there as integers of the same bits
+        # types that numpy does not know are stored as integers of the same bits
         plain = [np.dtype(f"u{d.itemsize}") if d.kind == "V" else d for d in self._dtypes]
         if folder is None or num_draws == 0:
             self._arrays = [np.empty(shape, dtype) for shape, dtype in zip(shapes, plain, strict=True)]
@@ -48,7 +51,7 @@ class Draws:
         self._bad = np.zeros(len(leaves), int)
         self.count = 0
 
-    def add(self, chunk: Any, count: int) -> None:
+    def add(self, chunk: PyTree, count: int) -> None:
         """Take the first ``count`` draws of a chunk, step x chain x event."""
         end = self.count + count
         for i, leaf in enumerate(jax.tree_util.tree_leaves(chunk)):
@@ -60,10 +63,10 @@ class Draws:
 
     @property
     def num_nonfinite(self) -> int:
-        """Draws with a NaN or an infinity."""
+        """Number of draws with a NaN or an infinity."""
         return int(self._bad.max(initial=0))
 
-    def result(self) -> Any:
+    def result(self) -> PyTree:
         """The pytree of arrays, chain x draw x event; None where nothing was drawn."""
         if self.count == 0:
             return None

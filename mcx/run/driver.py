@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -28,7 +29,7 @@ from mcx.run.programs import Programs, chain_keys, prepare
 from mcx.run.progress import Progress, make_progress
 
 if TYPE_CHECKING:
-    from mcx.types import KeyLike, PyTree
+    from mcx.types import KeyLike, Keys, PyTree
 
 __all__ = ["Run", "run"]
 
@@ -43,11 +44,11 @@ class Run:
         draws: kept draws, a pytree of numpy arrays, chain x draw x event.
         stats: statistics of every step, by name, chain x step (discarded steps first).
         state: the last states, on the device, one a chain.
-        num_steps: steps taken; ``num_discard`` of them are not among the draws.
+        num_steps: number of steps taken, of which the first ``num_discard`` are not among the draws.
         complete: False where the run was stopped before its end.
         compile_time, run_time: seconds.
         num_nonfinite: kept draws with a NaN or an infinity.
-        interrupted: whether it was Ctrl-C that ended it.
+        interrupted: whether Ctrl-C ended it.
     """
 
     draws: PyTree
@@ -75,7 +76,7 @@ def run(
     collect: Callable[[PyTree, PyTree], PyTree] | None = None,
     chunk_size: int | None = None,
     capacity: int | None = None,
-    progress: Any = True,
+    progress: bool | str | Progress = True,
     title: str = "mcx",
     on_start: Callable[[PyTree], None] | None = None,
     while_compiling: Callable[[], None] | None = None,
@@ -90,36 +91,37 @@ def run(
             see ``init``) and ``step(key, state) -> (state, info)``, such as a BlackJAX sampling algorithm.
         data: passed to the kernel's functions; new data of the same shapes compile nothing.
         key: a typed JAX key or an int.
-        num_steps: steps a chain takes, discarded ones included; 0 only starts the chains.
-        num_chains: independent chains, vectorised.
+        num_steps: number of steps of each chain, discarded ones included; 0 only starts the chains.
+        num_chains: number of independent chains, which are vectorised.
         num_discard: leading steps whose draws are dropped (warm-up); their statistics are kept.
-        init: starting points, a pytree with a leading chain axis.
+        init: initial points, a pytree with a leading chain axis.
         inputs: a pytree with a leading axis of ``num_steps``; step t sees its t-th entry.
-        collect: of a plain ``init``/``step`` object, ``(state, info) -> draw``.
-        chunk_size: steps between two looks at the host; by default about 0.4 s worth. The results do not
-            depend on it.
-        capacity: steps whose draws the device holds, at most; by default about 64 MiB worth.
+        collect: for a plain ``init``/``step`` object, ``(state, info) -> draw``.
+        chunk_size: number of steps after which the host takes over each time; by default as many as take
+            about 0.4 s. The results do not depend on it.
+        capacity: largest number of steps whose draws the device holds; by default as many as take about
+            64 MiB.
         progress: see :func:`~mcx.run.progress.make_progress`.
-        title: shown by the bar.
+        title: name that the progress display shows.
         on_start: called with the states at step 0; may raise to refuse the run.
-        while_compiling: host work to do while XLA compiles.
+        while_compiling: called while XLA compiles, to do some work on the host.
         checkpoint: a directory to write draws and states to, or a
-            :class:`~mcx.run.checkpoint.Checkpoint`. Where it holds an unfinished run of the same data and
-            key, that is gone on with: the result has the same bits as that of an uninterrupted run on the
-            same machine with the same versions.
-        devices: that share the chains evenly: a number of them, "all", some of ``jax.devices()``, or a mesh;
-            None for the default device. Chains have the same law whatever device they run on. One chain of a
-            kernel with a ``size``, such as the particles of a filter, is shared itself. Where the
-            devices belong to several processes, all of them make the same call and get the same result.
-        batch_size: chains of a device that move at once; the others wait, which bounds the memory that
-            intermediate values take. None is all of them.
+            :class:`~mcx.run.checkpoint.Checkpoint`. An unfinished run of the same data and key that it holds
+            is resumed: the result has the same bits as that of an uninterrupted run on the same machine with
+            the same versions.
+        devices: the devices that share the chains evenly: a number of them, "all", some of ``jax.devices()``,
+            or a mesh; None for the default device. Chains have the same law on any device. A single chain of
+            a kernel with a ``size``, such as the particles of a filter, is itself shared. Where the devices
+            belong to several processes, all of them make the same call and get the same result.
+        batch_size: number of chains of a device that move at once while the others wait, which bounds the
+            memory for intermediate values. None is all of them.
 
     Returns:
         A :class:`Run`. Ctrl-C finishes the chunk under way and returns what there is, with
         ``complete=False``; a second Ctrl-C raises.
 
     Raises:
-        MethodError: on counts that make no sense.
+        MethodError: if a count is out of range.
         CheckpointError: if the checkpoint cannot be written, or is in use, damaged, or of another run.
         DeviceMemoryError: if the device has not enough memory; what was drawn before is in ``.result``.
     """
@@ -209,13 +211,13 @@ class _Loop:
         self,
         kernel: Kernel,
         programs: Programs,
-        data: Any,
-        keys: Any,
-        inputs: Any,
+        data: PyTree,
+        keys: Keys,
+        inputs: PyTree,
         total: int,
         discard: int,
         chunk_size: int | None,
-        state: Any,
+        state: PyTree,
         recorder: Recorder | None,
         hosts: Hosts,
     ) -> None:
@@ -223,7 +225,7 @@ class _Loop:
         self.total, self.discard, self.state = total, discard, state
         self.fixed = None if chunk_size is None else min(chunk_size, programs.capacity)
         self.done, self.ended, self.interrupted = 0, False, False
-        self.stats: list[Any] = []
+        self.stats: list[PyTree] = []
         self._seconds_per_step: float | None = None
         self.recorder, self.hosts = recorder, hosts
         folder = None if recorder is None else recorder.folder
@@ -237,7 +239,7 @@ class _Loop:
                     self.draws.add(draws, count)
 
     def go(self, display: Progress, interrupted: threading.Event) -> bool:
-        self.ended = bool(self.stats) and self._stops(self.stats[-1])  # a run that was resumed
+        self.ended = bool(self.stats and self.kernel.stop(self.stats[-1]))  # of a run that was resumed
         while not (self.ended or self.done == self.total):
             count = self.hosts.lead(self._count())
             begun = time.perf_counter()
@@ -249,7 +251,7 @@ class _Loop:
             self._seconds_per_step = (time.perf_counter() - begun) / count
             phase = "warm-up" if self.done <= self.discard else "sampling"
             display.update(self.done, phase, self.kernel.report(stats))
-            self.ended = self._stops(stats)
+            self.ended = bool(self.kernel.stop(stats))
             stopped = self.hosts.any(interrupted.is_set())
             over = self.ended or stopped or self.done == self.total
             if self.recorder is not None:
@@ -259,37 +261,33 @@ class _Loop:
                 break
         return self._complete()
 
-    def _stops(self, stats: Any) -> bool:
-        """Whether the algorithm ends the run, by the statistics of a chunk."""
-        return bool(self.kernel.stop(stats))
-
     def _complete(self) -> bool:
         return self.done == self.total or (self.ended and self.kernel.open_ended)
 
     def save(self) -> None:
-        """Save what there is, as the run ends by an error."""
-        if self.recorder is not None and self.hosts.count == 1:  # others may not be there to agree
+        """Save what there is when an error ends the run."""
+        if self.recorder is not None and self.hosts.count == 1:  # other processes may be gone
             self.recorder.save(False, now=True)
 
     def _count(self) -> int:
-        """Steps of the next chunk: about 0.4 s, never across the end of warm-up."""
+        """Steps of the next chunk, which takes about 0.4 s and never crosses the end of warm-up."""
         left = (self.discard if self.done < self.discard else self.total) - self.done
         if self.fixed is not None:
             return min(self.fixed, left)
         if self._seconds_per_step is None:
-            return min(16, left, self.programs.capacity)  # a first look, before the speed is known
+            return min(16, left, self.programs.capacity)  # the speed is not known yet
         affordable = int(_SECONDS_PER_CHUNK / max(self._seconds_per_step, 1e-9))
         return max(1, min(affordable, self.programs.capacity, left))
 
-    def _inputs(self, count: int) -> Any:
-        def cut(x: Any) -> Any:
+    def _inputs(self, count: int) -> PyTree:
+        def cut(x: np.ndarray) -> np.ndarray:
             part = np.asarray(x[self.done : self.done + count])
             pad = [(0, self.programs.capacity - count)] + [(0, 0)] * (part.ndim - 1)
             return np.pad(part, pad)
 
         return jax.tree_util.tree_map(cut, self.inputs)
 
-    def _keep(self, state: Any, draws: Any, stats: Any, count: int) -> None:
+    def _keep(self, state: PyTree, draws: PyTree, stats: PyTree, count: int) -> None:
         kept = None
         if self.done >= self.discard:
             emitted = self.hosts.fetch(self.programs.emit(self.data, draws))
@@ -318,8 +316,8 @@ class _Loop:
         )
 
 
-def _join(chunks: list[Any]) -> Any:
-    """Chunks of step x chain x ... to one array of chain x step x ..."""
+def _join(chunks: list[PyTree]) -> PyTree:
+    """Join chunks of step x chain x ... to arrays of chain x step x ..."""
     return jax.tree_util.tree_map(
         lambda *parts: np.ascontiguousarray(np.swapaxes(np.concatenate(parts), 0, 1)), *chunks
     )
@@ -330,11 +328,11 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag, so that the chunk under way is not lost; the second one raises."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield flag  # signals are the main thread's
+        yield flag  # signals belong to the main thread
         return
     previous = signal.getsignal(signal.SIGINT)
 
-    def handler(signum: int, frame: Any) -> None:
+    def handler(signum: int, frame: FrameType | None) -> None:
         if flag.is_set():
             raise KeyboardInterrupt
         flag.set()

@@ -1,23 +1,29 @@
-"""Runs that span several processes (``jax.distributed``): who they are, and how they agree."""
+"""The processes of a run that spans several (``jax.distributed``), and how they agree."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from mcx.errors import MethodError
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import PyTree
 
 __all__ = ["ALONE", "Hosts", "hosts_of"]
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """The processes of a run. All of them call the methods, in the same order.
+    """The processes of a run, all of which call these methods in the same order.
 
     Attributes:
         index: of this process.
@@ -32,7 +38,7 @@ class Hosts:
         """Whether this is the process that shows progress and keeps the manifest."""
         return self.index == 0
 
-    def gather(self, value: Any) -> np.ndarray:
+    def gather(self, value: ArrayLike) -> np.ndarray:
         """Every process's value, stacked."""
         if self.count == 1:
             return np.asarray(value)[None]
@@ -41,7 +47,7 @@ class Hosts:
         return np.asarray(process_allgather(np.asarray(value)))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether the flag is set in any process."""
         return bool(self.gather(np.int32(flag)).any())
 
     def lead(self, value: int) -> int:
@@ -53,8 +59,8 @@ class Hosts:
         bounds = np.linspace(0, size, self.count + 1).astype(int)
         return slice(int(bounds[self.index]), int(bounds[self.index + 1]))
 
-    def fetch(self, tree: Any) -> Any:
-        """Arrays that lie on the devices of all processes, where this one can read them."""
+    def fetch(self, tree: PyTree) -> PyTree:
+        """Arrays that are spread over the devices of all processes, made readable for this one."""
         return tree if self.count == 1 else jax.tree_util.tree_map(_fetched, tree)
 
 
@@ -74,14 +80,14 @@ def hosts_of(mesh: Mesh | None) -> Hosts:
         return ALONE
     if len(processes) < jax.process_count():
         raise MethodError(
-            "devices= are those of some processes only",
+            "devices= belong to some of the processes only",
             expected=f"devices of all {jax.process_count()} processes, or this one's jax.local_devices()",
             found="devices of processes " + ", ".join(map(str, sorted(processes))),
         )
     return Hosts(jax.process_index(), jax.process_count())
 
 
-def _fetched(x: Any) -> Any:
+def _fetched(x: Array) -> Array:
     from jax.experimental.multihost_utils import process_allgather
 
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

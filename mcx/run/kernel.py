@@ -19,22 +19,22 @@ class Kernel:
     """One chain of an algorithm: a state, and pure functions that start it and move it.
 
     A subclass has to have :meth:`init` and :meth:`step`; everything else has a default. It is hashable and
-    compares by value, as a frozen dataclass does, because compiled programs are cached on it. Whatever may
-    change between runs (data, starting points) comes in as an argument. States, draws and data are pytrees.
+    compares by value, as a frozen dataclass does, because compiled programs are cached by it. Whatever may
+    change between runs (data, initial points) comes in as an argument. States, draws and data are pytrees.
     """
 
     def init(self, data: PyTree, key: Key, start: PyTree) -> PyTree:
         """The state at step 0.
 
         Args:
-            data: the model's, or whatever the kernel needs that may change between runs.
+            data: the model's data, or whatever else the kernel needs that may change between runs.
             key: of this chain.
-            start: where this chain starts, or None.
+            start: the initial point of this chain, or None.
         """
         raise NotImplementedError
 
     def step(self, data: PyTree, key: Key, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree]:
-        """One step: the new state, and what :meth:`collect` is to know of the step.
+        """One step: the new state, and what :meth:`collect` needs to know of the step.
 
         Args:
             data: as for :meth:`init`.
@@ -45,11 +45,11 @@ class Kernel:
         raise NotImplementedError
 
     def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """A draw, and statistics by name, of a step that was taken. The default keeps state and info."""
+        """A draw and statistics by name from a step's state and info. The default keeps both as the draw."""
         return {"state": state, "info": info}, {}
 
     def emit(self, data: PyTree, draw: PyTree) -> PyTree:
-        """What leaves the device for a kept draw, computed outside of the loop; by default the draw."""
+        """What is returned for a kept draw, computed outside of the loop; by default the draw itself."""
         return draw
 
     def report(self, stats: Stats) -> Mapping[str, float]:
@@ -57,12 +57,12 @@ class Kernel:
         return {}
 
     def stop(self, stats: Stats) -> bool:
-        """Whether the run ends here, from the statistics of the chunk that is just over."""
+        """Whether the run ends here, decided by the statistics of the chunk that was just run."""
         return False
 
     @property
     def open_ended(self) -> bool:
-        """Whether :meth:`stop` is the run's proper end, and its number of steps only a bound."""
+        """Whether the run ends properly by :meth:`stop`, so that its number of steps is only a bound."""
         return False
 
     def finished(self, state: PyTree) -> PyTree:
@@ -71,11 +71,11 @@ class Kernel:
 
     @property
     def block_size(self) -> int | None:
-        """Number of steps after which :meth:`end_block` is called each time; None does without."""
+        """Number of steps after which :meth:`end_block` is called each time; None is never."""
         return None
 
     def end_block(self, state: PyTree) -> PyTree:
-        """What happens after each block of steps, outside of the inner loop."""
+        """The state after a block of steps, computed outside of the inner loop."""
         return state
 
     @property
@@ -85,18 +85,18 @@ class Kernel:
 
     @property
     def size(self) -> int | None:
-        """Length of the leading axes of a state that several devices may share; None shares nothing."""
+        """Length of those leading axes of a state that several devices may share; None if there are none."""
         return None
 
     def over_mesh(self, mesh: Mesh) -> Self:
-        """The same kernel, its states spread over the devices of a mesh; for kernels with a ``size``."""
+        """The same kernel with states spread over the devices of a mesh; for kernels with a ``size``."""
         raise MethodError(f"one chain of {type(self).__name__} cannot be spread over several devices")
 
 
 class _PlainKernel(Kernel):
-    """Any object with ``init(key)`` and ``step(key, state) -> (state, info)``, made a :class:`Kernel`.
+    """A :class:`Kernel` made of any object with ``init(key)`` and ``step(key, state) -> (state, info)``.
 
-    A BlackJAX ``SamplingAlgorithm`` fits: its ``init`` takes a position, which is then the run's ``start``.
+    A BlackJAX ``SamplingAlgorithm`` is one: its ``init`` takes a position, the run's initial point.
     """
 
     def __init__(self, algorithm: Any, collect: Callable[[PyTree, PyTree], PyTree] | None = None) -> None:
@@ -127,7 +127,7 @@ class _PlainKernel(Kernel):
 
 
 def as_kernel(kernel: Any, collect: Callable[[PyTree, PyTree], PyTree] | None = None) -> Kernel:
-    """A :class:`Kernel` as it is, or any object with ``init`` and ``step`` made one.
+    """A :class:`Kernel` as it is, or one made of any object with ``init`` and ``step``.
 
     Raises:
         MethodError: if it has neither.

@@ -1,4 +1,4 @@
-"""The list of what a checkpoint holds: JSON, read with suspicion."""
+"""The list of what a checkpoint holds: JSON that is not trusted when it is read."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Entry:
         """Bytes on disk."""
         return sum(file.size for file in self.files)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def to_dict(self) -> dict[str, object]:
+        """The entry as JSON has it."""
         return {"first": self.first, "count": self.count, "files": [vars(file) for file in self.files]}
 
 
@@ -53,10 +53,10 @@ class Manifest:
     """What a directory holds.
 
     Attributes:
-        identity: what the run is, by name; text.
+        identity: what identifies the run: texts by name.
         chunks: in the order of their steps.
-        state: after the last of them; None before the first.
-        steps: taken so far.
+        state: after the last chunk; None before the first.
+        steps: number of steps taken so far.
         complete: whether the run came to its end.
     """
 
@@ -67,7 +67,7 @@ class Manifest:
     complete: bool = False
 
     def to_json(self) -> bytes:
-        """As a file."""
+        """The content of the manifest's file."""
         content = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -81,7 +81,7 @@ class Manifest:
 
     @classmethod
     def of_json(cls, raw: bytes, where: Path) -> Manifest:
-        """Read and check a file.
+        """Read and check the content of a file.
 
         Raises:
             CheckpointCorrupt: if it is no manifest, or one of another version.
@@ -117,7 +117,7 @@ def _expect(condition: bool, what: str) -> None:
         raise ValueError(f"expected {what}")
 
 
-def _is_int(x: Any) -> bool:
+def _is_int(x: object) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 2**62
 
 

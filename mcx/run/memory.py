@@ -1,4 +1,4 @@
-"""What a run takes of memory: said where it was too much for a device, given back where the host keeps it."""
+"""Memory of a run: an error that explains where a device ran out of it, and freed memory of the host."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from mcx.errors import DeviceMemoryError
+
+if TYPE_CHECKING:
+    from mcx.types import PyTree
 
 __all__ = ["explained", "give_back"]
 
@@ -20,15 +23,15 @@ _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OUT_OF_MEMORY
 
 @contextmanager
 def explained(num_chains: int, batch_size: int | None, facts: dict[str, Any]) -> Iterator[None]:
-    """Turn a device's "out of memory" into an error that says what takes how much, and what to lower.
+    """Turn a device's "out of memory" into an error that says how much memory what takes, and what to lower.
 
     Args:
         num_chains: of the run.
-        batch_size: chains moved at once.
+        batch_size: number of chains that move at once.
         facts: filled as they become known: ``state`` (shapes of all chains' states) and ``programs``.
 
     Raises:
-        DeviceMemoryError: in place of JAX' own error.
+        DeviceMemoryError: in place of JAX's own error.
     """
     try:
         yield
@@ -65,7 +68,7 @@ def _sizes(num_chains: int, facts: dict[str, Any]) -> list[str]:
     return sizes
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: PyTree) -> int:
     leaves = jax.tree_util.tree_leaves(tree)
     return sum(math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in leaves)
 
@@ -78,10 +81,10 @@ def _text(size: int) -> str:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library would keep it for later.
+    """Return freed memory to the system where the C library would keep it for later.
 
-    glibc stops returning buffers of up to 32 MiB once it has seen some of them come and go: a run that
-    streams its draws to disk would seem to grow with their number.
+    After some allocations glibc no longer returns buffers of up to 32 MiB, so a run that streams its draws to
+    disk would seem to grow with their number.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

@@ -1,6 +1,6 @@
-"""The compiled programs behind a run: start, chunk of steps, emission of draws.
+"""The compiled programs behind a run: the start, a chunk of steps, the emission of draws.
 
-One program serves every chunk length: the trip count is an argument, the output buffers have a fixed
+One program serves every chunk length: the trip count is an argument, and the output buffers have a fixed
 capacity. The key of step t is ``fold_in(chain_key, t)``, so results do not depend on how steps are cut
 into chunks.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,12 @@ from mcx.ops.lru_cache import LRUCache
 from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, placed
 from mcx.run.kernel import Kernel
 
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr
+    from jaxtyping import Array, Int
+
+    from mcx.types import IntLike, Key, Keys, PyTree
+
 __all__ = ["Programs", "chain_keys", "prepare", "run_steps", "start_chains"]
 
 _BUFFER_BYTES = 64 * 2**20
@@ -33,31 +40,35 @@ _MAX_CAPACITY = 512
 class Programs(NamedTuple):
     """Compiled programs of one kernel at one set of shapes.
 
-    ``stats`` and ``emitted`` are shapes and dtypes of a full buffer of statistics and of emitted draws;
-    ``mesh`` are the devices that chains are spread over, None for the default one; ``code`` is the traced
-    chunk of steps.
+    Attributes:
+        start: ``(data, keys, start) -> state``; None in the cache of steps.
+        chunk: ``(data, keys, first, count, state, inputs) -> (state, draws, stats)``.
+        emit: ``(data, draws) -> emitted draws``.
+        capacity: steps that a buffer holds.
+        stats, emitted: shapes and dtypes of a full buffer of statistics and of emitted draws.
+        mesh: devices that chains are spread over; None for the default one.
+        code: the traced chunk of steps.
     """
 
     start: Any
-    chunk: Any
-    emit: Any
+    chunk: Callable[..., tuple[PyTree, PyTree, PyTree]]
+    emit: Callable[[PyTree, PyTree], PyTree]
     capacity: int
-    stats: Any
-    emitted: Any
+    stats: PyTree
+    emitted: PyTree
     mesh: Mesh | None
-    code: Any
+    code: ClosedJaxpr
 
 
 _WHOLE: LRUCache[Programs] = LRUCache()
-_STEPS: LRUCache[Programs] = LRUCache()  # without the start, however that is made
+_STEPS: LRUCache[Programs] = LRUCache()  # without the start, which depends on initial points
 
 
 @partial(jax.jit, static_argnums=1)
-def chain_keys(key: Any, num_chains: int) -> tuple[Any, Any]:
+def chain_keys(key: Key, num_chains: int) -> tuple[Keys, Keys]:
     """Keys of the chains' starts and of their steps: functions of the key and the chain's index alone.
 
-    Both come from the key as ``fold_in(key, 0)`` and ``fold_in(key, 1)`` would: fold in other numbers for
-    other purposes.
+    They are those of ``Stream.INITIAL_STATES`` and ``Stream.STEPS``; other streams have other numbers.
     """
     chains = jnp.arange(num_chains, dtype=jnp.uint32)
     each = jax.vmap(jax.random.fold_in, (None, 0))
@@ -66,16 +77,16 @@ def chain_keys(key: Any, num_chains: int) -> tuple[Any, Any]:
 
 
 def over_chains(
-    fn: Any, in_axes: tuple[int | None, ...], num_chains: int, batch_size: int | None = None
-) -> Any:
-    """``vmap`` over chains; of one chain without it, so that conditionals in a kernel stay conditionals.
+    fn: Callable[..., PyTree], in_axes: tuple[int | None, ...], num_chains: int, batch_size: int | None = None
+) -> Callable[..., PyTree]:
+    """``vmap`` over chains; a single chain goes without it, so that conditionals stay conditionals.
 
-    Kernels may pool over the chains, see :mod:`mcx.ops.collectives`; not where they come in batches.
+    Kernels may pool over the chains (:mod:`mcx.ops.collectives`) unless these come in batches.
     """
     if num_chains > 1:
         return vmap_in_batches(fn, in_axes, batch_size, collectives.VMAP_AXIS)
 
-    def one(*args: Any) -> Any:
+    def one(*args: PyTree) -> PyTree:
         own = (
             arg if axis is None else jax.tree_util.tree_map(lambda x: x[0], arg)
             for arg, axis in zip(args, in_axes, strict=True)
@@ -85,7 +96,9 @@ def over_chains(
     return one
 
 
-def start_chains(kernel: Kernel, data: Any, keys: Any, start: Any, batch_size: int | None = None) -> Any:
+def start_chains(
+    kernel: Kernel, data: PyTree, keys: Keys, start: PyTree, batch_size: int | None = None
+) -> PyTree:
     """States of all chains at step 0. ``start`` has a leading chain axis, or is None."""
     in_axes = (None, 0, None if start is None else 0)
     state = over_chains(kernel.init, in_axes, keys.shape[0], batch_size)(data, keys, start)
@@ -94,46 +107,44 @@ def start_chains(kernel: Kernel, data: Any, keys: Any, start: Any, batch_size: i
 
 def run_steps(
     kernel: Kernel,
-    data: Any,
-    keys: Any,
-    first: Any,
-    count: Any,
-    state: Any,
-    inputs: Any,
+    data: PyTree,
+    keys: Keys,
+    first: IntLike,
+    count: IntLike,
+    state: PyTree,
+    inputs: PyTree,
     capacity: int,
     discard: int = 0,
     batch_size: int | None = None,
-) -> tuple[Any, Any, Any]:
-    """Take ``count`` steps from step ``first`` on; keep those after the first ``discard``.
+) -> tuple[PyTree, PyTree, PyTree]:
+    """Take ``count`` steps from step ``first`` on, and keep those after the first ``discard``.
 
-    ``batch_size`` chains move at once; None is all of them.
+    At most ``batch_size`` chains move at once; None is all of them.
 
-    Returns the state, and draws and statistics in buffers of ``capacity`` x chains.
+    Returns:
+        The state, and draws and statistics in buffers of ``capacity`` x chains.
     """
 
-    def one(keys: Any, state: Any, u: Any) -> tuple[Any, Any, Any]:
-        def step(data: Any, key: Any, state: Any, u: Any) -> tuple[Any, Any, Any]:
+    def one(keys: Keys, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        def step(data: PyTree, key: Key, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree, PyTree]:
             new, info = kernel.step(data, key, state, u)
             new = jax.tree_util.tree_map(_strong, new)
             draw, stats = kernel.collect(new, info)
             return new, draw, dict(stats)
 
-        found: tuple[Any, Any, Any] = over_chains(step, (None, 0, 0, None), num_chains, batch_size)(
-            data, keys, state, u
-        )
-        return found
+        return over_chains(step, (None, 0, 0, None), num_chains, batch_size)(data, keys, state, u)
 
     num_chains = keys.shape[0]
-    # all at once: on CPU deriving a key costs more within the loop than some kernels' steps
+    # derived all at once: within the loop a key costs more on a CPU than the steps of some kernels
     times = (first + jnp.arange(discard + capacity)).astype(jnp.uint32)
     step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(keys, times)
-    # traced once: the shapes of the buffers and the loop body come from the same cached trace
+    # traced once, as the shapes of the buffers and the loop body come from the same cached trace
     one = jax.jit(one)
     u0 = jax.tree_util.tree_map(lambda x: x[0], inputs)
     _, draw, stats = jax.eval_shape(one, keys, state, u0)
     buffers = jax.tree_util.tree_map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (draw, stats))
 
-    def body(i: Any, carry: Any) -> Any:
+    def body(i: Int[Array, ""], carry: PyTree) -> PyTree:
         state, buffers = carry
         u = jax.tree_util.tree_map(lambda x: x[i], inputs)
         state, draw, stats = one(step_keys[i], state, u)
@@ -151,14 +162,20 @@ def run_steps(
 
 
 def _in_blocks(
-    kernel: Kernel, num_chains: int, block: int, first: Any, count: Any, body: Any, carry: Any
-) -> Any:
+    kernel: Kernel,
+    num_chains: int,
+    block: int,
+    first: IntLike,
+    count: IntLike,
+    body: Callable[..., PyTree],
+    carry: PyTree,
+) -> PyTree:
     """The loop of :func:`run_steps`, with the kernel's ``end_block`` after every ``block``-th step.
 
-    Nested loops, as a conditional within the inner one would be paid at every step.
+    The loops are nested, because a conditional within a single one would cost something at every step.
     """
 
-    def one_block(outer: Any) -> Any:
+    def one_block(outer: PyTree) -> PyTree:
         i, (state, buffers) = outer
         stop = jnp.minimum(count, i + block - (first + i) % block)
         state, buffers = jax.lax.fori_loop(i, stop, body, (state, buffers))
@@ -173,34 +190,34 @@ def _in_blocks(
 
 def prepare(
     kernel: Kernel,
-    data: Any,
-    keys: Any,
-    start: Any,
-    inputs: Any,
-    while_compiling: Any = None,
+    data: PyTree,
+    keys: Keys,
+    start: PyTree,
+    inputs: PyTree,
+    while_compiling: Callable[[], None] | None = None,
     capacity: int | None = None,
     mesh: Mesh | None = None,
     batch_size: int | None = None,
 ) -> tuple[Programs, float]:
     """Compile the programs of a run, or find them in the cache.
 
-    Tracing is Python and takes its turn; XLA compiles the programs side by side. Over a mesh, ``data``,
-    ``keys`` and ``start`` are placed on it already.
+    Programs are traced one after the other, as that is Python's work, and compiled side by side. Over a mesh,
+    ``data``, ``keys`` and ``start`` have to be placed on it already.
 
     Returns:
         The programs, and the seconds spent.
     """
     begun = time.perf_counter()
-    slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # the number of steps is no part of a program
-    how = (kernel, capacity, mesh, batch_size, bool(jax.config.jax_enable_x64))
-    key = (how, _avals((data, keys, start, slices)))
+    slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # of any number of steps
+    settings = (kernel, capacity, mesh, batch_size, bool(jax.config.jax_enable_x64))
+    key = (settings, _avals((data, keys, start, slices)))
     known = _WHOLE.find(key)
     if known is not None:
         return known, time.perf_counter() - begun
 
     with ThreadPoolExecutor(3) as workers:
 
-        def begin(data: Any, keys: Any, start: Any) -> Any:
+        def begin(data: PyTree, keys: Keys, start: PyTree) -> PyTree:
             return start_chains(kernel, data, keys, start, batch_size)
 
         begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
@@ -209,10 +226,11 @@ def prepare(
         state = placed(traced.out_info, mesh, CHAINS, kernel.size)
 
         def make() -> Programs:
-            given = (kernel, data, keys, state, slices)
-            return _steps(workers, *given, while_compiling, capacity, mesh, batch_size)
+            return _steps(
+                workers, kernel, data, keys, state, slices, while_compiling, capacity, mesh, batch_size
+            )
 
-        steps = _STEPS.get((how, _avals((data, keys, state, slices))), make)
+        steps = _STEPS.get((settings, _avals((data, keys, state, slices))), make)
         programs = steps._replace(start=compiled.result())
     return _WHOLE.keep(key, programs), time.perf_counter() - begun
 
@@ -220,19 +238,21 @@ def prepare(
 def _steps(
     workers: ThreadPoolExecutor,
     kernel: Kernel,
-    data: Any,
-    keys: Any,
-    state: Any,
-    slices: Any,
-    while_compiling: Any,
+    data: PyTree,
+    keys: Keys,
+    state: PyTree,
+    slices: PyTree,
+    while_compiling: Callable[[], None] | None,
     capacity: int | None,
     mesh: Mesh | None,
     batch_size: int | None,
 ) -> Programs:
-    """All but the start."""
+    """The programs of a run without the start."""
     capacity = _capacity(state) if capacity is None else capacity
 
-    def chunk(data: Any, keys: Any, first: Any, count: Any, state: Any, inputs: Any) -> Any:
+    def chunk(
+        data: PyTree, keys: Keys, first: IntLike, count: IntLike, state: PyTree, inputs: PyTree
+    ) -> tuple[PyTree, PyTree, PyTree]:
         return run_steps(kernel, data, keys, first, count, state, inputs, capacity, batch_size=batch_size)
 
     chunk = over_devices(
@@ -255,12 +275,12 @@ def _steps(
 
 
 def _compile_emit(
-    kernel: Kernel, data: Any, draws: Any, mesh: Mesh | None, batch_size: int | None
-) -> tuple[Any, Any]:
+    kernel: Kernel, data: PyTree, draws: PyTree, mesh: Mesh | None, batch_size: int | None
+) -> tuple[Callable[[PyTree, PyTree], PyTree], PyTree]:
     if not jax.tree_util.tree_leaves(draws):
         return (lambda data, draws: draws), draws
 
-    def one(data: Any, draw: Any) -> Any:
+    def one(data: PyTree, draw: PyTree) -> PyTree:
         return jax.tree_util.tree_map(_key_data, kernel.emit(data, draw))
 
     emit = jax.vmap(vmap_in_batches(one, (None, 0), batch_size), (None, 0))
@@ -269,33 +289,33 @@ def _compile_emit(
     return traced.lower().compile(), traced.out_info
 
 
-def _key_data(x: Any) -> Any:
+def _key_data(x: Array) -> Array:
     """Random keys as integers, which the host can hold."""
     is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
     return jax.random.key_data(x) if is_key else x
 
 
-def _capacity(state: Any) -> int:
-    """Steps a buffer holds. A draw is about as large as the state it is taken from."""
+def _capacity(state: PyTree) -> int:
+    """Steps that a buffer holds. A draw is about as large as the state it is taken from."""
     size = sum(math.prod(x.shape) * 8 for x in jax.tree_util.tree_leaves(state))
     return max(1, min(_MAX_CAPACITY, _BUFFER_BYTES // max(size, 1)))
 
 
-def _strong(x: Any) -> Any:
-    """The same value with a strong type: loop carries must not change type between steps."""
+def _strong(x: Array) -> Array:
+    """The same value with a strong type, as loop carries must not change type between steps."""
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return jax.lax.convert_element_type(x, x.dtype)
 
 
-def _avals(tree: Any) -> Any:
+def _avals(tree: PyTree) -> Hashable:
     """Structure, shapes and dtypes of a pytree."""
     leaves, structure = jax.tree_util.tree_flatten(tree)
     return structure, tuple(_aval(x) for x in leaves)
 
 
-def _aval(x: Any) -> Any:
+def _aval(x: Any) -> object:
     if hasattr(x, "dtype"):
         dtype = (
             x.dtype

@@ -9,13 +9,13 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mcx.errors import MethodError
+from mcx.ops.validation import Rule, boolean, either, one_of, validated
 
 __all__ = ["Progress", "make_progress"]
 
 
 class Progress(Protocol):
-    """A display of a run. The driver calls it from the host, between chunks."""
+    """A display of a run, which the driver calls on the host between chunks."""
 
     def compiling(self) -> None:
         """XLA is compiling."""
@@ -25,8 +25,8 @@ class Progress(Protocol):
         """Compilation is over; steps begin."""
         ...
 
-    def update(self, done: int, phase: str, report: Mapping[str, Any]) -> None:
-        """``done`` steps are finished; ``report`` is what the algorithm says."""
+    def update(self, done: int, phase: str, report: Mapping[str, object]) -> None:
+        """``done`` steps are finished; ``report`` is what the kernel reports of them."""
         ...
 
     def close(self, complete: bool) -> None:
@@ -39,7 +39,7 @@ class _Silent:
 
     def started(self) -> None: ...
 
-    def update(self, done: int, phase: str, report: Mapping[str, Any]) -> None: ...
+    def update(self, done: int, phase: str, report: Mapping[str, object]) -> None: ...
 
     def close(self, complete: bool) -> None: ...
 
@@ -60,10 +60,10 @@ class _Bar:
         self._bar.set_description(f"{self._title}: compiling")
 
     def started(self) -> None:
-        self._bar.unpause()  # time left is counted from here
+        self._bar.unpause()  # the time left is estimated from here on
         self._bar.start_t = self._bar.last_print_t
 
-    def update(self, done: int, phase: str, report: Mapping[str, Any]) -> None:
+    def update(self, done: int, phase: str, report: Mapping[str, object]) -> None:
         self._bar.set_description(f"{self._title}: {phase}", refresh=False)
         self._bar.set_postfix_str(format_report(report), refresh=False)
         self._bar.update(done - self._bar.n)
@@ -91,7 +91,7 @@ class _Lines:
         self._print(f"compiled in {now - self._begun:.1f} s")
         self._begun = self._last = now
 
-    def update(self, done: int, phase: str, report: Mapping[str, Any]) -> None:
+    def update(self, done: int, phase: str, report: Mapping[str, object]) -> None:
         now = time.monotonic()
         self._done, self._report = done, format_report(report)
         if phase != self._phase or now - self._last >= self._every:
@@ -114,24 +114,38 @@ class _Lines:
         print(f"{self._title}: {text}", file=sys.stderr, flush=True)
 
 
-def format_report(report: Mapping[str, Any]) -> str:
-    """``name=value`` pairs, numbers short."""
-    return ", ".join(f"{k}={_short(v)}" for k, v in report.items())
+def format_report(report: Mapping[str, object]) -> str:
+    """``name=value`` pairs with short numbers."""
+    return ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in report.items())
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _as_display(value: Any) -> Progress:
+    if isinstance(value, type) or not all(
+        callable(getattr(value, name, None)) for name in ("compiling", "started", "update", "close")
+    ):
+        raise ValueError
+    display: Progress = value
+    return display
 
 
-def make_progress(progress: Any, total: int | None, title: str) -> Progress:
+_RULE = either(
+    boolean(),
+    one_of("bar", "lines"),
+    Rule("", _as_display),
+    expected='True, False, "bar", "lines", or an object with the methods of mcx.run.progress.Progress',
+)
+
+
+def make_progress(progress: bool | str | Progress, total: int | None, title: str) -> Progress:
     """The display that ``progress=`` asks for.
 
     Args:
         progress: True (a bar where there is a terminal or a notebook, else lines), False, "bar",
             "lines", or an object with the methods of :class:`Progress`.
-        total: number of steps; None where the algorithm decides.
-        title: what is running.
+        total: number of steps; None where the kernel decides when to stop.
+        title: name of what is running.
     """
+    progress = validated("run", "progress", progress, _RULE)
     if progress is True:
         progress = "bar" if sys.stderr.isatty() or _in_notebook() else "lines"
     if progress is False:
@@ -140,11 +154,7 @@ def make_progress(progress: Any, total: int | None, title: str) -> Progress:
         return _Bar(total, title)
     if progress == "lines":
         return _Lines(total, title)
-    if all(hasattr(progress, m) for m in ("compiling", "started", "update", "close")):
-        return progress
-    raise MethodError(
-        "unknown kind of progress display", expected='True, False, "bar" or "lines"', found=repr(progress)
-    )
+    return _as_display(progress)
 
 
 def _in_notebook() -> bool:

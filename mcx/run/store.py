@@ -1,10 +1,11 @@
 """A directory of chunks on disk: what a run has drawn so far, and the state to go on from.
 
-Chunks are ``.npy`` files of plain records, one row a step and one column a chain. Each is written to a
-temporary file, synced, and renamed; only then the manifest, a JSON file written the same way, lists it with
-its length and SHA-256. So whatever the manifest lists is whole, whenever the process is killed. Where a run
-spans several processes, each writes the files of its own chains, and process 0 the manifest. Nothing that is
-read is executed: no pickles, names of files follow a pattern, sizes are checked before memory is taken.
+Chunks are ``.npy`` files of plain records with a row for each step and a column for each chain. Each is
+written to a temporary file, synced, and renamed; only then does the manifest, a JSON file written the same
+way, list it with its length and SHA-256. So whatever the manifest lists is whole, whenever the process is
+killed. Where a run spans several processes, each writes the files of its own chains, and process 0 the
+manifest. Nothing that is read is executed: there are no pickles, names of files follow a pattern, and sizes
+are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: two runs in one directory are not found out
+except ImportError:  # not a POSIX system: two runs in one directory go unnoticed
     fcntl = None  # type: ignore[assignment]
 
 from mcx.errors import CheckpointCorrupt, CheckpointError, CheckpointInUse
@@ -50,7 +51,7 @@ class Store:
     # reading -------------------------------------------------------------------------------------
 
     def read(self) -> Manifest | None:
-        """The manifest; None where there is none yet.
+        """The manifest, or None where there is none yet.
 
         Raises:
             CheckpointCorrupt: if it cannot be used.
@@ -68,9 +69,9 @@ class Store:
         """The records of a file, verified.
 
         Args:
-            entry: of the manifest.
-            dtype: that the records must have.
-            columns: number of chains that they must have.
+            entry: an entry of the manifest.
+            dtype: required type of the records.
+            columns: required number of chains.
 
         Raises:
             CheckpointCorrupt: if the file is not what the manifest says, or holds something else.
@@ -102,12 +103,12 @@ class Store:
                 raise ValueError("a shape that does not fit the file's length")
             if dtype is not None and found_dtype != dtype:
                 raise ValueError(f"records of {found_dtype}, not of {dtype}")
-        except Exception as error:  # a parser's, on hostile input: of many kinds
+        except Exception as error:  # hostile input makes the parser raise errors of many kinds
             raise self._corrupt(file.file, "holds no chunk", str(error)) from None
         return np.frombuffer(raw, found_dtype, offset=stream.tell()).reshape(shape)
 
     def _bytes(self, name: str, limit: int) -> bytes:
-        """Content of a regular file, never of what a link points to."""
+        """Content of a regular file; links are not followed."""
         try:
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
@@ -131,7 +132,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory, made if need be, for one run; the kernel lets go of it if the process dies.
+        """Lock the directory, made if need be, for one run; the lock ends with the process.
 
         Raises:
             CheckpointInUse: if another run holds it.
@@ -178,7 +179,7 @@ class Store:
         return descriptor
 
     def begin(self, identity: Mapping[str, str]) -> None:
-        """Start anew with an empty manifest."""
+        """Begin a run with an empty manifest."""
         self._replace(Manifest(dict(identity)))
 
     def append(self, chunks: list[np.ndarray], state: np.ndarray, complete: bool) -> None:
@@ -187,7 +188,7 @@ class Store:
         Each process writes its share of the chains.
 
         Raises:
-            OSError: if it cannot be written; what was there before stays as it was.
+            OSError: if they cannot be written; what was there before stays as it was.
         """
         old = self.manifest
         assert old is not None
@@ -199,7 +200,7 @@ class Store:
             f"chunk-{number + i:06d}": records[:, self.hosts.share(records.shape[1])]
             for i, records in enumerate(chunks)
         }
-        # never over the file that the present manifest lists
+        # a new name, because the present manifest lists the old file
         parts[f"state-{number + len(chunks):06d}"] = state[self.hosts.share(len(state))]
         *files, saved = self._save(parts)
         entries = list(old.chunks)
@@ -213,7 +214,7 @@ class Store:
                     os.unlink(self.path / file.file)
 
     def _replace(self, manifest: Manifest) -> None:
-        """Put a manifest in the place of the present one; in process 0, for all."""
+        """Replace the manifest. Process 0 does so for all."""
         failure: OSError | None = None
         if self.hosts.leads:
             try:
@@ -224,7 +225,7 @@ class Store:
         self.manifest = manifest
 
     def _save(self, parts: Mapping[str, np.ndarray]) -> list[tuple[File, ...]]:
-        """Write arrays of records of this process; the files of all processes, by array."""
+        """Write this process's arrays of records; gives the files of all processes for each array."""
         failure: OSError | None = None
         facts = np.zeros((len(parts), 40), np.uint8)  # SHA-256 and size
         for own, (name, records) in zip(facts, parts.items(), strict=True):
@@ -258,7 +259,7 @@ class Store:
             raise failure or OSError("another process could not write")
 
     def _write(self, name: str, *pieces: bytes | memoryview) -> None:
-        """Write a file so that it is there as a whole or not at all."""
+        """Write a file so that it exists as a whole or not at all."""
         temporary = self.path / f"{name}.tmp"
         try:
             with open(temporary, "wb") as file:
@@ -279,7 +280,7 @@ class Store:
 
 
 def _npy(records: np.ndarray) -> tuple[bytes, memoryview]:
-    """The content of a ``.npy`` file: its header, and the records where they lie, not a copy of them."""
+    """The content of a ``.npy`` file: its header, and the records, which are not copied."""
     records = np.ascontiguousarray(records)
     stream = io.BytesIO()
     np.lib.format.write_array_header_2_0(stream, np.lib.format.header_data_from_array_1_0(records))

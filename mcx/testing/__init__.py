@@ -1,6 +1,6 @@
 """Tools for testing models and samplers: oracles, statistical checks, Hypothesis strategies.
 
-Nothing here depends on pytest; strategies need the ``testing`` extra (Hypothesis).
+Nothing here depends on pytest; :mod:`mcx.testing.strategies` needs the ``testing`` extra (Hypothesis).
 """
 
 from mcx.testing.check import StatisticalFailure, check_mean, key_for

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from statistics import NormalDist
-from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import McxError
 
@@ -23,16 +23,16 @@ def key_for(name: str) -> jax.Array:
     """A random key that is a function of a test's name, so that nobody picks seeds.
 
     Args:
-        name: such as pytest's node id.
+        name: such as pytest's node id without the file.
     """
     return jax.random.key(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
 
 
 def check_mean(
-    draws: Any,
-    truth: Any,
+    draws: ArrayLike,
+    truth: ArrayLike,
     *,
-    delta: Any,
+    delta: ArrayLike,
     alpha: float = 1e-6,
     power: float = 0.99,
     independent: bool = False,

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import lgamma
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class ConjugatePair:
 
 
 @model
-def _normal_mean(y: Any) -> None:
+def _normal_mean(y: np.ndarray) -> None:
     mu = sample("mu", dist.Normal(1.0, 2.0))
     with plate("n", len(y)):
         sample("y", dist.Normal(mu, 1.5), obs=y)
@@ -61,7 +60,7 @@ def _normal_mean_pair() -> ConjugatePair:
 
 
 @model
-def _beta_binomial(n: int, k: Any) -> None:
+def _beta_binomial(n: int, k: np.ndarray) -> None:
     p = sample("p", dist.Beta(2.0, 0.8))
     sample("k", dist.Binomial(n, p), obs=k)
 
@@ -81,7 +80,7 @@ def _beta_binomial_pair() -> ConjugatePair:
 
 
 @model
-def _gamma_poisson(y: Any) -> None:
+def _gamma_poisson(y: np.ndarray) -> None:
     rate = sample("rate", dist.Gamma(0.7, 0.5))
     with plate("n", len(y)):
         sample("y", dist.Poisson(rate), obs=y)
@@ -97,7 +96,7 @@ def _gamma_poisson_pair() -> ConjugatePair:
 
 
 @model
-def _dirichlet_multinomial(counts: Any) -> None:
+def _dirichlet_multinomial(counts: np.ndarray) -> None:
     p = sample("p", dist.Dirichlet(np.array([0.8, 1.5, 3.0], np.float32)))
     sample("counts", dist.Multinomial(total_count=9, probs=p), obs=counts)
 
@@ -115,7 +114,7 @@ def _dirichlet_multinomial_pair() -> ConjugatePair:
 
 
 @model
-def _normal_precision(y: Any) -> None:
+def _normal_precision(y: np.ndarray) -> None:
     precision = sample("precision", dist.Gamma(2.0, 1.0))
     mu = sample("mu", dist.Normal(0.5, 1 / (0.4 * precision) ** 0.5))
     with plate("n", len(y)):

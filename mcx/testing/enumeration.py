@@ -1,8 +1,8 @@
 """Every outcome of a random JAX function, with its exact probability.
 
-What a function does at random through ``ops.choose`` and ``ops.accept``, and through nothing else, has a
-finite number of outcomes. Listing them proves, on the code that is shipped and up to rounding, what a
-simulation can only make likely: that a kernel leaves its target invariant, that an estimator is unbiased.
+A function whose only randomness is ``ops.choose`` and ``ops.accept`` has a finite number of outcomes. Listing
+them proves, on the code that is shipped and up to rounding, what a simulation can only make likely: that a
+kernel leaves its target invariant, or that an estimator is unbiased.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from mcx.testing.expand import KeyReuse, TooManyOutcomes, expand
 from mcx.testing.unroll import Compute, EnumerationError, Program, unroll
+from mcx.types import PyTree
 
 __all__ = [
     "Enumeration",
@@ -41,10 +42,10 @@ class Enumeration(NamedTuple):
         probabilities: (L,) float64, sums to 1.
     """
 
-    outcomes: Any
+    outcomes: PyTree
     probabilities: np.ndarray
 
-    def mean(self, values: Any = None) -> Any:
+    def mean(self, values: PyTree = None) -> PyTree:
         """Exact expectations.
 
         Args:
@@ -58,7 +59,7 @@ class Enumeration(NamedTuple):
             self.outcomes if values is None else values,
         )
 
-    def law(self, values: Any) -> tuple[np.ndarray, np.ndarray]:
+    def law(self, values: PyTree) -> tuple[np.ndarray, np.ndarray]:
         """Exact law of a function of the outcomes.
 
         Args:
@@ -74,7 +75,7 @@ class Enumeration(NamedTuple):
 
 def enumerate_outcomes(
     fn: Callable[..., Any],
-    *args: Any,
+    *args: PyTree,
     max_outcomes: int = 2**20,
     batch: int = 2**16,
     allow_other_draws: bool = False,
@@ -92,20 +93,20 @@ def enumerate_outcomes(
     too: with the target's log probabilities, the law of the result is the target exactly if the kernel
     leaves it invariant.
 
-    ``cond``: only those choices are made that stand in the branch taken (under ``vmap``, where JAX runs all
-    branches, all are made; that gives more outcomes and the same law). ``scan`` and ``while`` loops around
-    choices are unrolled; how often a ``while`` loop runs must not depend on a choice.
+    Of a ``cond``, only the choices in the branch taken are made (under ``vmap``, where JAX runs all branches,
+    all are made, which gives more outcomes and the same law). ``scan`` and ``while`` loops around choices are
+    unrolled; the number of trips of a ``while`` loop must not depend on a choice.
 
-    What ``fn`` does not return is left out, choices and other draws included: return no more than the
-    question needs, and there are fewer outcomes.
+    Choices and other draws that do not affect the result of ``fn`` are left out: the less ``fn`` returns, the
+    fewer outcomes there are.
 
     Args:
-        fn: the function. The keys it is given matter only to whether they differ from one another.
+        fn: the function. The values of its keys do not matter, only whether they differ from one another.
         *args: its arguments, pytrees of arrays.
         max_outcomes: refuse beyond this many; branches of probability zero are not counted.
         batch: number of outcomes run at once.
-        allow_other_draws: whether ``fn`` may draw random numbers in other ways, too. They come from the keys
-            given and are the same in all outcomes; so the result is the law given these numbers.
+        allow_other_draws: whether ``fn`` may draw random numbers in other ways too. They come from the keys
+            and are the same in all outcomes, so the result is the law conditional on these numbers.
         check_keys: whether to check that no two choices of one outcome use the same key, which would make
             them dependent. Keys that depend on a choice themselves are not checked. Under ``vmap`` both
             branches of a ``cond`` are seen to use their keys.
@@ -134,7 +135,7 @@ def _refuse_draws(program: Program) -> None:
                 "the outcomes depend on random numbers that are not enumerated",
                 found=f"primitive '{step.draws}'",
                 expected="randomness through ops.choose and ops.accept only",
-                remedy="or set allow_other_draws=True and read the result as the law given these numbers",
+                remedy="or set allow_other_draws=True: the result is then conditional on these numbers",
             )
             error.primitive = step.draws
             raise error

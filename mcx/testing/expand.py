@@ -1,4 +1,4 @@
-"""The run of an unrolled program under all outcomes of its choices at once."""
+"""Run an unrolled program under all outcomes of its choices at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.ops.random import CHOOSE
 from mcx.testing.unroll import Choice, Compute, EnumerationError, Program
@@ -46,7 +47,7 @@ def expand(program: Program, limit: int, batch: int, check_keys: bool) -> tuple[
     last_use |= dict.fromkeys(program.outputs, len(steps))
     fixed = [s for s in steps if isinstance(s, Compute) and not scripted.intersection(s.outputs)]
     keyed = [(s, s.keys) for s in steps if isinstance(s, Choice) and s.keys is not None and check_keys]
-    # what no choice influences is computed once
+    # values that depend on no choice are computed once
     wanted = {o for s in fixed for o in s.outputs if o in last_use} | {key for _, key in keyed}
     shared = program.known | jax.jit(_segment(fixed, wanted - program.known.keys()))(program.known)
     _check_distinct([(step, np.asarray(jax.random.key_data(shared[key]))) for step, key in keyed])
@@ -123,7 +124,7 @@ def _advance(
 
 
 def _merge(rows: dict[int, Any], probabilities: np.ndarray) -> tuple[dict[int, Any], np.ndarray]:
-    """Make one outcome of those whose values are the same, bit for bit: what follows is the same, too."""
+    """Merge outcomes whose values are the same, bit for bit: they have the same continuations."""
     columns = [np.asarray(jax.random.key_data(v)) if _is_key(v) else v for v in rows.values() if v.size]
     if not columns or len(probabilities) == 1:
         return rows, probabilities
@@ -220,5 +221,5 @@ def _check_distinct(keys: list[tuple[Choice, np.ndarray]]) -> None:
             others.append(choice)
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: Array) -> bool:
     return bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))

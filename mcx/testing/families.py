@@ -11,7 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import constraints, transforms
+from jax import Array
+from numpyro.distributions import Distribution, constraints, transforms
 
 from mcx import dist
 
@@ -20,7 +21,7 @@ __all__ = ["DATA", "LATENT_FAMILIES", "OBSERVED_FAMILIES", "Family"]
 Family = Callable[[Any], Any]
 
 
-def _interval(u: Any) -> Any:
+def _interval(u: Array) -> Distribution:
     return dist.Uniform(u - 1.0, u + jnp.exp(u))  # both bounds move with the parent
 
 
@@ -28,18 +29,18 @@ def _flat(constraint: Any, event_shape: tuple[int, ...] = ()) -> Family:
     return lambda u: dist.ImproperUniform(constraint, jnp.shape(u), event_shape)
 
 
-def _ordered(u: Any) -> Any:
+def _ordered(u: Array) -> Distribution:
     base = dist.Normal(u[..., None] + jnp.zeros(3), 1.0).to_event(1)
     return dist.TransformedDistribution(base, transforms.OrderedTransform())
 
 
-def _affine(u: Any) -> Any:
+def _affine(u: Array) -> Distribution:
     return dist.TransformedDistribution(
         dist.StudentT(5.0, 0.0, 1.0), transforms.AffineTransform(u, jnp.exp(u))
     )
 
 
-def _mixture(u: Any) -> Any:
+def _mixture(u: Array) -> Distribution:
     weights = jnp.stack([jnp.exp(u), jnp.exp(-u)], -1)
     locations = jnp.stack([u - 1.0, u + 1.0], -1)
     return dist.MixtureSameFamily(
@@ -47,7 +48,7 @@ def _mixture(u: Any) -> Any:
     )
 
 
-def _covariance() -> Any:
+def _covariance() -> Array:
     return jnp.array([[1.0, 0.6], [0.6, 2.0]])
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import CapabilityError, DataError
 
@@ -48,7 +49,7 @@ class PathLaw(NamedTuple):
     probabilities: np.ndarray
 
 
-def forward_backward(initial: Any, transition: Any, log_likelihood: Any) -> HMMResult:
+def forward_backward(initial: ArrayLike, transition: ArrayLike, log_likelihood: ArrayLike) -> HMMResult:
     """Filter and smooth a hidden Markov model.
 
     Args:
@@ -89,7 +90,9 @@ def forward_backward(initial: Any, transition: Any, log_likelihood: Any) -> HMMR
     return HMMResult(float(log_increments.sum()), log_increments, filtered, smoothed, pairwise)
 
 
-def path_law(initial: Any, transition: Any, log_likelihood: Any, *, max_paths: int = 2**20) -> PathLaw:
+def path_law(
+    initial: ArrayLike, transition: ArrayLike, log_likelihood: ArrayLike, *, max_paths: int = 2**20
+) -> PathLaw:
     """List every path of a hidden Markov model with its posterior probability.
 
     Args:
@@ -121,7 +124,9 @@ def path_law(initial: Any, transition: Any, log_likelihood: Any, *, max_paths: i
     return PathLaw(float(top + math.log(p.sum())), paths, p / p.sum())
 
 
-def _model(initial: Any, transition: Any, log_likelihood: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _model(
+    initial: ArrayLike, transition: ArrayLike, log_likelihood: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     p0, P, log_g = (np.asarray(v, np.float64) for v in (initial, transition, log_likelihood))
     if log_g.ndim != 2 or not log_g.size:
         raise DataError("log_likelihood does not fit", expected="(T, K)", found=str(log_g.shape))
@@ -129,7 +134,7 @@ def _model(initial: Any, transition: Any, log_likelihood: Any) -> tuple[np.ndarr
     if p0.shape != (states,) or P.shape not in ((states, states), (steps, states, states)):
         raise DataError(
             "the hidden Markov model's shapes do not fit",
-            expected=f"initial ({states},), transition ({states}, {states}) or with {steps} in front",
+            expected=f"initial ({states},), transition ({states}, {states}) or with {steps} first",
             found=f"{p0.shape}, {P.shape}",
         )
     if not (log_g < np.inf).all():

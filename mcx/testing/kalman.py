@@ -7,9 +7,10 @@ The model, with time counted as in :func:`mcx.markov`: ``x_0 ~ N(initial_mean, i
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import DataError
 
@@ -76,16 +77,16 @@ class _Model(NamedTuple):
 
 
 def kalman(
-    y: Any,
+    y: ArrayLike,
     *,
-    initial_mean: Any,
-    initial_cov: Any,
-    transition_matrix: Any,
-    transition_cov: Any,
-    observation_matrix: Any,
-    observation_cov: Any,
-    transition_offset: Any = 0,
-    observation_offset: Any = 0,
+    initial_mean: ArrayLike,
+    initial_cov: ArrayLike,
+    transition_matrix: ArrayLike,
+    transition_cov: ArrayLike,
+    observation_matrix: ArrayLike,
+    observation_cov: ArrayLike,
+    transition_offset: ArrayLike = 0,
+    observation_offset: ArrayLike = 0,
 ) -> KalmanResult:
     """Filter and smooth a linear Gaussian state-space model.
 
@@ -141,7 +142,7 @@ def kalman(
     cross_covs, gains, backward_covs = np.empty((3, steps - 1, d, d))
     for t in range(steps - 2, -1, -1):
         A, P = m.A[t + 1], filtered_covs[t]
-        # a singular predicted covariance says what is known for certain: those directions carry no news
+        # in directions where the predicted covariance is singular, the state is known for certain
         gain = P @ A.T @ np.linalg.pinv(predicted_covs[t + 1], hermitian=True)
         left = np.eye(d) - gain @ A
         gains[t] = gain
@@ -193,16 +194,16 @@ def sample_paths(result: KalmanResult, rng: np.random.Generator, n: int) -> np.n
 
 
 def dense_gaussian(
-    y: Any,
+    y: ArrayLike,
     *,
-    initial_mean: Any,
-    initial_cov: Any,
-    transition_matrix: Any,
-    transition_cov: Any,
-    observation_matrix: Any,
-    observation_cov: Any,
-    transition_offset: Any = 0,
-    observation_offset: Any = 0,
+    initial_mean: ArrayLike,
+    initial_cov: ArrayLike,
+    transition_matrix: ArrayLike,
+    transition_cov: ArrayLike,
+    observation_matrix: ArrayLike,
+    observation_cov: ArrayLike,
+    transition_offset: ArrayLike = 0,
+    observation_offset: ArrayLike = 0,
 ) -> DenseGaussian:
     """Solve a linear Gaussian state-space model as one multivariate normal, without any recursion.
 
@@ -244,7 +245,17 @@ def dense_gaussian(
     return DenseGaussian(log_evidence, mean.reshape(steps, d), cov.reshape(steps, d, steps, d))
 
 
-def _model(y: Any, mean: Any, cov: Any, A: Any, a: Any, Q: Any, C: Any, c: Any, R: Any) -> _Model:
+def _model(
+    y: ArrayLike,
+    mean: ArrayLike,
+    cov: ArrayLike,
+    A: ArrayLike,
+    a: ArrayLike,
+    Q: ArrayLike,
+    C: ArrayLike,
+    c: ArrayLike,
+    R: ArrayLike,
+) -> _Model:
     y = np.asarray(y, np.float64)
     y = y[:, None] if y.ndim == 1 else y
     mean = np.atleast_1d(np.asarray(mean, np.float64))
@@ -266,7 +277,7 @@ def _model(y: Any, mean: Any, cov: Any, A: Any, a: Any, Q: Any, C: Any, c: Any, 
     )
 
 
-def _fit(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _fit(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     """``value`` at every time. A number is fine as an offset or as a 1 x 1 matrix, else it is ambiguous."""
     value = np.asarray(value, np.float64)
     number = value.ndim == 0 and (name.endswith("offset") or math.prod(shape[-2:]) == 1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import CapabilityError, McxError
 from mcx.model.bound import BoundModel
@@ -91,7 +93,7 @@ def quadrature(bound: BoundModel, *, num_points: int = 257, tolerance: float = 1
     return full
 
 
-def _locate(log_density: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def _locate(log_density: Callable[[Array], Array], dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Centre and scale of the mass by repeated moment matching on coarse grids."""
     centre, scale = np.zeros(dim), np.full(dim, 3.0)
     u = np.linspace(-4, 4, 41 if dim < 3 else 17)
@@ -109,7 +111,7 @@ def _locate(log_density: Any, dim: int) -> tuple[np.ndarray, np.ndarray]:
     return centre, scale
 
 
-def _reach(log_density: Any, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _reach(log_density: Callable[[Array], Array], centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Half-width of each stretched axis: beyond it the density has fallen by e^-35, with room.
 
     The largest density over a coarse grid of the other axes counts: a normal-gamma is narrow where its

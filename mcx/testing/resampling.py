@@ -1,4 +1,4 @@
-"""One test for every resampling scheme, mcx's own and others'."""
+"""A test of resampling schemes, those of mcx and those of users."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.testing.check import StatisticalFailure, check_mean
+from mcx.types import Key
 
 __all__ = ["check_resampling"]
 
@@ -33,7 +35,7 @@ CASES = {
 
 def check_resampling(
     resampling: Callable[[Any, Any, int], Any],
-    key: Any,
+    key: Key,
     *,
     alpha: float = 1e-6,
     any_num: bool = True,
@@ -69,7 +71,7 @@ def check_resampling(
         runs += [(f"{num} offspring of 5", UNEVEN, num) for num in (3, 11)]
     programs: dict[int, Callable[[Any, Any], Any]] = {}
 
-    def draw(key: Any, log_w: Any, num: int) -> np.ndarray:
+    def draw(key: Key, log_w: ArrayLike, num: int) -> np.ndarray:
         if num not in programs:
             programs[num] = jax.jit(jax.vmap(lambda key, log_w: resampling(key, log_w, num), (0, None)))
         keys = jax.random.split(key, num_replicates)
@@ -117,14 +119,14 @@ def _check_run(
         )
     law = _law(log_w)
     counts = np.stack([(ancestors == i).sum(-1) for i in range(n)], axis=-1)
-    # weights that float32 cannot tell from zero may or may not be drawn once in a lifetime; zero may not
+    # weights that are zero in float32 alone may be drawn, once in a lifetime; true zeros may not
     if counts[:, law == 0].any():
         raise StatisticalFailure(
             f"{name}: parents of weight zero have offspring",
             expected=f"none of {np.flatnonzero(law == 0)}",
             found=f"log weights {log_w}, mean numbers {counts.mean(0)}",
         )
-    # a number that never varies has to be the right one; there is nothing to test
+    # a number that never varies has to be right, and needs no test
     varies = counts.std(0) > 0
     wrong = ~varies & (np.abs(counts[0] - num * law) > 1e-4)
     if wrong.any():

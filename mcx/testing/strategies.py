@@ -21,6 +21,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax import Array
+from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 
@@ -150,7 +152,7 @@ class Program:
                 found[s.name] = s.program.data()
         return found
 
-    def __call__(self, data: Mapping[str, Any], base: Any = 0.0) -> Any:
+    def __call__(self, data: Mapping[str, Any], base: ArrayLike = 0.0) -> Array:
         """Run the model.
 
         Args:
@@ -168,7 +170,7 @@ class Program:
                 known[s.name] = self._run(s, _fit(known[s.parent], s.shape), data)
         return known[self.statements[-1].name] if self.statements else known[None]
 
-    def _run(self, s: Statement, u: Any, data: Mapping[str, Any]) -> Any:
+    def _run(self, s: Statement, u: Array, data: Mapping[str, Any]) -> Array:
         batch = len(s.shape)
         if s.kind == "latent":
             return _squash(sample(s.name, LATENT_FAMILIES[s.family](u)), batch)
@@ -203,14 +205,14 @@ def _contexts(s: Statement) -> list[AbstractContextManager[Any]]:
     ]
 
 
-def _squash(value: Any, batch_ndim: int) -> Any:
+def _squash(value: ArrayLike, batch_ndim: int) -> Array:
     """A smooth function of a site's value onto (-1, 1), one number an element of the plates."""
     value = jnp.asarray(value)
     weights = 1.0 + jnp.arange(math.prod(value.shape[batch_ndim:]), dtype=value.dtype)
     return jnp.tanh(value.reshape(*value.shape[:batch_ndim], -1) @ (weights / weights.sum() / 2))
 
 
-def _fit(value: Any, shape: tuple[int, ...]) -> Any:
+def _fit(value: ArrayLike, shape: tuple[int, ...]) -> Array:
     """A parent's value in the plates of its child: averaged over plates that the child is not in."""
     value = jnp.asarray(value)
     while value.ndim > len(shape):
@@ -221,7 +223,7 @@ def _fit(value: Any, shape: tuple[int, ...]) -> Any:
     return jnp.broadcast_to(value, shape)
 
 
-def bind(program: Program, base: Any = 0.0) -> BoundModel:
+def bind(program: Program, base: ArrayLike = 0.0) -> BoundModel:
     """The bound model of a program and its data."""
     return Model(program).bind(program.data(), base)
 

@@ -1,10 +1,9 @@
-"""What every call of the front door checks before anything runs."""
+"""Checks of arguments that the public verbs share, made before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mcx.errors import ModelError
 from mcx.model.bound import BoundModel, Model
@@ -19,15 +18,15 @@ __all__ = ["check_bound", "check_state_space", "refuse_tracing", "saved_to"]
 
 
 def saved_to(
-    checkpoint: str | Path | Checkpoint | None, bound: BoundModel, method: Settings, **identity: Any
+    checkpoint: str | Path | Checkpoint | None, bound: BoundModel, method: Settings, **identity: object
 ) -> Checkpoint | None:
-    """The checkpoint with what the run is: a method on a model, and further arguments."""
+    """The checkpoint with what identifies the run: the method, the model, and further arguments."""
     if checkpoint is None:
         return None
     return identified(checkpoint, model=fingerprint_model(bound), method=method.identity(), **identity)
 
 
-def check_bound(bound: Any, verb: str = "infer") -> None:
+def check_bound(bound: object, verb: str = "infer") -> None:
     """Raise unless the first argument is a model with its data."""
     if not isinstance(bound, BoundModel):
         hint = f"call the model with its data first: {verb}(model(data), ...)"
@@ -41,8 +40,8 @@ def check_bound(bound: Any, verb: str = "infer") -> None:
         )
 
 
-def check_state_space(bound: Any, verb: str, coords: Mapping[str, Any] | None) -> None:
-    """Raise on what no method for Markov blocks could use."""
+def check_state_space(bound: BoundModel, verb: str, coords: Mapping[str, Sequence[object]] | None) -> None:
+    """Raise if no method for Markov blocks could use the model or the coordinates."""
     check_bound(bound, verb)
     sites = model_sites(bound)
     for problem in static_problems(sites):

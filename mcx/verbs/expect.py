@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcx.errors import MethodError
@@ -12,39 +12,45 @@ from mcx.results.posterior import Posterior
 from mcx.verbs.argument_checks import check_bound, refuse_tracing
 
 if TYPE_CHECKING:
+    from mcx.estimators.control_variates.posterior_controls import SteinControls
+    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
+    from mcx.methods.method import Method
     from mcx.results.estimate import Estimate
+    from mcx.types import KeyLike, PyTree, SiteValues
 
 __all__ = ["expect"]
 
 
 def expect(
     of: BoundModel | Posterior,
-    functions: Mapping[str, Any],
+    functions: Mapping[str, Callable[[SiteValues], PyTree]],
     *,
-    method: Any = None,
-    key: Any = None,
+    method: SteinControls | AdaptiveImportance | Method | None = None,
+    key: KeyLike | None = None,
     **options: Any,
 ) -> dict[str, Estimate]:
-    """Estimate expectations under a posterior, with standard errors, by the help of control variates.
+    """Estimate expectations under a posterior, with standard errors, using control variates.
 
     Args:
-        of: draws that exist (a :class:`~mcx.Posterior`, weighted or not), or a model and its data.
+        of: a :class:`~mcx.Posterior`, whose draws, weighted or not, are used again; or a model with its data.
         functions: by name; each takes the values of latent and deterministic sites, a dictionary, and returns
             a number, an array or a pytree. They are traced by JAX.
-        method: of draws, :class:`mcx.SteinControls` (the default). Of a model,
+        method: for draws, :class:`mcx.SteinControls` (the default). For a model,
             :class:`mcx.AdaptiveImportance` (the default), which estimates the evidence as well, or a method
             of :func:`mcx.infer`, whose draws are post-processed with Stein control variates.
         key: a typed JAX key or an int; needed for a model.
-        **options: further ones of :func:`mcx.infer`.
+        **options: further arguments of :func:`mcx.infer`.
 
     Returns:
         Estimates by name. Where the evidence is estimated, it is in their ``stats`` as ``log_evidence`` and
-        ``log_evidence_se``. Control variates cost a gradient a draw.
+        ``log_evidence_se``. Control variates cost a gradient of the log density for each draw.
 
     Raises:
         CapabilityError: if draws or model lack what the method needs.
-        MethodError: if the method does not fit what is given.
+        MethodError: if the method does not fit draws, or a model; or without a key for a model.
         WeightCollapse: if importance samples do not find the posterior.
+
+    Sources: see the methods.
 
     Example:
         >>> import mcx, mcx.dist as dist
@@ -63,7 +69,7 @@ def expect(
     refuse_tracing("expect", "call it outside of jit and vmap", of, key)
     if not all(callable(f) for f in getattr(functions, "values", lambda: [None])()):
         raise MethodError(
-            "functions are given by name",
+            "functions are passed by name",
             expected='{"name": function of the sites\' values}',
             found=repr(functions)[:100],
         )
@@ -71,7 +77,7 @@ def expect(
         method = SteinControls() if method is None else method
         if not isinstance(method, SteinControls):
             raise MethodError(
-                "these draws are there already", expected="method=mcx.SteinControls()", found=repr(method)
+                "draws can only be post-processed", expected="method=mcx.SteinControls()", found=repr(method)
             )
         return method.estimate(of, functions)
     check_bound(of, "expect")
@@ -79,7 +85,7 @@ def expect(
         raise MethodError("expect needs a key for a model", expected="key=, a typed key or an int")
     method = AdaptiveImportance() if method is None else method
     if isinstance(method, AdaptiveImportance):
-        return expect_by_importance(of, functions, method, as_key(key))
+        return expect_by_importance(of, functions, method, key=as_key(key))
     if isinstance(method, SteinControls):
         raise MethodError(
             "control variates need draws", expected="a posterior, or a method that draws", found=repr(method)

@@ -1,10 +1,10 @@
-"""The front door: one call for every method."""
+"""``mcx.infer`` and ``mcx.program``: one call for every method."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mcx.errors import MethodError
 from mcx.methods.method import Method
@@ -20,7 +20,8 @@ from mcx.run.devices import Devices
 from mcx.verbs.argument_checks import check_bound, refuse_tracing, saved_to
 
 if TYPE_CHECKING:
-    from mcx.types import KeyLike
+    from mcx.run.progress import Progress
+    from mcx.types import KeyLike, PyTree
 
 __all__ = ["infer", "program"]
 
@@ -31,10 +32,10 @@ def infer(
     *,
     key: KeyLike,
     num_chains: int | None = None,
-    progress: Any = True,
+    progress: bool | str | Progress = True,
     warnings: str = "warn",
-    coords: Mapping[str, Any] | None = None,
-    init: Any = None,
+    coords: Mapping[str, Sequence[object]] | None = None,
+    init: PyTree = None,
     checkpoint: str | Path | Checkpoint | None = None,
     devices: Devices = None,
     batch_size: int | None = None,
@@ -43,31 +44,32 @@ def infer(
 
     Args:
         bound: a model with its data, ``model(data)``.
-        method: how, e.g. ``mcx.NUTS()``.
+        method: the inference method, e.g. ``mcx.NUTS()``.
         key: a typed JAX key or an int.
-        num_chains: independent chains, vectorised; by default as many as suit the method, 4 for most.
+        num_chains: number of independent chains, which are vectorised; by default as many as suit the
+            method, 4 for most.
         progress: True (a bar in terminals and notebooks, lines elsewhere), False, "bar" or "lines".
         warnings: "warn" (one block after the run), "raise" (for CI; the posterior is attached to the
             error) or "ignore".
         coords: labels of the results' dimensions (plates), ``{"school": [...]}``.
-        init: starting points: None (uniform on (-2, 2) in unconstrained space), "prior", a radius, or a
-            dictionary of constrained values (of shape (num_chains, ...) or of one chain).
-        checkpoint: a directory to save the run to as it goes, made if it is not there; or
-            ``mcx.Checkpoint(path, interval=seconds)``. The same call again goes on from there, with the same
+        init: initial points: None (uniform on (-2, 2) in unconstrained space), "prior", a radius, or a
+            dictionary of constrained values (of shape (num_chains, ...), or of one chain).
+        checkpoint: a directory to save the run to as it goes on, made if need be; or
+            ``mcx.Checkpoint(path, interval=seconds)``. The same call then resumes the run, with the same
             bits as if it had not been interrupted (on the same machine, with the same versions).
-        devices: that share the chains evenly, side by side: a number of them, "all", some of
-            ``jax.devices()``, or a mesh; the default device alone if None.
-        batch_size: chains that move at once, where all of them would need too much memory for intermediate
-            values.
+        devices: the devices that share the chains evenly: a number of them, "all", some of
+            ``jax.devices()``, or a mesh; None for the default device.
+        batch_size: number of chains that move at once, where all of them would need too much memory for
+            intermediate values.
 
     Returns:
-        The posterior. Interrupted by Ctrl-C, it holds what was drawn, with ``complete=False``.
+        The posterior. If Ctrl-C interrupts the run, it holds what was drawn, with ``complete=False``.
 
     Raises:
         CapabilityError, ModelError, DataError, BroadcastError, SupportError: if the model or its data
             cannot be used as they are; the error names the site and the remedy.
-        InitializationError: if no starting point has a finite log density and gradient.
-        DiagnosticWarning: with ``warnings="raise"``, if the diagnostics find fault.
+        InitializationError: if no initial point has a finite log density and gradient.
+        DiagnosticWarning: with ``warnings="raise"``, if the diagnostics find a fault.
         CheckpointError: if the checkpoint cannot be written, is in use, damaged, or of another run.
     """
     _check_types(bound, method)
@@ -97,24 +99,24 @@ def program(bound: BoundModel, method: Method, *, num_chains: int | None = None)
 
     Args:
         bound: a model with data; the function takes other data of the same shapes.
-        method: how.
-        num_chains: independent chains; by default as many as suit the method, 4 for most.
+        method: the inference method.
+        num_chains: number of independent chains; by default as many as suit the method, 4 for most.
 
     Returns:
-        ``fn(key, bound) -> Posterior``, whose draws are NaN for a chain that found no finite starting
-        point. Nothing is checked, shown or warned about.
+        ``fn(key, bound) -> Posterior``, whose draws are NaN for a chain that found no finite initial point.
+        It checks nothing, shows nothing, and does not warn.
     """
     _check_types(bound, method)
     return method.program(bound, _num_chains("program", method, num_chains))
 
 
 def _num_chains(verb: str, method: Method, asked: int | None) -> int:
-    """The number of chains that was asked for, or the method's own."""
+    """The number of chains that the user gave, or the method's default."""
     chosen: int | None = validated(verb, "num_chains", asked, optional(integer(1)))
     return method.default_chains if chosen is None else chosen
 
 
-def _check_types(bound: Any, method: Any) -> None:
+def _check_types(bound: object, method: object) -> None:
     check_bound(bound)
     if isinstance(method, type):
         raise MethodError("the method is a class", expected=f"{method.__name__}()", found=method.__name__)
@@ -125,5 +127,5 @@ def _check_types(bound: Any, method: Any) -> None:
 
 
 def _load_diagnostics() -> None:
-    """Import ArviZ's statistics while XLA compiles: a second that nobody then waits for."""
+    """Import ArviZ's statistics while XLA compiles, which saves about a second."""
     import arviz_stats.base  # noqa: F401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,72 +12,81 @@ import numpy as np
 
 from mcx.inference.diffusion.denoising_mcmc.level_laws import LevelLaw
 from mcx.inference.diffusion.integrators.base import Integrator
+from mcx.inference.diffusion.models.arguments import ByLevel, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops import collectives
 from mcx.ops.random import accept, choose
+from mcx.run.kernel import Kernel
+from mcx.types import Key, PyTree, Scalar, Stats
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, UInt32
 
 __all__ = ["NUM_BINS", "Chain", "DenoisingKernel", "ProductSpace"]
 
-NUM_BINS = 16  # of levels, each with a step size of its own
-_TARGET_ACCEPT = 0.574  # of Metropolis-adjusted Langevin moves: Roberts and Rosenthal (1998)
-_ADAPTS = 0.6  # exponent of the gain of Robbins and Monro
+NUM_BINS = 16  # of levels; each bin has a step size of its own
+_TARGET_ACCEPT = 0.574  # optimal for Metropolis-adjusted Langevin moves: Roberts and Rosenthal (1998)
+_ADAPTS = 0.6  # exponent of the gain of Robbins and Monro's stochastic approximation
 
 
 class ProductSpace(NamedTuple):
-    """What is sampled.
+    """The data of the kernel: the product space of points and levels.
 
     model: the diffusion model.
-    level_law: of a level given a point.
-    rho: levels, (K,) rising.
-    log_prior: of the levels, (K,).
-    tables: of the integrator that denoises: leaves that depend on the level to start from have a leading K.
-    key: data of the key that denoising draws from.
+    level_law: the law of a level given a point.
+    rho: levels, (K,), rising.
+    log_prior: log prior of the levels, (K,).
+    tables: what the integrator prepared; leaves that depend on the first level have a leading axis K.
+    key: raw data of the key that denoising draws from.
     """
 
     model: Denoiser
     level_law: LevelLaw
-    rho: Any
-    log_prior: Any
-    tables: Any
-    key: Any
+    rho: ByLevel
+    log_prior: ByLevel
+    tables: PyTree
+    key: UInt32[Array, " words"]
+
+
+type _Placed = tuple[Point, Int[Array, ""]]  # a point, and the index of its level
 
 
 class Chain(NamedTuple):
-    """A point and its level.
+    """The state of a chain.
 
     y: the point.
-    level: its number.
-    log_step: of Langevin moves, by bin of levels.
-    visits: of the bins, by all chains' steps.
-    count: steps taken.
-    kept: point and level of this step's window that go on to be denoised.
+    level: the index of its level.
+    log_step: log step size of the Langevin moves by bin of levels.
+    visits: number of steps in which some chain was in a bin.
+    count: number of steps taken.
+    kept: the point of this step's moves that is denoised, and its level.
     """
 
-    y: Any
-    level: Any
-    log_step: Any
-    visits: Any
-    count: Any
-    kept: Any
+    y: Point
+    level: Int[Array, ""]
+    log_step: Float[Array, " bins"]
+    visits: Float[Array, " bins"]
+    count: Int[Array, ""]  # type: ignore[assignment]  # tuples have a method of this name
+    kept: _Placed
 
 
 class _Info(NamedTuple):
-    accepted: Any
-    seed: Any
+    accepted: Scalar
+    seed: UInt32[Array, " 2"]
 
 
 @dataclass(frozen=True)
-class DenoisingKernel:
-    """A step: ``num_skip`` moves, each of the point and then of its level; hashable.
+class DenoisingKernel(Kernel):
+    """A step makes ``num_skip`` moves, each of the point and then of its level; hashable.
 
     Attributes:
-        integrator: that denoises.
-        num_skip: moves a step.
-        metropolis: whether moves of the point are accepted or refused.
-        step_size: of the moves; None where it is learned while the chains warm up.
-        num_warmup: steps that learn.
-        by_level: which leaves of the integrator's table depend on the level.
-        smallest: whether the point of the smallest level of a step's moves is kept, not the last.
+        integrator: the integrator that denoises.
+        num_skip: number of moves in a step.
+        metropolis: whether moves of the point are accepted or rejected.
+        step_size: of the moves; None to learn it while the chains warm up.
+        num_warmup: number of steps that learn.
+        smallest: whether to keep the point of the smallest level among a step's moves, rather than the last.
+        by_level: which leaves of the integrator's tables depend on the level.
     """
 
     integrator: Integrator
@@ -90,25 +99,27 @@ class DenoisingKernel:
 
     @property
     def pooled(self) -> bool:
-        """Whether chains learn from each other."""
+        """Whether step sizes are learned from all chains together."""
         return self.step_size is None
 
-    def init(self, data: ProductSpace, key: Any, start: Any) -> Chain:
-        """From a point and its level."""
+    def init(self, data: ProductSpace, key: Key, start: Mapping[str, Array]) -> Chain:
+        """The state at a point ``y`` and its ``level``."""
         y, level = start["y"], start["level"]
         bins = np.minimum(np.arange(NUM_BINS) * data.rho.shape[0] // NUM_BINS, data.rho.shape[0] - 1)
         size = 1.0 if self.step_size is None else self.step_size
         log_step = jnp.log(size * jnp.ones(NUM_BINS, y.dtype))
-        if self.step_size is None:  # every law's variance is at least that of its noise
+        if self.step_size is None:  # the variance at a level is at least that of its noise
             log_step = 2 * jnp.log(data.rho[bins]) - jnp.log(y.size) / 3
         return Chain(y, level, log_step, jnp.zeros(NUM_BINS, y.dtype), jnp.int32(0), (y, level))
 
-    def step(self, data: ProductSpace, key: Any, state: Chain, u: Any) -> tuple[Chain, _Info]:
-        """Move, and learn while the chains warm up."""
+    def step(self, data: ProductSpace, key: Key, state: Chain, u: PyTree) -> tuple[Chain, _Info]:
+        """Move, and adapt step sizes while the chains warm up."""
         key_moves, key_seed = jax.random.split(key)
         largest = (state.y, jnp.int32(data.rho.shape[0]))
 
-        def move(carry: Any, key: Any) -> Any:
+        def move(
+            carry: tuple[Point, Int[Array, ""], _Placed], key: Key
+        ) -> tuple[tuple[Point, Int[Array, ""], _Placed], tuple[Int[Array, ""], Scalar]]:
             y, level, kept = carry
             key_move, key_level = jax.random.split(key)
             bin_ = self._bin(data, level)
@@ -123,18 +134,20 @@ class DenoisingKernel:
         (y, level, kept), (bins, rates) = jax.lax.scan(
             move, begin, jax.random.split(key_moves, self.num_skip)
         )
-        state = self._learn(state, bins, rates)._replace(y=y, level=level, count=state.count + 1, kept=kept)
+        state = self._adapted(state, bins, rates)._replace(y=y, level=level, count=state.count + 1, kept=kept)
         seed = jax.random.bits(key_seed, (2,))
         return state, _Info(jnp.mean(rates), seed)
 
-    def _bin(self, data: ProductSpace, level: Any) -> Any:
+    def _bin(self, data: ProductSpace, level: Int[Array, ""]) -> Int[Array, ""]:
         return level * NUM_BINS // data.rho.shape[0]
 
-    def _langevin(self, data: ProductSpace, key: Any, y: Any, rho: Any, step: Any) -> tuple[Any, Any]:
-        """A move at a level, and the probability that it is accepted."""
+    def _langevin(
+        self, data: ProductSpace, key: Key, y: Point, rho: Scalar, step: Scalar
+    ) -> tuple[Point, Scalar]:
+        """The point after a move at a level, and the probability of accepting the proposal."""
         key_noise, key_accept = jax.random.split(key)
 
-        def ahead(v: Any) -> Any:
+        def ahead(v: Point) -> Point:
             return v + 0.5 * step * (data.model.denoise(v, rho) - v) / rho**2
 
         noise = jax.random.normal(key_noise, y.shape, y.dtype)
@@ -147,8 +160,8 @@ class DenoisingKernel:
         rate = jnp.nan_to_num(jnp.exp(jnp.minimum(log_ratio, 0.0)))
         return jnp.where(accept(key_accept, log_ratio), proposal, y), rate
 
-    def _learn(self, state: Chain, bins: Any, rates: Any) -> Chain:
-        """Step sizes towards the acceptance that is best, each by the moves of its bin, of all chains."""
+    def _adapted(self, state: Chain, bins: Int[Array, " moves"], rates: Float[Array, " moves"]) -> Chain:
+        """Adapt each step size towards the target acceptance rate by the moves of all chains in its bin."""
         if self.step_size is not None:
             return state
         hits = jax.nn.one_hot(bins, NUM_BINS, dtype=rates.dtype)
@@ -160,26 +173,26 @@ class DenoisingKernel:
         learning = state.count < self.num_warmup
         return state._replace(log_step=jnp.where(learning, moved, state.log_step), visits=visits)
 
-    def collect(self, state: Chain, info: _Info) -> tuple[Any, Mapping[str, Any]]:
-        """The kept point with its level, and what its denoising draws from."""
+    def collect(self, state: Chain, info: _Info) -> tuple[Mapping[str, Array], Mapping[str, Scalar]]:
+        """The kept point with its level, and the seed of its denoising."""
         y, level = state.kept
         return {"y": y, "level": level, "seed": info.seed}, {"acceptance": info.accepted}
 
-    def emit(self, data: ProductSpace, draw: Any) -> Any:
-        """Denoise."""
+    def emit(self, data: ProductSpace, draw: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The denoised point, with the noisy one and its level."""
         y, level = draw["y"], draw["level"]
         key = None
         if self.integrator.num_draws:
             key = jax.random.wrap_key_data(data.key)
             for part in draw["seed"]:
                 key = jax.random.fold_in(key, part)
-        # what is the same at all levels stays one value under vmap, so that a condition on it stays one
+        # leaves that are the same at all levels stay unbatched under vmap: lax.cond on them stays a branch
         leaves, tree = jax.tree_util.tree_flatten(data.tables)
         leaves = [x[level] if varies else x for x, varies in zip(leaves, self.by_level, strict=True)]
         table = jax.tree_util.tree_unflatten(tree, leaves)
         x = self.integrator.run(key, data.model, y, table, None, False)
         return {"x": x, "noisy": y, "level": level}
 
-    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Acceptance."""
+    def report(self, stats: Stats) -> Mapping[str, Any]:
+        """The acceptance rate."""
         return {"acceptance": float(stats["acceptance"].mean())} if self.metropolis else {}

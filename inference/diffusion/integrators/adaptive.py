@@ -1,75 +1,85 @@
-"""The probability flow with steps as long as a tolerance allows, by diffrax."""
+"""The probability flow with adaptive steps, as long as a tolerance allows, by diffrax."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import MissingExtraError
 from mcx.inference.diffusion.integrators.base import call
+from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
-from mcx.ops.checks import check_fields, is_count
+from mcx.ops.validation import Rule, Settings, integer, number
+from mcx.types import Key
 
 __all__ = ["RungeKutta45"]
 
 
-class Ends(NamedTuple):
-    """Values of lambda that are visited; the last of them as rho where level 0 comes after it, else None."""
+class Ends[A](NamedTuple):
+    """Values of lambda to visit, and the last of them as rho if level 0 follows it, else None."""
 
-    lam: Any
-    last: Any
+    lam: A
+    last: A | None
 
 
 @dataclass(frozen=True)
-class RungeKutta45:
+class RungeKutta45(Settings):
     """Adaptive Dormand-Prince 5(4) on the probability flow in lambda; needs ``pip install 'mcx[diffusion]'``.
 
     Attributes:
-        rtol, atol: tolerances of the step-size control, on y.
-        max_steps: more steps than these give NaN.
+        rtol, atol: tolerances of the step-size control, relative and absolute, on y.
+        max_steps: the result is NaN if more steps are needed.
 
-    Of the levels only the first and the last matter, unless the path is asked for; a last level of 0 is
-    reached by the denoiser from the level before, so that ``[80.0, 0.002, 0.0]`` is a good choice. Under
-    ``vmap`` all points wait for the one with the most steps. Source: Song et al. (2021) for the method;
-    diffrax (Kidger 2021) for the solver.
+    Only the first and the last level matter, unless the path is returned. A last level of 0 is reached by the
+    denoiser from the level before it, so that ``[80.0, 0.002, 0.0]`` is a good choice. The number of calls is
+    six for a step, and under ``vmap`` all points wait for the one with the most steps.
+
+    Source: Song et al. (2021), Score-based generative modeling through SDEs, for the method; diffrax (Kidger
+    2021) for the solver.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 4096
 
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            ("rtol", 0 < self.rtol < 1, "a number in (0, 1)"),
-            ("atol", 0 < self.atol, "a positive number"),
-            ("max_steps", is_count(self.max_steps), "an int >= 1"),
-        )
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {"rtol": number(above=0, below=1), "atol": number(above=0), "max_steps": integer(1)}
 
     @property
     def order(self) -> int:
-        """5, of the formula; the tolerance decides."""
+        """5, that of the formula; the error depends on the tolerance."""
         return 5
 
     @property
     def num_draws(self) -> int:
-        """None."""
+        """0."""
         return 0
 
-    def nfe(self, levels: Any) -> None:
-        """Not known ahead."""
+    def nfe(self, levels: np.ndarray) -> None:
+        """None: the number is not known beforehand."""
         return None
 
-    def prepare(self, levels: np.ndarray) -> Ends:
+    def prepare(self, levels: np.ndarray) -> Ends[np.ndarray]:
         """See :class:`Ends`."""
         if levels[-1] == 0:
             return Ends(-np.log(levels[:-1]), levels[-2])
         return Ends(-np.log(levels), None)
 
-    def run(self, key: Any, model: Denoiser, y: Any, prepared: Ends, noise: Any, path: bool) -> Any:
+    def run(
+        self,
+        key: Key | None,
+        model: Denoiser,
+        y: Point,
+        prepared: Ends[Array],
+        noise: Noise | None,
+        path: bool,
+    ) -> Point:
         """See :class:`~.base.Integrator`."""
         diffrax = _diffrax()
         lam = prepared.lam
@@ -88,8 +98,8 @@ class RungeKutta45:
                 max_steps=self.max_steps,
                 throw=False,
             )
-            fine = solution.result == diffrax.RESULTS.successful
-            visited = jnp.where(fine, solution.ys, jnp.nan)
+            successful = solution.result == diffrax.RESULTS.successful
+            visited = jnp.where(successful, solution.ys, jnp.nan)
             y = visited[-1]
         if prepared.last is not None:
             y = call(model, y, prepared.last)

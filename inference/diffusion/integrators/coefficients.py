@@ -1,16 +1,17 @@
 """Coefficients of steps, in float64 on the host: integrals of interpolating polynomials.
 
-By Gauss-Legendre quadrature of Lagrange's polynomials: no linear system, and no differences of exponentials
-that cancel in short steps.
+They are found by Gauss-Legendre quadrature of Lagrange polynomials, which needs no linear system and no
+differences of exponentials that cancel in short steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+
+from mcx.inference.diffusion.models.arguments import Level
 
 __all__ = ["exponential_weights", "on_host", "polynomial_weights"]
 
@@ -18,13 +19,13 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 _NODES, _WEIGHTS = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS  # on (0, 1)
 
 
-def exponential_weights(nodes: Any, start: float, end: float) -> np.ndarray:
+def exponential_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
     """Weights of D at nodes in ``exp(-end) * integral of exp(lambda) D``, from ``start`` to ``end``.
 
     Args:
         nodes: values of lambda, (p,), distinct.
         start: finite value of lambda.
-        end: as ``start``.
+        end: another one.
     """
     h = end - start
     theta = (np.asarray(nodes, float) - start) / h
@@ -34,20 +35,20 @@ def exponential_weights(nodes: Any, start: float, end: float) -> np.ndarray:
 
 
 def polynomial_weights(
-    nodes: Any, start: float, end: float, variable: Callable[[Any], Any] | None = None
+    nodes: np.ndarray, start: float, end: float, variable: Callable[..., Level] | None = None
 ) -> np.ndarray:
     """Weights of values at nodes in the integral over rho from ``start`` to ``end``.
 
     Args:
         nodes: levels rho, (p,), distinct.
         start: a level.
-        end: a level; 0 will do.
-        variable: ``rho -> what the interpolating polynomial is in``; rho itself by default.
+        end: a level; it may be 0.
+        variable: ``rho -> variable`` of the interpolating polynomial; rho itself by default.
     """
     if variable is None or end == 0:
         rho = start + (end - start) * _NODES
         weights = (end - start) * _WEIGHTS
-    else:  # even in log rho, where the variable may be singular at 0
+    else:  # nodes are spread in log rho, as the variable may be singular at 0
         span = np.log(end / start)
         rho = start * np.exp(span * _NODES)
         weights = span * rho * _WEIGHTS
@@ -56,14 +57,14 @@ def polynomial_weights(
     return _lagrange(on_host(variable, np.asarray(nodes, float)), on_host(variable, rho)) @ weights
 
 
-def on_host(fn: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """A function of JAX operations, in float64 and at once, whatever is traced around it."""
+def on_host(fn: Callable[..., Level], x: np.ndarray) -> np.ndarray:
+    """Evaluate a function of JAX operations in float64 and immediately, even while a program is traced."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         return np.asarray(fn(x), float)
 
 
 def _lagrange(nodes: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Lagrange's polynomials of the nodes at points, (p, n)."""
+    """The Lagrange polynomials of the nodes at points, (p, n)."""
     rows = []
     for j, node in enumerate(nodes):
         others = np.delete(nodes, j)

@@ -1,117 +1,47 @@
-"""Integrators with one call of the model a step, linear in what the model said there and before."""
+"""Integrators with one call of the model in a step, linear in the denoised values there and before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import MethodError
 from mcx.inference.diffusion.integrators.base import Tabled, call, graded, step_orders
 from mcx.inference.diffusion.integrators.coefficients import exponential_weights, polynomial_weights
+from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.schedules import Schedule
 from mcx.inference.diffusion.models.scores import Denoiser
-from mcx.ops.checks import check_fields, is_count
+from mcx.ops.validation import Rule, boolean, either, fraction, function, instance, integer, number, optional
 
-__all__ = ["DDIM", "DEIS", "DPMSolver", "EulerMaruyama", "Row", "SDEDPMSolver"]
+__all__ = ["DDIM", "DEIS", "DPMSolver", "EulerMaruyama", "Multistep", "SDEDPMSolver"]
 
 
-class Row(NamedTuple):
-    """``y' = keep y + sum_j weights[j] D_j + noise z``, D_0 at the level ``rho``, D_1 before it, ...
+class Row[A](NamedTuple):
+    """``y' = keep y + sum_j weights[j] D_j + noise z``, D_0 at the level ``rho``, D_1 at the one before, ...
 
-    With K in front of each; weights are (K, p).
+    Tables on the host hold NumPy arrays with a leading axis of K steps; weights are (K, p).
     """
 
-    rho: Any
-    keep: Any
-    weights: Any
-    noise: Any
+    rho: A
+    keep: A
+    weights: A
+    noise: A
 
 
 class State(NamedTuple):
-    """The point, and a tuple of what the model said at the p - 1 levels before, the newest first."""
+    """The point, and the denoised values at the p - 1 levels before, newest first."""
 
-    y: Any
-    history: Any
+    y: Point
+    history: tuple[Point, ...]
 
 
 class Multistep(Tabled):
-    """A linear multistep method; subclasses give the table, and ``memory``, its p."""
-
-    @property
-    def memory(self) -> int:
-        """Number of levels whose values a step uses."""
-        return 1
-
-    @property
-    def in_noise(self) -> bool:
-        """Whether they are the noise (y - D) / rho instead of D."""
-        return False
-
-    def init(self, y: Any) -> State:
-        """No history."""
-        return State(y, (jnp.zeros_like(y),) * (self.memory - 1))
-
-    def step(self, model: Denoiser, state: State, row: Row, z: Any) -> State:
-        """See :class:`Row`."""
-        said = call(model, state.y, row.rho)
-        if self.in_noise:
-            said = (state.y - said) / row.rho
-        history = (said, *state.history)
-        y = row.keep * state.y + sum(row.weights[j] * history[j] for j in range(self.memory))
-        if self.num_draws:
-            y = y + row.noise * z[0]
-        return State(y, history[:-1])
-
-    def nfe(self, levels: Any) -> int:
-        """One call a step."""
-        return len(levels) - 1 + self.num_extra
-
-
-class OfOrder(Multistep):
-    """A multistep method whose order can be chosen, and whose start can take short steps of lower order."""
-
-    order: int
-    careful_start: bool
-
-    @property
-    def memory(self) -> int:
-        """The order."""
-        return self.order
-
-    @property
-    def num_extra(self) -> int:
-        """Calls that a careful start costs."""
-        return max(self.order - 2, 0) if self.careful_start else 0
-
-
-def ratios(rho: np.ndarray) -> np.ndarray:
-    """``rho_t / rho_s`` of the steps, which is ``exp(-h)``."""
-    return rho[1:] / rho[:-1]
-
-
-@dataclass(frozen=True)
-class EulerMaruyama(Multistep):
-    """Euler-Maruyama on the reverse equation with any noise strength. Weak order 1.
-
-    ``dy = -(1 + b) / 2 s d(rho^2)`` and noise of variance ``b d(rho^2)``, s the score: every b has the same
-    laws at all levels. b = 1 is the reverse of the noising process, b = 0 Euler's method in rho^2 on the
-    probability flow.
-
-    Attributes:
-        noise: b >= 0, a number or a function ``rho -> b``, called on the host.
-
-    A step to level 0 gives the denoiser's value and adds no noise. Source: Song et al. (2021).
-    """
-
-    noise: float | Callable[[float], float] = 1.0
-
-    def __post_init__(self) -> None:
-        fine = callable(self.noise) or self.noise >= 0
-        check_fields(self, ("noise", fine, "a number >= 0, or a function of rho"))
+    """A linear multistep method, which uses the values at p levels, its order; subclasses give the table."""
 
     @property
     def order(self) -> int:
@@ -119,17 +49,82 @@ class EulerMaruyama(Multistep):
         return 1
 
     @property
+    def in_noise(self) -> bool:
+        """Whether these values are the noise (y - D) / rho instead of D."""
+        return False
+
+    def init(self, y: Point) -> State:
+        """No history."""
+        return State(y, (jnp.zeros_like(y),) * (self.order - 1))
+
+    def step(self, model: Denoiser, state: State, row: Row[Array], z: Noise | None) -> State:
+        """See :class:`Row`."""
+        value = call(model, state.y, row.rho)
+        if self.in_noise:
+            value = (state.y - value) / row.rho
+        history = (value, *state.history)
+        y = row.keep * state.y + sum(row.weights[j] * history[j] for j in range(self.order))
+        if self.num_draws:
+            assert z is not None
+            y = y + row.noise * z[0]
+        return State(y, history[:-1])
+
+    def nfe(self, levels: np.ndarray) -> int:
+        """One call for a step."""
+        return len(levels) - 1 + self.num_extra
+
+
+class OfOrder(Multistep):
+    """A multistep method with a choice of its order, and of short first steps of lower order."""
+
+    order: int
+    careful_start: bool
+
+    @property
+    def num_extra(self) -> int:
+        """The number of calls that a careful start costs."""
+        return max(self.order - 2, 0) if self.careful_start else 0
+
+
+def ratios(rho: np.ndarray) -> np.ndarray:
+    """The ratios ``rho_t / rho_s`` of the steps, which are ``exp(-h)``."""
+    return rho[1:] / rho[:-1]
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Multistep):
+    """Euler-Maruyama on the reverse equation with any noise strength. Weak order 1.
+
+    The equation is ``dy = -(1 + b) / 2 s d(rho^2)`` with noise of variance ``b d(rho^2)``, where s is the
+    score: every b gives the same laws at all levels. b = 1 is the reverse of the noising process, b = 0
+    Euler's method in rho^2 on the probability flow.
+
+    Attributes:
+        noise: b >= 0, a number or a function ``rho -> b``, which is called on the host.
+
+    A step to level 0 gives the denoiser's value and adds no noise. Costs one call of the model for a step.
+
+    Source: Song et al. (2021), Score-based generative modeling through SDEs.
+    """
+
+    noise: float | Callable[[float], float] = 1.0
+
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {"noise": either(number(0), function("a function of rho"))}
+
+    @property
     def num_draws(self) -> int:
         """1, or 0 where b = 0."""
         return int(callable(self.noise) or self.noise > 0)
 
-    def table(self, rho: np.ndarray) -> Row:
+    def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
         before, after = rho[:-1], rho[1:]
         gain = np.array([self.noise(r) if callable(self.noise) else self.noise for r in before], float)
         if not (np.isfinite(gain) & (gain >= 0)).all():
             raise MethodError(
-                "EulerMaruyama(noise=...) gives noise strengths out of range",
+                "EulerMaruyama(noise=...) returns noise strengths that are out of range",
                 expected="finite numbers >= 0",
                 found=np.array2string(gain, threshold=6),
             )
@@ -141,32 +136,31 @@ class EulerMaruyama(Multistep):
 
 @dataclass(frozen=True)
 class DDIM(Multistep):
-    """DDIM, which is DPM-Solver of order 1: the denoiser is taken for constant along a step.
+    """DDIM, which is DPM-Solver of order 1: the denoiser is taken to be constant along a step.
 
     Attributes:
-        eta: noise from 0, deterministic, to 1, ancestral sampling.
+        eta: strength of the noise from 0, deterministic, to 1, ancestral sampling.
 
-    Order 1, with noise weak order 1. Exact in one step where data are a single point. Source: Song, Meng and
-    Ermon (2021), Denoising diffusion implicit models; in these coordinates the noise of variance preserving
-    models, ``eta^2 rho_t^2 (1 - rho_t^2 / rho_s^2)``, is the same for all schedules.
+    The order is 1, with noise the weak order. Data that are a single point are reached in one step. In these
+    coordinates the noise that the paper has for variance preserving models, of variance
+    ``eta^2 rho_t^2 (1 - rho_t^2 / rho_s^2)``, is the same for all schedules. Costs one call of the model
+    for a step.
+
+    Source: Song, Meng and Ermon (2021), Denoising diffusion implicit models.
     """
 
     eta: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, ("eta", 0 <= self.eta <= 1, "a number from 0 to 1"))
-
-    @property
-    def order(self) -> int:
-        """1."""
-        return 1
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {"eta": fraction()}
 
     @property
     def num_draws(self) -> int:
         """1, or 0 where eta = 0."""
         return int(self.eta > 0)
 
-    def table(self, rho: np.ndarray) -> Row:
+    def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
         ratio = ratios(rho)
         share = self.eta**2 * (1 - ratio**2) if self.eta else np.zeros_like(ratio)  # of rho_t^2
@@ -180,27 +174,41 @@ class DPMSolver(OfOrder):
 
     Attributes:
         order: 1 (DDIM), 2 ("2M") or 3 ("3M"), which is also the claimed global order.
-        lower_order_final: the last steps fall to order 1, which may be steadier with fewer than 10 steps.
+        lower_order_final: whether the last steps fall to order 1, which may be steadier with fewer than 10
+            steps.
         careful_start: whether order 3 divides the first step, for one call more.
 
-    The first steps are of lower order for want of a history. That does not show where levels start at large
-    noise, where the denoiser hardly changes; elsewhere order 3 needs ``careful_start``. A step to level 0 is
-    of order 1. Order 2 is the formula of the
-    paper; order 3 has the exact integral of the quadratic. Source: Lu et al. (2022), DPM-Solver++.
+    The first steps are of lower order because they have no history. That does not matter if levels start at
+    large noise, where the denoiser hardly changes; elsewhere order 3 needs ``careful_start``. A step to level
+    0 is of order 1. Order 2 is the formula of the paper; order 3 has the exact integral of the quadratic.
+    Costs one call of the model for a step.
+
+    Source: Lu et al. (2022), DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models.
     """
 
     order: int = 2
     lower_order_final: bool = False
     careful_start: bool = False
 
-    def __post_init__(self) -> None:
-        check_fields(self, ("order", is_count(self.order) and self.order <= 3, "1, 2 or 3"))
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {"order": integer(1, 3), "lower_order_final": boolean(), "careful_start": boolean()}
 
-    def table(self, rho: np.ndarray) -> Row:
+    def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
         rho = graded(rho, self.num_extra)
-        orders = step_orders(rho, self.order, self.lower_order_final)
-        return _denoised_table(rho, self.order, orders, _dpm_weights)
+        num = len(rho) - 1
+        weights = np.zeros((num, self.order))
+        lam = -np.log(np.where(rho > 0, rho, 1.0))  # that of level 0 is not used
+        for k, order in enumerate(step_orders(rho, self.order, self.lower_order_final)):
+            nodes, end = lam[k - np.arange(order)], lam[k + 1]
+            if order == 1:
+                weights[k, 0] = 1 - rho[k + 1] / rho[k]
+            elif order == 2:
+                weights[k, :2] = two_step_weights(nodes, end, -np.expm1(nodes[0] - end))
+            else:
+                weights[k] = exponential_weights(nodes, nodes[0], end)
+        return Row(rho[:-1], ratios(rho), weights, np.zeros(num))
 
 
 @dataclass(frozen=True)
@@ -210,16 +218,19 @@ class SDEDPMSolver(Multistep):
     Attributes:
         steps: 1, or 2 for the multistep variant ("2M SDE"), which extrapolates the denoiser.
 
-    Weak orders 1 and 2. What the second extrapolates holds the noise of the step before, which stands for
-    that of the step itself: as the noise is additive, laws at the end do not tell them apart to this order.
-    The first step, and one to level 0, which gives the denoiser's value, are of order 1. Source: Lu et al.
-    (2022), DPM-Solver++.
+    The weak orders are 1 and 2. The values that the second variant extrapolates contain the noise of the step
+    before in place of the step's own: as the noise is additive, the law at the end is the same to this order.
+    The first step, and a step to level 0, which gives the denoiser's value, are of order 1. Costs one call of
+    the model for a step.
+
+    Source: Lu et al. (2022), DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models.
     """
 
     steps: int = 2
 
-    def __post_init__(self) -> None:
-        check_fields(self, ("steps", is_count(self.steps) and self.steps <= 2, "1 or 2"))
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {"steps": integer(1, 2)}
 
     @property
     def order(self) -> int:
@@ -231,12 +242,7 @@ class SDEDPMSolver(Multistep):
         """1."""
         return 1
 
-    @property
-    def memory(self) -> int:
-        """The number of steps."""
-        return self.steps
-
-    def table(self, rho: np.ndarray) -> Row:
+    def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
         ratio = ratios(rho)
         weights = np.zeros((len(ratio), self.steps))
@@ -256,28 +262,35 @@ class DEIS(OfOrder):
     Attributes:
         order: number of values that the polynomial goes through, 1 to 4, and the claimed global order;
             "tAB-k" has the order k + 1.
-        schedule: the polynomial is in its time t; None for one in rho ("rho AB").
+        schedule: whose time the polynomial is in; None for one in rho ("rho AB").
         careful_start: whether orders 3 and 4 divide the first step, for one and two calls more; see
             :class:`DPMSolver`.
 
-    A step to level 0 is of full order in rho,
-    of order 1 in time, which need not be finite there. Source: Zhang and Chen (2023), Fast sampling of
-    diffusion models with exponential integrator; coefficients by Gauss-Legendre quadrature in float64.
+    A step to level 0 is of full order with a polynomial in rho, and of order 1 with one in time, which need
+    not be finite there. Coefficients come from Gauss-Legendre quadrature in float64. Costs one call of the
+    model for a step.
+
+    Source: Zhang and Chen (2023), Fast sampling of diffusion models with exponential integrator.
     """
 
     order: int = 3
     schedule: Schedule | None = None
     careful_start: bool = False
 
-    def __post_init__(self) -> None:
-        check_fields(self, ("order", is_count(self.order) and self.order <= 4, "1, 2, 3 or 4"))
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {
+            "order": integer(1, 4),
+            "schedule": optional(instance(Schedule, "a Schedule"), "for a polynomial in rho"),
+            "careful_start": boolean(),
+        }
 
     @property
     def in_noise(self) -> bool:
         """True."""
         return True
 
-    def table(self, rho: np.ndarray) -> Row:
+    def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
         rho = graded(rho, self.num_extra)
         orders = step_orders(rho, self.order)
@@ -292,27 +305,8 @@ class DEIS(OfOrder):
         return Row(rho[:-1], np.ones(num), weights, np.zeros(num))
 
 
-def _denoised_table(rho: np.ndarray, memory: int, orders: list[int], weights_of: Callable[..., Any]) -> Row:
-    """A table of a deterministic method, from ``(lambdas, newest first; next lambda) -> weights``."""
-    num = len(rho) - 1
-    weights = np.zeros((num, memory))
-    lam = -np.log(np.where(rho > 0, rho, 1.0))  # that of level 0 is not used
-    for k, order in enumerate(orders):
-        if order == 1:
-            weights[k, 0] = 1 - rho[k + 1] / rho[k]
-        else:
-            weights[k, :order] = weights_of(lam[k - np.arange(order)], lam[k + 1])
-    return Row(rho[:-1], ratios(rho), weights, np.zeros(num))
-
-
-def _dpm_weights(nodes: np.ndarray, end: float) -> np.ndarray:
-    if len(nodes) == 2:
-        return two_step_weights(nodes, end, -np.expm1(nodes[0] - end))
-    return exponential_weights(nodes, nodes[0], end)
-
-
 def two_step_weights(nodes: np.ndarray, end: float, slope: float) -> np.ndarray:
-    """Weights of D and of the one before it: slope / 2 times the change, extrapolated over the step."""
+    """Weights of D and of the D before it, whose change is extrapolated over the step with ``slope / 2``."""
     h = end - nodes[0]
     r = (nodes[0] - nodes[1]) / h
     change = 0.5 * slope / r

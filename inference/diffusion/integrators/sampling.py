@@ -1,124 +1,118 @@
-"""Draws from a diffusion model: points of the first level's law, carried to the last."""
+"""Draws from a diffusion model: points of the first level's law, carried to the last level."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
-from mcx.inference.diffusion.integrators.base import (
-    Integrator,
-    as_levels,
-    cast,
-    default_method,
-    finite,
-)
+from mcx.inference.diffusion.integrators.base import Integrator
+from mcx.inference.diffusion.integrators.integrate import cast, checked_integrator, finite
+from mcx.inference.diffusion.models.arguments import DENOISER, EVENT_SHAPE, Point, Points, noise_levels
+from mcx.inference.diffusion.models.large_noise import moments_by_pairs
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.inference.diffusion.models.teleport import Teleport
-from mcx.ops.checks import is_count
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, one_of, optional, validated
+from mcx.types import Key, KeyLike, PyTree, Scalar
 
 __all__ = ["sample"]
 
-_PROBES = 8
-
 
 def sample(
-    key: Any,
     model: Denoiser,
     num: int,
     event_shape: tuple[int, ...],
-    levels: Any,
+    levels: ArrayLike,
     *,
+    key: KeyLike,
     method: Integrator | None = None,
-    start: Any = "moments",
+    init: str | Teleport | ArrayLike = "moments",
     batch_size: int | None = None,
-) -> Any:
+) -> Points:
     """Draw from a diffusion model.
 
     Args:
-        key: a random key.
         model: a denoiser: :class:`~mcx.diffusion.GaussianMixture` or :class:`~mcx.diffusion.Score`.
         num: number of draws.
         event_shape: shape of a draw.
-        levels: noise levels rho, (K + 1,), strictly falling to a positive number or to 0: see
+        levels: noise levels rho, (K + 1,), strictly falling to a positive number or to 0; see
             :func:`~mcx.diffusion.levels`.
+        key: a typed JAX key or an int.
         method: an integrator; by default ``DPMSolver(order=2)``.
-        start: the law at the first level. "moments": a Gaussian with the mean that the model shows there and
-            with its mean variance, by 16 calls of the model in all. "noise": ``N(0, rho^2)``, which is off by
-            the data's mean. A :class:`~mcx.diffusion.Teleport`: its Gaussian, the right thing for a first
-            level not much larger than the data. Or points, (num, *event_shape).
-        batch_size: draws at once, where memory is short.
+        init: the law at the first level. "moments": a Gaussian with the mean that the model shows there and
+            with its mean variance, found by 16 calls of the model in all. "noise": ``N(0, rho^2)``, which
+            neglects the data's mean. A :class:`~mcx.diffusion.Teleport`: its Gaussian, the right choice for a
+            first level that is not much larger than the data. Or the initial points themselves,
+            (num, *event_shape).
+        batch_size: number of draws that are computed at once, to save memory; by default all.
 
     Returns:
-        Draws at the last level, (num, *event_shape), independent; draw i depends on the key and on i, not on
-        ``num`` or ``batch_size``, up to rounding. Costs
-        ``num * method.nfe(levels)`` calls of the model, in one program for all levels of one length.
+        Independent draws at the last level, (num, *event_shape). Up to rounding draw i depends on the key and
+        on i, but not on ``num`` or ``batch_size``. Costs ``num * method.nfe(levels)`` calls of the model, in
+        one program for all levels of one length.
 
     Raises:
-        MethodError: if levels, start or sizes make no sense.
+        MethodError: if an argument makes no sense.
+        KeyTypeError: if the key is missing or is none.
         NonFiniteError: if draws are not finite (where arrays are concrete).
     """
-    method = default_method(method)
-    rho = as_levels(levels)
-    shape = tuple(event_shape)
-    for name, value, fine, expected in (
-        ("num", num, is_count(num), "an int >= 1"),
-        ("batch_size", batch_size, batch_size is None or is_count(batch_size), "None, or an int >= 1"),
-        ("event_shape", event_shape, all(is_count(n) for n in shape), "ints >= 1"),
-    ):
-        if not fine:
-            raise MethodError(f"sample({name}=...) is out of range", expected=expected, found=repr(value))
-    how = start if isinstance(start, str) else "law" if isinstance(start, Teleport) else "points"
-    if how not in ("moments", "noise", "law", "points"):
-        raise MethodError(
-            "sample(start=...) is unknown", expected="'moments', 'noise', a Teleport, or points", found=start
-        )
-    law = None if isinstance(start, str) else start
-    if how == "points":
-        law = jnp.asarray(start, float)
+    model = validated("sample", "model", model, DENOISER)
+    num = validated("sample", "num", num, integer(1))
+    shape = validated("sample", "event_shape", event_shape, EVENT_SHAPE)
+    rho = noise_levels("sample", "levels", levels, zero=True)
+    method = checked_integrator("sample", "method", method)
+    batch_size = validated("sample", "batch_size", batch_size, optional(integer(1), "for all at once"))
+    law: Teleport | Point | None = None
+    if isinstance(init, str):
+        rule = one_of("moments", "noise")._replace(expected="'moments', 'noise', a Teleport, or points")
+        how = validated("sample", "init", init, rule)
+    elif isinstance(init, Teleport):
+        how, law = "law", init
+    else:
+        how, law = "points", jnp.asarray(init, float)
         if law.shape != (num, *shape):
             raise MethodError(
-                "sample(start=...) are not the points to start from",
+                "sample(init=...) does not hold the initial points",
                 expected=f"shape {(num, *shape)}",
                 found=f"shape {law.shape}",
             )
     dtype = jnp.zeros((), float).dtype
     prepared = cast(method.prepare(rho), dtype)
     first = jnp.asarray(rho[0], dtype)
-    sizes = {"num": int(num), "shape": shape, "batch_size": batch_size}
+    sizes = {"num": num, "shape": shape, "batch_size": batch_size}
     found = _sample(as_key(key), model, law, first, prepared, method=method, how=how, **sizes)
     return finite(found, "sample(...)")
 
 
 @partial(jax.jit, static_argnames=("method", "how", "num", "shape", "batch_size"))
 def _sample(
-    key: Any,
+    key: Key,
     model: Denoiser,
-    law: Any,
-    rho: Any,
-    prepared: Any,
+    law: Teleport | Point | None,
+    rho: Scalar,
+    prepared: PyTree,
     *,
     method: Integrator,
     how: str,
     num: int,
     shape: tuple[int, ...],
     batch_size: int | None,
-) -> Any:
-    key_start, key_run, key_moments = jax.random.split(key, 3)
+) -> Points:
+    key_init, key_run, key_moments = jax.random.split(key, 3)
     mean, variance = jnp.zeros(shape), jnp.zeros(())
     if how == "moments":
-        mean, variance = _moments(key_moments, model, rho, mean)
+        mean, variance = moments_by_pairs(key_moments, model, rho, mean)
 
-    def one(i: Any) -> Any:
-        z = jax.random.normal(jax.random.fold_in(key_start, i), shape)
-        if how == "points":
-            y = law[i]
-        elif how == "law":
+    def one(i: Scalar) -> Point:
+        z = jax.random.normal(jax.random.fold_in(key_init, i), shape)
+        if isinstance(law, Teleport):
             y = law.at(z, rho)
+        elif law is not None:
+            y = law[i]
         else:
             y = mean + jnp.sqrt(variance + rho**2) * z
         return method.run(jax.random.fold_in(key_run, i), model, y, prepared, None, False)
@@ -127,16 +121,3 @@ def _sample(
     if batch_size is None or batch_size >= num:
         return jax.vmap(one)(indices)
     return jax.lax.map(one, indices, batch_size=batch_size)
-
-
-def _moments(key: Any, model: Denoiser, rho: Any, like: Any) -> tuple[Any, Any]:
-    """Mean, and mean variance of the coordinates, that a model shows at large noise.
-
-    There the denoiser is ``m + V (V + rho^2)^-1 (y - m)``: pairs of points ``+-rho z``, which are where the
-    model was trained, give the mean by their sum and the variance by their difference.
-    """
-    z = jax.random.rademacher(key, (_PROBES, *like.shape), like.dtype)
-    ahead, behind = (jax.vmap(lambda z, sign=sign: model.denoise(sign * rho * z, rho))(z) for sign in (1, -1))
-    share = jnp.clip(jnp.mean(z * (ahead - behind)) / (2 * rho), 0.0, 0.99)
-    mean = jnp.mean(0.5 * (ahead + behind), 0) / (1 - share)
-    return mean, rho**2 * share / (1 - share)

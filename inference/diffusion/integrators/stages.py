@@ -1,54 +1,58 @@
-"""Integrators with two calls of the model a step, and no memory."""
+"""Integrators with two calls of the model in a step, and no memory."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 
 from mcx.inference.diffusion.integrators.base import Position, Tabled, call
+from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
-from mcx.ops.checks import check_fields
+from mcx.ops.validation import Rule, either, number, one_of
 
 __all__ = ["DPMSolver2S", "Heun"]
 
 
-class Row(NamedTuple):
-    """A step: up to ``rho`` by noise, a first stage to ``middle``, a second one to the end.
+class Row[A](NamedTuple):
+    """A step: noise raises the level to ``rho``, a first stage goes to ``middle``, a second one to the end.
 
     ``u = first y + (1 - first) D(y, rho)``, ``y' = keep y + weights[0] D(y, rho) + weights[1] D(u, middle)``.
-    Where ``twice`` is False there is no u, and the model is not called there.
+    Where ``twice`` is False there is no u, and the model is not called there. Tables on the host hold NumPy
+    arrays with a leading axis of steps.
     """
 
-    up: Any
-    rho: Any
-    middle: Any
-    first: Any
-    keep: Any
-    weights: Any
-    twice: Any
+    up: A
+    rho: A
+    middle: A
+    first: A
+    keep: A
+    weights: A
+    twice: A
 
 
 class TwoStage(Tabled):
     """A two-stage method; subclasses give the table."""
 
-    def nfe(self, levels: Any) -> int:
-        """Two calls a step, one for a step to level 0."""
+    def nfe(self, levels: np.ndarray) -> int:
+        """Two calls for a step, but one for a step to level 0."""
         return 2 * (len(levels) - 1) - int(levels[-1] == 0)
 
-    def step(self, model: Denoiser, state: Position, row: Row, z: Any) -> Position:
+    def step(self, model: Denoiser, state: Position, row: Row[Array], z: Noise | None) -> Position:
         """See :class:`Row`."""
         y = state.y
-        if self.num_draws:
+        if z is not None:
             y = y + row.up * z[0]
-        said = call(model, y, row.rho)
-        once = row.keep * y + row.weights[0] * said
+        denoised = call(model, y, row.rho)
+        once = row.keep * y + row.weights[0] * denoised
 
-        def again() -> Any:
-            u = row.first * y + (1 - row.first) * said
+        def again() -> Point:
+            u = row.first * y + (1 - row.first) * denoised
             return once + row.weights[1] * call(model, u, row.middle)
 
         return Position(jax.lax.cond(row.twice, again, lambda: once))
@@ -59,13 +63,16 @@ class Heun(TwoStage):
     """Heun's method in rho, with optional churn: EDM's samplers. Order 2.
 
     Attributes:
-        s_churn: how much noise is added, over all steps; 0 for the deterministic method.
-        s_min, s_max: levels between which it is.
-        s_noise: standard deviation of what is added; other than 1 it is biased.
+        s_churn: how much noise is added over all steps; 0 for the deterministic method.
+        s_min, s_max: the levels between which noise is added.
+        s_noise: standard deviation of the noise; values other than 1 bias the draws.
 
-    With K steps a step raises rho by a factor of up to ``min(s_churn / K, sqrt(2) - 1)``, adds the noise that
-    belongs to the rise, and goes down by Heun's method. Weak order 2 for ``s_noise = 1``, as adding noise is
-    exact. The step to level 0 is Euler's. Source: Karras et al. (2022), algorithms 1 and 2.
+    With K steps, a step raises rho by a fraction of up to ``min(s_churn / K, sqrt(2) - 1)``, adds the noise
+    that the rise calls for, and goes down by Heun's method. The weak order is 2 for ``s_noise = 1``, because
+    adding noise is exact. The step to level 0 is Euler's. Costs two calls of the model for a step.
+
+    Source: Karras et al. (2022), Elucidating the design space of diffusion-based generative models,
+    algorithms 1 and 2.
     """
 
     s_churn: float = 0.0
@@ -73,13 +80,19 @@ class Heun(TwoStage):
     s_max: float = math.inf
     s_noise: float = 1.0
 
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            ("s_churn", 0 <= self.s_churn < math.inf, "a number >= 0"),
-            ("s_min", 0 <= self.s_min <= self.s_max, "0 <= s_min <= s_max"),
-            ("s_noise", 0 <= self.s_noise < math.inf, "a number >= 0"),
-        )
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {
+            "s_churn": number(0),
+            "s_min": number(0),
+            "s_max": either(number(0), one_of(math.inf), expected="a number >= 0, or math.inf"),
+            "s_noise": number(0),
+        }
+
+    def check(self) -> None:
+        """The levels have to form an interval."""
+        if self.s_min > self.s_max:
+            self.refuse("s_min", f"a number <= s_max = {self.s_max:g}")
 
     @property
     def order(self) -> int:
@@ -91,7 +104,7 @@ class Heun(TwoStage):
         """1, or 0 without churn."""
         return int(self.s_churn > 0)
 
-    def table(self, rho: np.ndarray) -> Row:
+    def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
         num, after = len(rho) - 1, rho[1:]
         within = (rho[:-1] >= self.s_min) & (rho[:-1] <= self.s_max)
@@ -101,7 +114,7 @@ class Heun(TwoStage):
         twice = after > 0
         ratio = after / before
         inverse = np.divide(before, after, out=np.ones(num), where=twice)
-        # y + (after - before) / 2 (slope at y + slope at u), the slope (y - D) / rho, sorted by y and D's
+        # y + (after - before) / 2 (slope at y + slope at u), slope = (y - D) / rho, sorted by y and the Ds
         weights = np.stack([0.5 * (1 - ratio) * (2 - inverse), 0.5 * (inverse - 1)], 1)
         weights[~twice] = 1.0, 0.0
         return Row(up, before, np.where(twice, after, before), ratio, ratio, weights, twice)
@@ -111,7 +124,9 @@ class Heun(TwoStage):
 class DPMSolver2S(TwoStage):
     """DPM-Solver++, singlestep of order 2 ("2S"): the midpoint rule in lambda.
 
-    The step to level 0 is of order 1. Source: Lu et al. (2022), DPM-Solver++, with r = 1/2.
+    The step to level 0 is of order 1. Costs two calls of the model for a step.
+
+    Source: Lu et al. (2022), DPM-Solver++, with r = 1/2.
     """
 
     @property
@@ -119,7 +134,7 @@ class DPMSolver2S(TwoStage):
         """2."""
         return 2
 
-    def table(self, rho: np.ndarray) -> Row:
+    def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
         before, after = rho[:-1], rho[1:]
         twice = after > 0

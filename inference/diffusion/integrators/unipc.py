@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.inference.diffusion.integrators.base import Tabled, call, graded, step_orders
 from mcx.inference.diffusion.integrators.coefficients import exponential_weights
 from mcx.inference.diffusion.integrators.linear import ratios, two_step_weights
+from mcx.inference.diffusion.models.arguments import Point
 from mcx.inference.diffusion.models.scores import Denoiser
-from mcx.ops.checks import check_fields, is_count
+from mcx.ops.validation import Rule, boolean, integer, one_of
 
 __all__ = ["UniPC"]
 
 
-class Row(NamedTuple):
-    """A step: correct where the last one led, then predict.
+class Row[A](NamedTuple):
+    """A step: correct the point that the last step predicted, then predict the next.
 
     back, corrector: ``y = back y_before + sum_j corrector[j] D_j``, (K, p + 1); D_0 is at the predicted y.
     keep, predictor: ``y' = keep y + sum_j predictor[j] D_j``, (K, p).
     """
 
-    rho: Any
-    back: Any
-    corrector: Any
-    keep: Any
-    predictor: Any
+    rho: A
+    back: A
+    corrector: A
+    keep: A
+    predictor: A
 
 
 class State(NamedTuple):
-    """Predicted point, corrected point at the level before, and a tuple of p denoised values before."""
+    """Predicted point, corrected point at the level before, and p denoised values before, newest first."""
 
-    y: Any
-    before: Any
-    history: Any
+    y: Point
+    before: Point
+    history: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,17 @@ class UniPC(Tabled):
         steps: p, 1, 2 or 3. The claimed global order is p + 1.
         variant: "bh1" or "bh2" for B(h) = h or exp(h) - 1, which matters where a two-node rule is simplified:
             the first corrector, and the predictor of p = 2. All else solves for its coefficients exactly.
-        lower_order_final: the last steps fall to one node, which may be steadier with fewer than 10 steps.
+        lower_order_final: whether the last steps fall to one node, which may be steadier with fewer than 10
+            steps.
         careful_start: whether p = 3 divides the first step, for one call more.
 
-    The model is called at predicted points alone; its value there corrects them, and then predicts the next.
-    The last point is a predicted one. The first steps have fewer nodes: of p = 3 that shows, unless levels
-    start at large noise, where the denoiser hardly changes, or with ``careful_start``. A step to level 0 is
-    of order 1. Source: Zhao et al. (2023), UniPC.
+    The model is called only at predicted points; its value there corrects them, and then predicts the next.
+    The last point is a predicted one. The first steps have fewer nodes, which costs p = 3 its order unless
+    levels start at large noise, where the denoiser hardly changes, or with ``careful_start``. A step to level
+    0 is of order 1. Costs one call of the model for a step.
+
+    Source: Zhao et al. (2023), UniPC: a unified predictor-corrector framework for fast sampling of diffusion
+    models.
     """
 
     steps: int = 2
@@ -61,20 +68,22 @@ class UniPC(Tabled):
     lower_order_final: bool = False
     careful_start: bool = False
 
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            ("steps", is_count(self.steps) and self.steps <= 3, "1, 2 or 3"),
-            ("variant", self.variant in ("bh1", "bh2"), "'bh1' or 'bh2'"),
-        )
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {
+            "steps": integer(1, 3),
+            "variant": one_of("bh1", "bh2"),
+            "lower_order_final": boolean(),
+            "careful_start": boolean(),
+        }
 
     @property
     def order(self) -> int:
         """One more than p."""
         return self.steps + 1
 
-    def nfe(self, levels: Any) -> int:
-        """One call a step."""
+    def nfe(self, levels: np.ndarray) -> int:
+        """One call for a step."""
         return len(levels) - 1 + self.num_extra
 
     @property
@@ -82,7 +91,7 @@ class UniPC(Tabled):
         """Calls that a careful start costs."""
         return max(self.steps - 2, 0) if self.careful_start else 0
 
-    def table(self, rho: np.ndarray) -> Row:
+    def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
         rho = graded(rho, self.num_extra)
         num, p = len(rho) - 1, self.steps
@@ -94,7 +103,7 @@ class UniPC(Tabled):
             predictor[k, :order] = 1 - ratio[k]
             if order > 1:
                 predictor[k, :order] = self.predict(nodes, lam[k + 1])
-            if k + 1 < num:  # done at the next step, once the model was called
+            if k + 1 < num:  # at the next step, after the model was called there
                 back[k + 1] = ratio[k]
                 corrector[k + 1, : order + 1] = self.correct(nodes, lam[k + 1])
         # the first point needs no correction
@@ -115,17 +124,16 @@ class UniPC(Tabled):
         return exponential_weights(np.concatenate([[end], nodes]), nodes[0], end)
 
     def _scale(self, h: float) -> float:
-        """B(h) of the data prediction, whose h counts negative, up to sign."""
+        """B(h) up to sign; with data prediction the paper's h is negative."""
         return float(h if self.variant == "bh1" else -np.expm1(-h))
 
-    def init(self, y: Any) -> State:
+    def init(self, y: Point) -> State:
         """No history."""
         return State(y, y, (jnp.zeros_like(y),) * self.steps)
 
-    def step(self, model: Denoiser, state: State, row: Row, z: Any) -> State:
+    def step(self, model: Denoiser, state: State, row: Row[Array], z: Point | None) -> State:
         """See :class:`Row`."""
-        said = call(model, state.y, row.rho)
-        history = (said, *state.history)
+        history = (call(model, state.y, row.rho), *state.history)
         y = row.back * state.before + sum(row.corrector[j] * history[j] for j in range(self.steps + 1))
         ahead = row.keep * y + sum(row.predictor[j] * history[j] for j in range(self.steps))
         return State(ahead, y, history[:-1])

@@ -2,38 +2,44 @@
 
 A composition is the path ``p_rho(y) ~ prod_i q_{i,rho}(y)^{beta_i} exp(c(rho) r(y))`` over noise levels. It
 is not the noised version of its end: the score of the path is known, but the reverse equation with that score
-samples something else, off by weights that :mod:`.correctors` computes.
+samples something else, and :mod:`mcx.inference.diffusion.correctors` computes the weights that correct it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcx.errors import CapabilityError, MethodError
+from mcx.inference.diffusion.models.arguments import DENOISER, Level, Point, pytree_function
+from mcx.inference.diffusion.models.large_noise import moments_by_axes
 from mcx.inference.diffusion.models.scores import Denoiser
+from mcx.ops.validation import function, optional, validated
+from mcx.types import Scalar
 
-__all__ = ["Composition", "Local", "anneal", "geometric", "product"]
+__all__ = ["Composition", "LocalScores", "anneal", "geometric", "product"]
+
+_ADD_REWARDS = "add the rewards in one function"
 
 
-class Local(NamedTuple):
+class LocalScores(NamedTuple):
     """A composition at a point and level.
 
-    score: of the whole, S = sum beta_i s_i + c grad r.
-    transport: sum beta_i s_i, half of which is the drift that carries the noise out.
-    rate: of the log weight, a unit of falling rho^2 / 2: ``transport . S - sum beta_i |s_i|^2``.
-    reward: r, 0 where there is none.
+    score: of the whole composition, ``S = sum beta_i s_i + c grad r``.
+    transport: ``sum beta_i s_i``; half of it is the drift that carries the noise out.
+    rate: of the log weight per unit of falling ``rho^2 / 2``: ``transport . S - sum beta_i |s_i|^2``.
+    reward: r, or 0 without a reward.
     """
 
-    score: Any
-    transport: Any
-    rate: Any
-    reward: Any
+    score: Point
+    transport: Point
+    rate: Scalar
+    reward: Scalar
 
 
 @jax.tree_util.register_dataclass
@@ -41,74 +47,81 @@ class Local(NamedTuple):
 class Composition:
     """``prod_i q_i^{beta_i} exp(strength r)`` over noise levels; a pytree.
 
+    Compositions multiply and take powers: ``one * other``, ``one ** 0.5``.
+
     Attributes:
-        models: denoisers.
-        powers: beta_i, one a model; negative ones, too, if their sum is positive.
-        reward: ``y -> scalar``, differentiable in y; None without.
+        models: the denoisers.
+        powers: beta_i, one for each model; they may be negative if their sum is positive.
+        reward: ``y -> scalar``, differentiable in y; None for no reward.
         strength: of the reward at no noise.
         fade: ``rho -> factor`` of the strength, 1 at 0 and small at large noise; static. By default
-            ``1 / (1 + rho^2)``, for data of unit scale.
+            ``1 / (1 + rho^2)``, which suits data of unit scale.
     """
 
     models: tuple[Denoiser, ...]
-    powers: tuple[Any, ...]
-    reward: Any = None
-    strength: Any = 0.0
-    fade: Callable[[Any], Any] | None = field(default=None, metadata={"static": True})
+    powers: tuple[Level, ...]
+    reward: Callable[[Point], Scalar] | None = None
+    strength: Level = 0.0
+    fade: Callable[[Level], Level] | None = field(default=None, metadata={"static": True})
 
     @property
     def has_density(self) -> bool:
-        """Whether all models have one."""
+        """Whether every model has a density."""
         return all(model.has_density for model in self.models)
 
     def tilt(
-        self, reward: Callable[[Any], Any], strength: float = 1.0, fade: Callable[[Any], Any] | None = None
+        self,
+        reward: Callable[[Point], Scalar],
+        strength: Level = 1.0,
+        fade: Callable[[Level], Level] | None = None,
     ) -> Composition:
-        """The same times ``exp(strength reward(x_0))``."""
+        """The same composition times ``exp(strength reward(x_0))``.
+
+        Raises:
+            MethodError: if it has a reward already, or if ``reward`` or ``fade`` is no function.
+        """
         if self.reward is not None:
-            raise MethodError(
-                "the composition has a reward already", remedy="add the rewards up in one function"
-            )
-        if not isinstance(reward, jax.tree_util.Partial):
-            reward = jax.tree_util.Partial(reward)
+            raise MethodError("the composition has a reward already", remedy=_ADD_REWARDS)
+        reward = validated("tilt", "reward", reward, pytree_function("a function of one point"))
+        fade = validated("tilt", "fade", fade, optional(function("a function of rho")))
         return replace(self, reward=reward, strength=strength, fade=fade)
 
     def __mul__(self, other: Composition) -> Composition:
-        """The product of two compositions, of which one at most has a reward."""
+        """The product of two compositions, at most one of which has a reward."""
         if self.reward is not None and other.reward is not None:
-            raise MethodError("both compositions have a reward", remedy="add the rewards up in one function")
+            raise MethodError("both compositions have a reward", remedy=_ADD_REWARDS)
         tilted = self if other.reward is None else other
         return replace(tilted, models=self.models + other.models, powers=self.powers + other.powers)
 
-    def __pow__(self, power: Any) -> Composition:
-        """All powers, and the strength of the reward, times ``power``."""
+    def __pow__(self, power: Level) -> Composition:
+        """All powers and the strength of the reward, times ``power``."""
         powers = tuple(power * p for p in self.powers)
         return replace(self, powers=powers, strength=power * self.strength)
 
-    def strength_at(self, rho: Any) -> Any:
-        """Strength of the reward at a level."""
+    def strength_at(self, rho: Level) -> Level:
+        """The strength of the reward at a level."""
         if self.reward is None:
             return jnp.zeros_like(jnp.asarray(rho, float))
         fade = self.fade or _fade
         return self.strength * fade(rho)
 
-    def at(self, y: Any, rho: Any) -> Local:
-        """Scores and the rate of the log weight at a point. Costs a call of each model.
+    def at(self, y: Point, rho: Level) -> LocalScores:
+        """The scores and the rate of the log weight at a point; costs a call of each model.
 
         Source: Skreta et al. (2025), Feynman-Kac correctors in diffusion; annealing, geometric averages,
         products and rewards in one formula.
         """
         scores = [(model.denoise(y, rho) - y) / rho**2 for model in self.models]
-        transport = sum(p * s for p, s in zip(self.powers, scores, strict=True))
+        transport = _total(p * s for p, s in zip(self.powers, scores, strict=True))
         reward, slope = jnp.zeros((), y.dtype), jnp.zeros_like(y)
         if self.reward is not None:
             reward, slope = jax.value_and_grad(self.reward)(y)
         score = transport + self.strength_at(rho) * slope
-        squares = sum(p * jnp.sum(s**2) for p, s in zip(self.powers, scores, strict=True))
-        return Local(score, transport, jnp.sum(transport * score) - squares, reward)
+        squares = _total(p * jnp.sum(s**2) for p, s in zip(self.powers, scores, strict=True))
+        return LocalScores(score, transport, jnp.sum(transport * score) - squares, reward)
 
-    def log_density(self, y: Any, rho: Any) -> Any:
-        """Unnormalised log density at a level.
+    def log_density(self, y: Point, rho: Level) -> Scalar:
+        """The unnormalised log density at a level.
 
         Raises:
             CapabilityError: if a model is a score alone.
@@ -118,18 +131,18 @@ class Composition:
                 "a model of this composition has a score and no density",
                 expected="GaussianMixture, or Score(..., kind='energy')",
             )
-        found = sum(p * m.log_density(y, rho) for p, m in zip(self.powers, self.models, strict=True))
+        found = _total(p * m.log_density(y, rho) for p, m in zip(self.powers, self.models, strict=True))
         return found if self.reward is None else found + self.strength_at(rho) * self.reward(y)
 
-    def start(self, rho: Any, like: Any) -> tuple[Any, Any, Any]:
-        """The law at a level of large noise, where every model is close to a Gaussian.
+    def initial_law(self, rho: Level, like: Point) -> tuple[Point, Point, Scalar]:
+        """The Gaussian that the product is close to at a level of large noise.
 
-        Each ``q_i`` is taken for ``N(m, v + rho^2)`` with the mean and the variance that its denoiser shows
-        at that level, where it is affine: v by coordinate.
+        Each ``q_i`` is taken for ``N(m, v + rho^2)`` with the mean and the variance, by coordinate, that its
+        denoiser shows at that level; see :mod:`.large_noise`. Costs ``2 d + 1`` calls of each model.
 
         Args:
             rho: the level.
-            like: of y's shape.
+            like: an array of a point's shape and dtype, of d numbers.
 
         Returns:
             Mean and variance of the product, by coordinate, and the log of its integral.
@@ -137,7 +150,7 @@ class Composition:
         precision, weighted, log_z = jnp.zeros_like(like), jnp.zeros_like(like), jnp.zeros((), like.dtype)
         parts = []
         for model, power in zip(self.models, self.powers, strict=True):
-            mean, variance = _moments(model, rho, like)
+            mean, variance = moments_by_axes(model, rho, like)
             parts.append((power, mean, variance))
             precision = precision + power / variance
             weighted = weighted + power * mean / variance
@@ -150,38 +163,29 @@ class Composition:
         return centre, 1 / precision, log_z
 
 
-def anneal(model: Denoiser, power: Any) -> Composition:
-    """``q^power``: colder than the model for powers above 1, warmer below."""
-    return Composition((model,), (power,))
+def anneal(model: Denoiser, power: Level) -> Composition:
+    """``q^power``: colder than the model for powers above 1, warmer for powers below."""
+    return Composition((validated("anneal", "model", model, DENOISER),), (power,))
 
 
-def geometric(first: Denoiser, second: Denoiser, guidance: Any) -> Composition:
-    """``q_1^(1 - g) q_2^g``; classifier-free guidance where q_1 has no condition and q_2 has."""
+def geometric(first: Denoiser, second: Denoiser, guidance: Level) -> Composition:
+    """``q_1^(1 - g) q_2^g``: classifier-free guidance if q_1 is unconditional and q_2 is conditional."""
+    first = validated("geometric", "first", first, DENOISER)
+    second = validated("geometric", "second", second, DENOISER)
     return Composition((first, second), (1 - guidance, guidance))
 
 
 def product(*models: Denoiser) -> Composition:
     """``q_1 q_2 ...``, a product of experts."""
-    return Composition(models, (1.0,) * len(models))
+    if not models:
+        raise MethodError("product() needs a model", expected=DENOISER.expected, found="none")
+    checked = tuple(validated("product", "models", model, DENOISER) for model in models)
+    return Composition(checked, (1.0,) * len(models))
 
 
-def _fade(rho: Any) -> Any:
+def _total(terms: Iterable[Point]) -> Point:
+    return sum(terms)  # type: ignore[return-value]  # there is at least one term
+
+
+def _fade(rho: Level) -> Level:
     return 1 / (1 + jnp.square(rho))
-
-
-def _moments(model: Denoiser, rho: Any, like: Any) -> tuple[Any, Any]:
-    """Mean, and variance of y by coordinate, of a model at large noise.
-
-    The denoiser is ``m + v / (v + rho^2) (y - m)`` there, so that ``D(0) = m rho^2 / (v + rho^2)``, and the
-    share is the diagonal of its derivative, seen by a central difference along every axis.
-    """
-    shape = like.shape
-    axes = jnp.eye(like.size, dtype=like.dtype).reshape(-1, *shape)
-
-    def share(axis: Any) -> Any:
-        ahead, behind = (model.denoise(sign * rho * axis, rho) for sign in (1.0, -1.0))
-        return jnp.sum(axis * (ahead - behind)) / (2 * rho)
-
-    shares = jnp.clip(jax.lax.map(share, axes).reshape(shape), 0.0, 0.99)
-    mean = model.denoise(jnp.zeros_like(like), rho) / (1 - shares)
-    return mean, rho**2 / (1 - shares)

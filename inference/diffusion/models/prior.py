@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
+from numpy.typing import ArrayLike
 
 from mcx.errors import CapabilityError, MethodError
+from mcx.inference.diffusion.models.arguments import (
+    DENOISER,
+    EVENT_SHAPE,
+    ByLevel,
+    Level,
+    Point,
+    Points,
+    noise_levels,
+)
 from mcx.inference.diffusion.models.composition import Composition
-from mcx.inference.diffusion.models.reverse_chain import ReverseChain
+from mcx.inference.diffusion.models.reverse_process import ReverseProcess
 from mcx.inference.diffusion.models.schedules import Schedule, levels
-from mcx.inference.diffusion.models.scores import GaussianMixture, Score
+from mcx.inference.diffusion.models.scores import Denoiser, GaussianMixture, Score
+from mcx.ops.validation import either, instance, integer, number, optional, validated
+from mcx.types import Key, Scalar
 
 __all__ = ["ScorePrior"]
 
-_NUM_STEPS = 100
-_FAR, _NEAR = 30.0, 300.0  # largest and smallest level, over and under the data's spread
+_FAR, _NEAR = 30.0, 300.0  # the largest level over the data's spread; the smallest sd over the smallest level
 
 
 class ScorePrior(dist.Distribution):
@@ -26,72 +37,81 @@ class ScorePrior(dist.Distribution):
 
     ``x = mcx.sample("x", mcx.ScorePrior(score, mcx.diffusion.vp(), event_shape=(8, 8)))`` is a latent site
     like any other: what follows may use x, and observe what depends on it. Draws come from the reverse
-    process. There is a density, and gradient methods such as ``mcx.NUTS`` run, where the model has one (a
-    :class:`~mcx.diffusion.GaussianMixture`, or an energy); for scores alone there is ``mcx.GuidedDiffusion``.
-    Priors multiply and take powers: ``prior ** 2``, ``one * other``.
+    process. Where the model has a density (a :class:`~mcx.diffusion.GaussianMixture`, or an energy), so has
+    the prior, and gradient methods such as ``mcx.NUTS`` run; for scores alone there is
+    ``mcx.GuidedDiffusion``. Priors multiply and take powers: ``prior ** 2``, ``one * other``.
 
     Args:
-        model: a function ``(x, t) -> array`` of one point, :class:`~mcx.diffusion.Score`,
-            :class:`~mcx.diffusion.GaussianMixture`, :class:`~mcx.diffusion.Composition`, or any object with
-            ``denoise(y, rho)``. A network's parameters are data where they are leaves of the model
+        model: a function ``(x, t) -> array`` of one point, a :class:`~mcx.diffusion.Score`,
+            :class:`~mcx.diffusion.GaussianMixture` or :class:`~mcx.diffusion.Composition`, or any object with
+            ``denoise(y, rho)``. A network's parameters are data if they are leaves of the model
             (``jax.tree_util.Partial(apply, params)``) and come in by an argument of the program.
-        schedule: that a function was trained with; of other models, where to take the range of levels from.
-        event_shape: of x; a mixture knows it.
-        kind: what a function gives, see :class:`~mcx.diffusion.Score`.
-        num_steps: K, of the reverse process.
-        levels: noise levels ``sigma / alpha``, strictly falling, (K + 1,), in place of those: geometric over
-            the schedule's range, or from 30 times the spread of a mixture to a 300th of its least sd.
-        noise_gain: of the steps of a composition, see :func:`mcx.diffusion.corrector`.
+        schedule: the schedule that a function was trained with; for other models, the source of the range of
+            levels.
+        event_shape: shape of x; needed unless the model is a mixture, which knows it.
+        kind: what a function returns, see :class:`~mcx.diffusion.Score`.
+        num_steps: K, the number of reverse steps.
+        levels: noise levels ``sigma / alpha``, strictly falling and positive, (K + 1,). By default they are
+            geometric, over the schedule's range, or from 30 times a mixture's spread to a 300th of its least
+            standard deviation.
+        noise_gain: noise strength of a composition's steps, see :func:`mcx.diffusion.corrector`.
 
     A draw costs K calls of the model and K directional derivatives. The law of draws is off by an error that
-    falls with K, and noise of the smallest level is left; the density is that at the smallest level, up to a
+    falls with K, and noise of the smallest level remains. The density is that at the smallest level, up to a
     constant for compositions and energies. A draw from a composition is chosen among 128 weighted particles.
 
     Raises:
-        MethodError: if levels do not fall, or what is needed is not given.
+        MethodError: if levels do not fall, or the model, its shape or its levels are not known.
+
+    Source: Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, for the reverse process.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     pytree_data_fields = ("model", "rho")
     pytree_aux_fields = ("noise_gain",)
-    minds_support = True
+    checks_support = True
     is_diffusion = True
-    model: Any
-    rho: Any
+    model: Denoiser | Composition
+    rho: ByLevel
     noise_gain: float | None
 
     def __init__(
         self,
-        model: Any,
+        model: Denoiser | Composition | Callable[[Point, Level], Point],
         schedule: Schedule | None = None,
         event_shape: tuple[int, ...] | int | None = None,
         *,
         kind: str = "score",
-        num_steps: int = _NUM_STEPS,
-        levels: Any = None,
+        num_steps: int = 100,
+        levels: ArrayLike | None = None,
         noise_gain: float | None = None,
         validate_args: bool | None = None,
     ) -> None:
         if isinstance(model, ScorePrior):
             raise MethodError("ScorePrior(...) of a ScorePrior", remedy="use it as it is, or its .model")
-        if not (hasattr(model, "denoise") or isinstance(model, Composition)):
-            model = _score(model, schedule, kind)
+        rule = optional(instance(Schedule, "a Schedule, such as mcx.diffusion.vp()"))
+        schedule = validated("ScorePrior", "schedule", schedule, rule)
+        self.model = _model(model, schedule, kind)
         if event_shape is None:
-            event_shape = _event_shape(model)
-        event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-        self.model, self.noise_gain = model, noise_gain
-        self.rho = _levels(model, schedule, levels, num_steps)
+            event_shape = _event_shape(self.model)
+        shape = either(integer(1), EVENT_SHAPE)
+        event_shape = validated("ScorePrior", "event_shape", event_shape, shape)
+        event_shape = (event_shape,) if isinstance(event_shape, int) else event_shape
+        num_steps = validated("ScorePrior", "num_steps", num_steps, integer(1))
+        gain = optional(number(0), "for the sum of the powers")
+        self.noise_gain = validated("ScorePrior", "noise_gain", noise_gain, gain)
+        self.rho = _levels(self.model, schedule, levels, num_steps)
         super().__init__(batch_shape=(), event_shape=event_shape, validate_args=validate_args)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> dist.constraints.Constraint:
         """All arrays of the event's shape."""
         real = dist.constraints.real
         return dist.constraints.independent(real, self.event_dim) if self.event_dim else real
 
     @property
     def has_density(self) -> bool:
-        """Whether :meth:`log_prob` is there."""
+        """Whether :meth:`log_prob` can be called."""
         return bool(self.model.has_density)
 
     @property
@@ -99,21 +119,21 @@ class ScorePrior(dist.Distribution):
         """Why there is no density; empty where there is one."""
         return "" if self.has_density else "its diffusion model is a score alone"
 
-    def chain(self, copies: tuple[int, ...] = ()) -> ReverseChain:
-        """The reverse process of independent copies, side by side."""
+    def reverse_process(self, copies: tuple[int, ...] = ()) -> ReverseProcess:
+        """The reverse process of an array of independent copies, of shape (*copies, *event_shape)."""
         shape = (*copies, *self.event_shape)
-        return ReverseChain(self.model, self.rho, None, shape, self.event_shape, self.noise_gain)
+        return ReverseProcess(self.model, self.rho, None, shape, self.event_shape, self.noise_gain)
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
-        """Draw by the reverse process."""
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Points:
+        """Draw by the reverse process, (*sample_shape, *event_shape)."""
         keys = jax.random.split(key, sample_shape).reshape(-1) if sample_shape else key[None]
-        return _drawn(self.chain(), keys).reshape(*sample_shape, *self.event_shape)
+        return _drawn(self.reverse_process(), keys).reshape(*sample_shape, *self.event_shape)
 
-    def log_prob(self, value: Any, intermediates: Any = None) -> Any:
-        """Log density at the smallest level, of arrays (..., *event_shape).
+    def log_prob(self, value: Points, intermediates: Any = None) -> Points:
+        """The log density at the smallest level, of arrays (..., *event_shape).
 
         Raises:
-            CapabilityError: of a score alone.
+            CapabilityError: if the model is a score alone.
         """
         if not self.has_density:
             raise CapabilityError(
@@ -126,17 +146,17 @@ class ScorePrior(dist.Distribution):
         flat = value.reshape(-1, *self.event_shape)
         return jax.vmap(lambda x: self.model.log_density(x, self.rho[-1]))(flat).reshape(batch)
 
-    def stand_in(self, value: Any) -> Any:
-        """A number by what the model computes at a point: in place of a density, to tell models apart."""
+    def stand_in(self, value: Points) -> Scalar:
+        """A number that depends on what the model computes, to tell models without a density apart."""
         flat = jnp.asarray(value).reshape(-1, *self.event_shape)
-        return jnp.sum(jax.vmap(lambda y: self.chain().denoise(y, self.rho[-1]))(flat))
+        return jnp.sum(jax.vmap(lambda y: self.reverse_process().denoise(y, self.rho[-1]))(flat))
 
-    def __pow__(self, power: Any) -> ScorePrior:
+    def __pow__(self, power: Level) -> ScorePrior:
         """The law whose density is a power of this one's."""
         return self._with(_composition(self.model) ** power, self.rho)
 
     def __mul__(self, other: ScorePrior) -> ScorePrior:
-        """The law whose density is the product; at this one's levels."""
+        """The law whose density is the product, at the levels of the first factor."""
         if not isinstance(other, ScorePrior):
             return NotImplemented
         if other.event_shape != self.event_shape:
@@ -147,16 +167,21 @@ class ScorePrior(dist.Distribution):
             )
         return self._with(_composition(self.model) * _composition(other.model), self.rho)
 
-    def _with(self, model: Composition, rho: Any) -> ScorePrior:
+    def _with(self, model: Composition, rho: ByLevel) -> ScorePrior:
         return ScorePrior(model, event_shape=self.event_shape, levels=rho, noise_gain=self.noise_gain)
 
 
 @jax.jit
-def _drawn(chain: ReverseChain, keys: Any) -> Any:
-    return jax.vmap(chain.draw)(keys)
+def _drawn(process: ReverseProcess, keys: Key) -> Points:
+    return jax.vmap(process.draw)(keys)
 
 
-def _score(model: Any, schedule: Schedule | None, kind: str) -> Score:
+def _model(model: Any, schedule: Schedule | None, kind: str) -> Denoiser | Composition:
+    """The model as it is, or a function as a score."""
+    if isinstance(model, Composition):
+        return model
+    if hasattr(model, "denoise"):
+        return validated("ScorePrior", "model", model, DENOISER)
     if not callable(model):
         raise MethodError(
             "ScorePrior(model) is no diffusion model",
@@ -172,13 +197,16 @@ def _score(model: Any, schedule: Schedule | None, kind: str) -> Score:
     return Score(model, schedule, kind)
 
 
-def _composition(model: Any) -> Composition:
+def _composition(model: Denoiser | Composition) -> Composition:
     return model if isinstance(model, Composition) else Composition((model,), (1.0,))
 
 
-def _event_shape(model: Any) -> tuple[int, ...]:
-    parts = model.models if isinstance(model, Composition) else (model,)
-    for part in parts:
+def _parts(model: Denoiser | Composition) -> tuple[Denoiser, ...]:
+    return model.models if isinstance(model, Composition) else (model,)
+
+
+def _event_shape(model: Denoiser | Composition) -> tuple[int, ...]:
+    for part in _parts(model):
         if isinstance(part, GaussianMixture):
             return tuple(jnp.shape(part.means)[1:])
     raise MethodError(
@@ -186,14 +214,14 @@ def _event_shape(model: Any) -> tuple[int, ...]:
     )
 
 
-def _levels(model: Any, schedule: Schedule | None, given: Any, num_steps: int) -> Any:
-    if given is not None:
-        if not isinstance(given, jax.core.Tracer):
-            found = np.asarray(given, float)
-            if not (found.ndim == 1 and len(found) > 1 and (np.diff(found) < 0).all() and found[-1] > 0):
-                raise _no_levels(given)
-        return jnp.asarray(given, float)
-    parts = model.models if isinstance(model, Composition) else (model,)
+def _levels(
+    model: Denoiser | Composition, schedule: Schedule | None, rho: ArrayLike | None, num_steps: int
+) -> ByLevel:
+    if rho is not None:
+        if not isinstance(rho, jax.core.Tracer):  # those of another prior are traced within a program
+            noise_levels("ScorePrior", "levels", rho)
+        return jnp.asarray(rho, float)
+    parts = _parts(model)
     if schedule is None:
         schedule = next((part.schedule for part in parts if isinstance(part, Score)), None)
     if schedule is not None:
@@ -210,16 +238,8 @@ def _levels(model: Any, schedule: Schedule | None, given: Any, num_steps: int) -
     return jnp.geomspace(_FAR * jnp.max(jnp.stack(most)), jnp.min(jnp.stack(least)) / _NEAR, num_steps + 1)
 
 
-def _spread(mixture: GaussianMixture) -> tuple[Any, Any]:
-    """The least sd of a component, and the size of the whole about its mean."""
+def _spread(mixture: GaussianMixture) -> tuple[Scalar, Scalar]:
+    """The least standard deviation of a component, and the extent of the whole about its mean."""
     centre = mixture.weights @ mixture.means
     reach = jnp.max(jnp.linalg.norm(mixture.means - centre, axis=-1))
     return jnp.sqrt(jnp.min(mixture.variances)), reach + jnp.sqrt(jnp.max(mixture.variances))
-
-
-def _no_levels(found: Any) -> MethodError:
-    return MethodError(
-        "ScorePrior(levels=...) has no noise levels to go down along",
-        expected="(K + 1,) positive numbers, strictly falling, K >= 1",
-        found=repr(found),
-    )

@@ -1,68 +1,94 @@
-"""Noise schedules: how fast data turn into noise, and the one coordinate that they all share.
+"""Noise schedules: how fast data turn into noise, and the coordinates in which they all agree.
 
 A schedule says ``x_t = alpha(t) x_0 + sigma(t) noise``. In the coordinates ``y = x / alpha`` and
-``rho = sigma / alpha`` all of them are the same: ``y = x_0 + rho noise``. What is computed, is computed
-there; schedules only translate.
+``rho = sigma / alpha`` every schedule gives the same process, ``y = x_0 + rho noise``. All computations are
+done in these coordinates; schedules only translate to and from them.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
+from mcx.inference.diffusion.models.arguments import Level
+from mcx.ops.validation import Rule, Settings, function, instance, integer, number, optional, validated
+from mcx.types import Scalar
 
 __all__ = ["Schedule", "discrete", "edm", "levels", "rectified_flow", "ve", "vp", "vp_cosine"]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Settings):
     """``x_t = alpha(t) x_0 + sigma(t) noise`` for times from ``t_min`` to ``t_max``; hashable.
 
     Attributes:
-        alpha, sigma: functions of t, of JAX operations.
-        time: ``rho -> t``, the inverse of ``sigma / alpha``, which grows with t.
-        t_min, t_max: range of times; data are near ``t_min``.
-        name: for messages.
+        alpha, sigma: functions of t, made of JAX operations.
+        time: ``rho -> t``, the inverse of ``sigma / alpha``, which has to grow with t.
+        t_min, t_max: the range of times; data are near ``t_min``.
+        name: what messages call it.
     """
 
-    alpha: Callable[[Any], Any]
-    sigma: Callable[[Any], Any]
-    time: Callable[[Any], Any]
+    alpha: Callable[[Level], Level]
+    sigma: Callable[[Level], Level]
+    time: Callable[[Level], Level]
     t_min: float
     t_max: float
     name: str = "schedule"
 
-    def rho(self, t: Any) -> Any:
-        """Noise level over signal, ``sigma / alpha``."""
+    def rules(self) -> Mapping[str, Rule]:
+        """Rules of the fields."""
+        return {
+            "alpha": function("a function of t"),
+            "sigma": function("a function of t"),
+            "time": function("a function of rho"),
+            "t_min": number(),
+            "t_max": number(),
+            "name": instance(str, "a string"),
+        }
+
+    def check(self) -> None:
+        """Times have to form an interval."""
+        if self.t_max <= self.t_min:
+            self.refuse("t_max", f"a number > t_min = {self.t_min:g}")
+
+    def rho(self, t: Level) -> Level:
+        """The noise level ``sigma / alpha`` at a time."""
         return self.sigma(t) / self.alpha(t)
 
     @property
     def rho_range(self) -> tuple[float, float]:
-        """Smallest and largest rho."""
+        """The smallest and the largest rho."""
         return float(self.rho(self.t_min)), float(self.rho(self.t_max))
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Schedule:
     """Variance preserving with linear rate: ``alpha^2 = exp(-integral of beta)``, ``sigma^2 = 1 - alpha^2``.
 
+    Args:
+        beta_min: the rate at time 0, positive.
+        beta_max: the rate at time 1, larger.
+        t_min: the smallest time, from 0 to 1.
+
     Source: Song et al. (2021), Score-based generative modeling through SDEs.
     """
-    _check("beta_min", beta_min, 0 < beta_min < beta_max, "0 < beta_min < beta_max")
+    beta_min = validated("vp", "beta_min", beta_min, number(above=0))
+    beta_max = validated("vp", "beta_max", beta_max, number(above=beta_min))
+    t_min = validated("vp", "t_min", t_min, number(0, below=1))
     slope = beta_max - beta_min
 
-    def integral(t: Any) -> Any:
+    def integral(t: Level) -> Level:
         return beta_min * t + 0.5 * slope * t**2
 
-    def time(rho: Any) -> Any:
-        total = jnp.log1p(jnp.square(rho))  # of beta up to t; the root without cancellation
+    def time(rho: Level) -> Scalar:
+        total = jnp.log1p(jnp.square(rho))  # the integral of beta up to t; this root does not cancel
         return 2 * total / (beta_min + jnp.sqrt(beta_min**2 + 2 * slope * total))
 
     return Schedule(
@@ -76,11 +102,11 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Sc
 
 
 def vp_cosine(t_min: float = 1e-3, t_max: float = 0.9946) -> Schedule:
-    """Variance preserving, ``alpha = cos(pi t / 2)``.
+    """Variance preserving with ``alpha = cos(pi t / 2)``, for times between 0 and 1.
 
-    Source: Nichol and Dhariwal (2021), without their offset.
+    Source: Nichol and Dhariwal (2021), Improved denoising diffusion probabilistic models, without the offset.
     """
-    _check("t_max", t_max, 0 < t_min < t_max < 1, "0 < t_min < t_max < 1")
+    t_min, t_max = _times("vp_cosine", t_min, t_max)
     return Schedule(
         lambda t: jnp.cos(0.5 * math.pi * t),
         lambda t: jnp.sin(0.5 * math.pi * t),
@@ -92,11 +118,11 @@ def vp_cosine(t_min: float = 1e-3, t_max: float = 0.9946) -> Schedule:
 
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
-    """Variance exploding: ``alpha = 1``, sigma geometric in t on (0, 1).
+    """Variance exploding: ``alpha = 1``, and sigma is geometric in t from 0 to 1.
 
-    Source: Song et al. (2021).
+    Source: Song et al. (2021), Score-based generative modeling through SDEs.
     """
-    _check("sigma_min", sigma_min, 0 < sigma_min < sigma_max, "0 < sigma_min < sigma_max")
+    sigma_min, sigma_max = _range("ve", "sigma_min", sigma_min, "sigma_max", sigma_max)
     ratio = math.log(sigma_max / sigma_min)
     return Schedule(
         jnp.ones_like,
@@ -109,50 +135,58 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
-    """``alpha = 1`` and ``sigma = t``. Source: Karras et al. (2022)."""
-    _check("sigma_min", sigma_min, 0 < sigma_min < sigma_max, "0 < sigma_min < sigma_max")
+    """``alpha = 1`` and ``sigma = t``.
+
+    Source: Karras et al. (2022), Elucidating the design space of diffusion-based generative models.
+    """
+    sigma_min, sigma_max = _range("edm", "sigma_min", sigma_min, "sigma_max", sigma_max)
     return Schedule(jnp.ones_like, lambda t: t, lambda rho: rho, sigma_min, sigma_max, "edm")
 
 
 def rectified_flow(t_min: float = 1e-3, t_max: float = 0.99) -> Schedule:
-    """``alpha = 1 - t`` and ``sigma = t``; noise alone, at t = 1, has no rho and is left out.
+    """``alpha = 1 - t`` and ``sigma = t``; the end t = 1, pure noise, has no finite rho and is left out.
 
-    Source: Liu, Gong and Liu (2022); Lipman et al. (2022).
+    Source: Liu, Gong and Liu (2022), Flow straight and fast; Lipman et al. (2022), Flow matching for
+    generative modeling.
     """
-    _check("t_max", t_max, 0 < t_min < t_max < 1, "0 < t_min < t_max < 1")
+    t_min, t_max = _times("rectified_flow", t_min, t_max)
     return Schedule(
         lambda t: 1.0 - t, lambda t: t, lambda rho: rho / (1.0 + rho), t_min, t_max, "rectified_flow"
     )
 
 
-def discrete(alphas_cumprod: Any) -> Schedule:
-    """The schedule of a model trained at T discrete steps, as those of DDPM are.
+def discrete(alphas_cumprod: ArrayLike) -> Schedule:
+    """The schedule of a model that was trained at T discrete steps, as DDPM's are.
 
-    ``alpha^2`` is ``alphas_cumprod[k]`` and ``sigma^2 = 1 - alpha^2`` at time k. Time is that index, from 0
-    to T - 1, with fractions: log signal to noise is linear between indices, and goes on as at the ends beyond
-    them. Networks that take whole steps alone have to round their times themselves.
+    ``alpha^2`` is ``alphas_cumprod[k]`` and ``sigma^2 = 1 - alpha^2`` at time k. Times are indices from 0 to
+    T - 1 and may be fractions: the log of rho is linear between indices, and extrapolated linearly beyond the
+    ends. A network that takes only whole steps has to round its times itself.
 
     Args:
-        alphas_cumprod: (T,), T >= 2, between 0 and 1, strictly falling, in float64 if possible: float32 has
-            ``1 - alpha^2`` to three digits where that is 1e-4.
+        alphas_cumprod: (T,), T >= 2, between 0 and 1, strictly falling; in float64 if possible, because
+            float32 has only three digits of ``1 - alpha^2`` where that is 1e-4.
 
     Returns:
-        A schedule, the same object for the same numbers, so that nothing is compiled anew.
+        A schedule; equal numbers give the same object, so that nothing is compiled again.
 
     Raises:
-        MethodError: if the numbers are none of a schedule. A last 0 (noise alone) has no rho; leave it out.
+        MethodError: if the numbers do not form a schedule. A last 0 (pure noise) has no finite rho: leave it
+            out.
 
-    Source: Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, has the models.
+    Source: Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, for such models.
     """
-    found = np.asarray(alphas_cumprod, float)
-    fine = found.ndim == 1 and len(found) >= 2 and (np.diff(found) < 0).all() and 0 < found[-1]
-    if not fine or not found[0] < 1:
+    try:
+        found = np.asarray(alphas_cumprod, float)
+    except (TypeError, ValueError):
+        found = np.zeros(())
+    proper = found.ndim == 1 and len(found) >= 2 and (np.diff(found) < 0).all() and 0 < found[-1]
+    if not proper or not found[0] < 1:
         raise MethodError(
             "discrete(alphas_cumprod) is no schedule",
             expected="a vector of two or more numbers between 0 and 1, strictly falling",
             found=f"shape {found.shape}"
             + (f", from {found[0]} to {found[-1]}" if found.ndim * found.size else ""),
-            remedy="give the cumulative products of 1 - beta, without steps that are noise alone or none",
+            remedy="pass the cumulative products of 1 - beta, without steps that are pure noise or no noise",
         )
     return _discrete(found.tobytes())
 
@@ -163,7 +197,7 @@ def _discrete(numbers: bytes) -> Schedule:
     index = np.arange(len(alpha2), dtype=float)
     log_rho = 0.5 * (np.log1p(-alpha2) - np.log(alpha2))
 
-    def at(t: Any) -> Any:
+    def at(t: Level) -> Scalar:
         return jnp.interp(t, index, log_rho, left="extrapolate", right="extrapolate")
 
     return Schedule(
@@ -179,21 +213,24 @@ def _discrete(numbers: bytes) -> Schedule:
 def levels(
     rho_max: float, rho_min: float, num_steps: int, power: float | None = None, *, to_zero: bool = False
 ) -> np.ndarray:
-    """Noise levels from the largest to the smallest, float64.
+    """Noise levels from the largest to the smallest, in float64.
 
     Args:
-        rho_max: the first.
-        rho_min: the last, positive.
-        num_steps: steps between them.
-        power: None for geometric levels; otherwise ``rho^(1 / power)`` is equally spaced (EDM takes 7).
-
-        to_zero: whether the level 0 follows, one step more, which integrators may take.
+        rho_max: the first level.
+        rho_min: the last level, positive.
+        num_steps: number of steps between them.
+        power: None for geometric levels; otherwise ``rho^(1 / power)`` is equally spaced (EDM uses 7).
+        to_zero: whether level 0 follows at the end, which makes one step more.
 
     Returns:
         (num_steps + 1,), or (num_steps + 2,) with 0 at the end, strictly falling.
+
+    Raises:
+        MethodError: if an argument is out of range.
     """
-    _check("num_steps", num_steps, num_steps >= 1, "an int >= 1")
-    _check("rho_min", rho_min, 0 < rho_min < rho_max, "0 < rho_min < rho_max")
+    rho_min, rho_max = _range("levels", "rho_min", rho_min, "rho_max", rho_max)
+    num_steps = validated("levels", "num_steps", num_steps, integer(1))
+    power = validated("levels", "power", power, optional(number(above=0), "for geometric levels"))
     if power is None:
         found = np.geomspace(rho_max, rho_min, num_steps + 1)
     else:
@@ -201,6 +238,13 @@ def levels(
     return np.append(found, 0.0) if to_zero else found
 
 
-def _check(name: str, value: Any, fine: bool, expected: str) -> None:
-    if not fine:
-        raise MethodError(f"{name} is out of range", expected=expected, found=repr(value))
+def _range(owner: str, low_name: str, low: float, high_name: str, high: float) -> tuple[float, float]:
+    """The ends of a range of positive numbers, checked."""
+    low = validated(owner, low_name, low, number(above=0))
+    return low, validated(owner, high_name, high, number(above=low))
+
+
+def _times(owner: str, t_min: float, t_max: float) -> tuple[float, float]:
+    """The ends of a range of times between 0 and 1, checked."""
+    t_max = validated(owner, "t_max", t_max, number(above=0, below=1))
+    return validated(owner, "t_min", t_min, number(above=0, below=t_max)), t_max

@@ -1,1 +1,1 @@
-"""Markov chains in models: ``mcx.markov`` and NumPyro's ``scan`` as state-space models."""
+"""Markov blocks of models: ``mcx.markov`` and NumPyro's ``scan`` as state-space models."""

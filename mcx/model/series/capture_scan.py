@@ -16,6 +16,7 @@ from numpyro.ops.pytree import PytreeTrace
 
 from mcx.errors import CapabilityError
 from mcx.model.capture import SiteTrace, SubmodelScope, is_factor, is_scan, unconstrained_prototype
+from mcx.types import PyTree
 
 __all__ = ["ScanStatement", "run_body", "scans_taken"]
 
@@ -30,21 +31,21 @@ class ScanStatement(NamedTuple):
     prefix: what scopes put before the names of the body's sites.
     latent: names of the body's latent sites, with the prefix.
     carry: shapes and dtypes of the carry.
-    given: ``(kind, values)`` by which handlers give values to the body's sites; see NumPyro's
+    assigned: ``(kind, values)`` of the handlers that assign values to the body's sites; see NumPyro's
         ``substitute_stack``.
     handlers: names of the handlers around it that would change its sites' densities.
     """
 
     body: Callable[..., Any]
-    init: Any
-    xs: Any
+    init: PyTree
+    xs: PyTree
     length: int
     reverse: bool
     history: int
     prefix: str
     latent: tuple[str, ...]
-    carry: Any
-    given: tuple[tuple[str, Any], ...]
+    carry: PyTree
+    assigned: tuple[tuple[str, Any], ...]
     handlers: tuple[str, ...]
 
 
@@ -59,10 +60,10 @@ _HARMLESS = (
 
 
 class scans_taken(primitives.Messenger):
-    """Take the scans of the program that runs within: they do not run.
+    """Take the scans out of the program that runs within; the scans themselves do not run.
 
     Args:
-        outputs: what the program gets for their results, ``(carry, ys)`` by number; zeros by default.
+        outputs: results that the program gets in their place, ``(carry, ys)`` by number; zeros by default.
 
     Attributes:
         scans: the statements, in program order.
@@ -76,7 +77,7 @@ class scans_taken(primitives.Messenger):
         self.results: list[Any] = []
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        """Note a scan, and answer for it."""
+        """Record a scan, and give the program a result in its place."""
         if msg["type"] != "control_flow" or not is_scan(msg):
             return
         within = primitives._PYRO_STACK[primitives._PYRO_STACK.index(self) + 1 :]
@@ -121,7 +122,7 @@ def _scan_shapes(msg: dict[str, Any]) -> tuple[Any, list[str]]:
         "substitute_stack": [*msg["kwargs"]["substitute_stack"], ("substitute", unconstrained_prototype)],
     }
 
-    def run() -> Any:
+    def run() -> PyTree:
         with numpyro.handlers.block():
             (_, _, carry), (trace, ys) = msg["fn"](*msg["args"], **kwargs)
         for name, site in trace.trace.items():
@@ -133,7 +134,7 @@ def _scan_shapes(msg: dict[str, Any]) -> tuple[Any, list[str]]:
 
 
 class _Body(primitives.Messenger):
-    """Gives values to the sites of a scan's body, keeps them, and hides them from everybody else."""
+    """Assign values to the sites of a scan's body, record the sites, and hide them from other handlers."""
 
     def __init__(self, prefix: str, assign: Callable[[str, dict[str, Any]], Any]) -> None:
         super().__init__()
@@ -175,7 +176,7 @@ class _Body(primitives.Messenger):
 
 
 def run_body(
-    scan: ScanStatement, carry: Any, x: Any, assign: Callable[[str, dict[str, Any]], Any]
+    scan: ScanStatement, carry: PyTree, x: PyTree, assign: Callable[[str, dict[str, Any]], Any]
 ) -> tuple[Any, SiteTrace]:
     """Run the body of a scan for one step.
 

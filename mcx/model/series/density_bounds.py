@@ -1,4 +1,4 @@
-"""The largest value of a distribution's density, for the families whose mode has a closed form."""
+"""Bounds of densities: the largest value, for the families whose mode has a closed form."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax import Array
 
 from mcx.errors import CapabilityError
 
-__all__ = ["has_peak", "log_transition_bound"]
+__all__ = ["has_density_bound", "log_density_bound"]
 
 
-# NaN stands for a pole
+# Modes by family; NaN stands for a pole.
 
 
-def _gamma_mode(fn: Any) -> Any:
+def _gamma_mode(fn: Any) -> Array:
     c = fn.concentration
     return jnp.where(c < 1, jnp.nan, jnp.maximum((c - 1) / fn.rate, _tiny(c)))
 
 
-def _beta_mode(fn: Any) -> Any:
+def _beta_mode(fn: Any) -> Array:
     a, b = fn.concentration1, fn.concentration0
     inside = (a - 1) / jnp.where(a + b == 2, 1.0, a + b - 2)
     end = jnp.finfo(inside.dtype).eps
@@ -29,12 +30,12 @@ def _beta_mode(fn: Any) -> Any:
     return jnp.where(pole, jnp.nan, jnp.where(a + b == 2, 0.5, jnp.clip(inside, end, 1 - end)))
 
 
-def _tiny(x: Any) -> Any:
+def _tiny(x: Array) -> Array:
     """The end of the support at 0, to which 0 itself does not belong."""
     return jnp.full(jnp.shape(x), jnp.finfo(jnp.result_type(x)).tiny)
 
 
-def _truncated_mode(fn: Any) -> Any:
+def _truncated_mode(fn: Any) -> Array:
     low, high = getattr(fn, "low", -jnp.inf), getattr(fn, "high", jnp.inf)
     return jnp.clip(fn.base_dist.loc, low, high)
 
@@ -69,15 +70,15 @@ _MODES: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def has_peak(fn: Any) -> bool:
-    """Whether :func:`log_transition_bound` knows the family of a distribution."""
+def has_density_bound(fn: Any) -> bool:
+    """Whether :func:`log_density_bound` knows the family of a distribution."""
     while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
         fn = fn.base_dist
     return type(fn) in _MODES
 
 
-def log_transition_bound(fn: Any) -> Any:
-    """Largest log density of a distribution; of independent entries, summed.
+def log_density_bound(fn: Any) -> Array:
+    """The largest log density of a distribution, summed over independent entries.
 
     Args:
         fn: a NumPyro distribution of a known family, independent copies and expansions included.
@@ -91,8 +92,8 @@ def log_transition_bound(fn: Any) -> Any:
     return jnp.sum(_entries(fn))
 
 
-def _entries(fn: Any) -> Any:
-    """Largest log density of every entry of the batch."""
+def _entries(fn: Any) -> Array:
+    """The largest log density of every entry of the batch."""
     if isinstance(fn, dist.Independent):
         inner = _entries(fn.base_dist)
         return jnp.sum(inner.reshape(*fn.batch_shape, -1), -1)

@@ -1,4 +1,4 @@
-"""``mcx.markov``: a Markov chain with emissions, as one statement of a model."""
+"""``mcx.markov``: a Markov block, that is a Markov chain with emissions, as one statement of a model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+from jax import Array
 
 from mcx.errors import ModelError
 from mcx.model.capture import active_plates, inside_model, scope_prefix
 from mcx.model.path_law import Emission, PathComponent, PathLaw, bare, components
+from mcx.types import PyTree
 
-__all__ = ["MarkovBlock", "collect_blocks", "markov"]
+__all__ = ["MarkovStatement", "collect_statements", "markov"]
 
 
 @dataclass(frozen=True, eq=False)
-class MarkovBlock:
-    """A Markov statement as it was run: functions that close over the model's parameters.
+class MarkovStatement:
+    """An ``mcx.markov`` statement as it was run: functions that close over the model's parameters.
 
     Attributes:
-        name: with the scopes of submodels.
+        name: of the block, with the scopes of submodels.
         law: of the path.
         emission: ``(x, u) -> {observed site: distribution}``, or None.
         proposal, initial_proposal, lookahead: as the user gave them, or None.
@@ -44,13 +46,13 @@ class MarkovBlock:
     missing: dict[str, Any]
 
 
-_BLOCKS: ContextVar[list[MarkovBlock] | None] = ContextVar("mcx_markov_blocks", default=None)
+_BLOCKS: ContextVar[list[MarkovStatement] | None] = ContextVar("mcx_markov_blocks", default=None)
 
 
 @contextmanager
-def collect_blocks() -> Iterator[list[MarkovBlock]]:
+def collect_statements() -> Iterator[list[MarkovStatement]]:
     """Collect the Markov statements that run within."""
-    blocks: list[MarkovBlock] = []
+    blocks: list[MarkovStatement] = []
     token = _BLOCKS.set(blocks)
     try:
         yield blocks
@@ -64,14 +66,14 @@ def markov(
     initial: Callable[..., Any],
     transition: Callable[..., Any],
     emission: Callable[..., Any] | None = None,
-    obs: Any = None,
-    inputs: Any = None,
-    missing: Any = None,
+    obs: PyTree = None,
+    inputs: PyTree = None,
+    missing: PyTree = None,
     length: int | None = None,
     proposal: Callable[..., Any] | None = None,
     initial_proposal: Callable[..., Any] | None = None,
     lookahead: Callable[..., Any] | None = None,
-) -> Any:
+) -> PyTree:
     """A Markov chain x_0, ..., x_{T-1} with observations y_0, ..., y_{T-1}; y_t belongs to x_t.
 
     The functions return a distribution, or a dictionary of them for a structured state (independent given the
@@ -83,16 +85,16 @@ def markov(
         transition: ``(x_prev, u) -> distribution`` of x_t, with the shape and support of the initial one.
         emission: ``(x, u) -> distribution`` of y_t, or a dictionary of them by observed site.
         obs: (T, ...) array, or a dictionary of arrays by the emission's keys; None draws observations. NaN is
-            a missing observation; of a vector in part only where its components are independent.
+            a missing observation; a vector may be missing in part where its components are independent.
         inputs: pytree of known values with a leading axis of T, such as time-varying covariates; ``u`` is its
             t-th entry, and None where there are none.
         missing: mask (or dictionary of masks) of missing observations, for integers; True is missing.
-        length: T, where neither ``obs`` nor ``inputs`` tell it.
+        length: T, where it follows from neither ``obs`` nor ``inputs``.
         proposal: ``(x_prev, u, y) -> distribution`` to draw x_t from in guided particle filters; ``y`` is the
             observation of t, a dictionary where ``obs`` is one. The weights correct for it.
         initial_proposal: ``(u, y) -> distribution``, the same for x_0.
-        lookahead: ``(x, u, y) -> scalar``, log of a positive guess at the density of the *next* observation
-            ``y`` (with inputs ``u``) given x, for auxiliary particle filters.
+        lookahead: ``(x, u, y) -> scalar``, the log of a positive guess at the density of the *next*
+            observation ``y`` (with inputs ``u``) given x, for auxiliary particle filters.
 
     Returns:
         The path: an array (T, ...), or a dictionary of them. Deterministic functions of it are fine; a
@@ -110,7 +112,7 @@ def markov(
         )
     if active_plates():
         raise ModelError(
-            "a Markov chain within a plate",
+            "a Markov block within a plate",
             site=name,
             found=", ".join(plate for plate, _, _ in active_plates()),
             remedy="put the series into the state: distributions of batch shape (num_series,) within the "
@@ -142,7 +144,7 @@ def markov(
     blocks = _BLOCKS.get()
     if blocks is not None:
         blocks.append(
-            MarkovBlock(
+            MarkovStatement(
                 prefix + name,
                 law,
                 emissions,
@@ -161,13 +163,18 @@ def _laws(fn: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     return lambda *args: components(fn(*args))
 
 
-def _by_key(values: Any) -> dict[str, Any]:
+def _by_key(values: PyTree) -> dict[str, Any]:
     if values is None:
         return {}
     return dict(values) if isinstance(values, Mapping) else {"": values}
 
 
-def _check_keys(name: str, observations: Any, masks: Any, emission: Any) -> None:
+def _check_keys(
+    name: str,
+    observations: Mapping[str, Array],
+    masks: Mapping[str, Array],
+    emission: Callable[..., Any] | None,
+) -> None:
     if observations and emission is None:
         raise ModelError(
             "there are observations but no emission", site=name, remedy="give emission=lambda x, u: ..."
@@ -175,7 +182,7 @@ def _check_keys(name: str, observations: Any, masks: Any, emission: Any) -> None
     for key in masks:
         if key not in observations:
             raise ModelError(
-                "missing= masks an observation that is not given",
+                "missing= masks an observation that is not among obs=",
                 site=name,
                 expected=", ".join(map(repr, observations)) or "obs=",
                 found=repr(key),
@@ -195,26 +202,26 @@ def _check_emission(name: str, laws: dict[str, Any], observations: dict[str, Any
         )
 
 
-def _length(name: str, observations: dict[str, Any], inputs: Any, length: int | None) -> int:
-    """T, on which everything that tells it has to agree."""
-    told: dict[str, int] = {}
+def _length(name: str, observations: dict[str, Any], inputs: PyTree, length: int | None) -> int:
+    """T, on which observations, inputs and ``length`` have to agree."""
+    lengths: dict[str, int] = {}
     for key, value in observations.items():
         if jnp.ndim(value) == 0:
             raise ModelError("an observation without a time axis", site=name, found="a scalar")
-        told[f"obs[{key!r}]" if key else "obs"] = jnp.shape(value)[0]
+        lengths[f"obs[{key!r}]" if key else "obs"] = jnp.shape(value)[0]
     for path, leaf in jax.tree_util.tree_flatten_with_path(inputs)[0]:
         if jnp.ndim(leaf) == 0:
             raise ModelError("an input without a time axis", site=name, found="a scalar")
-        told["inputs" + jax.tree_util.keystr(path)] = jnp.shape(leaf)[0]
+        lengths["inputs" + jax.tree_util.keystr(path)] = jnp.shape(leaf)[0]
     if length is not None:
-        told["length"] = length
-    if not told:
+        lengths["length"] = length
+    if not lengths:
         raise ModelError("the number of times is unknown", site=name, remedy="give obs=, inputs= or length=")
-    if len(set(told.values())) > 1 or min(told.values()) < 1:
+    if len(set(lengths.values())) > 1 or min(lengths.values()) < 1:
         raise ModelError(
             "the numbers of times disagree",
             site=name,
             expected="one length of at least 1",
-            found=", ".join(f"{k}: {v}" for k, v in told.items()),
+            found=", ".join(f"{k}: {v}" for k, v in lengths.items()),
         )
-    return int(next(iter(told.values())))
+    return int(next(iter(lengths.values())))

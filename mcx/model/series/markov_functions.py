@@ -8,24 +8,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError
 from mcx.model import capture
 from mcx.model.density import site_log_prob
 from mcx.model.path_law import bare, draw_components, log_density, masked_log_prob, missing_filled
-from mcx.model.series.chain import Functions, latent_shapes, refuse_dependent_series, run_program, sources
-from mcx.model.series.density_bounds import has_peak, log_transition_bound
-from mcx.model.series.markov import MarkovBlock, collect_blocks
+from mcx.model.series.block import Functions, latent_shapes, refuse_dependent_series, run_program, sources
+from mcx.model.series.density_bounds import has_density_bound, log_density_bound
+from mcx.model.series.markov import MarkovStatement, collect_statements
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
+from mcx.types import Key, PyTree, Scalar
 
-__all__ = ["MarkovChain"]
+__all__ = ["MarkovBlock"]
 
 
-class MarkovChain:
-    """A Markov block of a program; see :class:`~mcx.model.series.chain.Chain`.
+class MarkovBlock:
+    """The Markov block of an ``mcx.markov`` statement; see :class:`~mcx.model.series.block.Block`.
 
     Args:
         target: of the program.
@@ -50,56 +52,56 @@ class MarkovChain:
         for parameter in sources(lambda **params: self._series(target.data, params), free):
             raise refuse_dependent_series(name, parameter, "the emission or the transition")
         self._refuse_dependent_sites({site: shapes[site] for site in self.state_names})
-        # other chains' paths are parameters where this one's functions depend on them
+        # the paths of other blocks are parameters where this one's functions depend on them
         others = {k: v for k, v in shapes.items() if k in paths and k not in self.state_names}
         used = sources(lambda **values: self._constants(target.data, values), others)
         self.params = tuple(k for k in shapes if k in free or k in used)
 
     # what the Feynman-Kac model is made of -------------------------------------------------------
 
-    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
+        """See :class:`~mcx.model.series.block.Block`."""
         return _functions(self._read(data, params)[0], self._guided, self.looks_ahead, self._bounded)
 
-    def series(self, data: Any) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def series(self, data: PyTree) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         return self._series(data, {})
 
-    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         _, sites = self._read(data, params)
         return {k: sites[k]["fn"].support for k in params}
 
-    def states(self, x: Any) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def states(self, x: PyTree) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         return {site: x[key] if key else x for key, site in self._states.items()}
 
-    def view(self, x: Any) -> Any:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def view(self, x: PyTree) -> PyTree:
+        """See :class:`~mcx.model.series.block.Block`."""
         return x
 
-    def path_values(self, path: Any) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def path_values(self, path: PyTree) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         return self.states(path)
 
-    def path_of(self, values: Mapping[str, Any]) -> Any:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def path_of(self, values: Mapping[str, Any]) -> PyTree:
+        """See :class:`~mcx.model.series.block.Block`."""
         return bare({key: values[site] for key, site in self._states.items()})
 
-    def observed(self, u: Any) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def observed(self, u: PyTree) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         return {self._observed[k]: v for k, v in u["y"].items()}
 
     # reading the program -------------------------------------------------------------------------
 
-    def _read(self, data: Any, params: Mapping[str, Any]) -> tuple[MarkovBlock, capture.SiteTrace]:
+    def _read(self, data: PyTree, params: Mapping[str, Any]) -> tuple[MarkovStatement, capture.SiteTrace]:
         """The block under these parameters, and all sites."""
-        with collect_blocks() as blocks:
+        with collect_statements() as blocks:
             sites = run_program(self.target, data, params)
         (block,) = [b for b in blocks if b.name == self.name]
         return block, sites
 
-    def _series(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    def _series(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
         block, sites = self._read(data, params)
         observed = {k: sites[s]["value"] for k, s in block.observed.items() if sites[s]["is_observed"]}
         return {
@@ -108,8 +110,8 @@ class MarkovChain:
             "missing": {k: jnp.asarray(m) for k, m in block.missing.items()},
         }
 
-    def _look(self, data: Any, params: Any) -> Any:
-        """Take note of what the block consists of."""
+    def _look(self, data: PyTree, params: PyTree) -> PyTree:
+        """Note what the block consists of."""
         block, sites = self._read(data, params)
         self._states, self._observed = block.states, block.observed
         self.state_names = tuple(block.states.values())
@@ -124,13 +126,13 @@ class MarkovChain:
                 )
         if block.emission is None:
             raise CapabilityError(
-                "the Markov chain has no emission, so there is nothing to filter by",
+                "the Markov block has no emission, so there is nothing to filter by",
                 site=self.name,
-                remedy="give emission= and obs=; draws from the chain alone are those of simulate",
+                remedy="give emission= and obs=; to draw from the chain alone, use simulate",
             )
         self._refuse_improper(block)
         next_laws = block.law.transition(bare(_zeros(block)), block.law.first_input)
-        self._bounded = not self.guided and all(has_peak(fn) for fn in next_laws.values())
+        self._bounded = not self.guided and all(has_density_bound(fn) for fn in next_laws.values())
         u = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
         )
@@ -150,7 +152,7 @@ class MarkovChain:
         }
         return 0
 
-    def _refuse_improper(self, block: MarkovBlock) -> None:
+    def _refuse_improper(self, block: MarkovStatement) -> None:
         law = block.law
         after = law.transition(bare(_zeros(block)), law.first_input)
         for what, laws in (("initial state", law.start), ("next state", after)):
@@ -164,13 +166,13 @@ class MarkovChain:
                         remedy="give it a proper one; MCMC methods take the model as it is",
                     )
 
-    def _constants(self, data: Any, params: Mapping[str, Any]) -> Any:
-        """What the functions close over."""
+    def _constants(self, data: PyTree, params: Mapping[str, Any]) -> PyTree:
+        """The values that the functions close over."""
         functions = self.functions(data, params)
         return [convert_closure(fn, *self.examples[role])[1] for role, fn in functions.items()]
 
     def _refuse_dependent_sites(self, paths: dict[str, Any]) -> None:
-        def densities(**values: Any) -> Any:
+        def densities(**values: PyTree) -> PyTree:
             _, sites = self._read(self.target.data, values)
             rest = (s for n, s in sites.items() if s["type"] == "sample" and n not in self.own_names)
             return {s["name"]: site_log_prob(s) for s in rest}
@@ -181,90 +183,90 @@ class MarkovChain:
                     f"this site depends on the path of '{self.name}', so particles cannot be weighted "
                     "as they go",
                     site=name,
-                    expected="observations of the chain in its emission",
+                    expected="observations of the block in its emission",
                     remedy=f"write it into mcx.markov('{self.name}', emission=lambda x, u: ..., obs=...), "
                     "with a dictionary where there are several; MCMC methods take the model as it is",
                 )
 
 
-def _zeros(block: MarkovBlock) -> dict[str, Any]:
+def _zeros(block: MarkovStatement) -> dict[str, Any]:
     return {k: jnp.zeros(s.shape, s.dtype) for k, s in block.law.shapes.items()}
 
 
-def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool, bounded: bool) -> Functions:
+def _functions(block: MarkovStatement, guided: bool, looks_ahead: bool, bounded: bool) -> Functions:
     """One time's functions of a block, as the loop needs them; ``u`` holds inputs, observations and masks."""
     law, emission = block.law, block.emission
     assert emission is not None
     start, step = _proposals(block) if guided else (None, None)
 
-    def emitted(x: Any, u: Any) -> Any:
+    def emitted(x: PyTree, u: PyTree) -> Scalar:
         laws = emission(x, u["u"])
         terms = (masked_log_prob(laws[k], y, u["missing"].get(k)) for k, y in u["y"].items())
         return sum((jnp.sum(t) for t in terms), start=jnp.zeros(()))
 
-    def first(u: Any) -> dict[str, Any]:
+    def first(u: PyTree) -> dict[str, Any]:
         return law.initial(u["u"])
 
-    def then(x_prev: Any, u: Any) -> dict[str, Any]:
+    def then(x_prev: PyTree, u: PyTree) -> dict[str, Any]:
         return law.transition(x_prev, u["u"])
 
-    def known(x: Any, u: Any) -> tuple[Any, Any]:
+    def known(x: PyTree, u: PyTree) -> tuple[Any, Any]:
         """Observations with missing ones replaced by supported values; whether all are missing."""
         laws = emission(x, u["u"])
         pairs = {k: missing_filled(laws[k], y, u["missing"].get(k)) for k, y in u["y"].items()}
         gone = jnp.asarray([jnp.all(g) for g, _ in pairs.values()])
         return bare({k: y for k, (_, y) in pairs.items()}), jnp.all(gone)
 
-    def cast(x: dict[str, Any]) -> Any:
+    def cast(x: dict[str, Any]) -> PyTree:
         return bare({k: x[k].astype(law.shapes[k].dtype) for k in law.shapes})
 
-    def initial(particle_key: ParticleKey, u: Any) -> Any:
+    def initial(particle_key: ParticleKey, u: PyTree) -> PyTree:
         x = cast(draw_components(particle_key, first(u)))
         if start is None:
             return x
         y, gone = known(x, u)
         return _where(gone, x, cast(draw_components(particle_key, start(u["u"], y))))
 
-    def transition(particle_key: ParticleKey, x_prev: Any, u: Any) -> Any:
+    def transition(particle_key: ParticleKey, x_prev: PyTree, u: PyTree) -> PyTree:
         x = cast(draw_components(particle_key, then(x_prev, u)))
         if step is None:
             return x
         y, gone = known(x_prev, u)
         return _where(gone, x, cast(draw_components(particle_key, step(x_prev, u["u"], y))))
 
-    def potential_0(x: Any, u: Any) -> Any:
+    def potential_0(x: PyTree, u: PyTree) -> Scalar:
         if start is None:
             return emitted(x, u)
         return emitted(x, u) + _total(first(u), x) - density_0(x, u)
 
-    def density_0(x: Any, u: Any) -> Any:
+    def density_0(x: PyTree, u: PyTree) -> Scalar:
         log_f = _total(first(u), x)
         if start is None:
             return log_f
         y, gone = known(x, u)
         return jnp.where(gone, log_f, _total(start(u["u"], y), x))
 
-    def density(x_prev: Any, x: Any, u: Any) -> Any:
+    def density(x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
         log_f = _total(then(x_prev, u), x)
         if step is None:
             return log_f
         y, gone = known(x_prev, u)
         return jnp.where(gone, log_f, _total(step(x_prev, u["u"], y), x))
 
-    def potential(x_prev: Any, x: Any, u: Any) -> Any:
+    def potential(x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
         if step is None:
             return emitted(x, u)
         return emitted(x, u) + _total(then(x_prev, u), x) - density(x_prev, x, u)
 
-    def observe(key: Any, x: Any, u: Any) -> dict[str, Any]:
+    def observe(key: Key, x: PyTree, u: PyTree) -> dict[str, Any]:
         keys = jax.random.split(key, max(len(block.observed), 1))
         laws = emission(x, u["u"])
         return {block.observed[k]: fn.sample(keys[i]) for i, (k, fn) in enumerate(laws.items())}
 
-    def peak(x_prev: Any, u: Any) -> Any:
-        return sum((log_transition_bound(fn) for fn in then(x_prev, u).values()), start=jnp.zeros(()))
+    def transition_bound(x_prev: PyTree, u: PyTree) -> Scalar:
+        return sum((log_density_bound(fn) for fn in then(x_prev, u).values()), start=jnp.zeros(()))
 
-    def lookahead(x: Any, u: Any) -> Any:
+    def lookahead(x: PyTree, u: PyTree) -> Scalar:
         y, gone = known(x, u)
         assert block.lookahead is not None
         return jnp.where(gone, 0.0, block.lookahead(x, u["u"], y))
@@ -278,20 +280,20 @@ def _functions(block: MarkovBlock, guided: bool, looks_ahead: bool, bounded: boo
         "density": density,
         "observe": observe,
     }
-    optional = {"lookahead": (looks_ahead, lookahead), "transition_bound": (bounded, peak)}
+    optional = {"lookahead": (looks_ahead, lookahead), "transition_bound": (bounded, transition_bound)}
     return functions | {role: fn for role, (wanted, fn) in optional.items() if wanted}
 
 
-def _proposals(block: MarkovBlock) -> tuple[Any, Any]:
+def _proposals(block: MarkovStatement) -> tuple[Any, Any]:
     observed = bool(block.observed)
     return (block.initial_proposal, block.proposal) if observed else (None, None)
 
 
-def _total(laws: dict[str, Any], x: Any) -> Any:
+def _total(laws: dict[str, Any], x: PyTree) -> Scalar:
     """Joint log density of a state's components."""
     values = x if isinstance(x, dict) else {"": x}
     return sum(log_density(laws, values).values(), start=jnp.zeros(()))
 
 
-def _where(condition: Any, a: Any, b: Any) -> Any:
+def _where(condition: Array, a: PyTree, b: PyTree) -> PyTree:
     return jax.tree_util.tree_map(partial(jnp.where, condition), a, b)

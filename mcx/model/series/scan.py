@@ -1,40 +1,43 @@
 """The Feynman-Kac functions of a ``numpyro.contrib.control_flow.scan`` with latent and observed sites.
 
 The scan's body, run for one step with draws for its latent sites, is the transition; its observed sites and
-factors are the potential. A particle holds the step's latent values and the new carry. What the program says
-about itself (which sites reach the initial carry, what the new carry and the observations depend on, which
-inputs are observations) is read from one abstract run, see :mod:`mcx.model.series.scan_analysis`.
+factors are the potential. A particle holds the step's latent values and the new carry. The structure of the
+program (which sites reach the initial carry, what the new carry and the observations depend on, which inputs
+are observations) is read from one abstract run, see :mod:`mcx.model.series.scan_analysis`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.errors import DataError
 from mcx.model.capture import SiteTrace
 from mcx.model.density import site_log_prob, total
+from mcx.model.series.block import Functions, latent_shapes, run_program
 from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
-from mcx.model.series.chain import Functions, latent_shapes, run_program
 from mcx.model.series.scan_analysis import ScanFacts, analyse
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
 from mcx.target import Target
+from mcx.types import Key, PyTree, Scalar
 
-__all__ = ["ScanChain", "refuse_missing"]
+__all__ = ["ScanBlock", "refuse_missing"]
 
 
-class ScanChain:
-    """A scan of a program; see :class:`~mcx.model.series.chain.Chain`.
+class ScanBlock:
+    """A scan of a program; see :class:`~mcx.model.series.block.Block`.
 
-    A particle is a dictionary. "sites": values of the step's latent sites by name; "carry": entries of the
-    new carry that are not one of these; "before": entries of the carry before the step that the observations
-    depend on. The last serve time 0, which has no particle before it, and draws of observations; everything
-    else takes them from the particle before. "start": values of the sites drawn along with x_0, if asked for;
-    they count at time 0 alone and are zeros later.
+    A particle is a dictionary. "sites" holds the values of the step's latent sites by name, "carry" the
+    entries of the new carry that are not among these, and "before" the entries of the carry before the step
+    that the observations depend on: time 0, which has no particle before it, and draws of observations need
+    them, while everything else takes them from the particle before. "start" holds the values of the sites
+    drawn along with x_0 if ``whole``; they count at time 0 alone and are zeros later.
 
     Args:
         target: of the program.
@@ -42,8 +45,8 @@ class ScanChain:
         whole: keep "start", and allow :meth:`path_of`, for methods on whole paths.
 
     Raises:
-        CapabilityError: if the scan is none that particles can be weighted in; the error names the site and
-            shows the rewrite.
+        CapabilityError: if particles cannot be weighted within the scan; the error names the site and shows
+            how to rewrite the model.
     """
 
     guided = looks_ahead = False
@@ -78,34 +81,34 @@ class ScanChain:
             "observe": (key, x, u),
         }
 
-    def states(self, x: Any) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def states(self, x: PyTree) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         return dict(x["sites"])
 
-    def view(self, x: Any) -> Any:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def view(self, x: PyTree) -> PyTree:
+        """See :class:`~mcx.model.series.block.Block`."""
         return self.states(x)
 
-    def path_values(self, path: Any) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def path_values(self, path: PyTree) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         return {**path["sites"], **{site: x[0] for site, x in path["start"].items()}}
 
-    def path_of(self, values: Mapping[str, Any]) -> Any:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def path_of(self, values: Mapping[str, Any]) -> PyTree:
+        """See :class:`~mcx.model.series.block.Block`."""
         sites = {site: values[site] for site in self.state_names}
         return {"sites": sites, "carry": (), "before": (), "start": {}}
 
-    def observed(self, u: Any) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def observed(self, u: PyTree) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         return {site: u["y"][key] for site, key in self._keys.items()}
 
-    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`."""
         sites = run_program(self.target, data, params, scans=scans_taken())
         return {k: sites[k]["fn"].support for k in params}
 
-    def series(self, data: Any) -> dict[str, Any]:
-        """See :class:`~mcx.model.series.chain.Chain`; one observed site alone has the key ``""``."""
+    def series(self, data: PyTree) -> dict[str, Any]:
+        """See :class:`~mcx.model.series.block.Block`; one observed site alone has the key ``""``."""
         sites = run_program(self.target, data, {})
         inputs = [
             leaf if needed else None
@@ -119,65 +122,67 @@ class ScanChain:
             "missing": {},
         }
 
-    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
-        """See :class:`~mcx.model.series.chain.Chain`."""
+    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
+        """See :class:`~mcx.model.series.block.Block`."""
         scan = self._read(data, params)
 
         def step(
-            particle_key: ParticleKey, carry: Any, u: Any, start: Mapping[str, Any] | None = None
+            particle_key: ParticleKey, carry: PyTree, u: PyTree, start: Mapping[str, Any] | None = None
         ) -> dict[str, Any]:
             """Draw the step's latent sites."""
             values: dict[str, Any] = {}
 
-            def draw_site(name: str, msg: dict[str, Any]) -> Any:
+            def draw_site(name: str, msg: dict[str, Any]) -> Array:
                 values[name] = _strong(draw(of_site(particle_key, len(values)), _law(msg)))
                 return values[name]
 
             new, _ = self._run(scan, carry, u, draw_site)
             return self._particle(carry, values, new, start)
 
-        def initial(particle_key: ParticleKey, u: Any) -> Any:
+        def initial(particle_key: ParticleKey, u: PyTree) -> PyTree:
             if not self.facts.initial_sites:
                 return step(particle_key, self._cast(scan.init), u)
             init, start = self._drawn(data, params, particle_key)
             return step(particle_key, self._cast(init), u, start)
 
-        def place_0(values: Mapping[str, Any], u: Any) -> Any:
+        def place_0(values: Mapping[str, Any], u: PyTree) -> PyTree:
             first = self._read(data, {**params, **{k: values[k] for k in self.start_names}})
             return placed(self._cast(first.init), values, u, values)
 
-        def place(x_prev: Any, values: Mapping[str, Any], u: Any) -> Any:
+        def place(x_prev: PyTree, values: Mapping[str, Any], u: PyTree) -> PyTree:
             return placed(self._carry(x_prev), values, u)
 
-        def placed(carry: Any, values: Any, u: Any, start: Mapping[str, Any] | None = None) -> Any:
+        def placed(
+            carry: PyTree, values: PyTree, u: PyTree, start: Mapping[str, Any] | None = None
+        ) -> PyTree:
             new, _ = self._run(scan, carry, u, lambda name, msg: values[name])
             return self._particle(carry, {k: values[k] for k in self.state_names}, new, start)
 
-        def transition(particle_key: ParticleKey, x_prev: Any, u: Any) -> Any:
+        def transition(particle_key: ParticleKey, x_prev: PyTree, u: PyTree) -> PyTree:
             return step(particle_key, self._carry(x_prev), u)
 
-        def likelihood(carry: Any, x: Any, u: Any) -> Any:
-            _, sites = self._given(scan, carry, x, u)
+        def likelihood(carry: PyTree, x: PyTree, u: PyTree) -> Scalar:
+            _, sites = self._with_particle(scan, carry, x, u)
             return total([jnp.sum(site_log_prob(s)) for n, s in sites.items() if n not in self.state_names])
 
-        def potential_0(x: Any, u: Any) -> Any:
+        def potential_0(x: PyTree, u: PyTree) -> Scalar:
             return likelihood(self._before(x), x, u)
 
-        def potential(x_prev: Any, x: Any, u: Any) -> Any:
+        def potential(x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
             return likelihood(self._carry(x_prev), x, u)
 
-        def density(x_prev: Any, x: Any, u: Any) -> Any:
-            _, sites = self._given(scan, self._carry(x_prev), x, u)
+        def density(x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
+            _, sites = self._with_particle(scan, self._carry(x_prev), x, u)
             return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
 
-        def density_0(x: Any, u: Any) -> Any:
-            _, sites = self._given(scan, self._cast(scan.init), x, u)
+        def density_0(x: PyTree, u: PyTree) -> Scalar:
+            _, sites = self._with_particle(scan, self._cast(scan.init), x, u)
             return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
 
-        def observe(key: Any, x: Any, u: Any) -> dict[str, Any]:
+        def observe(key: Key, x: PyTree, u: PyTree) -> dict[str, Any]:
             drawn: dict[str, Any] = {}
 
-            def value(name: str, msg: dict[str, Any]) -> Any:
+            def value(name: str, msg: dict[str, Any]) -> Array | None:
                 if name in x["sites"]:
                     return x["sites"][name]
                 drawn[name] = _law(msg).sample(jax.random.fold_in(key, len(drawn)))
@@ -195,25 +200,25 @@ class ScanChain:
             "density": density,
             "observe": observe,
         }
-        # sites that reach the initial carry are drawn along with x_0 and forgotten: no density of x_0, then
+        # sites that reach the initial carry are drawn with x_0 and forgotten, so that x_0 has no density
         return functions if self.facts.initial_sites else {**functions, "density_0": density_0}
 
     # reading the program -------------------------------------------------------------------------
 
-    def _read(self, data: Any, params: Mapping[str, Any], draw: Any = None) -> ScanStatement:
+    def _read(self, data: PyTree, params: Mapping[str, Any], draw: Any = None) -> ScanStatement:
         taken = scans_taken()
         run_program(self.target, data, params, draw, taken)
         return taken.scans[self.facts.number]
 
     def _drawn(
-        self, data: Any, params: Mapping[str, Any], particle_key: ParticleKey
+        self, data: PyTree, params: Mapping[str, Any], particle_key: ParticleKey
     ) -> tuple[Any, dict[str, Any]]:
         """The scan's initial carry with draws for the sites that reach it, and these draws."""
         first = len(self.state_names)
         numbers = {name: first + i for i, name in enumerate(self.facts.initial_sites)}
         drawn: dict[str, Any] = {}
 
-        def draw_site(msg: dict[str, Any]) -> Any:
+        def draw_site(msg: dict[str, Any]) -> Array | None:
             number = numbers.get(msg["name"]) if msg["type"] == "sample" else None
             if number is None:
                 return None
@@ -222,13 +227,13 @@ class ScanChain:
 
         return self._read(data, params, draw_site).init, drawn
 
-    def _example(self, data: Any, u: Any) -> Any:
+    def _example(self, data: PyTree, u: PyTree) -> PyTree:
         """A particle."""
         scan = self._read(data, {})
         carry = self._cast(scan.init)
         values = {}
 
-        def zeros(name: str, msg: dict[str, Any]) -> Any:
+        def zeros(name: str, msg: dict[str, Any]) -> Array:
             values[name] = _strong(jnp.asarray(_law(msg).sample(jax.random.key(0))))
             return values[name]
 
@@ -238,34 +243,38 @@ class ScanChain:
 
     # running the body ----------------------------------------------------------------------------
 
-    def _run(self, scan: ScanStatement, carry: Any, u: Any, latent: Any) -> tuple[Any, SiteTrace]:
-        """One step, given the observations."""
+    def _run(
+        self, scan: ScanStatement, carry: PyTree, u: PyTree, latent: Callable[[str, dict[str, Any]], Array]
+    ) -> tuple[Any, SiteTrace]:
+        """One step, with the observations as they are."""
 
-        def value(name: str, msg: dict[str, Any]) -> Any:
+        def value(name: str, msg: dict[str, Any]) -> Array | None:
             if name in self.state_names:
                 return latent(name, msg)
             return observation(msg, u["y"][self._keys[name]])
 
         return run_body(scan, carry, self._inputs(u), value)
 
-    def _given(self, scan: ScanStatement, carry: Any, x: Any, u: Any) -> tuple[Any, SiteTrace]:
+    def _with_particle(
+        self, scan: ScanStatement, carry: PyTree, x: PyTree, u: PyTree
+    ) -> tuple[Any, SiteTrace]:
         return self._run(scan, carry, u, lambda name, msg: x["sites"][name])
 
-    def _inputs(self, u: Any) -> Any:
-        """The body's second argument; nothing looks at observations in it, their sites have them already."""
-        given = iter(jax.tree_util.tree_leaves(u["u"]))
+    def _inputs(self, u: PyTree) -> PyTree:
+        """The body's second argument; observations in it are zeros, as their sites have them already."""
+        kept = iter(jax.tree_util.tree_leaves(u["u"]))
         leaves = [
-            next(given) if needed else jnp.zeros(s.shape, s.dtype)
+            next(kept) if needed else jnp.zeros(s.shape, s.dtype)
             for s, needed in zip(self.facts.input_shapes, self.facts.needed_inputs, strict=True)
         ]
         return jax.tree_util.tree_unflatten(self.facts.inputs_tree, leaves)
 
-    def _cast(self, carry: Any) -> Any:
-        """An initial carry with the dtypes of the later ones; numbers of Python have weak ones."""
+    def _cast(self, carry: PyTree) -> PyTree:
+        """An initial carry with the dtypes of later ones: Python's numbers have weak ones."""
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), carry, self.facts.carry)
 
     def _particle(
-        self, before: Any, values: dict[str, Any], new: Any, start: Mapping[str, Any] | None = None
+        self, before: PyTree, values: dict[str, Any], new: PyTree, start: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         old, leaves = jax.tree_util.tree_leaves(before), jax.tree_util.tree_leaves(new)
         shapes = latent_shapes(self.target)
@@ -281,14 +290,14 @@ class ScanChain:
             "before": tuple(old[i] for i in self.facts.kept_before),
         }
 
-    def _carry(self, x: Any) -> Any:
+    def _carry(self, x: PyTree) -> PyTree:
         """The new carry of a particle."""
         own = iter(x["carry"])
         leaves = [next(own) if site is None else x["sites"][site] for site in self.facts.aliases]
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(self.facts.carry), leaves)
 
-    def _before(self, x: Any) -> Any:
-        """The carry before a particle's step, as far as observations depend on it."""
+    def _before(self, x: PyTree) -> PyTree:
+        """The carry before a particle's step; entries that no observation depends on are zeros."""
         shapes, tree = jax.tree_util.tree_flatten(self.facts.carry)
         leaves = [jnp.zeros(s.shape, s.dtype) for s in shapes]
         for i, value in zip(self.facts.kept_before, x["before"], strict=True):
@@ -296,30 +305,30 @@ class ScanChain:
         return jax.tree_util.tree_unflatten(tree, leaves)
 
 
-def observation(msg: dict[str, Any], value: Any) -> Any:
-    """An observed value, as the site would have it: the series may have got axes of size one."""
+def observation(msg: dict[str, Any], value: Array) -> Array:
+    """An observed value in the site's shape and dtype: the series may have further axes of size one."""
     msg["is_observed"] = True
     raw = msg["value"]
     return value if raw is None else jnp.reshape(value, jnp.shape(raw)).astype(jnp.result_type(raw))
 
 
-def _law(msg: dict[str, Any]) -> Any:
+def _law(msg: dict[str, Any]) -> Distribution:
     """The distribution of a site's value, with its sample shape."""
     shape = tuple(msg["kwargs"].get("sample_shape", ()))
     return msg["fn"].expand(shape + tuple(msg["fn"].batch_shape)) if shape else msg["fn"]
 
 
-def _strong(x: Any) -> Any:
+def _strong(x: PyTree) -> Array:
     return jnp.asarray(x, jnp.result_type(x))
 
 
-def refuse_missing(chain: ScanChain, series: Any) -> None:
+def refuse_missing(block: ScanBlock, series: PyTree) -> None:
     """Raise if an observation is NaN.
 
     Raises:
         DataError: names the site and shows what to write instead.
     """
-    for site, values in chain.observed(series).items():
+    for site, values in block.observed(series).items():
         if isinstance(values, jax.core.Tracer) or not jnp.issubdtype(values.dtype, jnp.floating):
             continue
         count = int(np.isnan(np.asarray(values)).sum())
@@ -327,7 +336,7 @@ def refuse_missing(chain: ScanChain, series: Any) -> None:
             raise DataError(
                 f"{count} of the observed values are NaN",
                 site=site,
-                expected="finite data: a scan knows of no missing observations",
+                expected="finite data: a scan has no missing observations",
                 remedy="replace them by any supported value and mask the site (dist.Normal(...).mask(seen)), "
                 "with the mask among the scan's inputs; mcx.markov(obs=) takes NaN as missing",
             )

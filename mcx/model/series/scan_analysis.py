@@ -1,4 +1,4 @@
-"""What depends on what in a program with a scan: read from one abstract run, nothing is computed."""
+"""The dependences within a program with a scan, read from one abstract run in which nothing is computed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError, McxError
 from mcx.model.capture import is_factor
 from mcx.model.density import site_log_prob
+from mcx.model.series.block import latent_shapes, refuse_dependent_series, run_program
 from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
-from mcx.model.series.chain import latent_shapes, refuse_dependent_series, run_program
 from mcx.model.series.scan_refusals import refuse_likelihood_outside, refuse_statement
 from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
+from mcx.types import PyTree
 
 __all__ = ["ScanFacts", "analyse"]
 
@@ -40,7 +42,7 @@ class ScanFacts:
         input_shapes: shapes and dtypes of one time's inputs, the leaves of ``inputs_tree``.
         needed_inputs: which of them reach more than the values of observations.
         inputs_tree: structure of the scan's inputs.
-        no_density, no_forecast: see :class:`~mcx.model.series.chain.Chain`.
+        no_density, no_forecast: see :class:`~mcx.model.series.block.Block`.
     """
 
     number: int
@@ -50,12 +52,12 @@ class ScanFacts:
     factors: tuple[str, ...]
     initial_sites: tuple[str, ...]
     params: tuple[str, ...]
-    carry: Any
+    carry: PyTree
     aliases: tuple[str | None, ...]
     kept_before: tuple[int, ...]
     input_shapes: tuple[Any, ...]
     needed_inputs: tuple[bool, ...]
-    inputs_tree: Any
+    inputs_tree: jax.tree_util.PyTreeDef
     no_density: str
     no_forecast: str
 
@@ -68,7 +70,7 @@ def analyse(target: Target, name: str) -> ScanFacts:
         name: of the scan's first latent site.
 
     Raises:
-        CapabilityError: if particles cannot be weighted in it; the error shows the rewrite.
+        CapabilityError: if particles cannot be weighted in it; the error shows how to rewrite the model.
     """
     look = _Look(target, name)
     found = look.dependences()
@@ -117,13 +119,13 @@ def analyse(target: Target, name: str) -> ScanFacts:
 
 
 class _Look:
-    """One scan of a program, and the run that tells its dependences."""
+    """One scan of a program, and the abstract run from which its dependences are read."""
 
     def __init__(self, target: Target, name: str) -> None:
         self.target = target
         taken = scans_taken()
 
-        def run(data: Any) -> Any:
+        def run(data: PyTree) -> PyTree:
             run_program(target, data, {}, scans=taken)
             (self.number,) = [i for i, s in enumerate(taken.scans) if name in s.latent[:1]]
             self.scan: ScanStatement = taken.scans[self.number]
@@ -157,7 +159,7 @@ class _Look:
     def aliases(self) -> tuple[str | None, ...]:
         """For every leaf of the new carry, the latent site whose value it is."""
 
-        def step(carry: Any, inputs: Any, values: Any) -> Any:
+        def step(carry: PyTree, inputs: PyTree, values: PyTree) -> PyTree:
             scan = self._scan({}, {})[0]
             return self._run(scan, carry, inputs, values, values)[0]
 
@@ -169,11 +171,12 @@ class _Look:
         return tuple(next((n for n in self.latent if sites[n] is out), None) for out in jaxpr.outvars)
 
     def dependences(self) -> dict[str, Any]:
-        """What everything depends on.
+        """What each part of the program depends on.
 
-        Tags: "param:site" of latent sites outside, "carry:i", "input:i", "value:site" of sites of the body,
-        "scan:i" of the results of scans. Of: the initial carry, the scan's inputs, the sites outside, the
-        other scans; and of one step: the new carry, the densities, the observed values as the body has them.
+        The dependences are sets of tags: "param:site" is a latent site outside of the scan, "carry:i" and
+        "input:i" are leaves of the body's arguments, "value:site" is a site of the body, "scan:i" the result
+        of a scan. The parts are the initial carry, the scan's inputs, the sites outside and the other scans;
+        and, of one step, the new carry, the densities and the observed values as the body has them.
         """
         outside = {k: v for k, v in latent_shapes(self.target).items() if not self.target.sites[k].scanned}
         kwargs: dict[str, Any] = {_param(k): v for k, v in outside.items()}
@@ -182,14 +185,16 @@ class _Look:
         kwargs |= {_value(k): v for k, v in self.values.items()}
         kwargs |= {_result(i): r for i, r in enumerate(self.results)}
 
-        def everything(**given: Any) -> dict[str, Any]:
-            params = {k: given[_param(k)] for k in outside}
-            scan, sites, others = self._scan(params, {i: given[_result(i)] for i in range(len(self.results))})
-            carry = jax.tree_util.tree_unflatten(self.carry_tree, [given[t] for t in self.carry_tags])
-            inputs = jax.tree_util.tree_unflatten(
-                self.inputs_tree, [given[_input(i)] for i in range(len(self.input_shapes))]
+        def everything(**tagged: Any) -> dict[str, Any]:
+            params = {k: tagged[_param(k)] for k in outside}
+            scan, sites, others = self._scan(
+                params, {i: tagged[_result(i)] for i in range(len(self.results))}
             )
-            values = {k: given[_value(k)] for k in self.values}
+            carry = jax.tree_util.tree_unflatten(self.carry_tree, [tagged[t] for t in self.carry_tags])
+            inputs = jax.tree_util.tree_unflatten(
+                self.inputs_tree, [tagged[_input(i)] for i in range(len(self.input_shapes))]
+            )
+            values = {k: tagged[_value(k)] for k in self.values}
             new, body = self._run(scan, carry, inputs, values, values)
             raw = self._run(scan, carry, inputs, values, {})[1]
             return {
@@ -200,9 +205,9 @@ class _Look:
                 "carry": jax.tree_util.tree_leaves(new),
                 "density": {n: site_log_prob(body[n]) for n in self.latent},
                 "potential": {n: site_log_prob(s) for n, s in body.items() if n not in self.latent},
-                # the others have their values by a condition
+                # the other observed sites have their values by a condition
                 "raw": {n: raw[n]["value"] for n in self.observed if raw[n]["is_observed"]},
-                "conditions": [dict(values) for _, values in scan.given],
+                "conditions": [dict(values) for _, values in scan.assigned],
             }
 
         found: dict[str, Any] = eval_provenance(everything, **kwargs)
@@ -215,33 +220,33 @@ class _Look:
         sites = run_program(self.target, self.target.data, params, scans=taken)
         return taken.scans[self.number], sites, [s for i, s in enumerate(taken.scans) if i != self.number]
 
-    def _start(self, scan: ScanStatement) -> Any:
+    def _start(self, scan: ScanStatement) -> PyTree:
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), scan.init, scan.carry)
 
     def _run(
         self,
         scan: ScanStatement,
-        carry: Any,
-        inputs: Any,
+        carry: PyTree,
+        inputs: PyTree,
         latent: Mapping[str, Any],
         observed: Mapping[str, Any],
     ) -> tuple[Any, Mapping[str, Any]]:
-        """One step with given values; some value where there is none, observations as they are."""
+        """One step with these values of its sites; a site without a value gets a draw, or its observation."""
 
-        def value(name: str, msg: dict[str, Any]) -> Any:
-            given = (latent if name in scan.latent else observed).get(name)
-            if given is not None or msg["value"] is not None:
-                return given
+        def value(name: str, msg: dict[str, Any]) -> Array | None:
+            found = (latent if name in scan.latent else observed).get(name)
+            if found is not None or msg["value"] is not None:
+                return found
             return msg["fn"].sample(jax.random.key(0), msg["kwargs"].get("sample_shape", ()))
 
         return run_body(scan, carry, inputs, value)
 
 
-def _contents(scan: ScanStatement) -> Any:
-    """All that a scan is made of."""
+def _contents(scan: ScanStatement) -> PyTree:
+    """The parts of a scan: initial carry, inputs, and the values that its body closes over."""
 
-    def body(carry: Any, x: Any) -> Any:
-        def value(name: str, msg: dict[str, Any]) -> Any:
+    def body(carry: PyTree, x: PyTree) -> PyTree:
+        def value(name: str, msg: dict[str, Any]) -> Array | None:
             if msg["value"] is not None:
                 return None
             return msg["fn"].sample(jax.random.key(0), msg["kwargs"].get("sample_shape", ()))
@@ -253,7 +258,7 @@ def _contents(scan: ScanStatement) -> Any:
     try:
         _, consts = convert_closure(body, init, jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], scan.xs))
     except McxError:
-        consts = ()  # a scan that has no part in this, and that could have none
+        consts = ()  # particles could not be weighted in this scan, but it is not the one in question
     return scan.init, scan.xs, consts
 
 
@@ -298,7 +303,7 @@ def _split(target: Target, look: _Look, found: dict[str, Any]) -> tuple[tuple[st
     initial = frozenset().union(*found["init"])
     drawn = {n for n in free if _param(n) in initial and _param(n) not in elsewhere}
     while True:
-        # what the law of a parameter, or an observation outside, depends on is a parameter, too
+        # a site that the law of a parameter or an observation outside depends on is a parameter, too
         outside = (tags for n, tags in found["outside"].items() if n not in drawn)
         bound = {n for tags in outside for n in drawn if _param(n) in tags}
         if not bound:
@@ -322,7 +327,7 @@ def _clocks(look: _Look, found: dict[str, Any], drawn: _Deps) -> frozenset[int]:
         clocks -= moving
 
 
-def _is_deps(x: Any) -> bool:
+def _is_deps(x: PyTree) -> bool:
     return isinstance(x, frozenset)
 
 

@@ -1,4 +1,4 @@
-"""What particle methods cannot do with a scan, and what to write instead."""
+"""Errors about scans that particle methods cannot take, with what to write instead."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def refuse_statement(target: Target, scan: ScanStatement) -> None:
             remedy="apply them within the body:\n"
             "def body(carry, x):\n    with numpyro.handlers.mask(...):\n        ...",
         )
-    for kind, values in scan.given:
-        _refuse_given(target, scan, kind, values)
+    for kind, values in scan.assigned:
+        _refuse_assigned(target, scan, kind, values)
     for site in scan.latent:
         described = target.sites[site]
         if described.improper or described.weighted:
             raise CapabilityError(
-                "this latent site has no law to draw from",
+                "this latent site has no distribution to draw from",
                 site=site,
                 expected="a proper distribution without mask or scale",
                 found="an improper distribution" if described.improper else "a mask or a scale",
@@ -61,8 +61,8 @@ def refuse_statement(target: Target, scan: ScanStatement) -> None:
             raise subsampling_error(plate)
 
 
-def _refuse_given(target: Target, scan: ScanStatement, kind: str, values: Any) -> None:
-    """Values by handlers: conditions with one value a step are observations, the rest is refused."""
+def _refuse_assigned(target: Target, scan: ScanStatement, kind: str, values: Any) -> None:
+    """Refuse values that handlers assign, except conditions with one value a step: observations."""
     names = [scan.prefix + name for name in values] if isinstance(values, dict) else None
     if names is not None and not any(n in target.sites and target.sites[n].scanned for n in names):
         return  # they are for sites elsewhere

@@ -1,4 +1,4 @@
-"""From a model to the Feynman-Kac model of one of its chains: an ``mcx.markov`` statement, or a scan."""
+"""The Feynman-Kac model of one of a model's Markov blocks, ``mcx.markov`` statements and scans."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from mcx.errors import CapabilityError, ModelError, SupportError
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model, model_sites
 from mcx.model.density import subsampling_error
+from mcx.model.series.block import BlockFunctions, run_program
 from mcx.model.series.capture_scan import scans_taken
-from mcx.model.series.chain import ChainCode, run_program
-from mcx.model.series.markov import collect_blocks
-from mcx.model.series.markov_functions import MarkovChain
-from mcx.model.series.scan import ScanChain, refuse_missing
+from mcx.model.series.markov import collect_statements
+from mcx.model.series.markov_functions import MarkovBlock
+from mcx.model.series.scan import ScanBlock, refuse_missing
 from mcx.ops.lru_cache import LRUCache
 from mcx.target import FeynmanKac, StateSpace, Target
+from mcx.types import PyTree
 
 __all__ = [
     "ChainData",
@@ -43,60 +44,61 @@ def state_space(
 ) -> StateSpace:
     """The Feynman-Kac model of a Markov block, or of a ``numpyro.contrib.control_flow.scan``.
 
-    Of a scan, the initial carry is the state before time 0, to which no observation belongs. Outer latent
-    sites that reach nothing but it are drawn along with x_0; the others are parameters.
+    The initial carry of a scan is the state before time 0, to which no observation belongs. Latent sites
+    outside of the scan that reach nothing but the initial carry are drawn along with x_0; the others are
+    parameters.
 
     Args:
         bound: a model with data.
         name: of the block, where there are several; a scan has the name of its first latent site.
         guided: draw from the block's ``proposal``, if it has one, rather than from its transition.
         auxiliary: use the block's ``lookahead``, if it has one.
-        whole: let particles keep values of the sites drawn along with x_0, and paths be made from values, for
-            methods on whole paths.
+        whole: keep the values of the sites drawn along with x_0 in the particles, and allow paths to be made
+            from values; for methods on whole paths.
 
     Returns:
         A state-space model whose parameters are constrained values of the other latent sites.
 
     Raises:
-        CapabilityError: if the model has no chain, or something else in it depends on the path.
+        CapabilityError: if the model has no Markov block, or something else in it depends on the path.
         ModelError: if the name is ambiguous or unknown.
         DataError: if an observation in a scan is NaN.
     """
     target = compile_model(bound)
-    code = _code(target, name, guided, auxiliary, whole)
-    chain = code.chain
-    inputs = code.series(target.data)
-    if isinstance(chain, ScanChain):
-        refuse_missing(chain, inputs)
+    functions = _functions(target, name, guided, auxiliary, whole)
+    block = functions.block
+    inputs = functions.series(target.data)
+    if isinstance(block, ScanBlock):
+        refuse_missing(block, inputs)
     feynman_kac = FeynmanKac(
-        initial=code.initial,
-        transition=code.transition,
-        log_potential=code.log_potential,
-        num_times=chain.length,
+        initial=functions.initial,
+        transition=functions.transition,
+        log_potential=functions.log_potential,
+        num_times=block.length,
         inputs=inputs,
-        prepare=jax.tree_util.Partial(code.prepare, target.data),
-        log_transition=None if chain.no_density else code.log_transition,
-        log_transition_bound=code.log_transition_bound
-        if "transition_bound" in code.code and not chain.no_density
+        prepare=jax.tree_util.Partial(functions.prepare, target.data),
+        log_transition=None if block.no_density else functions.log_transition,
+        log_transition_bound=functions.log_transition_bound
+        if "transition_bound" in functions.code and not block.no_density
         else None,
-        log_initial=code.log_initial if "density_0" in code.code and not chain.no_density else None,
-        log_lookahead=code.log_lookahead if chain.looks_ahead else None,
+        log_initial=functions.log_initial if "density_0" in functions.code and not block.no_density else None,
+        log_lookahead=functions.log_lookahead if block.looks_ahead else None,
         batched_draws=True,
     )
     return StateSpace(
         feynman_kac,
-        chain.states,
-        chain.view,
-        code.observe,
-        chain.observed,
-        chain.name,
-        chain.state_names,
-        chain.params,
-        chain.guided,
-        chain.no_density,
-        chain.start_names,
-        chain.path_values,
-        code.path_of,
+        block.states,
+        block.view,
+        functions.observe,
+        block.observed,
+        block.name,
+        block.state_names,
+        block.params,
+        block.guided,
+        block.no_density,
+        block.start_names,
+        block.path_values,
+        functions.path_of,
     )
 
 
@@ -106,13 +108,13 @@ def chain_names(bound: BoundModel) -> tuple[str, ...]:
 
 
 class ChainData(NamedTuple):
-    """What kernels on models with Markov chains are given.
+    """The data of kernels on models with Markov blocks.
 
     model: data of the model's target.
     spaces: state-space models by Markov block.
     """
 
-    model: Any
+    model: PyTree
     spaces: dict[str, StateSpace]
 
 
@@ -122,12 +124,12 @@ def path_sites(space: StateSpace) -> tuple[str, ...]:
 
 
 def chain_sites(space: StateSpace) -> tuple[str, ...]:
-    """Sites whose densities a chain accounts for: those of its path, its observations and its factors."""
-    return _code_of(space).chain.own_names
+    """The sites whose densities belong to a block: those of its path, its observations and its factors."""
+    return _functions_of(space).block.own_names
 
 
 def refuse_unobserved(target: Target) -> None:
-    """Raise on emissions without data, which are latent sites that no filter draws."""
+    """Raise on emissions without data: they are latent sites, which no filter draws."""
     for site in target.sites.of_kind("latent", "discrete"):
         if site.emitted:
             raise CapabilityError(
@@ -146,43 +148,45 @@ def _modes(target: Target) -> tuple[Any, ...]:
     return (str(jax.config.jax_default_prng_impl), target.functions)
 
 
-def _code(target: Target, name: str | None, guided: bool, auxiliary: bool, whole: bool) -> ChainCode:
+def _functions(
+    target: Target, name: str | None, guided: bool, auxiliary: bool, whole: bool
+) -> BlockFunctions:
     modes = _modes(target)
     name, is_scan = _chosen(target, _all_names(target), name)
     if is_scan:
         return _CACHE.get(
-            ("scan", *modes, name, whole), lambda: ChainCode(target, ScanChain(target, name, whole))
+            ("scan", *modes, name, whole), lambda: BlockFunctions(target, ScanBlock(target, name, whole))
         )
     return _CACHE.get(
         ("markov", *modes, name, guided, auxiliary),
-        lambda: ChainCode(target, MarkovChain(target, name, guided, auxiliary)),
+        lambda: BlockFunctions(target, MarkovBlock(target, name, guided, auxiliary)),
     )
 
 
 def _names(target: Target) -> dict[str, bool]:
-    """Names of the chains in program order, and whether they are scans; "" is a scan without latent sites."""
+    """Names of the blocks in program order, and whether they are scans; "" is one without latent sites."""
     for plate in target.sites.of_kind("plate"):
         if plate.subsample_size is not None:
             raise subsampling_error(plate)
 
     taken = scans_taken()
 
-    def run(data: Any) -> Any:
+    def run(data: PyTree) -> PyTree:
         run_program(target, data, {}, scans=taken)
         return 0
 
-    with collect_blocks() as blocks:
+    with collect_statements() as statements:
         jax.eval_shape(run, target.data)
     scans = {scan.latent[0] if scan.latent else "": True for scan in taken.scans}
-    return {**{b.name: False for b in blocks}, **scans}
+    return {**{s.name: False for s in statements}, **scans}
 
 
-def _chosen(target: Target, chains: dict[str, bool], name: str | None) -> tuple[str, bool]:
-    names = [n for n in chains if n]
+def _chosen(target: Target, blocks: dict[str, bool], name: str | None) -> tuple[str, bool]:
+    names = [n for n in blocks if n]
     if not names:
         raise CapabilityError(
-            f"{target.sites.model} has no Markov chain to filter"
-            + (": no latent site in its scan" if chains else ""),
+            f"{target.sites.model} has no Markov block to filter"
+            + (": no latent site in its scan" if blocks else ""),
             expected="a model with mcx.markov(name, initial=..., transition=..., emission=..., obs=...), or "
             "with numpyro.contrib.control_flow.scan over a body with latent and observed sites",
             remedy="write the series with mcx.markov; models without one are for mcx.infer",
@@ -191,13 +195,13 @@ def _chosen(target: Target, chains: dict[str, bool], name: str | None) -> tuple[
         name = names[0]
     if name not in names:
         raise ModelError(
-            f"{target.sites.model} has several Markov chains" if name is None else "no such Markov chain",
+            f"{target.sites.model} has several Markov blocks" if name is None else "no such Markov block",
             expected="one of " + ", ".join(names),
             found=repr(name),
             remedy=f"say which: name={names[0]!r}",
         )
     assert name is not None
-    return name, chains[name]
+    return name, blocks[name]
 
 
 def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -213,19 +217,19 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
         SupportError: if one lies outside of its site's support.
     """
     sites = model_sites(bound)
-    given = dict(params or {})
-    for name in (*space.params, *given):
-        if name not in given or name not in space.params:
+    asked = dict(params or {})
+    for name in (*space.params, *asked):
+        if name not in asked or name not in space.params:
             known = name in space.params
             raise ModelError(
                 "params= has no value for this site" if known else "params= names what is no parameter here",
                 site=name,
                 expected="values of " + (", ".join(space.params) or "nothing"),
-                found=", ".join(given) or "nothing",
+                found=", ".join(asked) or "nothing",
                 remedy="give constrained values, for example {'phi': 0.9}, of every latent site but the path",
             )
     values = {}
-    for name, value in given.items():
+    for name, value in asked.items():
         site = sites[name]
         values[name] = np.asarray(value, site.dtype)
         if values[name].shape != site.shape:
@@ -235,8 +239,10 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
                 expected=str(site.shape),
                 found=str(values[name].shape),
             )
-    (data,) = space.feynman_kac.prepare.args
-    for name, inside in jax.device_get(_code_of(space).valid(data, values)).items():
+    prepare = space.feynman_kac.prepare
+    assert isinstance(prepare, jax.tree_util.Partial)
+    (data,) = prepare.args
+    for name, inside in jax.device_get(_functions_of(space).valid(data, values)).items():
         if not inside:
             raise SupportError(
                 "params= lies outside of the site's support",
@@ -247,6 +253,6 @@ def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any]
     return values
 
 
-def _code_of(space: StateSpace) -> ChainCode:
-    code: ChainCode = space.feynman_kac.initial.__self__  # type: ignore[attr-defined]
-    return code
+def _functions_of(space: StateSpace) -> BlockFunctions:
+    functions: BlockFunctions = space.feynman_kac.initial.__self__  # type: ignore[attr-defined]
+    return functions

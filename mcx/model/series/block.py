@@ -1,8 +1,8 @@
-"""Code of a chain's Feynman-Kac model: functions of one time step, with the parameters taken out.
+"""The functions of a Markov block's Feynman-Kac model, of one time each, with the parameters as arguments.
 
-The program runs once under the given parameters; the chain's functions, which close over what the program
-computed from these, are traced and their closed-over values taken out. These values are the context. So the
-loop over time runs the chain's code only, and parameters are arguments.
+The program runs once with values of the parameters. The block's functions close over what the program has
+computed from these; they are traced, and the values that they close over become arguments, which are called
+the context. So the loop over time runs the block's own code alone.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from mcx.model.series.capture_scan import scans_taken
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.target import Target
+from mcx.types import Key, PyTree, Scalar
 
 __all__ = [
-    "Chain",
-    "ChainCode",
+    "Block",
+    "BlockFunctions",
     "Functions",
     "latent_shapes",
     "refuse_dependent_series",
@@ -35,20 +36,20 @@ __all__ = [
 Functions = dict[str, Callable[..., Any]]
 
 
-class Chain(Protocol):
-    """A chain in a program: an ``mcx.markov`` statement, or a scan.
+class Block(Protocol):
+    """A Markov block of a program: an ``mcx.markov`` statement, or a scan.
 
     Attributes:
-        name: of the chain.
+        name: of the block.
         length: T.
         params: names of the parameters.
         state_names: sites that ``states`` gives.
         start_names: further latent sites that belong to the path, but to no time.
-        own_names: all sites whose densities are the chain's: those of the path, observations, factors.
-        guided: whether particles are drawn with the observation in view.
+        own_names: all sites whose densities belong to the block: those of the path, observations, factors.
+        guided: whether particles are drawn from a proposal that knows the observation.
         looks_ahead: whether there is a "lookahead" among the functions.
         no_density: why there is no transition density; empty where there is one.
-        no_forecast: why nothing can be forecast; empty where it can.
+        no_forecast: why observations cannot be forecast; empty where they can.
         examples: shapes and dtypes of the functions' arguments, by role.
     """
 
@@ -64,169 +65,169 @@ class Chain(Protocol):
     no_forecast: str
     examples: dict[str, tuple[Any, ...]]
 
-    def functions(self, data: Any, params: Mapping[str, Any]) -> Functions:
+    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
         """One time's functions by role, closing over what the parameters determine.
 
-        initial: ``(particle_key, u)``; transition: ``(particle_key, x_prev, u)``; potential_0 and density_0:
-            ``(x, u)``;
-        potential and density: ``(x_prev, x, u)``; observe: ``(key, x, u) -> {site: value}``; lookahead:
-        ``(x, u_next)``; peak, where it is known: ``(x_prev, u)``. Where a particle holds more than values of
-        sites, those it is made from: place_0: ``({site: value}, u)``; place: ``(x_prev, {site: value}, u)``.
+        The roles and their arguments: initial ``(particle_key, u)``; transition ``(particle_key, x_prev,
+        u)``; potential_0 and density_0 ``(x, u)``; potential and density ``(x_prev, x, u)``; observe ``(key,
+        x, u)``, which returns values by site. Not in all blocks: lookahead ``(x, u_next)``; transition_bound
+        ``(x_prev, u)``; and where a particle holds more than values of sites, place_0 ``({site: value}, u)``
+        and place ``(x_prev, {site: value}, u)``, which make the particle from the values of its sites.
         """
         ...
 
-    def series(self, data: Any) -> dict[str, Any]:
-        """What changes with time, (T, ...) each: inputs ``u``, observations ``y`` and masks ``missing``."""
+    def series(self, data: PyTree) -> dict[str, Any]:
+        """The data of all times, (T, ...) each: inputs ``u``, observations ``y`` and masks ``missing``."""
         ...
 
-    def supports(self, data: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Support of each parameter's site, given the others."""
+    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The support of each parameter's site, which may depend on the other parameters."""
         ...
 
-    def states(self, x: Any) -> dict[str, Any]:
+    def states(self, x: PyTree) -> dict[str, Any]:
         """Values of a particle by site."""
         ...
 
-    def view(self, x: Any) -> Any:
+    def view(self, x: PyTree) -> PyTree:
         """A particle as the program's own functions see the state."""
         ...
 
-    def path_values(self, path: Any) -> dict[str, Any]:
+    def path_values(self, path: PyTree) -> dict[str, Any]:
         """Values of a path by site, those of ``start_names`` included."""
         ...
 
-    def path_of(self, values: Mapping[str, Any]) -> Any:
-        """The path with these values, where its particles hold nothing else."""
+    def path_of(self, values: Mapping[str, Any]) -> PyTree:
+        """The path with these values; for blocks whose particles hold nothing else."""
         ...
 
-    def observed(self, u: Any) -> dict[str, Any]:
+    def observed(self, u: PyTree) -> dict[str, Any]:
         """Observations among the series, by site."""
         ...
 
 
-class ChainCode:
-    """Compiled functions of a chain, shared by all data of one structure."""
+class BlockFunctions:
+    """The compiled functions of a block, shared by all data of one structure."""
 
-    def __init__(self, target: Target, chain: Chain) -> None:
-        self.chain = chain
+    def __init__(self, target: Target, block: Block) -> None:
+        self.block = block
         self.code: dict[str, ConvertedClosure] = {}
         shapes = latent_shapes(target)
-        jax.eval_shape(self._contexts, target.data, {k: shapes[k] for k in chain.params})
+        jax.eval_shape(self._contexts, target.data, {k: shapes[k] for k in block.params})
         self.contexts = jax.jit(self._contexts)
-        self.series = jax.jit(chain.series)
+        self.series = jax.jit(block.series)
         self.valid = jax.jit(self._valid)
 
-    def prepare(self, data: Any, params: Any) -> Any:
-        """The context: constants of every function."""
+    def prepare(self, data: PyTree, params: PyTree) -> PyTree:
+        """The context: the values that each function closes over."""
         strong = {k: jnp.asarray(v, jnp.result_type(v)) for k, v in dict(params or {}).items()}
         return self.contexts(data, strong)
 
-    def initial(self, particle_key: ParticleKey, ctx: Any, u: Any) -> Any:
+    def initial(self, particle_key: ParticleKey, ctx: PyTree, u: PyTree) -> PyTree:
         """A draw of x_0."""
         return self.code["initial"](ctx["initial"], particle_key, u)
 
-    def transition(self, particle_key: ParticleKey, ctx: Any, x_prev: Any, u: Any) -> Any:
+    def transition(self, particle_key: ParticleKey, ctx: PyTree, x_prev: PyTree, u: PyTree) -> PyTree:
         """A draw of x_t given x_{t-1}."""
         return self.code["transition"](ctx["transition"], particle_key, x_prev, u)
 
-    def log_potential(self, ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
+    def log_potential(self, ctx: PyTree, x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
         """Log density of the observations of one time."""
         if x_prev is None:
             return self.code["potential_0"](ctx["potential_0"], x, u)
         return self.code["potential"](ctx["potential"], x_prev, x, u)
 
-    def log_transition(self, ctx: Any, x_prev: Any, x: Any, u: Any) -> Any:
+    def log_transition(self, ctx: PyTree, x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
         """Log density of x_t given x_{t-1}."""
         return self.code["density"](ctx["density"], x_prev, x, u)
 
-    def log_transition_bound(self, ctx: Any, x_prev: Any, u: Any) -> Any:
-        """Largest log density of x_t given x_{t-1}."""
+    def log_transition_bound(self, ctx: PyTree, x_prev: PyTree, u: PyTree) -> Scalar:
+        """The largest log density of x_t given x_{t-1}."""
         return self.code["transition_bound"](ctx["transition_bound"], x_prev, u)
 
-    def log_initial(self, ctx: Any, x: Any, u: Any) -> Any:
+    def log_initial(self, ctx: PyTree, x: PyTree, u: PyTree) -> Scalar:
         """Log density of x_0."""
         return self.code["density_0"](ctx["density_0"], x, u)
 
-    def log_lookahead(self, ctx: Any, x: Any, u_next: Any) -> Any:
-        """How promising a particle is for the next observation."""
+    def log_lookahead(self, ctx: PyTree, x: PyTree, u_next: PyTree) -> Scalar:
+        """The log of a guess at the density of the next observation."""
         return self.code["lookahead"](ctx["lookahead"], x, u_next)
 
-    def path_of(self, ctx: Any, values: Mapping[str, Any], inputs: Any) -> Any:
+    def path_of(self, ctx: PyTree, values: Mapping[str, Any], inputs: PyTree) -> PyTree:
         """The path with these values by site; what else its particles hold is computed from the context."""
         if "place" not in self.code:
-            return self.chain.path_of(values)
-        series = {site: values[site] for site in self.chain.state_names}
+            return self.block.path_of(values)
+        series = {site: values[site] for site in self.block.state_names}
         first, rest = (
             jax.tree_util.tree_map(lambda x, part=part: jnp.asarray(x)[part], (series, inputs))
             for part in (0, slice(1, None))
         )
-        start = {site: values[site] for site in self.chain.start_names}
+        start = {site: values[site] for site in self.block.start_names}
         x0 = self.code["place_0"](ctx["place_0"], {**first[0], **start}, first[1])
 
-        def step(x_prev: Any, now: Any) -> tuple[Any, Any]:
+        def step(x_prev: PyTree, now: PyTree) -> tuple[Any, Any]:
             x = self.code["place"](ctx["place"], x_prev, *now)
             return x, x
 
         _, later = jax.lax.scan(step, x0, rest)
         return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
-    def observe(self, key: Any, ctx: Any, x: Any, u: Any) -> dict[str, Any]:
+    def observe(self, key: Key, ctx: PyTree, x: PyTree, u: PyTree) -> dict[str, Any]:
         """A draw of the observations of one time."""
-        if self.chain.no_forecast:
+        if self.block.no_forecast:
             raise CapabilityError(
-                f"observations cannot be forecast: {self.chain.no_forecast}",
-                site=self.chain.name,
+                f"observations cannot be forecast: {self.block.no_forecast}",
+                site=self.block.name,
                 expected="states to come that do not depend on observations to come",
-                remedy="carry the state alone; or simulate further with BoundModel.simulate",
+                remedy="carry the state alone; or simulate further times with BoundModel.simulate",
             )
         drawn: dict[str, Any] = self.code["observe"](ctx["observe"], key, x, u)
         return drawn
 
-    def _contexts(self, data: Any, params: Any) -> dict[str, Any]:
+    def _contexts(self, data: PyTree, params: PyTree) -> dict[str, Any]:
         consts = {}
-        for role, fn in self.chain.functions(data, params).items():
-            code, consts[role] = convert_closure(fn, *self.chain.examples[role])
+        for role, fn in self.block.functions(data, params).items():
+            code, consts[role] = convert_closure(fn, *self.block.examples[role])
             kept = self.code.setdefault(role, code)
             if kept.avals != code.avals:
                 raise ModelError(
-                    "the functions of the Markov chain close over different values each time the model runs",
-                    site=self.chain.name,
+                    "the functions of the Markov block close over different values each time the model runs",
+                    site=self.block.name,
                     expected=str(kept.avals),
                     found=str(code.avals),
                     remedy="build them from the model's arguments and parameters alone",
                 )
         return consts
 
-    def _valid(self, data: Any, params: Any) -> dict[str, Any]:
+    def _valid(self, data: PyTree, params: PyTree) -> dict[str, Any]:
         """Whether each parameter lies in its site's support."""
         return {
             k: jnp.asarray(True) if s is None else jnp.all(s(jnp.asarray(params[k])))
-            for k, s in self.chain.supports(data, params).items()
+            for k, s in self.block.supports(data, params).items()
         }
 
 
 def run_program(
     target: Target,
-    data: Any,
+    data: PyTree,
     params: Mapping[str, Any],
     draw: Callable[[dict[str, Any]], Any] | None = None,
     scans: scans_taken | None = None,
 ) -> capture.SiteTrace:
-    """Run a target's program under given parameters.
+    """Run a target's program with values of its parameters.
 
     Args:
         target: of the program.
-        data: for it.
+        data: of the target.
         params: constrained values of latent sites.
-        draw: called with every other site that has no value; where there is none, or it returns None, the
-            site gets some value.
-        scans: takes the program's scans, if they are not to run.
+        draw: called with every other site that has no value. Without it, or where it returns None, the site
+            gets the value at the origin of unconstrained space.
+        scans: takes the program's scans, which then do not run.
 
     Returns:
         The recorded sites.
     """
 
-    def value(site: dict[str, Any]) -> Any:
+    def value(site: dict[str, Any]) -> PyTree:
         if site["type"] == "sample" and site["name"] in params:
             return params[site["name"]]
         if site["value"] is not None:
@@ -236,7 +237,7 @@ def run_program(
 
     run = target.functions.run(data)
 
-    def program() -> Any:
+    def program() -> PyTree:
         with nullcontext() if scans is None else scans:
             return run()
 
@@ -259,10 +260,10 @@ def sources(fn: Callable[..., Any], shapes: Mapping[str, Any]) -> frozenset[str]
     return frozenset().union(*found)
 
 
-def refuse_dependent_series(chain: str, parameter: str, where: str) -> CapabilityError:
-    """The error of observations or inputs that change with a parameter."""
+def refuse_dependent_series(block: str, parameter: str, where: str) -> CapabilityError:
+    """The error about observations or inputs that change with a parameter."""
     return CapabilityError(
-        f"observations or inputs of '{chain}' are computed from this parameter",
+        f"observations or inputs of '{block}' are computed from this parameter",
         site=parameter,
         expected="data that do not change with the parameters",
         remedy=f"move the computation into {where}",

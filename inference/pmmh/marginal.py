@@ -1,0 +1,103 @@
+"""A model whose Markov blocks are integrated out by particle filters: what is left is its parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcx.errors import CapabilityError, InitializationError
+from mcx.inference.filtering.particle_filter import ParticleFilter
+from mcx.inference.mcmc.initial_points import MAX_TRIES
+from mcx.inference.pmmh.kernel import PMMHState
+from mcx.model.bound import BoundModel
+from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
+from mcx.model.compile import compile_model
+from mcx.model.conditioning import condition_target
+from mcx.model.series.state_space import ChainData, chain_names, chain_sites, path_sites, refuse_unobserved
+from mcx.target import Target
+
+if TYPE_CHECKING:
+    from mcx.types import Key
+
+__all__ = ["MarginalModel", "marginal_data", "marginal_model", "refuse_filters"]
+
+
+class MarginalModel(NamedTuple):
+    """A checked model of parameters and Markov blocks.
+
+    target: the whole posterior.
+    given_paths: its density as a function of the parameters, given the paths.
+    marginal: the same without the densities of the Markov blocks.
+    data: for kernels.
+    """
+
+    target: Target
+    given_paths: Target
+    marginal: Target
+    data: ChainData
+
+
+def marginal_model(bound: BoundModel, method: ParticleFilter) -> MarginalModel:
+    """Check a model and take it apart.
+
+    Args:
+        bound: the model and its data.
+        method: the filter of its blocks.
+
+    Raises:
+        CapabilityError: if the model has no Markov block or no parameters, or blocks depend on each other.
+    """
+    target = compile_model(bound)
+    for problem in static_problems(target.sites):
+        raise problem
+    names = chain_names(bound)
+    if not names:
+        raise CapabilityError(
+            f"{target.sites.model} has no Markov chain whose evidence a particle filter could estimate",
+            expected="a model with mcx.markov(name, initial=..., transition=..., emission=..., obs=...), "
+            "or with numpyro.contrib.control_flow.scan over a body with latent and observed sites",
+            remedy="write the series with mcx.markov; or use mcx.NUTS() for models without one",
+        )
+    refuse_unobserved(target)
+    # refuses chains that depend on each other, whose evidences would not multiply
+    spaces = {name: method.state_space(bound, name, whole=True) for name in names}
+    paths = tuple(site for space in spaces.values() for site in path_sites(space))
+    given_paths = condition_target(target, paths)
+    refuse_data(given_paths)
+    if not given_paths.shapes:
+        raise CapabilityError(
+            f"{target.sites.model} has no parameters: all its latent sites belong to Markov chains",
+            remedy="mcx.filter and mcx.smooth for the path given the parameters; or mcx.ParticleGibbs",
+        )
+    own = tuple(site for space in spaces.values() for site in chain_sites(space))
+    marginal = condition_target(target, paths, own)
+    return MarginalModel(target, given_paths, marginal, ChainData(target.data, spaces))
+
+
+def marginal_data(bound: BoundModel, method: ParticleFilter, names: tuple[str, ...]) -> ChainData:
+    """Data for kernels, of a model that is known to fit; may be traced."""
+    spaces = {name: method.state_space(bound, name, whole=True) for name in names}
+    return ChainData(compile_model(bound).data, spaces)
+
+
+def refuse_filters(model: MarginalModel, state: PMMHState, key: Key) -> None:
+    """Raise if a chain found no initial point; its states have a leading chain axis."""
+    started = np.asarray(state.started)
+    chain = int(np.argmin(started))
+    point = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[chain], state.point)
+    position = point.position[None]
+    refuse_unsupported(model.given_paths.with_data((model.data.model, point.paths)), position)
+    if started.all():
+        return
+    if not jnp.isfinite(point.log_density):
+        refuse_start(model.marginal, position, key)
+    raise InitializationError(
+        f"no particle of the filters explains the observations at any of the {MAX_TRIES} points tried",
+        site=", ".join(model.data.spaces),
+        expected="a point where the estimated evidence is not zero",
+        remedy="start from values you trust: infer(..., init={'site': value}); take more particles; or "
+        "propose with the observation in view (proposal=)",
+    )

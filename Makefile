@@ -2,7 +2,6 @@
 
 BIN := .venv/bin
 WORKERS ?= 2
-FAST = not x64 and not slow
 PYTEST = -m pytest -n auto --maxprocesses=$(WORKERS) --dist worksteal
 BENCHMARKS ?= $(wildcard benchmarks/[!_]*.py)
 
@@ -14,22 +13,21 @@ test test-all test-lowest: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/
 test test-all test-lowest: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 test test-all test-lowest: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 
-# Nor do fast tests need the fastest machine code: without LLVM's optimisations, and each program in one piece, as the
-# cores have other tests to run, XLA compiles in half the time. `make test-all` runs the same programs optimised.
-test: export XLA_FLAGS := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $(XLA_FLAGS)
+# Nor do fast tests need the fastest machine code: without LLVM's optimisations XLA compiles in half the time. They
+# are compiled in the same way by all targets, which therefore share the cache; `make test CHEAP=` optimises them.
+# Slow tests draw much, and are optimised. Programs are compiled in one piece: the cores have other tests to run.
+CHEAP ?= --xla_backend_optimization_level=0
+ONE_PIECE := --xla_cpu_parallel_codegen_split_count=1 $(XLA_FLAGS)
 
-# $(call suites,PYTHON,MARKERS,X64-MARKERS): the tests, then those that need float64, in a process of their own.
-# Both run even where the first fails. pytest's exit status 5 means that nothing was selected.
-define suites
-	@status=0; \
-	echo "== tests"; \
-	$(1) $(PYTEST) -m "$(2)" || status=$$?; \
-	if grep -rqsw --include='*.py' x64 tests; then \
-		echo "== tests in float64"; \
-		rc=0; JAX_ENABLE_X64=1 $(1) $(PYTEST) -m "$(3)" || rc=$$?; \
-		if [ $$rc -ne 0 ] && [ $$rc -ne 5 ]; then status=$$rc; fi; \
-	fi; \
-	exit $$status
+# $(call suite,PYTHON,MARKERS,XLA-FLAGS,PYTEST-OPTIONS): the tests, then those that need float64, in a process of their
+# own. Both run even where the first fails. pytest's exit status 5 means that nothing was selected.
+define suite
+	status=0; export XLA_FLAGS="$(strip $(3) $(ONE_PIECE))"; \
+	echo "== $(2) tests"; \
+	$(1) $(PYTEST) $(4) -m "$(2) and not x64" || status=$$?; \
+	echo "== $(2) tests in float64"; \
+	rc=0; JAX_ENABLE_X64=1 $(1) $(PYTEST) $(4) -m "$(2) and x64" || rc=$$?; \
+	if [ $$rc -ne 0 ] && [ $$rc -ne 5 ]; then status=$$rc; fi
 endef
 
 help: ## list the targets
@@ -47,14 +45,15 @@ lint: setup ## ruff and mypy
 	@echo "== mypy"; $(BIN)/python -m mypy
 
 test: lint ## lint, type-check and run the fast tests, in float32 and float64
-	$(call suites,$(BIN)/python,$(FAST),x64 and not slow)
+	@$(call suite,$(BIN)/python,not slow,$(CHEAP)); exit $$status
 
-test-all: lint ## the same with the slow tests
-	$(call suites,$(BIN)/python,not x64,x64)
+test-all: lint ## the same, then the slow tests
+	@$(call suite,$(BIN)/python,not slow,$(CHEAP)); fast=$$status; \
+	$(call suite,$(BIN)/python,slow,,--durations=40); exit $$((status ? status : fast))
 
 test-lowest: ## run the fast tests on the lowest supported versions, in .venv-lowest
 	@sh scripts/setup.sh lowest
-	$(call suites,.venv-lowest/bin/python,$(FAST),x64 and not slow)
+	@$(call suite,.venv-lowest/bin/python,not slow,$(CHEAP)); exit $$status
 
 bench: setup ## run benchmarks/*.py, or those named in BENCHMARKS="..."
 	@if [ -z "$(BENCHMARKS)" ]; then echo "benchmarks/ has no benchmark"; fi

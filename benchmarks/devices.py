@@ -42,7 +42,7 @@ def subjects(chains: int) -> dict[str, Callable[[Any, int], float]]:
         return run
 
     def ppg(devices: Any, key: int) -> float:
-        method = mcx.PPG(num_particles=100, num_iterations=200, burn_in=10)
+        method = mcx.PPG(num_particles=100, num_warmup=10, num_samples=190)
         found = mcx.smooth(
             series,
             lambda x_prev, x, t: x_prev * x,

@@ -45,7 +45,7 @@ MOST_STAGES = 300
 def ours(bound: Any, start: Any, replicates: int) -> Callable[[int], np.ndarray]:
     import mcx
 
-    method = mcx.TemperedSMC(num_particles=PARTICLES, start=start)
+    method = mcx.TemperedSMC(num_particles=PARTICLES, initial_law=start)
 
     def run(seed: int) -> np.ndarray:
         post = mcx.infer(bound, method, key=seed, num_chains=replicates, progress=False, warnings="ignore")

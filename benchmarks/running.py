@@ -126,7 +126,7 @@ def peak(kind: str, draws: int) -> float:
             key=key,
             num_steps=draws,
             num_chains=4,
-            start=starting_points(compiled, None, 4, key),
+            init=starting_points(compiled, None, 4, key),
             inputs=method.inputs(),
             progress=False,
             checkpoint=checkpoint,

@@ -34,8 +34,7 @@ import mcx
 import mcx.dist as dist
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, sweep
 from mcx.inference.smoothing.additive import as_functional, summand_of
-from mcx.inference.smoothing.paris import Recursion
-from mcx.inference.smoothing.smooth import sweep_once
+from mcx.inference.smoothing.recursion import Recursion
 from mcx.model.series.state_space import state_space
 from mcx.testing import dense_gaussian
 
@@ -162,8 +161,10 @@ def equal_budget(replicates: int) -> list[str]:
     cases = {
         "PaRIS, N = 750": mcx.PaRIS(num_particles=750),
         "PaRIS, N = 50": mcx.PaRIS(num_particles=50),
-        "PPG, N = 50, k = 15, k0 = 0": mcx.PPG(num_particles=50, num_iterations=15, burn_in=0, num_steps=2),
-        "PPG, N = 50, k = 15, k0 = 7": mcx.PPG(num_particles=50, num_iterations=15, burn_in=7, num_steps=2),
+        "PPG, N = 50, k = 15, k0 = 0": mcx.PPG(
+            num_particles=50, num_warmup=0, num_samples=15, num_mh_steps=2
+        ),
+        "PPG, N = 50, k = 15, k0 = 7": mcx.PPG(num_particles=50, num_warmup=7, num_samples=8, num_mh_steps=2),
     }
     for name, method in cases.items():
         errors = np.asarray(run(y, method, 1, replicates).draws).mean(1) - truth
@@ -204,7 +205,7 @@ def memory(y: np.ndarray, method: Any) -> float:
     ctx = fk.prepare({"rho": jnp.float32(RHO)})
     recursion = Recursion(fk, ctx, None, summand_of(as_functional(product), fk, space.view), method.smoothing)
     path = jnp.zeros(len(y))
-    program = jax.jit(lambda key, path: sweep_once(key, recursion, method, path)[:2])
+    program = jax.jit(lambda key, path: method.sweep(key, recursion, path)[:2])
     used: Any = program.lower(jax.random.key(0), path).compile().memory_analysis()
     return float(used.temp_size_in_bytes)
 
@@ -216,7 +217,7 @@ def costs() -> list[str]:
         method = mcx.PaRIS(num_particles=num)
         lines.append(_cost("PaRIS", method, num, times, chains, 1))
     for num, times, chains in ((100, 100, 1), (100, 100, 8), (100, 100, 64), (100, 1000, 8), (400, 100, 8)):
-        method = mcx.PPG(num_particles=num, num_iterations=8, burn_in=4)
+        method = mcx.PPG(num_particles=num, num_warmup=4, num_samples=4)
         lines.append(_cost("PPG, k = 8", method, num, times, chains, 8))
     return ["Costs:", "", *lines, ""]
 

@@ -25,7 +25,7 @@ __all__ = ["Values", "at_points", "leaves_at", "refuse_nothing"]
 
 _AT_ONCE = 4096
 
-# Functions do not live longer for being known here: their programs refer to them weakly.
+# Programs refer to functions weakly, so that this cache does not keep functions alive.
 _PROGRAMS: weakref.WeakKeyDictionary[Callable[..., Any], Callable[[PyTree], PyTree]] = (
     weakref.WeakKeyDictionary()
 )
@@ -35,15 +35,15 @@ def at_points(function: Callable[[Any], PyTree]) -> Callable[[PyTree], PyTree]:
     """A compiled program that evaluates a function of one point at many.
 
     The same function object has the same program for as long as it lives: a second call with points of the
-    same shape traces nothing. What a function reads from outside counts as it was at the first call, as under
-    ``jax.jit``. One that cannot be hashed is traced anew by every call of this function.
+    same shape traces nothing. Values that it reads from outside are those of the first call, as under
+    ``jax.jit``. A function that cannot be hashed is traced again by every call of this one.
 
     Args:
         function: of one point, a pytree of arrays.
 
     Returns:
-        A function of points with a leading axis (n, ...), whose values have it, too. Memory is needed for
-        4096 points at once, and for all values. The caller has to keep ``function``.
+        A function of points with a leading axis (n, ...), whose values have the same leading axis. It needs
+        memory for 4096 points at once, and for all values. The caller has to keep ``function`` alive.
     """
     try:
         found = _PROGRAMS.get(function)
@@ -65,7 +65,7 @@ def _program(get: Callable[[], Callable[[Any], PyTree] | None]) -> Callable[[PyT
 
 
 def refuse_nothing(leaves: list[Array], name: str = "the function") -> None:
-    """Raise where a function's values hold no number: leaves have a leading axis of points.
+    """Raise where a function's values hold no number; leaves have a leading axis of points.
 
     Raises:
         DataError: naming the function.

@@ -49,7 +49,7 @@ def main(folder: Path = Path("out")):
     weights, x, y = simulate()
     bound = network(y)
     method = mcx.ScoreAscent(
-        smoother=mcx.PPG(num_particles=64, num_iterations=2, burn_in=0), num_steps=200, num_information=10
+        smoother=mcx.PPG(num_particles=64, num_warmup=0, num_samples=2), num_updates=200, num_information=10
     )
     found = mcx.maximize(bound, method=method, key=0)
     print(f"\n{found}\n")

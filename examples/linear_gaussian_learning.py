@@ -58,10 +58,10 @@ def main(folder: Path = Path("out")):
     print(f"exact maximum of the likelihood {-exact.fun:.2f} at A =\n{best.round(4)}\n")
     traces = {}
     for name, smoother in {
-        "PPG": mcx.PPG(num_particles=50, num_iterations=2, burn_in=0),
+        "PPG": mcx.PPG(num_particles=50, num_warmup=0, num_samples=2),
         "PaRIS": mcx.PaRIS(num_particles=100),
     }.items():
-        method = mcx.ScoreAscent(smoother=smoother, num_steps=300, num_information=20)
+        method = mcx.ScoreAscent(smoother=smoother, num_updates=300, num_information=20)
         found = mcx.maximize(rotation(y), method=method, key=0)
         a = found.params["A"]
         print(f"\n{name}: {found}")

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mcx.estimators.sliced.variants import energy_sliced_wasserstein, max_sliced_wasserstein
     from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC
     from mcx.inference.diffusion.guided.guided_diffusion import GuidedDiffusion
+    from mcx.inference.diffusion.guided.guided_gibbs import GuidedGibbs
     from mcx.inference.diffusion.models.prior import ScorePrior
     from mcx.inference.filtering.online import OnlineFilter
     from mcx.inference.filtering.particle_filter import ParticleFilter
@@ -73,6 +74,7 @@ _LAZY = {
     "Estimate": "mcx.results.estimate",
     "FFBS": "mcx.inference.smoothing.ffbs",
     "GuidedDiffusion": "mcx.inference.diffusion.guided.guided_diffusion",
+    "GuidedGibbs": "mcx.inference.diffusion.guided.guided_gibbs",
     "HMC": "mcx.inference.mcmc.hmc",
     "MALA": "mcx.inference.mcmc.mala",
     "NUTS": "mcx.inference.mcmc.nuts",
@@ -121,6 +123,7 @@ __all__ = [
     "Estimate",
     "FeynmanKac",
     "GuidedDiffusion",
+    "GuidedGibbs",
     "Kernel",
     "Model",
     "OnlineFilter",

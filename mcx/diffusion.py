@@ -1,7 +1,7 @@
 """Diffusion models: schedules, scores, integrators, and weights that correct what scores get wrong."""
 
 from mcx.inference.diffusion.correctors.correct import Corrections, correct
-from mcx.inference.diffusion.correctors.correctors import Corrected, corrector
+from mcx.inference.diffusion.correctors.corrector import Corrected, corrector
 from mcx.inference.diffusion.denoising_mcmc.denoising_mcmc import Denoised, DenoisingMCMC
 from mcx.inference.diffusion.denoising_mcmc.level_laws import (
     LevelsFromClassifier,

@@ -14,6 +14,14 @@ jax.config.update("jax_num_cpu_devices", 4)  # for the tests of runs over severa
 hypothesis.settings.load_profile("mcx")
 
 
+LONG = ("test_docs.py", "test_examples.py", "test_sp500.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests go first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture
 def own_name(request):
     """Class, function and parameters of the test, not its file: one that moves keeps its random numbers."""

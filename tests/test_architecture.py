@@ -45,9 +45,10 @@ LAYERS = [
     ],
     ["mcx.verbs"],
     # what collects names for users, and what tests use
-    ["mcx.testing", "mcx.diffusion", "mcx.functionals", "mcx.composition", "mcx.__main__"],
+    ["mcx.testing", "mcx.diffusion", "mcx.functionals", "mcx.composition"],
     ["mcx.inference", "mcx.inference.diffusion"],
     ["mcx"],
+    ["mcx.__main__"],
 ]
 RANK = {name: (rank, name) for rank, names in enumerate(LAYERS) for name in names}
 

@@ -185,7 +185,7 @@ class TestRunning:
         target = compile_model(bound)
         start = starting_points(target, None, 8, jax.random.fold_in(jax.random.key(0), 1))
         for chunk_size in (1, 7, 80):
-            cut = mcx.run(SHORT.kernel(target), target.data, start=start, chunk_size=chunk_size, **kernel_run)
+            cut = mcx.run(SHORT.kernel(target), target.data, init=start, chunk_size=chunk_size, **kernel_run)
             np.testing.assert_array_equal(cut.draws[0]["x"], whole.draws["x"])
 
     def test_a_run_goes_on_from_a_checkpoint_with_the_same_bits(self, tmp_path, monkeypatch):
@@ -215,7 +215,7 @@ class TestRunning:
 
     @pytest.mark.parametrize(
         "settings",
-        [{"trajectory_length": 0.0}, {"max_num_steps": 0}, {"target_accept": 1.0}, {"num_warmup": -1}],
+        [{"trajectory_length": 0.0}, {"max_leapfrog_steps": 0}, {"target_accept": 1.0}, {"num_warmup": -1}],
     )
     def test_settings_are_checked(self, settings):
         with pytest.raises(MethodError, match=next(iter(settings))):

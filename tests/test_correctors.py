@@ -130,7 +130,8 @@ def test_correct_says_what_cannot_be_relied_on():
             noise_gain=0.1, threshold=0.0, progress=False, refresh=True,
         )  # fmt: skip
     assert "larger noise_gain" in str(said[0].message)
-    for field, value in (("num_particles", 1), ("event_shape", (0,)), ("refresh", 3), ("warnings", "no")):
+    for field, value in (("num_particles", 1), ("event_shape", (0,)), ("refresh", 3), ("warnings", "no"),
+                         ("num_chains", 0), ("threshold", 2.0), ("resampling", "no")):  # fmt: skip
         with pytest.raises(MethodError, match=field):
             correct(anneal(SECOND, 2.0), **{"event_shape": (1,), "rho": RHO, "key": 0, field: value})
 

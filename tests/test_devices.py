@@ -204,7 +204,7 @@ def test_smoothers_over_devices_go_on(key, tmp_path):
 
     def smooth(functional, **options):
         options = {"params": {"s": 0.5}, "key": key, "num_chains": 4, "progress": False, **options}
-        return mcx.smooth(LEVEL, functional, method=mcx.PPG(20, num_iterations=6, burn_in=2), **options)
+        return mcx.smooth(LEVEL, functional, method=mcx.PPG(20, num_warmup=2, num_samples=4), **options)
 
     options = {"devices": CPUS, "checkpoint": tmp_path}
     found = [smooth(lambda xp, x, t: xp * x, **options) for _ in range(2)]
@@ -221,7 +221,7 @@ def test_smoothers_do_not_depend_on_devices(key):
             LEVEL,
             lambda xp, x, t: xp * x,
             params={"s": 0.5},
-            method=mcx.PPG(20, num_iterations=6, burn_in=2),
+            method=mcx.PPG(20, num_warmup=2, num_samples=4),
             devices=d,
             key=key,
             num_chains=4,

@@ -66,7 +66,7 @@ def test_nuts_has_the_same_bits_for_every_chunk_length(key):
             key=key,
             num_steps=100,
             num_discard=60,
-            start=start,
+            init=start,
             inputs=method.inputs(),
             chunk_size=chunk,
             progress=False,
@@ -128,7 +128,7 @@ def test_blackjax_algorithms_run(key):
         key=key,
         num_steps=500,
         num_chains=8,
-        start=jnp.zeros((8, 2)),
+        init=jnp.zeros((8, 2)),
         collect=lambda state, info: state.position,
         progress=False,
     )
@@ -257,7 +257,7 @@ def test_steps_are_traced_once_however_chains_start():
     options = {"key": 0, "num_chains": 2, "progress": False}
     first = mcx.run(kernel, num_steps=4, inputs=u[:4], **options)
     number = len(traced)
-    second = mcx.run(kernel, num_steps=5, inputs=u[4:], start=first.state, **options)
+    second = mcx.run(kernel, num_steps=5, inputs=u[4:], init=first.state, **options)
     assert len(traced) == number > 0
     np.testing.assert_array_equal(second.draws[0], 2 * np.cumprod(u)[4:])
 

@@ -1,4 +1,4 @@
-"""``mcx.GuidedDiffusion`` against exact posteriors, quadrature, and its own chain in closed form."""
+"""``mcx.GuidedDiffusion`` and ``mcx.GuidedGibbs`` against exact posteriors, quadrature, and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal, norm
 import mcx
 import mcx.dist as dist
 from mcx.diffusion import GaussianMixture, Score, ve
-from mcx.inference.diffusion.guided import feynman_kac as guided_steps
+from mcx.inference.diffusion.guided import feynman_kac
 from mcx.inference.diffusion.guided.calibration import calibrate
 from mcx.inference.diffusion.guided.feynman_kac import guided
 from mcx.testing import StatisticalFailure, check_mean
@@ -28,9 +28,9 @@ def evidence(kind, key, threshold=0.5, num=8, replicates=4000):
     """Estimated over exact evidence of the discretised chain, of independent particle systems of size N."""
     mixture, matrix, scale, y = problem(3, 2, 1, scale=0.5)
     bound = linear(mcx.ScorePrior(mixture.model, num_steps=8), matrix, scale, y)
-    plan = mcx.GuidedDiffusion(**KINDS[kind]).plan(bound)
-    data = calibrate(plan.how, plan.target.data, plan.chain, jax.random.key(0))
-    fk = guided(plan.how, data)
+    posterior = mcx.GuidedDiffusion(**KINDS[kind]).plan(bound).posterior
+    data = calibrate(posterior.guidance, posterior.target.data, posterior.process, jax.random.key(0))
+    fk = guided(posterior.guidance, data)
 
     @jax.jit
     def run(keys):
@@ -38,7 +38,7 @@ def evidence(kind, key, threshold=0.5, num=8, replicates=4000):
         return jax.vmap(one)(keys).log_evidence
 
     log_z = np.asarray(run(jax.random.split(key, replicates)), float)
-    mean, cov = chain_law(mixture, data.levels.steps, plan.chain.start())
+    mean, cov = chain_law(mixture, data.levels.steps, posterior.process.initial_law())
     law = multivariate_normal(matrix @ mean, matrix @ cov @ matrix.T + scale**2 * np.eye(len(y)))
     return np.exp(log_z - law.logpdf(y))
 
@@ -59,17 +59,17 @@ def test_mutants_are_caught(key, monkeypatch):
     """Without the children's mean as a weight, and without the proposal's density, the evidence is biased."""
 
     def caught(kind):
-        guided_steps.code.cache_clear()
+        feynman_kac._functions.cache_clear()
         with pytest.raises(StatisticalFailure, match="mean is off"):
             check_mean(evidence(kind, key), 1.0, delta=0.2, independent=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(guided_steps, "_log_mean", lambda log_w: jnp.max(log_w))
+        patch.setattr(feynman_kac, "_log_mean", lambda log_w: jnp.max(log_w))
         caught("soft_value")
     with monkeypatch.context() as patch:
-        patch.setattr(guided_steps, "_conditional_ratio", lambda *args: jnp.zeros(()))
+        patch.setattr(feynman_kac, "_conditional_ratio", lambda *args: jnp.zeros(()))
         caught("linear_gaussian")
-    guided_steps.code.cache_clear()
+    feynman_kac._functions.cache_clear()
 
 
 def check_posterior(post, exact, log_z, size, modes=True):

@@ -164,9 +164,19 @@ def test_refusals_of_integrators():
         lambda: SDEDPMSolver(3),
         lambda: PredictorCorrector(Heun()),
         lambda: PredictorCorrector(norms="particle"),
+        lambda: DPMSolver(True),
+        lambda: UniPC(2.0),
+        lambda: SDEDPMSolver("2"),
     ):
         with pytest.raises(MethodError):
             make()
+    assert DPMSolver(np.int64(3)) == DPMSolver(jnp.int32(3)) == DPMSolver(3)
+    with pytest.raises(MethodError, match=r"integrate\(model=\.\.\.\)"):
+        integrate(lambda y, rho: y, y, [2.0, 1.0])
+    with pytest.raises(MethodError, match=r"sample\(method=\.\.\.\)"):
+        sample(MIXTURE, 3, (2,), [2.0, 1.0], key=0, method=DPMSolver)
+    with pytest.raises(KeyTypeError):
+        sample(MIXTURE, 3, (2,), [2.0, 1.0], key=None)
     with pytest.raises(NonFiniteError, match="not finite"):
         integrate(dataclasses.replace(MIXTURE, weights=jnp.array([jnp.nan, 0.5])), y, [2.0, 1.0])
 

@@ -161,7 +161,6 @@ def test_weights_are_of_least_squares(key):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_integrals(key):
     basis = legendre(4, 2)
     truth = scipy_integrate.dblquad(lambda x, y: math.cos(2 * x * y) / 4, -1, 1, -1, 1)[0]

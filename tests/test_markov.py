@@ -313,7 +313,7 @@ def statement(**changes):
         ({"transition": lambda x, u: {"a": dist.Normal(0, 1)}}, "different components"),
         ({"emission": None}, "no emission"),
         ({"obs": {"y": Y}}, "do not name the same sites"),
-        ({"missing": {"q": np.zeros(T, bool)}}, "masks an observation that is not given"),
+        ({"missing": {"q": np.zeros(T, bool)}}, "masks an observation that is not among"),
     ],
 )
 def test_refusals_of_markov(changes, message):

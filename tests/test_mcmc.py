@@ -145,7 +145,7 @@ def test_same_key_same_draws_and_other_key_other_draws():
 
 class TestStartingPoints:
     def start(self, **options):
-        method = mcx.HMC(num_warmup=0, num_samples=1, step_size=1e-6, max_num_steps=1)
+        method = mcx.HMC(num_warmup=0, num_samples=1, step_size=1e-6, max_leapfrog_steps=1)
         x, y = regression_data()
         return infer(regression(x, y=y), method, 0, **options).draws
 

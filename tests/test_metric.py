@@ -107,7 +107,7 @@ def test_schedules(num_warmup):
 
 STEEP = [
     pytest.param(mcx.NUTS(max_tree_depth=3), marks=pytest.mark.slow),
-    mcx.HMC(max_num_steps=8),
+    mcx.HMC(max_leapfrog_steps=8),
     mcx.MALA(),
 ]
 

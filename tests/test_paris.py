@@ -9,13 +9,15 @@ import pytest
 from problems import slow_unless
 from test_conditional_smc import INITIAL, LIKELIHOOD, TRANSITION, model, total_variation
 
+from mcx.inference.smc.backward import backward_weights
 from mcx.inference.smc.smc import smc
-from mcx.inference.smoothing import paris as paris_module
 from mcx.inference.smoothing import ppg as ppg_module
+from mcx.inference.smoothing import recursion as recursion_module
 from mcx.inference.smoothing.additive import AdditiveFunctional, PathFunctional
-from mcx.inference.smoothing.ffbs import FFBS, ffbs_run, marginals
-from mcx.inference.smoothing.paris import PaRIS, Recursion, forward, value
+from mcx.inference.smoothing.ffbs import FFBS, ffbs_run
+from mcx.inference.smoothing.paris import PaRIS
 from mcx.inference.smoothing.ppg import PPG, ppg_sweep
+from mcx.inference.smoothing.recursion import Recursion, forward, value
 from mcx.ops.random import choose
 from mcx.testing import enumerate_outcomes, forward_backward, path_law
 
@@ -63,11 +65,11 @@ def after_one_sweep(fk, method, law=LAW, **options):
 
 PPG_CASES = {
     "exact": {"backward": "exact", "threshold": 1.0},
-    "ancestors": {"num_steps": 0, "threshold": 1.0},
-    "one step": {"num_steps": 1, "threshold": 1.0},
-    "adaptive": {"num_steps": 1, "threshold": 0.8},
-    "never": {"num_steps": 1, "threshold": 0.0},
-    "guided": {"num_steps": 1, "threshold": 0.8},
+    "ancestors": {"num_mh_steps": 0, "threshold": 1.0},
+    "one step": {"num_mh_steps": 1, "threshold": 1.0},
+    "adaptive": {"num_mh_steps": 1, "threshold": 0.8},
+    "never": {"num_mh_steps": 1, "threshold": 0.0},
+    "guided": {"num_mh_steps": 1, "threshold": 0.8},
 }
 
 
@@ -97,15 +99,15 @@ def test_ppg_is_exact_in_double_precision(case):
 @pytest.mark.parametrize(
     ("times", "options"),
     [
-        (4, {"num_steps": 0}),
-        (4, {"num_steps": 1}),
-        (4, {"num_steps": 2}),
+        (4, {"num_mh_steps": 0}),
+        (4, {"num_mh_steps": 1}),
+        (4, {"num_mh_steps": 2}),
         (4, {"backward": "exact"}),
-        (3, {"num_steps": 5}),
-        (3, {"num_steps": 1, "num_particles": 3}),
+        (3, {"num_mh_steps": 5}),
+        (3, {"num_mh_steps": 1, "num_particles": 3}),
         (3, {"backward": "exact", "num_particles": 3}),
-        (2, {"num_steps": 2, "num_particles": 3}),
-        (2, {"num_steps": 1, "num_backward": 2}),
+        (2, {"num_mh_steps": 2, "num_particles": 3}),
+        (2, {"num_mh_steps": 1, "num_backward": 2}),
     ],
 )
 def test_ppg_with_more_of_everything(times, options):
@@ -126,7 +128,7 @@ def test_ppg_with_more_of_everything(times, options):
 )
 def test_wrong_recursions_are_found(monkeypatch, defect):
     """The first is the defect of well-known conditional filters; the nailed particle may keep its parent."""
-    right = paris_module.parents
+    right = recursion_module.parents
 
     def wrong(key, fk, ctx, before, after, u, **options):
         return right(key, fk, ctx, (before[0], jnp.zeros_like(before[1])), after, u, **options)
@@ -137,7 +139,7 @@ def test_wrong_recursions_are_found(monkeypatch, defect):
     if defect == "sorted ancestors":
         monkeypatch.setattr(ppg_module, "pinned", ordered)
     else:
-        monkeypatch.setattr(paris_module, "parents", wrong)
+        monkeypatch.setattr(recursion_module, "parents", wrong)
     method = PPG(num_particles=2, num_backward=1, backward="exact", threshold=1.0)
     found = after_one_sweep(model(), method)
     assert total_variation(found.outcomes[0], found.probabilities, LAW) > 1e-3
@@ -146,8 +148,8 @@ def test_wrong_recursions_are_found(monkeypatch, defect):
 PARIS_CASES = {
     "all": {"backward": "all", "threshold": 0.8},
     "exact": {"backward": "exact", "num_backward": 1, "threshold": 1.0},
-    "imh": {"num_backward": 1, "num_steps": 1, "threshold": 0.8},
-    "ancestors": {"num_backward": 1, "num_steps": 0, "threshold": 0.8},
+    "imh": {"num_backward": 1, "num_mh_steps": 1, "threshold": 0.8},
+    "ancestors": {"num_backward": 1, "num_mh_steps": 0, "threshold": 0.8},
 }
 
 
@@ -168,7 +170,7 @@ def test_paris_is_properly_weighted(case):
 
 @pytest.mark.parametrize("kind", slow_unless(["imh"], ["imh", "exact"]))
 def test_ffbs_is_properly_weighted(kind):
-    method = FFBS(num_particles=2, num_paths=1, backward=kind, num_steps=1, threshold=0.8)
+    method = FFBS(num_particles=2, num_paths=1, backward=kind, num_mh_steps=1, threshold=0.8)
     fk = model(guided=True, look=True)
 
     def run(key):
@@ -180,6 +182,17 @@ def test_ffbs_is_properly_weighted(kind):
     np.testing.assert_allclose(estimate, EXACT, rtol=1e-5)
 
 
+def marginals(fk, particles, log_w):
+    """Smoothing weights (T, N) of a filter's particles: Doucet, Godsill and Andrieu (2000), section IV."""
+    weights = [jnp.exp(log_w[-1])]
+    for t in range(log_w.shape[0] - 1, 0, -1):
+        u = jax.tree_util.tree_map(lambda x, t=t: jnp.asarray(x)[t], fk.inputs)
+        before = (particles[t - 1], log_w[t - 1])
+        back = jax.vmap(lambda x, u=u, before=before: backward_weights(fk, None, before, x, u))(particles[t])
+        weights.append(weights[-1] @ jnp.exp(back))
+    return jnp.stack(weights[::-1])
+
+
 @pytest.mark.slow
 def test_forward_smoothing_is_backward_smoothing(key):
     """The forward recursion with all parents, and the backward recursion of weights, agree."""
@@ -188,7 +201,7 @@ def test_forward_smoothing_is_backward_smoothing(key):
     trail, _, (particles, log_w) = forward(
         key, recursion(fk, method, by_time), keep=lambda system, drawn: (system.particles, system.log_w)
     )
-    weights = marginals(fk, None, particles, log_w)
+    weights = marginals(fk, particles, log_w)
     np.testing.assert_allclose(np.sum(weights, 1), 1.0, rtol=1e-5)
     np.testing.assert_allclose(value(trail), np.sum(weights * particles, 1), atol=1e-5)
 
@@ -198,6 +211,6 @@ def test_smoothing_weights_converge(key):
     """4000 particles: within 5 sd of the exact smoothing probabilities, sd at most 1 / sqrt(1000)."""
     result = smc(key, model(), num_particles=4000, history="full")
     kept = result.history
-    weights = marginals(model(), None, kept.particles, kept.log_w)
+    weights = marginals(model(), kept.particles, kept.log_w)
     exact = forward_backward(INITIAL, TRANSITION, np.log(LIKELIHOOD)).smoothed[:, 1]
     np.testing.assert_allclose(np.sum(weights * kept.particles, 1), exact, atol=5 / 1000**0.5)

@@ -114,7 +114,7 @@ def test_the_law_is_exact(bound, key):
     def draw(key):
         return parents(
             key, fk, None, (x_prev, log_w), (x, jnp.zeros(4, jnp.int32)), None,
-            num_draws=num, kind="hybrid", num_steps=0,
+            num_draws=num, kind="hybrid", num_mh_steps=0,
         )  # fmt: skip
 
     drawn = np.asarray(draw(key))
@@ -171,4 +171,4 @@ def test_refusals_of_rejection(key):
     fk = replace(chain(lambda x: 1.0, PEAK), log_potential=lambda ctx, x_prev, x, u: x_prev * x)
     system, after = (jnp.zeros(3), jnp.zeros(3)), (jnp.zeros(3), jnp.zeros(3, jnp.int32))
     with pytest.raises(CapabilityError, match="bounds the transition's density alone"):
-        parents(key, fk, None, system, after, None, num_draws=1, kind="hybrid", num_steps=0)
+        parents(key, fk, None, system, after, None, num_draws=1, kind="hybrid", num_mh_steps=0)

@@ -174,7 +174,7 @@ REFUSED = [
     (subsampled, "'many'.*2 of 6", "subsample_size"),
     (subsampled_outside, "'many'.*2 of 6", "subsample_size"),
     (masked_around, "(?s)'x'.*handlers around the scan.*mask", "def body"),
-    (masked_state, "'x'.*no law to draw from", "observed sites alone"),
+    (masked_state, "'x'.*no distribution to draw from", "observed sites alone"),
     (scaled_data, "'s'.*computed from this parameter", "body of the scan"),
     (residual, "'y'.*computed from the state", "distribution"),
     (flat_start, "'x0'.*no law to draw from", "proper prior"),

@@ -43,7 +43,7 @@ def test_the_fit_has_the_moments_of_the_posterior(key):
 
     A run's sd of the fit's sd is 0.4 %, so 2 % is five of them; the other divergence would be off by 8 %.
     """
-    method = mcx.ScoreClimbing(num_steps=4000, num_checks=5000)
+    method = mcx.ScoreClimbing(num_updates=4000, num_checks=5000)
     fit = mcx.maximize(BOUND, method=method, key=key, num_chains=32, progress=False)
     loc, sd = float(fit.params["loc"][0]), float(jnp.exp(fit.params["log_scale"][0]))
     assert abs(reverse_fit()[1] / SD - 1) > 0.08
@@ -139,7 +139,7 @@ def test_particle_gibbs_underneath(key):
     mean = integrate.simpson(w * z, x=z)
     sd = integrate.simpson(w * (z - mean) ** 2, x=z) ** 0.5
     method = mcx.ScoreClimbing(
-        kernel=mcx.ParticleGibbs(states=mcx.ConditionalSMC(16), num_warmup=200), num_steps=2000
+        kernel=mcx.ParticleGibbs(states=mcx.ConditionalSMC(16), num_warmup=200), num_updates=2000
     )
     fit = mcx.maximize(two_chains(Y), method=method, key=key, num_chains=32, progress=False)
     assert fit.params["loc"][0] == pytest.approx(mean, abs=0.08 * sd)
@@ -152,14 +152,14 @@ def test_particle_gibbs_underneath(key):
 def test_a_family_of_ones_own(key):
     """Student t laws with a common scale: the best location is nearly the mean."""
     own = Family(lambda dim: jnp.zeros(dim), lambda loc: dist.StudentT(5.0, loc, SD).to_event(1))
-    method = mcx.ScoreClimbing(family=own, num_steps=1000, num_checks=0)
+    method = mcx.ScoreClimbing(family=own, num_updates=1000, num_checks=0)
     fit = mcx.maximize(BOUND, method=method, key=key, num_chains=16, progress=False)
     assert fit.quality is None and fit.params.shape == (1,)
     assert abs(fit.params[0] - MEAN) < 0.2 * SD
 
 
 def test_refusals_of_score_climbing(key):
-    for bad in ({"family": "wide"}, {"kernel": mcx.FFBS()}, {"num_steps": 1}, {"average": 0.0}):
+    for bad in ({"family": "wide"}, {"kernel": mcx.FFBS()}, {"num_updates": 1}, {"average": 0.0}):
         with pytest.raises(MethodError):
             mcx.ScoreClimbing(**bad)
     with pytest.raises(MethodError, match="num_chains is out of range"):

@@ -265,7 +265,9 @@ def test_smc2_of_scan(key):
 @pytest.mark.slow
 def test_discrete_states_and_an_improper_prior_by_smc2(key):
     """Drawn from a law of its own, which the prior replaces at time 0."""
-    check_regimes(run(regimes(Y[0], seen=0.4), mcx.SMC2(1000, 50, start=2.0), key, num_chains=20), seen=0.4)
+    check_regimes(
+        run(regimes(Y[0], seen=0.4), mcx.SMC2(1000, 50, initial_law=2.0), key, num_chains=20), seen=0.4
+    )
 
 
 @pytest.mark.slow

@@ -74,8 +74,8 @@ def derivative(y, step=1e-4):
 
 
 METHODS = {
-    "PPG": mcx.PPG(num_particles=30, num_iterations=12, burn_in=8),
-    "PPG exact": mcx.PPG(num_particles=20, num_iterations=12, burn_in=8, backward="exact"),
+    "PPG": mcx.PPG(num_particles=30, num_warmup=8, num_samples=4),
+    "PPG exact": mcx.PPG(num_particles=20, num_warmup=8, num_samples=4, backward="exact"),
     "PaRIS": mcx.PaRIS(num_particles=400),
     "PaRIS all": mcx.PaRIS(num_particles=200, backward="all"),
     "FFBS": mcx.FFBS(num_particles=400, num_paths=400),
@@ -167,8 +167,8 @@ def test_ppg_removes_the_bias_of_paris(key):
     exact = {"num_particles": 50, "backward": "exact", "threshold": 1.0}
     paris = smooth(ar(y), h, method=mcx.PaRIS(**exact), key=key, num_chains=400)
     assert -12 < paris.value - truth < -4
-    for backward in ({"backward": "exact"}, {"num_steps": 2}):
-        method = mcx.PPG(**{**exact, "backward": "imh", **backward}, num_iterations=15, burn_in=7)
+    for backward in ({"backward": "exact"}, {"num_mh_steps": 2}):
+        method = mcx.PPG(**{**exact, "backward": "imh", **backward}, num_warmup=7, num_samples=8)
         ppg = smooth(ar(y), h, method=method, key=key, num_chains=400)
         check_mean(np.asarray(ppg.draws).mean(1), truth, delta=2.0, independent=True)
 
@@ -225,7 +225,7 @@ def test_smoothing_refuses_what_it_cannot_do(key):
     with pytest.raises(ModelError, match="no value for this site"):
         mcx.smooth(ar(y), lambda a, b, t: a, params={"rho": 0.9}, key=key)
     for make in (
-        lambda: mcx.PPG(burn_in=20, num_iterations=20),
+        lambda: mcx.PPG(num_samples=0),
         lambda: mcx.PPG(num_particles=1),
         lambda: mcx.PPG(backward="all"),
         lambda: mcx.PaRIS(backward="sideways"),
@@ -299,9 +299,9 @@ def maximum(y):
 
 
 ASCENTS = {
-    "FFBS": mcx.ScoreAscent(smoother=mcx.FFBS(num_particles=100, num_paths=50), num_steps=300),
-    "PaRIS": mcx.ScoreAscent(smoother=mcx.PaRIS(num_particles=100), num_steps=300),
-    "PPG": mcx.ScoreAscent(num_steps=300),
+    "FFBS": mcx.ScoreAscent(smoother=mcx.FFBS(num_particles=100, num_paths=50), num_updates=300),
+    "PaRIS": mcx.ScoreAscent(smoother=mcx.PaRIS(num_particles=100), num_updates=300),
+    "PPG": mcx.ScoreAscent(num_updates=300),
 }
 
 
@@ -310,7 +310,7 @@ def test_the_maximum_is_found(key):
     """Without standard errors, from the start given; 5 Monte Carlo errors and the bias of 1 / N."""
     y = data(30)
     best, se = maximum(y)
-    method = mcx.ScoreAscent(smoother=mcx.PaRIS(num_particles=60), num_steps=150, num_information=0)
+    method = mcx.ScoreAscent(smoother=mcx.PaRIS(num_particles=60), num_updates=150, num_information=0)
     found = mcx.maximize(ar(y), method=method, init={"rho": 0.5, "s": 1.0}, key=key, progress=False)
     for i, site in enumerate(("rho", "s")):
         assert found.mc_se[site] < 0.1 * se[i]

@@ -43,7 +43,7 @@ def test_maximum_likelihood_of_sp500(key):
     """4 Monte Carlo errors, and those a fifth of a posterior sd or less."""
     bound = sp500.stochastic_volatility(RETURNS)
     init = {"half": 0.9, "mean": np.log(np.var(RETURNS)), "scale": 0.5}
-    method = mcx.ScoreAscent(num_steps=400, num_information=0)
+    method = mcx.ScoreAscent(num_updates=400, num_information=0)
     found = mcx.maximize(bound, method=method, init=init, key=key, progress=False)
     params = dict(found.params, persistence=2 * found.params["half"] - 1)
     errors = dict(found.mc_se, persistence=2 * found.mc_se["half"])

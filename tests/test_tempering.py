@@ -12,8 +12,8 @@ from posteriordb import PROBLEMS
 import mcx
 import mcx.dist as dist
 from mcx.errors import CapabilityError, MethodError, NonFiniteError, WeightCollapse
-from mcx.inference.tempering.annealing import Annealing, with_move
-from mcx.inference.tempering.moves import Moves
+from mcx.inference.tempering.annealing import Annealing, with_moves
+from mcx.inference.tempering.moves import CloudMoves
 from mcx.inference.tempering.paths import annealed_data, tempered
 from mcx.model.compile import compile_model
 from mcx.results.diagnose import diagnose
@@ -76,7 +76,7 @@ class TestClosedForms:
     @pytest.mark.slow
     def test_chains_that_are_kept(self, key):
         """Waste-free: 32 chains of 8 points."""
-        method = mcx.TemperedSMC(**SMALL, chain_length=8)
+        method = mcx.TemperedSMC(**SMALL, waste_free_length=8)
         post = run(counts(COUNTS), method, key, num_chains=64)
         log_z, law = evidence_of_counts(COUNTS)
         assert post["rate"].shape == (64, 256)
@@ -146,7 +146,7 @@ class TestComposition:
         """A path, moves and `mcx.smc` make the sampler; stages after the last are moves at the posterior."""
         path, data = tempered(compile_model(counts(COUNTS)))
         move = mcx.RandomWalk()
-        fk = with_move(Annealing(path, Moves(move.transition(), move.target_accept)), data, 20)
+        fk = with_moves(Annealing(path, CloudMoves(move.transition(), move.target_accept)), data, 20)
         result = jax.jit(jax.vmap(lambda k: mcx.smc(k, fk, num_particles=256, threshold=1.0)))(
             jax.random.split(key, 16)
         )
@@ -241,7 +241,7 @@ class TestRefusals:
 
         with pytest.raises(CapabilityError, match="site 'mu'"):
             run(flat(1.0), mcx.TemperedSMC(**SMALL), key)
-        post = run(flat(1.0), mcx.TemperedSMC(**SMALL, start=3.0), key, num_chains=32)
+        post = run(flat(1.0), mcx.TemperedSMC(**SMALL, initial_law=3.0), key, num_chains=32)
         # the normal density integrates to 1
         check_mean(np.exp(post.smc_stats["log_evidence"][:, -1]), 1.0, delta=0.1, independent=True)
         check_mean(post["mu"].mean(1), 1.0, delta=0.1, independent=True)
@@ -268,12 +268,12 @@ class TestRefusals:
     def test_settings(self, key):
         for settings in (
             {"target_ess": 1.0},
-            {"chain_length": 3, "num_particles": 256},
+            {"waste_free_length": 3, "num_particles": 256},
             {"levels": (0.5, 0.2, 1.0)},
             {"levels": (0.5,)},
             {"move": "nuts"},
             {"num_particles": 1},
-            {"forget": 0.0},
+            {"max_correlation": 0.0},
         ):
             with pytest.raises(MethodError):
                 mcx.TemperedSMC(**settings)

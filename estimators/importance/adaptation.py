@@ -1,4 +1,4 @@
-"""How proposals adapt to weighted points: moments and cross-entropy, populations by EM, mixture weights."""
+"""Fits of proposals to weighted points: moments and cross-entropy, mixtures by EM, mixture weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_populations", "mixture_weights"]
 
+_EM_STEPS = 30
+_WEIGHT_STEPS = 200
 
-@partial(jax.jit, static_argnames=("num_components", "df", "steps"))
+
+@partial(jax.jit, static_argnames=("num_components", "df"))
 def fit_populations(
     x: Float[Array, "n d"],
     log_w: Float[Array, "n J"],
@@ -24,7 +27,6 @@ def fit_populations(
     num_components: int = 1,
     df: float | None = None,
     shrink_to: Float[Array, "J d d"] | None = None,
-    steps: int = 30,
 ) -> tuple[Elliptical, Float[Array, "J k"]]:
     """For each column of weights, the mixture that is closest to the weighted points.
 
@@ -38,11 +40,10 @@ def fit_populations(
         df: degrees of freedom of Student t's; None for Gaussians.
         shrink_to: (J, d, d) covariances that count where few points have weight; see
             :func:`~mcx.estimators.importance.proposals.fit_elliptical`.
-        steps: of EM.
 
     Returns:
-        J k components, those of a target one after another, and their log weights (J, k). Costs
-        O(steps n J k d^2).
+        J k components, those of a target one after another, and their log weights (J, k). Costs O(n J k d^2)
+        for each of 30 steps of EM.
 
     Sources: Rubinstein and Kroese (2004) for cross-entropy; Cappe, Douc, Guillin, Marin and Robert (2008) for
     EM on weighted populations.
@@ -66,7 +67,7 @@ def fit_populations(
         def improve(_: Array, member: Array) -> Array:
             return jax.nn.log_softmax(_log_joint(x, column, member, df, several), 1)
 
-        member = jax.lax.fori_loop(0, steps, improve, jax.nn.log_softmax(log_member, 1))
+        member = jax.lax.fori_loop(0, _EM_STEPS, improve, jax.nn.log_softmax(log_member, 1))
         found = fit_elliptical(x, column[:, None] + member, df=df, shrink_to=several)
         return found.loc, found.scale_tril, _log_shares(column, member)
 
@@ -86,14 +87,12 @@ def _log_joint(x: Array, column: Array, member: Array, df: float | None, shrink_
     return fitted.log_prob(x) + _log_shares(column, member)
 
 
-@partial(jax.jit, static_argnames="steps")
+@jax.jit
 def mixture_weights(
     log_components: Float[Array, "n C"],
     excess: Float[Array, " n"],
     log_weights: Float[Array, " C"],
-    fixed: Float[Array, " C"] | None = None,
-    *,
-    steps: int = 200,
+    fixed: Float[Array, " C"],
 ) -> Float[Array, " C"]:
     """Mixture weights a that minimise the sum over points of r_i / (sum_k a_k g_k(x_i)): a convex problem.
 
@@ -102,17 +101,16 @@ def mixture_weights(
         excess: (n,), r_i: squared deviations, divided by the density that the points come from.
         log_weights: (C,) to start from.
         fixed: (C,) weights that stay as they are where they are not NaN, such as that of a defensive
-            component; None where there are none.
-        steps: of the iteration, each of which lowers the sum.
+            component.
 
     Returns:
-        (C,) log weights, normalised. Costs O(steps n C).
+        (C,) log weights, normalised. Costs O(n C) for each of 200 steps, each of which lowers the sum.
 
     Source: for the criterion, Demange-Chryst, Bachoc and Morio (2022), the minimisation over alpha; for the
     multiplicative iteration with exponent 1/2, Silvey, Titterington and Torgersen (1978).
     """
-    held = jnp.zeros(log_weights.shape, bool) if fixed is None else ~jnp.isnan(fixed)
-    kept = jnp.where(held, 0.0 if fixed is None else fixed, 0.0)
+    held = ~jnp.isnan(fixed)
+    kept = jnp.where(held, fixed, 0.0)
     tiny = jnp.finfo(log_weights.dtype).tiny
     # Densities of far points vanish in float32: each row has its own unit, which its r takes over. That of r
     # does not matter.
@@ -132,4 +130,4 @@ def mixture_weights(
         return normalised(a * jnp.sqrt(slope / jnp.maximum(jnp.max(slope), tiny)))
 
     start = normalised(jax.nn.softmax(log_weights))
-    return jnp.log(jax.lax.fori_loop(0, steps, improve, start))
+    return jnp.log(jax.lax.fori_loop(0, _WEIGHT_STEPS, improve, start))

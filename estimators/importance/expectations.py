@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
 from mcx.estimators.importance.adaptive_importance import AdaptiveImportance, Iteration, explore
 from mcx.estimators.importance.history import History, all_draws
 from mcx.estimators.importance.integrals import Integrals, integrals
@@ -26,6 +25,7 @@ from mcx.estimators.importance.proposals import as_part
 from mcx.estimators.importance.weighted_average import estimate_from
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
+from mcx.ops.validation import instance, optional, refuse, validated
 from mcx.results.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate", "expectations"]
 
+_METHOD = optional(instance(AdaptiveImportance, "an AdaptiveImportance"))
+_CONTROLS = optional(instance((KnownMeans, EstimatedMeans), "KnownMeans(...) or EstimatedMeans(...)"))
 _OF_CONTROLS = 0x6D65616E  # a number for fold_in that no iteration has
 
 
@@ -68,7 +70,8 @@ def expectations(
     Raises:
         DataError: if the law has another shape, or both law and function are many, or the function returns no
             number.
-        MethodError: within functions that JAX traces.
+        MethodError: within functions that JAX traces; if method or controls are something else, or means come
+            from fewer draws than the budget.
         NonFiniteError: if the function is not finite where it was evaluated.
 
     Source: see :class:`AdaptiveImportance`.
@@ -80,7 +83,13 @@ def expectations(
         >>> expectations(lambda x: {"fourth": x[0] ** 4, "tail": x[0] > 3.0}, law, key=0)  # doctest: +SKIP
     """
     refuse_tracing("estimators.expectations", "call it outside of jit, vmap and grad", law, key)
-    method = AdaptiveImportance() if method is None else method
+    method = validated("expectations", "method", method, _METHOD) or AdaptiveImportance()
+    controls = validated("expectations", "controls", controls, _CONTROLS)
+    if isinstance(controls, EstimatedMeans) and controls.num_draws < method.budget:
+        least = (
+            f"at least {method.budget}, the method's budget, or the means' errors cost more than they save"
+        )
+        refuse("EstimatedMeans", "num_draws", controls.num_draws, least, "take ten times the budget")
     return estimate(integrals(function, law), method, controls, key=as_key(key))
 
 
@@ -94,7 +103,6 @@ def estimate(
     """Estimate the expectations of a problem; see :func:`expectations`."""
     known = None
     if controls is not None:
-        _check_controls(controls, method.budget)
         known = controls.prepare(problem, jax.random.fold_in(key, _OF_CONTROLS))
     adaptation = Adaptation(
         method.num_components,
@@ -139,19 +147,3 @@ def _successive(key: Key) -> Iterator[Key]:
     while True:
         key, one = jax.random.split(key)
         yield one
-
-
-def _check_controls(controls: object, budget: int) -> None:
-    if not isinstance(controls, KnownMeans | EstimatedMeans):
-        raise MethodError(
-            "controls= are control functions of your own",
-            expected="KnownMeans(functions, means) or EstimatedMeans(functions)",
-            found=repr(controls)[:100],
-            remedy="those of the method are chosen by AdaptiveImportance(controls=...)",
-        )
-    if isinstance(controls, EstimatedMeans) and controls.num_draws < budget:
-        raise MethodError(
-            "means of control functions from fewer draws than the budget cost more than they bring",
-            expected=f"num_draws of at least {budget}, better ten times as many",
-            found=repr(controls.num_draws),
-        )

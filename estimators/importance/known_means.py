@@ -1,4 +1,4 @@
-"""Control variates that users bring: functions whose means are known, or estimated from many cheap draws."""
+"""Control variates of the user: functions whose means are known, or estimated from many cheap draws."""
 
 from __future__ import annotations
 

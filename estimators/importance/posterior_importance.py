@@ -126,11 +126,10 @@ def _check(method: AdaptiveImportance) -> None:
     """Raise on what means nothing for a posterior: one target that all functions share."""
     for name, meant in (("controls", ("all", "none")), ("criterion", ("relative",))):
         if getattr(method, name) not in meant:
-            raise MethodError(
-                f"{name} has no meaning for expectations under a posterior",
-                expected=f"{name}={' or '.join(map(repr, meant))}",
-                found=repr(getattr(method, name)),
-                remedy="leave it out: the mixture adapts to the posterior itself, not to each function",
+            method.refuse(
+                name,
+                f"{' or '.join(map(repr, meant))} for expectations under a posterior",
+                "leave it out: the mixture adapts to the posterior itself, not to each function",
             )
 
 

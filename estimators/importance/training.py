@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train_proposal"]
 
-_MOST_NORM = 10.0  # of a gradient: weights of one update may be far larger than those of others
+_MOST_NORM = 10.0  # of a gradient: the weights of one update may be far larger than those of others
 
 
 def train_proposal(

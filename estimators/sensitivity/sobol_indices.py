@@ -91,7 +91,7 @@ def sobol_indices(
     Standard errors are those of a ratio of means (delta method), from random blocks, or from the means of the
     sequences, then with Student's quantile for so few: 1.96 of them make a 95 % interval. They need fourth
     moments; where what polynomials leave of the function has heavy tails, runs that do not see them have
-    errors that are too small. ``khat_integrand`` tells: see ``warnings`` of the result.
+    errors that are too small. ``khat_integrand`` shows this; see ``warnings`` of the result.
 
     Sources: Sobol' (1993); Saltelli and others (2010) for the blocks and first-order indices; Owen (1997) for
     errors from independent scramblings; Jansen (1999) for total ones; Janon, Klein, Lagnoux, Nodet and Prieur

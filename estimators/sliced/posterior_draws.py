@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float
 
-__all__ = ["as_samples", "draws_matrix", "draws_of_both", "whiten"]
+__all__ = ["as_samples", "draws_of_both", "whiten"]
 
 
 def as_samples(
@@ -59,24 +59,8 @@ def as_samples(
     return as_pair(x, y, x_weights, y_weights)
 
 
-def draws_matrix(posterior: Posterior) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Latent sites of all draws as columns.
-
-    Args:
-        posterior: any.
-
-    Returns:
-        (chains x draws, d) in float64, chain by chain, and the names of the sites.
-    """
-    wanted = [s.name for s in model_sites(posterior.bound).of_kind("latent", "discrete")]
-    names = tuple(name for name in sorted(wanted) if name in posterior.draws)
-    size = posterior.num_chains * posterior.num_draws
-    columns = [np.asarray(posterior.draws[n], np.float64).reshape(size, -1) for n in names]
-    return np.concatenate(columns, 1) if columns else np.zeros((size, 0)), names
-
-
 def draws_of_both(x: Posterior, y: Posterior) -> tuple[np.ndarray, np.ndarray]:
-    """Latent sites of two posteriors as columns; see :func:`draws_matrix`.
+    """Latent sites of two posteriors as columns, (chains x draws, d) in float64, chain by chain.
 
     Args:
         x: any posterior.
@@ -85,7 +69,7 @@ def draws_of_both(x: Posterior, y: Posterior) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         PosteriorShapeError: if their sites differ.
     """
-    (a, names_a), (b, names_b) = draws_matrix(x), draws_matrix(y)
+    (a, names_a), (b, names_b) = _columns(x), _columns(y)
     if names_a != names_b or a.shape[1] != b.shape[1]:
         raise PosteriorShapeError(
             "the posteriors are of different latent sites",
@@ -93,6 +77,14 @@ def draws_of_both(x: Posterior, y: Posterior) -> tuple[np.ndarray, np.ndarray]:
             found=f"{', '.join(names_b)} ({b.shape[1]} numbers)",
         )
     return a, b
+
+
+def _columns(posterior: Posterior) -> tuple[np.ndarray, list[str]]:
+    wanted = [s.name for s in model_sites(posterior.bound).of_kind("latent", "discrete")]
+    names = [name for name in sorted(wanted) if name in posterior.draws]
+    size = posterior.num_chains * posterior.num_draws
+    columns = [np.asarray(posterior.draws[n], np.float64).reshape(size, -1) for n in names]
+    return np.concatenate(columns, 1) if columns else np.zeros((size, 0)), names
 
 
 def whiten(

@@ -280,7 +280,7 @@ def fit_with_controls(
     settings: SlicedSettings,
     num_points: int,
 ) -> ControlFit:
-    """Average over directions with the control variates asked for.
+    """Average over directions with the chosen control variates.
 
     Args:
         key: for the mean of the Gaussian cost.

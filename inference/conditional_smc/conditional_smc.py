@@ -32,8 +32,8 @@ _FORMER = {"exact": "backward"}  # how checkpoints of older versions name the dr
 class ConditionalSMC(Settings):
     """Settings of a conditional SMC kernel.
 
-    Ancestors are drawn independently, and particle 0 follows the present path: the scheme for which the kernel
-    is exact (other schemes need a conditional version of their own, not just an overwritten particle).
+    Ancestors are drawn independently, and particle 0 follows the present path: the scheme for which the
+    kernel is exact (other schemes need a conditional version of their own, not just an overwritten particle).
 
     Attributes:
         num_particles: N, at least 2.

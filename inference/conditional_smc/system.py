@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mcx.inference.smc.resampling import Resampling
     from mcx.types import Index, Key, LogWeights, PyTree, Scalar
 
-__all__ = ["conditional", "pinned"]
+__all__ = ["conditional", "keep_first", "pinned"]
 
 
 def conditional(fk: FeynmanKac, path: PyTree) -> FeynmanKac:
@@ -79,9 +79,8 @@ def pinned(model: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, draw_ance
 
     def scheme(key: Key, log_w: LogWeights, num: int) -> Index:
         key_all, key_first = jax.random.split(key)
-        ancestors = choose(key_all, log_w, (num,))
         if not draw_ancestor:
-            return ancestors.at[0].set(0)
+            return keep_first(key_all, log_w, num)
         density = model.log_transition
         assert density is not None
 
@@ -90,6 +89,20 @@ def pinned(model: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, draw_ance
 
         # the filter's own weights, also where a look-ahead has others resample by more than these
         weights = state.log_w + jax.vmap(leads_to)(state.particles)
-        return ancestors.at[0].set(choose(key_first, weights))
+        return choose(key_all, log_w, (num,)).at[0].set(choose(key_first, weights))
 
     return scheme
+
+
+def keep_first(key: Key, log_w: LogWeights, num: int) -> Index:
+    """Resampling of a conditional system: particle 0 is its own ancestor, the others are drawn independently.
+
+    Args:
+        key: a typed key.
+        log_w: log weights, (n,), unnormalised.
+        num: number of offspring, static.
+
+    Returns:
+        int32 indices (num,). Unlike other schemes it is for systems one of whose particles follows a path.
+    """
+    return choose(key, log_w, (num,)).at[0].set(0)

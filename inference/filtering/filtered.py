@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx._version import __version__
 from mcx.errors import MethodError
-from mcx.inference.filtering.forecast import Forecast, forecast
-from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths, unique_ancestors
-from mcx.inference.smc.replicates import log_mean_evidence
+from mcx.inference.filtering.datatree import filtering_tree
+from mcx.inference.filtering.forecast import Forecast, forecast_particles
+from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths
 from mcx.model.bound import BoundModel
-from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
+from mcx.ops.validation import integer, validated
+from mcx.results.evidence import log_mean_evidence
 from mcx.results.posterior import RunInfo
 from mcx.target import StateSpace
 
 if TYPE_CHECKING:
     import xarray as xr
+    from jaxtyping import Float
 
     from mcx.inference.smc.engine import SMCState
     from mcx.inference.smc.history import Record
+    from mcx.types import KeyLike, PyTree, Stats
 
 __all__ = ["Filtered"]
 
@@ -55,16 +56,16 @@ class Filtered:
         info: how the run went; static.
     """
 
-    log_evidence: Any
-    log_evidence_se: Any
-    mean: dict[str, Any] | None
-    sd: dict[str, Any] | None
-    quantiles: dict[str, Any] | None
-    ess: Any
-    stats: dict[str, Any]
+    log_evidence: float
+    log_evidence_se: float
+    mean: dict[str, np.ndarray] | None
+    sd: dict[str, np.ndarray] | None
+    quantiles: dict[str, np.ndarray] | None
+    ess: Float[np.ndarray, " T"]
+    stats: Stats
     record: Record
     state: SMCState
-    params: dict[str, Any]
+    params: dict[str, np.ndarray]
     space: StateSpace
     bound: BoundModel
     quantile_levels: tuple[float, ...] = field(metadata={"static": True})
@@ -73,23 +74,22 @@ class Filtered:
     @classmethod
     def of(
         cls,
-        *,
         bound: BoundModel,
         space: StateSpace,
-        params: dict[str, Any],
+        params: dict[str, np.ndarray],
         record: Record,
-        stats: dict[str, Any],
+        stats: Stats,
         state: SMCState,
-        within: np.ndarray,
+        within: Float[np.ndarray, " chain"],
         quantile_levels: tuple[float, ...],
         info: RunInfo,
     ) -> Filtered:
-        """Put replicates together."""
+        """Put replicates together; ``within`` are standard errors of their log evidences."""
         log_z = stats["log_evidence"].astype(np.float64)
-        log_evidence, error = _combine(log_z[:, -1], within)
-        with np.errstate(invalid="ignore"):
-            share = np.exp(log_z - log_z.max(0))
-            share = share / share.sum(0)  # chain x T
+        log_evidence, error = (
+            (log_z[0, -1], within[0]) if len(log_z) == 1 else log_mean_evidence(log_z[:, -1])
+        )
+        share = _shares(log_z)
         mean = sd = quantiles = None
         if record.mean is not None:
             mean = {k: _average(share, v) for k, v in record.mean.items()}
@@ -99,10 +99,9 @@ class Filtered:
             }
         if record.quantiles is not None:
             quantiles = {k: np.moveaxis(_average(share, v), 1, 0) for k, v in record.quantiles.items()}
-        ess = stats["ess"].min(0)
         return cls(
-            log_evidence, error, mean, sd, quantiles, ess, stats, record, state, params, space, bound,
-            quantile_levels, info,
+            float(log_evidence), float(error), mean, sd, quantiles, stats["ess"].min(0), stats, record, state,
+            params, space, bound, quantile_levels, info,
         )  # fmt: skip
 
     @property
@@ -111,7 +110,7 @@ class Filtered:
         return int(self.stats["ess"].shape[0])
 
     @property
-    def num_steps(self) -> int:
+    def num_times(self) -> int:
         """Number of times filtered."""
         return int(self.stats["ess"].shape[1])
 
@@ -120,25 +119,41 @@ class Filtered:
         """False where the run was stopped before its end."""
         return self.info.complete
 
-    def forecast(self, num_steps: int, *, key: Any, num_draws: int = 1000, inputs: Any = None) -> Forecast:
+    def forecast(
+        self, horizon: int, *, key: KeyLike, num_draws: int = 1000, inputs: PyTree = None
+    ) -> Forecast:
         """Draw states and observations of the times after the last.
 
         Args:
-            num_steps: how many times ahead.
+            horizon: number of times ahead.
             key: a typed JAX key or an int.
             num_draws: number of paths, started from the final particles.
-            inputs: the block's inputs for these times, with a leading axis of ``num_steps``; None where it
-                has none.
+            inputs: the block's inputs for these times, with a leading axis of ``horizon``; None where it has
+                none.
 
         Returns:
-            Draws by site, (num_draws, num_steps, ...), with ``.quantiles(levels)``.
+            Draws by site, (num_draws, horizon, ...), with ``.quantiles(levels)``. Costs
+            O(num_draws horizon).
 
         Raises:
+            MethodError: for counts below 1.
             ModelError: if the model has inputs and none are given, or of another structure.
         """
-        return forecast(self, num_steps, as_key(key), num_draws, inputs)
+        # particles of all replicates, which weigh as much as their evidences
+        log_w = jnp.asarray(self.state.log_w) + jnp.asarray(self.stats["log_evidence"][:, -1:])
+        return forecast_particles(
+            self.bound,
+            self.space.name,
+            self.params,
+            jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), self.state.particles),
+            log_w.reshape(-1),
+            horizon=horizon,
+            key=as_key(key),
+            num_draws=num_draws,
+            inputs=inputs,
+        )
 
-    def paths(self, num_draws: int, *, key: Any) -> dict[str, np.ndarray]:
+    def paths(self, num_draws: int, *, key: KeyLike) -> dict[str, np.ndarray]:
         """Draw paths of the state from the particles' genealogies.
 
         They are draws from the smoothing law, but early times have few different values: the number of lines
@@ -149,9 +164,15 @@ class Filtered:
             key: a typed JAX key or an int.
 
         Returns:
-            By site: (num_draws, T, ...).
+            By site: (num_draws, T, ...). Costs O(num_draws T).
+
+        Raises:
+            MethodError: without the particles of every time, or for a count below 1.
+
+        Source: Kitagawa (1996), section 4.
         """
         self._require("full", "paths")
+        num_draws = validated("paths", "num_draws", num_draws, integer(1))
         key_chain, key_particle = jax.random.split(as_key(key))
         log_z = jnp.asarray(self.stats["log_evidence"][:, -1])
         log_w = jnp.asarray(self.record.log_w[:, -1])
@@ -173,21 +194,22 @@ class Filtered:
             lag: number of later observations, at least 0.
 
         Returns:
-            By site: (T, ...).
+            By site: (T, ...). Costs O(lag T N).
+
+        Raises:
+            MethodError: without the particles of every time, or for a negative lag.
+
+        Source: Kitagawa and Sato (2001).
         """
         self._require("full", "smoothed_mean")
-        if lag < 0:
-            raise MethodError(
-                "smoothed_mean(lag=...) is out of range", expected="an int >= 0", found=repr(lag)
-            )
+        lag = validated("smoothed_mean", "lag", lag, integer(0))
         states = jax.vmap(jax.vmap(jax.vmap(self.space.states)))(self.record.particles)
         means = jax.vmap(lambda a, w, x: fixed_lag_means(a, w, x, lag))(
             jnp.asarray(self.record.ancestors), jnp.asarray(self.record.log_w), states
         )
-        log_z = self.stats["log_evidence"].astype(np.float64)
-        ahead = np.minimum(np.arange(self.num_steps) + lag, self.num_steps - 1)
-        share = np.exp(log_z - log_z.max(0))[:, ahead]
-        return {k: _average(share / share.sum(0), np.asarray(v)) for k, v in means.items()}
+        ahead = np.minimum(np.arange(self.num_times) + lag, self.num_times - 1)
+        share = _shares(self.stats["log_evidence"].astype(np.float64)[:, ahead])
+        return {k: _average(share, np.asarray(v)) for k, v in means.items()}
 
     def _require(self, kind: str, verb: str) -> None:
         if self.record.particles is None:
@@ -205,7 +227,18 @@ class Filtered:
             ``site_quantile``), ``smc_stats`` (chain, step), ``observed_data``, and with ``history="full"``
             ``weighted_posterior`` (chain, time, particle), the particles and ``log_weight``.
         """
-        return _to_datatree(self)
+        summaries = (self.mean, self.sd, self.quantiles)
+        tree = filtering_tree(
+            self.bound, self.space, summaries, self.quantile_levels, self.stats, self.record, self.info.coords
+        )
+        tree.attrs = {
+            "model": self.bound.name,
+            "params": json.dumps({k: np.asarray(v).tolist() for k, v in self.params.items()}),
+            "log_evidence": float(self.log_evidence),
+            "log_evidence_se": float(self.log_evidence_se),
+            **self.info.attributes(),
+        }
+        return tree
 
     def __repr__(self) -> str:
         return _describe(self)
@@ -214,16 +247,15 @@ class Filtered:
         return f"<pre>{self!r}</pre>"
 
 
-def _combine(log_z: np.ndarray, within: np.ndarray) -> tuple[float, float]:
-    """Log of the mean evidence over replicates, and its standard error."""
-    if len(log_z) == 1:
-        return float(log_z[0]), float(within[0])
-    return log_mean_evidence(log_z)
+def _shares(log_z: Float[np.ndarray, "chain T"]) -> Float[np.ndarray, "chain T"]:
+    """Weights of the replicates at every time, in proportion to their evidences up to there."""
+    with np.errstate(invalid="ignore"):
+        share = np.exp(log_z - log_z.max(0))
+        return np.asarray(share / share.sum(0))
 
 
-def _average(share: np.ndarray, values: Any) -> np.ndarray:
-    """Average over chains with weights chain x T."""
-    values = np.asarray(values)
+def _average(share: Float[np.ndarray, "chain T"], values: np.ndarray) -> np.ndarray:
+    """Average over replicates of values of every time, (chain, T, ...)."""
     weights = share.reshape(share.shape + (1,) * (values.ndim - 2))
     return np.asarray((weights * values).sum(0), values.dtype)
 
@@ -234,7 +266,7 @@ def _describe(filtered: Filtered) -> str:
     info, ess = filtered.info, filtered.ess
     replicates = f", {filtered.num_chains} replicates" if filtered.num_chains > 1 else ""
     lines = [
-        f"{info.method} of '{filtered.space.name}': {filtered.num_steps} times, "
+        f"{info.method} of '{filtered.space.name}': {filtered.num_times} times, "
         f"{info.settings['num_particles']} particles{replicates}"
         f"{'' if info.complete else ' (stopped early)'}",
         f"log evidence {filtered.log_evidence:.3f}" + _plus_minus(filtered),
@@ -261,61 +293,3 @@ def _plus_minus(filtered: Filtered) -> str:
     if math.isinf(error):
         return " (error unknown: all lines of descent have coalesced; take more particles)"
     return " (error unknown from one run with this resampling: num_chains=10 tells it)"
-
-
-def _to_datatree(filtered: Filtered) -> xr.DataTree:
-    from arviz_base import dict_to_dataset
-    from xarray import DataTree
-
-    sites = model_sites(filtered.bound)
-    names = list(filtered.space.state_names)
-    time = sites[names[0]].dims[0]
-    steps = filtered.num_steps  # fewer than the data have, where the run was stopped
-    coords = {k: v[:steps] if k == time else v for k, v in filtered.info.coords.items()}
-    dims = {name: list(sites[name].dims) for name in names}
-    observed = {
-        k: np.asarray(v)[:steps]
-        for k, v in filtered.space.observed(filtered.space.feynman_kac.inputs).items()
-    }
-    library = {"inference_library": "mcx", "inference_library_version": __version__}
-
-    def dataset(data: Mapping[str, Any], axes: Mapping[Any, Any], leading: list[str], **more: Any) -> Any:
-        return dict_to_dataset(
-            dict(data), dims=dict(axes), coords={**coords, **more}, sample_dims=leading, attrs=dict(library),
-            check_conventions=False,
-        )  # fmt: skip
-
-    groups: dict[str, Any] = {}
-    if filtered.mean is not None and filtered.sd is not None:
-        summary = dict(filtered.mean)
-        axes = dict(dims)
-        for name in names:
-            summary[f"{name}_sd"], axes[f"{name}_sd"] = filtered.sd[name], dims[name]
-            if filtered.quantiles is not None:
-                summary[f"{name}_quantile"] = filtered.quantiles[name]
-                axes[f"{name}_quantile"] = ["quantile", *dims[name]]
-        more = {"quantile": list(filtered.quantile_levels)} if filtered.quantiles is not None else {}
-        groups["filtering"] = dataset(summary, axes, [], **more)
-    stats = {k: np.asarray(v) for k, v in filtered.stats.items()}
-    if filtered.record.ancestors is not None:
-        stats["unique_ancestors"] = np.asarray(
-            jax.vmap(unique_ancestors)(jnp.asarray(filtered.record.ancestors))
-        )
-    groups["smc_stats"] = dataset(stats, {}, ["chain", "step"])
-    if observed:
-        groups["observed_data"] = dataset(observed, {k: list(sites[k].dims) for k in observed}, [])
-    if filtered.record.particles is not None:
-        states = jax.vmap(jax.vmap(jax.vmap(filtered.space.states)))(filtered.record.particles)
-        particles = {k: np.asarray(v) for k, v in states.items()}
-        axes = {k: dims[k][1:] for k in particles}
-        particles["log_weight"] = np.asarray(filtered.record.log_w)
-        groups["weighted_posterior"] = dataset(particles, axes, ["chain", time, "particle"])
-    tree = DataTree.from_dict(groups, name="mcx")
-    tree.attrs = {
-        "model": filtered.bound.name,
-        "params": json.dumps({k: np.asarray(v).tolist() for k, v in filtered.params.items()}),
-        "log_evidence": float(filtered.log_evidence),
-        "log_evidence_se": float(filtered.log_evidence_se),
-        **filtered.info.attributes(),
-    }
-    return tree

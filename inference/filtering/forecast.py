@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import MethodError, ModelError
+from mcx.errors import ModelError
 from mcx.inference.smc.resampling import systematic
 from mcx.model.series.state_space import path_sites, state_space
 from mcx.ops.batched_draws import ParticleKey, particle_keys
-from mcx.ops.checks import is_count
+from mcx.ops.validation import integer, validated
+from mcx.target import StateSpace
 
 if TYPE_CHECKING:
-    from mcx.inference.filtering.filtered import Filtered
-    from mcx.results.posterior import Posterior
+    from jaxtyping import Array, Float
 
-__all__ = ["Forecast", "forecast", "forecast_draws"]
+    from mcx.model.bound import BoundModel
+    from mcx.types import Draws, Key, LogWeights, PyTree, SiteValues
+
+__all__ = ["Forecast", "forecast_draws", "forecast_particles"]
 
 
 class Forecast(Mapping[str, np.ndarray]):
-    """Draws of states and observations by site, (num_draws, num_steps, ...)."""
+    """Draws of states and observations to come, by site: (num_draws, horizon, ...)."""
 
     def __init__(self, draws: dict[str, np.ndarray]) -> None:
         self._draws = draws
@@ -37,76 +40,116 @@ class Forecast(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._draws)
 
-    def quantiles(self, levels: Any) -> dict[str, np.ndarray]:
-        """Quantiles by site, (k, num_steps, ...)."""
+    def quantiles(self, levels: float | Sequence[float]) -> dict[str, np.ndarray]:
+        """Quantiles by site, (k, horizon, ...) for k levels."""
         return {name: np.quantile(draws, levels, axis=0) for name, draws in self.items()}
 
     def __repr__(self) -> str:
         return f"Forecast({', '.join(f'{k}{v.shape}' for k, v in self.items())})"
 
 
-def forecast(filtered: Filtered, num_steps: int, key: Any, num_draws: int, inputs: Any) -> Forecast:
-    """See :meth:`Filtered.forecast`."""
-    _check_count("num_steps", num_steps)
-    _check_count("num_draws", num_draws)
-    # nothing is known of the observations to come: draw from the transition itself
-    space = state_space(filtered.bound, filtered.space.name, guided=False, auxiliary=False)
-    template = space.feynman_kac.inputs
-    future = _future(template, inputs, num_steps, filtered.space.name)
-    log_w = jnp.asarray(filtered.state.log_w) + jnp.asarray(filtered.stats["log_evidence"][:, -1:])
+def forecast_particles(
+    bound: BoundModel,
+    block: str,
+    params: Mapping[str, Array | np.ndarray],
+    particles: PyTree,
+    log_w: LogWeights,
+    *,
+    horizon: int,
+    key: Key,
+    num_draws: int,
+    inputs: PyTree,
+) -> Forecast:
+    """Draw what comes after weighted particles at the last time.
+
+    Args:
+        bound: the model and its data.
+        block: its Markov block.
+        params: constrained values of its parameters.
+        particles: a pytree with a leading axis of N.
+        log_w: their log weights, (N,).
+        horizon: number of times ahead.
+        key: a typed key.
+        num_draws: number of paths.
+        inputs: of these times, with a leading axis of ``horizon``, or None.
+
+    Raises:
+        MethodError: for counts below 1.
+        ModelError: if inputs are missing or of another structure.
+    """
+    horizon = validated("forecast", "horizon", horizon, integer(1))
+    num_draws = validated("forecast", "num_draws", num_draws, integer(1))
+    space, future = _continued(bound, block, inputs, horizon)
     key_start, key_run = jax.random.split(key)
-    chosen = systematic(key_start, log_w.reshape(-1), num_draws)
-    x = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:])[chosen], filtered.state.particles)
-    keys = jax.random.split(key_run, num_steps)
-    drawn = _simulate(space, keys, space.feynman_kac.prepare(filtered.params), x, future)
-    return Forecast({k: np.swapaxes(np.asarray(v), 0, 1) for k, v in drawn.items()})
+    chosen = systematic(key_start, log_w, num_draws)
+    x = jax.tree_util.tree_map(lambda x: x[chosen], particles)
+    keys = jax.random.split(key_run, horizon)
+    return _by_draw(_simulate(space, keys, space.feynman_kac.prepare(params), x, future))
 
 
-def forecast_draws(posterior: Posterior, num_steps: int, key: Any, inputs: Any, name: str | None) -> Forecast:
-    """See :func:`mcx.forecast`."""
-    _check_count("num_steps", num_steps)
-    # nothing is known of the observations to come: draw from the transition itself
-    space = state_space(posterior.bound, name, guided=False, auxiliary=False, whole=True)
-    future = _future(space.feynman_kac.inputs, inputs, num_steps, space.name)
+def forecast_draws(
+    bound: BoundModel, draws: Draws, *, horizon: int, key: Key, inputs: PyTree, block: str | None
+) -> Forecast:
+    """Draw what comes after draws of parameters and paths; see :func:`mcx.forecast`.
+
+    Args:
+        bound: the model and its data.
+        draws: by site, chain x draw x event.
+        horizon: number of times ahead.
+        key: a typed key.
+        inputs: of these times, with a leading axis of ``horizon``, or None.
+        block: the Markov block, where the model has several.
+
+    Raises:
+        MethodError: for a horizon below 1.
+        ModelError: if inputs are missing or of another structure, or the draws have no path.
+    """
+    horizon = validated("forecast", "horizon", horizon, integer(1))
+    space, future = _continued(bound, block, inputs, horizon, whole=True)
     values = {}
     for site in (*space.params, *path_sites(space)):
-        if site not in posterior.draws:
+        if site not in draws:
             raise ModelError(
                 "there are no draws of this site to start a forecast from",
                 site=site,
-                found=", ".join(posterior.draws),
+                found=", ".join(draws),
                 remedy="draw parameters and paths: mcx.PMMH, mcx.SMC2, mcx.ParticleGibbs, mcx.NUTS; a run of "
                 "SMC2 that was stopped has no paths, go on with it from a checkpoint",
             )
-        x = np.asarray(posterior.draws[site])
+        x = np.asarray(draws[site])
         values[site] = x.reshape(-1, *x.shape[2:])
-    drawn = _continue(space, jax.random.split(key, num_steps), values, future)
+    return _by_draw(_continue(space, jax.random.split(key, horizon), values, future))
+
+
+def _continued(
+    bound: BoundModel, block: str | None, inputs: PyTree, horizon: int, *, whole: bool = False
+) -> tuple[StateSpace, PyTree]:
+    """The state-space model that goes on, and its inputs of the times to come."""
+    # nothing is known of the observations to come: draw from the transition itself
+    space = state_space(bound, block, guided=False, auxiliary=False, whole=whole)
+    return space, _future(space.feynman_kac.inputs, inputs, horizon, space.name)
+
+
+def _by_draw(drawn: dict[str, Float[Array, "time draw ..."]]) -> Forecast:
     return Forecast({k: np.swapaxes(np.asarray(v), 0, 1) for k, v in drawn.items()})
 
 
-def _check_count(name: str, value: int) -> None:
-    if not is_count(value):
-        raise MethodError(f"forecast({name}=...) is out of range", expected="an int >= 1", found=repr(value))
-
-
-def _future(template: Any, inputs: Any, num_steps: int, name: str) -> Any:
+def _future(template: PyTree, inputs: PyTree, horizon: int, name: str) -> PyTree:
     """Inputs of the times to come; observations stand in for themselves, nothing looks at them."""
     wanted = jax.tree_util.tree_structure(template["u"])
     found = jax.tree_util.tree_structure(inputs)
     if str(wanted) != str(found) or any(
-        jnp.shape(x)[:1] != (num_steps,) for x in jax.tree_util.tree_leaves(inputs)
+        jnp.shape(x)[:1] != (horizon,) for x in jax.tree_util.tree_leaves(inputs)
     ):
         raise ModelError(
             "forecast(inputs=...) does not fit the Markov chain's inputs",
             site=name,
-            expected=f"{wanted} with leading axes of {num_steps}"
-            if template["u"] is not None
-            else "no inputs",
+            expected=f"{wanted} with leading axes of {horizon}" if template["u"] is not None else "no inputs",
             found=f"{found}: {[jnp.shape(x) for x in jax.tree_util.tree_leaves(inputs)]}",
         )
     blank = {
         role: jax.tree_util.tree_map(
-            lambda x: jnp.zeros((num_steps, *jnp.shape(x)[1:]), jnp.result_type(x)), template[role]
+            lambda x: jnp.zeros((horizon, *jnp.shape(x)[1:]), jnp.result_type(x)), template[role]
         )
         for role in ("y", "missing")
     }
@@ -117,16 +160,16 @@ def _future(template: Any, inputs: Any, num_steps: int, name: str) -> Any:
 
 
 @jax.jit
-def _simulate(space: Any, keys: Any, ctx: Any, x: Any, future: Any) -> dict[str, Any]:
+def _simulate(space: StateSpace, keys: Key, ctx: PyTree, x: PyTree, future: PyTree) -> dict[str, Array]:
     return _ahead(space, keys, ctx, x, future, None)
 
 
 @jax.jit
-def _continue(space: Any, keys: Any, values: Any, future: Any) -> dict[str, Any]:
+def _continue(space: StateSpace, keys: Key, values: SiteValues, future: PyTree) -> dict[str, Array]:
     fk = space.feynman_kac
     inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
 
-    def at_end(values: Any) -> tuple[Any, Any]:
+    def at_end(values: SiteValues) -> tuple[PyTree, PyTree]:
         ctx = fk.prepare({site: values[site] for site in space.params})
         path = space.path_of(ctx, {site: values[site] for site in path_sites(space)}, inputs)
         return ctx, jax.tree_util.tree_map(lambda x: x[-1], path)
@@ -135,12 +178,14 @@ def _continue(space: Any, keys: Any, values: Any, future: Any) -> dict[str, Any]
     return _ahead(space, keys, ctx, x, future, 0)
 
 
-def _ahead(space: Any, keys: Any, ctx: Any, x: Any, future: Any, axis: int | None) -> dict[str, Any]:
+def _ahead(
+    space: StateSpace, keys: Key, ctx: PyTree, x: PyTree, future: PyTree, axis: int | None
+) -> dict[str, Array]:
     """States and observations to come; the context is of all particles, or of each (``axis`` 0)."""
     fk = space.feynman_kac
     num = jax.tree_util.tree_leaves(x)[0].shape[0]
 
-    def step(x: Any, inputs: Any) -> tuple[Any, dict[str, Any]]:
+    def step(x: PyTree, inputs: tuple[Key, PyTree]) -> tuple[PyTree, dict[str, Array]]:
         key, u = inputs
         key_state, key_obs = jax.random.split(key)
         x = jax.vmap(fk.transition, (ParticleKey(None, 0), axis, 0, None))(
@@ -150,5 +195,5 @@ def _ahead(space: Any, keys: Any, ctx: Any, x: Any, future: Any, axis: int | Non
         y = jax.vmap(space.observe, (0, axis, 0, None))(keys, ctx, x, u)
         return x, {**jax.vmap(space.states)(x), **y}
 
-    drawn: dict[str, Any] = jax.lax.scan(step, x, (keys, future))[1]
+    drawn: dict[str, Array] = jax.lax.scan(step, x, (keys, future))[1]
     return drawn

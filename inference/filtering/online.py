@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,20 @@ import numpy as np
 from mcx.errors import DataError
 from mcx.inference.filtering.particle_filter import ParticleFilter
 from mcx.inference.smc.engine import SMCSettings, SMCState, end_block, initialize, move
-from mcx.inference.smc.history import HistorySettings, check_faults, record
+from mcx.inference.smc.faults import FILTER_ADVICE, fault_stats
+from mcx.inference.smc.history import HistorySettings, Record, record
 from mcx.inference.smc.variance import log_evidence_variance
 from mcx.model.bound import BoundModel
 from mcx.model.series.state_space import check_params
 from mcx.ops.keys import as_key
+from mcx.ops.validation import instance, integer, validated
+from mcx.results.faults import raise_faults
 from mcx.target import FeynmanKac
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
+    from mcx.types import Key, KeyLike, PyTree, Scalar, SiteValues
 
 __all__ = ["OnlineFilter", "OnlineState", "advance", "start"]
 
@@ -31,22 +39,22 @@ class OnlineState(NamedTuple):
     """
 
     system: SMCState
-    time: Any
+    time: Int[Array, ""]
 
     @property
-    def log_evidence(self) -> Any:
+    def log_evidence(self) -> Scalar:
         """Log of the estimated evidence of the observations so far."""
         return self.system.log_evidence
 
     @property
-    def log_evidence_se(self) -> Any:
+    def log_evidence_se(self) -> Scalar | float:
         """Its standard error; NaN unless resampling is multinomial."""
         if self.system.origins is None:
             return np.nan
         return jnp.sqrt(jnp.maximum(log_evidence_variance(self.system.origins, self.system.log_w), 0.0))
 
     @property
-    def ess(self) -> Any:
+    def ess(self) -> Scalar:
         """Effective sample size."""
         return self.system.info.ess
 
@@ -69,20 +77,26 @@ class OnlineFilter:
         self,
         bound: BoundModel,
         *,
-        params: Mapping[str, Any] | None = None,
+        params: SiteValues | None = None,
         num_particles: int = 1000,
         method: ParticleFilter | None = None,
         name: str | None = None,
     ) -> None:
-        self.method = ParticleFilter() if method is None else method
+        num_particles = validated("OnlineFilter", "num_particles", num_particles, integer(1))
+        self.method: ParticleFilter = validated(
+            "OnlineFilter",
+            "method",
+            ParticleFilter() if method is None else method,
+            instance(ParticleFilter, "mcx.ParticleFilter(...)"),
+        )
         self.space = self.method.state_space(bound, name)
         self.params = check_params(bound, self.space, params)
         self.context = self.space.feynman_kac.prepare(self.params)
         self.settings = self.method.settings(num_particles)
-        self.code = self.space.feynman_kac.functions_only()
+        self.functions = self.space.feynman_kac.functions_only()
         self._keep = HistorySettings("moments", (), self.space.states)
 
-    def init(self, key: Any, y: Any, *, inputs: Any = None, missing: Any = None) -> OnlineState:
+    def init(self, key: KeyLike, y: PyTree, *, inputs: PyTree = None, missing: PyTree = None) -> OnlineState:
         """Take the first observation.
 
         Args:
@@ -97,26 +111,30 @@ class OnlineFilter:
             WeightCollapse, NonFiniteError: if the weights say nothing any more.
         """
         u = self.input(y, inputs, missing)
-        return self.checked(start(self.code, self.settings, as_key(key), self.context, u))
+        state = start(self.functions, self.settings, as_key(key), self.context, u)
+        self.refuse_faults(state)
+        return state
 
     def step(
-        self, key: Any, state: OnlineState, y: Any, *, inputs: Any = None, missing: Any = None
+        self, key: KeyLike, state: OnlineState, y: PyTree, *, inputs: PyTree = None, missing: PyTree = None
     ) -> OnlineState:
         """Take the next observation; see :meth:`init`. Costs O(N). Use a new key every time."""
         u = self.input(y, inputs, missing)
-        return self.checked(advance(self.code, self.settings, as_key(key), self.context, state, u))
+        state = advance(self.functions, self.settings, as_key(key), self.context, state, u)
+        self.refuse_faults(state)
+        return state
 
-    def moments(self, state: OnlineState) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Mean and sd of the state given the observations so far, by site."""
+    def moments(self, state: OnlineState) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Mean and sd of the state given the observations so far, by site. Costs O(N)."""
         kept = _moments(self._keep, state.system)
         return kept.mean, kept.sd
 
-    def input(self, y: Any, inputs: Any, missing: Any) -> Any:
+    def input(self, y: PyTree, inputs: PyTree, missing: PyTree) -> PyTree:
         """What the model's functions see of one time; see :meth:`init`."""
         template = jax.tree_util.tree_map(lambda x: x[0], self.space.feynman_kac.inputs)
-        given = {"u": inputs, "y": _by_key(y), "missing": _by_key(missing) if missing is not None else {}}
+        seen = {"u": inputs, "y": _by_key(y), "missing": _by_key(missing) if missing is not None else {}}
 
-        def cast(path: Any, like: Any, value: Any) -> Any:
+        def cast(path: PyTree, like: Array, value: Array) -> Array:
             if jnp.shape(value) != jnp.shape(like):
                 raise DataError(
                     f"an observation or input of the wrong shape: {jax.tree_util.keystr(path)}",
@@ -126,7 +144,7 @@ class OnlineFilter:
                 )
             return jnp.asarray(value, jnp.result_type(like))
 
-        wanted, found = (jax.tree_util.tree_structure(tree) for tree in (template, given))
+        wanted, found = (jax.tree_util.tree_structure(tree) for tree in (template, seen))
         if str(wanted) != str(found):
             raise DataError(
                 "the observation does not have the structure of the model's",
@@ -136,28 +154,38 @@ class OnlineFilter:
                 remedy="y is an array, or a dictionary where the model's obs= is one; inputs and missing as "
                 "they are there",
             )
-        return jax.tree_util.tree_map_with_path(cast, template, given)
+        return jax.tree_util.tree_map_with_path(cast, template, seen)
 
-    def checked(self, state: OnlineState) -> OnlineState:
-        """The state as it is; raises where the weights say nothing any more."""
-        info = jax.tree_util.tree_map(lambda x: np.asarray(x)[None], state.system.info)
-        check_faults(info, self.settings.num_particles, self.method.max_nonfinite, int(state.time))
-        return state
+    def refuse_faults(self, state: OnlineState, result: object = None) -> None:
+        """Raise where the weights say nothing any more.
+
+        Args:
+            state: after the step.
+            result: what goes with the error; the state by default.
+        """
+        raise_faults(
+            fault_stats(state.system.info),
+            self.settings.num_particles,
+            self.method.max_nonfinite,
+            FILTER_ADVICE,
+            result=state if result is None else result,
+            first=int(state.time),
+        )
 
 
-def _by_key(values: Any) -> dict[str, Any]:
+def _by_key(values: PyTree) -> dict[str, PyTree]:
     return dict(values) if isinstance(values, Mapping) else {"": values}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def start(fk: FeynmanKac, settings: SMCSettings, key: Any, ctx: Any, u: Any) -> OnlineState:
+def start(fk: FeynmanKac, settings: SMCSettings, key: Key, ctx: PyTree, u: PyTree) -> OnlineState:
     """The system at time 0."""
     return OnlineState(initialize(key, fk, ctx, u, settings), jnp.int32(0))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def advance(
-    fk: FeynmanKac, settings: SMCSettings, key: Any, ctx: Any, state: OnlineState, u: Any
+    fk: FeynmanKac, settings: SMCSettings, key: Key, ctx: PyTree, state: OnlineState, u: PyTree
 ) -> OnlineState:
     """The system one time on."""
     system = move(key, fk, ctx, state.system, u, settings)
@@ -168,5 +196,5 @@ def advance(
 
 
 @partial(jax.jit, static_argnums=0)
-def _moments(keep: HistorySettings, system: SMCState) -> Any:
+def _moments(keep: HistorySettings, system: SMCState) -> Record:
     return record(system, keep)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from mcx.types import PyTree
 
 __all__ = ["FULL_RANK", "MEAN_FIELD", "Family"]
 
@@ -19,23 +24,23 @@ class Family(NamedTuple):
         differentiated in ``params``.
     """
 
-    init: Callable[[int], Any]
-    distribution: Callable[[Any], Any]
+    init: Callable[[int], PyTree]
+    distribution: Callable[[PyTree], dist.Distribution]
 
 
-def _mean_field_init(dim: int) -> dict[str, Any]:
+def _mean_field_init(dim: int) -> dict[str, Array]:
     return {"loc": jnp.zeros(dim), "log_scale": jnp.zeros(dim)}
 
 
-def _mean_field(params: Any) -> Any:
+def _mean_field(params: PyTree) -> dist.Distribution:
     return dist.Normal(params["loc"], jnp.exp(params["log_scale"])).to_event(1)
 
 
-def _full_rank_init(dim: int) -> dict[str, Any]:
+def _full_rank_init(dim: int) -> dict[str, Array]:
     return {**_mean_field_init(dim), "lower": jnp.zeros((dim, dim))}
 
 
-def _full_rank(params: Any) -> Any:
+def _full_rank(params: PyTree) -> dist.Distribution:
     # rows in units of their own scale, so that a step of the optimizer means the same for all of them
     lower = jnp.tril(params["lower"], -1) + jnp.eye(params["loc"].shape[0])
     tril = jnp.exp(params["log_scale"])[:, None] * lower

@@ -69,6 +69,11 @@ class GibbsState(NamedTuple):
     num_kept: Int[Array, ""]
 
     @property
+    def position(self) -> Vector:
+        """Where the Markov chain method is, unconstrained."""
+        return self.params.position
+
+    @property
     def started(self) -> Flags:
         """Whether a finite starting point was found."""
         return self.params.started

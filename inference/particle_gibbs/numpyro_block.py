@@ -51,8 +51,8 @@ class PathGibbs(MCMCKernel):
         kernel = Gibbs([(mcx.PathGibbs(model), ["x"]), (NUTS(model), None)])
         MCMC(kernel, num_warmup=500, num_samples=500).run(key, y)
 
-    The block owns the latent sites of one Markov chain, and may own those that are drawn just to start a scan;
-    it draws them given the sites of the other blocks.
+    The block owns the latent sites of one Markov chain, and may own those that are drawn just to start a
+    scan; it draws them given the sites of the other blocks.
 
     Args:
         model: the model of all blocks.

@@ -9,29 +9,33 @@ one or two of them renew the index (Dau and Chopin 2023).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import CapabilityError, MethodError
+from mcx.errors import CapabilityError
 from mcx.inference.smc.backward_rejection import by_rejection
 from mcx.model.series.block import sources
 from mcx.ops.logspace import normalize
 from mcx.ops.random import accept, choose
 from mcx.target import FeynmanKac
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Key, LogWeights, PyTree, Scalar
+
 __all__ = [
-    "KINDS",
     "backward_path",
     "backward_paths",
     "backward_weights",
     "check_backward",
-    "check_kind",
     "parents",
 ]
 
-KINDS = ("imh", "exact", "hybrid")
 _MAX_ENTRIES = 2**24  # of a table of pairs of particles: beyond, its rows are made batch by batch
 
 
@@ -68,28 +72,18 @@ def check_backward(method: str, fk: FeynmanKac, kind: str, reason: str = "") -> 
         )
 
 
-def check_kind(method: str, kind: str, kinds: tuple[str, ...] = KINDS) -> None:
-    """Raise unless ``kind`` is a backward kernel."""
-    if kind not in kinds:
-        raise MethodError(
-            f"{method}(backward=...) is unknown",
-            expected="one of " + ", ".join(map(repr, kinds)),
-            found=repr(kind),
-        )
-
-
 def parents(
-    key: Any,
+    key: Key,
     fk: FeynmanKac,
-    ctx: Any,
-    before: tuple[Any, Any],
-    after: tuple[Any, Any],
-    u: Any,
+    ctx: PyTree,
+    before: tuple[PyTree, LogWeights],
+    after: tuple[PyTree, Int[Array, " n"]],
+    u: PyTree,
     *,
     num_draws: int,
     kind: str,
-    num_steps: int,
-) -> Any:
+    num_mh_steps: int,
+) -> Int[Array, "n M"]:
     """Draw from the backward kernel of every particle.
 
     Args:
@@ -101,43 +95,43 @@ def parents(
         u: input of t.
         num_draws: draws a particle, M; independent given the systems and the ancestors.
         kind: "exact", "imh", or "hybrid": exact draws by rejection as long as that pays.
-        num_steps: Metropolis-Hastings steps of a draw, for "imh"; 0 gives the ancestors.
+        num_mh_steps: Metropolis-Hastings steps of a draw, for "imh"; 0 gives the ancestors.
 
     Returns:
-        int32 indices (n, M). Costs O(n M num_steps + N), exact draws O(n (N + M log N)), "hybrid" between
+        int32 indices (n, M). Costs O(n M num_mh_steps + N), exact draws O(n (N + M log N)), "hybrid" between
         O(n M + N) and a small multiple of the latter, as proposals are accepted or not.
     """
     x_prev, log_w = before
     x, ancestors = after
     pair = _pair(fk, ctx, u, bounded=kind == "hybrid")
 
-    def density(index: Any) -> Any:  # (n, M) to (n, M)
+    def density(index: Int[Array, "n M"]) -> Float[Array, "n M"]:
         each = jax.vmap(jax.vmap(pair, (0, None)))
         return each(jax.tree_util.tree_map(lambda a: a[index], x_prev), x)
 
-    def exactly(key: Any, x: Any) -> Any:
+    def exactly(key: Key, x: PyTree) -> Int[Array, " M"]:
         return choose(key, _row(fk, ctx, before, x, u), (num_draws,))
 
     if kind == "exact":
         keys = jax.random.split(key, ancestors.shape[0])
         return _rows(exactly, (keys, x), log_w.shape[0])
     if kind == "hybrid":
-        peak = fk.log_transition_bound
-        assert peak is not None
-        peaks = jax.vmap(lambda x: peak(ctx, x, u))(x_prev)
-        bound = jnp.max(jnp.where(log_w > -jnp.inf, peaks, -jnp.inf))
+        density_bound = fk.log_transition_bound
+        assert density_bound is not None
+        bounds = jax.vmap(lambda x: density_bound(ctx, x, u))(x_prev)
+        bound = jnp.max(jnp.where(log_w > -jnp.inf, bounds, -jnp.inf))
         key, key_exact = jax.random.split(key)
         rows = (jax.random.split(key_exact, ancestors.shape[0]), x)
         return by_rejection(key, log_w, lambda index: density(index) - bound, exactly, rows, num_draws)
 
     current = jnp.broadcast_to(ancestors[:, None], (ancestors.shape[0], num_draws))
-    if num_steps == 0:
+    if num_mh_steps == 0:
         return current
     key_propose, key_accept = jax.random.split(key)
-    proposals = choose(key_propose, log_w, (num_steps, *current.shape))
+    proposals = choose(key_propose, log_w, (num_mh_steps, *current.shape))
     log_m = density(current)
     # few steps: a loop would cost more than what it compiles
-    for key_step, proposed in zip(jax.random.split(key_accept, num_steps), proposals, strict=True):
+    for key_step, proposed in zip(jax.random.split(key_accept, num_mh_steps), proposals, strict=True):
         log_m_proposed = density(proposed)
         # whoever has density zero, by rounding, gives way to anybody who has not
         ratio = jnp.where(log_m == -jnp.inf, 0.0, log_m_proposed - log_m)
@@ -146,21 +140,23 @@ def parents(
     return current
 
 
-def backward_weights(fk: FeynmanKac, ctx: Any, before: tuple[Any, Any], x: Any, u: Any) -> Any:
+def backward_weights(
+    fk: FeynmanKac, ctx: PyTree, before: tuple[PyTree, LogWeights], x: PyTree, u: PyTree
+) -> LogWeights:
     """The backward kernel of one particle as normalised log weights (N,). Costs O(N)."""
     return normalize(_row(fk, ctx, before, x, u))[0]
 
 
 def backward_paths(
-    key: Any,
+    key: Key,
     fk: FeynmanKac,
-    ctx: Any,
-    history: tuple[Any, Any, Any],
+    ctx: PyTree,
+    history: tuple[PyTree, Float[Array, "T N"], Int[Array, "T N"]],
     *,
     num_paths: int,
     kind: str,
-    num_steps: int = 1,
-) -> tuple[Any, Any]:
+    num_mh_steps: int = 1,
+) -> tuple[PyTree, Int[Array, "T P"]]:
     """Draw paths from a filter's history, from the last time back.
 
     Args:
@@ -170,7 +166,7 @@ def backward_paths(
         history: particles, a pytree of (T, N, ...); log weights and ancestors of the filter, (T, N).
         num_paths: P; independent given the history.
         kind: "exact" or "imh".
-        num_steps: of "imh".
+        num_mh_steps: of "imh".
 
     Returns:
         The paths, a pytree of (T, P, ...), and their indices (T, P). Costs as :func:`parents` a time.
@@ -185,11 +181,11 @@ def backward_paths(
     inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
     keys = jax.random.split(key_run, fk.num_times - 1)
 
-    def back(carry: Any, at: Any) -> tuple[Any, Any]:
+    def back(carry: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
         x_next, index = carry
         key, before, row, u = at
         drawn = parents(
-            key, fk, ctx, before, (x_next, row[index]), u, num_draws=1, kind=kind, num_steps=num_steps
+            key, fk, ctx, before, (x_next, row[index]), u, num_draws=1, kind=kind, num_mh_steps=num_mh_steps
         )[:, 0]
         chosen = jax.tree_util.tree_map(lambda x: x[drawn], before[0])
         return (chosen, drawn), (chosen, drawn)
@@ -201,7 +197,9 @@ def backward_paths(
     return paths, jnp.concatenate([indices, last[None]])
 
 
-def backward_path(key: Any, fk: FeynmanKac, ctx: Any, particles: Any, log_w: Any) -> tuple[Any, Any]:
+def backward_path(
+    key: Key, fk: FeynmanKac, ctx: PyTree, particles: PyTree, log_w: Float[Array, "T N"]
+) -> tuple[PyTree, Int[Array, " T"]]:
     """Draw one path exactly; see :func:`backward_paths`. The path is (T, ...), its indices (T,)."""
     anyone = jnp.zeros(log_w.shape, jnp.int32)
     history = (particles, log_w, anyone)
@@ -209,7 +207,9 @@ def backward_path(key: Any, fk: FeynmanKac, ctx: Any, particles: Any, log_w: Any
     return jax.tree_util.tree_map(lambda x: x[:, 0], path), indices[:, 0]
 
 
-def _pair(fk: FeynmanKac, ctx: Any, u: Any, bounded: bool = False) -> Any:
+def _pair(
+    fk: FeynmanKac, ctx: PyTree, u: PyTree, bounded: bool = False
+) -> Callable[[PyTree, PyTree], Scalar]:
     """``(x_prev, x) -> log m_t(x_prev, x) G_t(x_prev, x)``, without G where that is a constant of x_prev.
 
     Where it has to be bounded by ``fk.log_transition_bound``, G must be such a constant.
@@ -217,10 +217,10 @@ def _pair(fk: FeynmanKac, ctx: Any, u: Any, bounded: bool = False) -> Any:
     density = fk.log_transition
     assert density is not None
 
-    def pair(x_prev: Any, x: Any) -> Any:
+    def pair(x_prev: PyTree, x: PyTree) -> Scalar:
         log_m = density(ctx, x_prev, x, u)
         # left out, a large constant cannot round the small differences that matter
-        past: Any = jax.tree_util.tree_map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x_prev)
+        past: PyTree = jax.tree_util.tree_map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x_prev)
         if sources(lambda x_prev: fk.log_potential(ctx, x_prev, x, u), {"x_prev": past}):
             if bounded:
                 raise CapabilityError(
@@ -234,12 +234,14 @@ def _pair(fk: FeynmanKac, ctx: Any, u: Any, bounded: bool = False) -> Any:
     return pair
 
 
-def _row(fk: FeynmanKac, ctx: Any, before: tuple[Any, Any], x: Any, u: Any) -> Any:
+def _row(fk: FeynmanKac, ctx: PyTree, before: tuple[PyTree, LogWeights], x: PyTree, u: PyTree) -> LogWeights:
     x_prev, log_w = before
     return log_w + jax.vmap(_pair(fk, ctx, u), (0, None))(x_prev, x)
 
 
-def _rows(row: Any, arguments: Any, num: int) -> Any:
+def _rows(
+    row: Callable[[Key, PyTree], Int[Array, " M"]], arguments: tuple[Key, PyTree], num: int
+) -> Int[Array, "n M"]:
     """``row`` of every particle; in batches where a table of all pairs would be large."""
     size = jax.tree_util.tree_leaves(arguments)[0].shape[0]
     if size * num <= _MAX_ENTRIES:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from mcx.ops.random import accept, choose
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+    from mcx.types import Key, LogWeights, PyTree
 
 __all__ = ["by_rejection"]
 
@@ -16,13 +21,13 @@ _ROWS = 32  # drawn exactly at once
 
 
 def by_rejection(
-    key: Any,
-    log_w: Any,
-    log_ratio: Callable[[Any], Any],
-    exactly: Callable[[Any, Any], Any],
-    rows: tuple[Any, Any],
+    key: Key,
+    log_w: LogWeights,
+    log_ratio: Callable[[Int[Array, "n M"]], Float[Array, "n M"]],
+    exactly: Callable[[Key, PyTree], Int[Array, " M"]],
+    rows: tuple[Key, PyTree],
     num_draws: int,
-) -> Any:
+) -> Int[Array, "n M"]:
     """Indices with probability in proportion to weight times density.
 
     Rounds of proposals from the weights, for all draws at once, go on as long as the last one spared more
@@ -46,14 +51,14 @@ def by_rejection(
     num, size = rows[0].shape[0], log_w.shape[0]
     shape = (num, num_draws)
 
-    def propose(carry: Any) -> Any:
+    def propose(carry: PyTree) -> PyTree:
         round_, drawn, open_, _ = carry
         key_propose, key_accept = jax.random.split(jax.random.fold_in(key, round_))
         proposed = choose(key_propose, log_w, shape)
         taken = open_ & accept(key_accept, log_ratio(proposed))
         return round_ + 1, jnp.where(taken, proposed, drawn), open_ & ~taken, jnp.sum(taken)
 
-    def pays(carry: Any) -> Any:
+    def pays(carry: PyTree) -> Bool[Array, ""]:
         _, _, open_, last = carry
         return jnp.any(open_) & (last * size >= num * num_draws)
 
@@ -65,7 +70,7 @@ def by_rejection(
     order = jnp.argsort(~left, stable=True)
     count = jnp.sum(left)
 
-    def draw_rows(carry: Any) -> Any:
+    def draw_rows(carry: PyTree) -> PyTree:
         done, drawn = carry
         here = order[jnp.minimum(done + jnp.arange(batch), num - 1)]
         keys, particles = jax.tree_util.tree_map(lambda a: a[here], rows)

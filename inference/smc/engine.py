@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
-from mcx.inference.smc.resampling import adaptive, multinomial
+from mcx.inference.smc.resampling import Resampling, adaptive, multinomial
 from mcx.inference.smc.variance import Origins, move_on, origins
 from mcx.ops.batched_draws import particle_keys
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.logspace import Compensated, add, compensated, largest, normalize, value
+from mcx.ops.validation import Rule, Settings, fraction, integer, optional
 from mcx.target import FeynmanKac
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Flags, Index, Key, LogWeights, PyTree, Scalar
 
 __all__ = ["Extras", "SMCInfo", "SMCSettings", "SMCState", "end_block", "initialize", "move"]
 
@@ -30,12 +37,12 @@ class Extras:
         update: ``(ctx, extra, x_prev, x, u) -> extra``, given the ancestor's extra and state.
     """
 
-    initial: Callable[..., Any]
-    update: Callable[..., Any]
+    initial: Callable[[PyTree, PyTree, PyTree], PyTree]
+    update: Callable[[PyTree, PyTree, PyTree, PyTree, PyTree], PyTree]
 
 
 @dataclass(frozen=True)
-class SMCSettings:
+class SMCSettings(Settings):
     """Settings of a particle system; static.
 
     Attributes:
@@ -50,28 +57,19 @@ class SMCSettings:
 
     num_particles: int
     threshold: float = 0.5
-    resampling: Callable[..., Any] = multinomial
+    resampling: Resampling = multinomial
     extras: Extras | None = None
     lag: int | None = None
     batch_size: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.lag is not None and self.lag < 1:
-            raise MethodError("the lag is out of range", expected="an int >= 1", found=repr(self.lag))
-        if self.num_particles < 1:
-            raise MethodError(
-                "num_particles is out of range", expected="an int >= 1", found=repr(self.num_particles)
-            )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise MethodError(
-                "batch_size is out of range", expected="an int >= 1, or None", found=repr(self.batch_size)
-            )
-        if not 0 <= self.threshold <= 1:
-            raise MethodError(
-                "the resampling threshold is out of range",
-                expected="a fraction between 0 (never resample) and 1 (at every step)",
-                found=repr(self.threshold),
-            )
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {
+            "num_particles": integer(1),
+            "threshold": fraction(),
+            "lag": optional(integer(1)),
+            "batch_size": optional(integer(1)),
+        }
 
 
 class SMCInfo(NamedTuple):
@@ -84,11 +82,11 @@ class SMCInfo(NamedTuple):
     max_log_weight: largest log weight before normalisation.
     """
 
-    ess: Any
-    resampled: Any
-    log_increment: Any
-    num_nonfinite: Any
-    max_log_weight: Any
+    ess: Scalar
+    resampled: Flags
+    log_increment: Scalar
+    num_nonfinite: Int[Array, ""]
+    max_log_weight: Scalar
 
 
 class SMCState(NamedTuple):
@@ -103,26 +101,27 @@ class SMCState(NamedTuple):
     info: of the last step.
     """
 
-    particles: Any
-    log_w: Any
+    particles: PyTree
+    log_w: LogWeights
     log_z: Compensated
-    ancestors: Any
-    extras: Any
+    ancestors: Index
+    extras: PyTree
     origins: Origins | None
     info: SMCInfo
 
     @property
-    def log_evidence(self) -> Any:
+    def log_evidence(self) -> Scalar:
         """Log of the estimated evidence so far."""
-        return value(self.log_z)
+        total: Scalar = value(self.log_z)
+        return total
 
     @property
-    def collapsed(self) -> Any:
+    def collapsed(self) -> Flags:
         """Whether all weights are zero."""
         return self.info.ess == 0
 
 
-def initialize(key: Any, fk: FeynmanKac, ctx: Any, u: Any, settings: SMCSettings) -> SMCState:
+def initialize(key: Key, fk: FeynmanKac, ctx: PyTree, u: PyTree, settings: SMCSettings) -> SMCState:
     """The particle system at t = 0: N draws from M_0, weighted by G_0.
 
     Args:
@@ -146,7 +145,9 @@ def initialize(key: Any, fk: FeynmanKac, ctx: Any, u: Any, settings: SMCSettings
     return SMCState(particles, log_w, compensated(log_z), ancestors, extras, registers, info)
 
 
-def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: SMCSettings) -> SMCState:
+def move(
+    key: Key, fk: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, settings: SMCSettings
+) -> SMCState:
     """One step: resample where the weights ask for it, draw from M_t, weight by G_t.
 
     Args:
@@ -169,7 +170,8 @@ def move(key: Any, fk: FeynmanKac, ctx: Any, state: SMCState, u: Any, settings: 
     key_resample, key_move = jax.random.split(key)
     if fk.adapt is not None:
         ctx = fk.adapt(ctx, state.particles, state.log_w, u)
-    log_v, num_blind = state.log_w, 0
+    log_v = state.log_w
+    num_blind: Int[Array, ""] | int = 0
     if fk.log_lookahead is not None:
         look = fk.log_lookahead
         ahead, num_blind = _potentials(each(lambda x: look(ctx, x, u), (0,))(state.particles))
@@ -208,8 +210,14 @@ def end_block(state: SMCState) -> SMCState:
 
 
 def _per_particle(
-    fk: FeynmanKac, law: Callable[..., Any], key: Any, settings: SMCSettings, ctx: Any, own: Any, shared: Any
-) -> Any:
+    fk: FeynmanKac,
+    law: Callable[..., PyTree],
+    key: Key,
+    settings: SMCSettings,
+    ctx: PyTree,
+    own: tuple[PyTree, ...],
+    shared: tuple[PyTree, ...],
+) -> PyTree:
     """Draw from a kernel for every particle, from one batch or from a key each."""
     num = settings.num_particles
     mapped = (0, *(0 for _ in own))
@@ -223,13 +231,15 @@ def _per_particle(
     return each(particle_key.index, *own)
 
 
-def _potentials(log_g: Any) -> tuple[Any, Any]:
+def _potentials(log_g: Float[Array, " N"]) -> tuple[Float[Array, " N"], Int[Array, ""]]:
     """Log potentials with NaN and +inf made -inf, and the number of those."""
     bad = jnp.isnan(log_g) | (log_g == jnp.inf)
     return jnp.where(bad, -jnp.inf, log_g), jnp.sum(bad, dtype=jnp.int32)
 
 
-def _weigh(log_w: Any, log_g: Any, num_bad: Any, resampled: Any) -> tuple[Any, Any, SMCInfo]:
+def _weigh(
+    log_w: LogWeights, log_g: Float[Array, " N"], num_bad: Int[Array, ""], resampled: Flags
+) -> tuple[LogWeights, Scalar, SMCInfo]:
     top = largest(log_w + log_g)
     log_w, increment = normalize(log_w + log_g)
     # the weights sum to 1 here, which saves two of the three sums of effective_sample_size

@@ -24,8 +24,8 @@ FILTER_ADVICE = FaultAdvice(
 def fault_stats(info: SMCInfo) -> dict[str, Shaped[np.ndarray, "*replicate time"]]:
     """The statistics that :func:`mcx.results.faults.raise_faults` takes, from what happened in each step."""
     return {
-        "ess": np.asarray(info.ess),
-        "log_evidence_increment": np.asarray(info.log_increment),
-        "nonfinite": np.asarray(info.num_nonfinite),
-        "max_log_weight": np.asarray(info.max_log_weight),
+        "ess": np.atleast_1d(info.ess),
+        "log_evidence_increment": np.atleast_1d(info.log_increment),
+        "nonfinite": np.atleast_1d(info.num_nonfinite),
+        "max_log_weight": np.atleast_1d(info.max_log_weight),
     }

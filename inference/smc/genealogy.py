@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
 from mcx.ops.random import choose
+from mcx.ops.validation import integer, validated
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Index, Key, LogWeights, PyTree
 
 __all__ = ["draw_path", "fixed_lag_means", "trace_paths", "unique_ancestors"]
 
 
-def trace_paths(ancestors: Any, particles: Any, index: Any) -> Any:
+def trace_paths(ancestors: Int[Array, "T N"], particles: PyTree, index: Int[Array, " m"]) -> PyTree:
     """Follow final particles back to time 0.
 
     Args:
@@ -28,14 +33,14 @@ def trace_paths(ancestors: Any, particles: Any, index: Any) -> Any:
     Source: Kitagawa (1996), section 4.
     """
 
-    def back(index: Any, row: Any) -> tuple[Any, Any]:
+    def back(index: Int[Array, " m"], row: Index) -> tuple[Int[Array, " m"], Int[Array, " m"]]:
         return row[index], index
 
     _, lines = jax.lax.scan(back, jnp.asarray(index, ancestors.dtype), ancestors, reverse=True)
     return jax.tree_util.tree_map(lambda x: jax.vmap(lambda a, i: a[i])(x, lines), particles)
 
 
-def draw_path(key: Any, ancestors: Any, particles: Any, log_w: Any) -> Any:
+def draw_path(key: Key, ancestors: Int[Array, "T N"], particles: PyTree, log_w: LogWeights) -> PyTree:
     """Draw a final particle by its weight, and follow it back to time 0.
 
     Args:
@@ -54,7 +59,9 @@ def draw_path(key: Any, ancestors: Any, particles: Any, log_w: Any) -> Any:
     return jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(ancestors, particles, last))
 
 
-def fixed_lag_means(ancestors: Any, log_w: Any, states: Any, lag: int) -> Any:
+def fixed_lag_means(
+    ancestors: Int[Array, "T N"], log_w: Float[Array, "T N"], states: PyTree, lag: int
+) -> PyTree:
     """Means of each time's state given observations up to ``lag`` steps later.
 
     Args:
@@ -72,25 +79,24 @@ def fixed_lag_means(ancestors: Any, log_w: Any, states: Any, lag: int) -> Any:
 
     Source: Kitagawa and Sato (2001).
     """
-    if lag < 0:
-        raise MethodError("the lag is out of range", expected="an int >= 0", found=repr(lag))
-    num_steps, num = ancestors.shape
-    times = jnp.arange(num_steps)
+    lag = validated("fixed_lag_means", "lag", lag, integer(0))
+    num_times, num = ancestors.shape
+    times = jnp.arange(num_times)
     line = jnp.broadcast_to(jnp.arange(num, dtype=ancestors.dtype), ancestors.shape)
 
-    def back(i: Any, line: Any) -> Any:
+    def back(i: Int[Array, ""], line: Int[Array, "T N"]) -> Int[Array, "T N"]:
         # the i-th link from the top: from the lag-th time after t downwards, where there is one
         later = times + lag - i
-        parents = ancestors[jnp.minimum(later, num_steps - 1)]
-        inside = (later < num_steps)[:, None]
+        parents = ancestors[jnp.minimum(later, num_times - 1)]
+        inside = (later < num_times)[:, None]
         return jnp.where(inside, jnp.take_along_axis(parents, line, 1), line)
 
     line = jax.lax.fori_loop(0, lag, back, line)
-    log_w = log_w[jnp.minimum(times + lag, num_steps - 1)]
+    log_w = log_w[jnp.minimum(times + lag, num_times - 1)]
     # as for the filter's moments: a collapse has no mean, and weight zero may be anywhere
     w = jnp.where(jnp.max(log_w, 1, keepdims=True) == -jnp.inf, jnp.nan, jnp.exp(log_w))
 
-    def average(x: Any, index: Any, w: Any) -> Any:
+    def average(x: Float[Array, "N ..."], index: Index, w: Float[Array, " N"]) -> Float[Array, "..."]:
         x = x[index].astype(w.dtype)
         return jnp.tensordot(
             w, jnp.where((w == 0).reshape(-1, *(1,) * (x.ndim - 1)), 0.0, x), 1, precision="highest"
@@ -99,11 +105,11 @@ def fixed_lag_means(ancestors: Any, log_w: Any, states: Any, lag: int) -> Any:
     return jax.tree_util.tree_map(lambda x: jax.vmap(average)(x, line, w), states)
 
 
-def unique_ancestors(ancestors: Any) -> Any:
+def unique_ancestors(ancestors: Int[Array, "T N"]) -> Int[Array, " T"]:
     """Number of different parents at each step: (T, N) to (T,)."""
     num = ancestors.shape[-1]
 
-    def one(row: Any) -> Any:
+    def one(row: Index) -> Int[Array, ""]:
         return jnp.sum(jnp.zeros(num, jnp.int32).at[row].set(1))
 
     return jax.vmap(one)(ancestors)

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
 
-from mcx.errors import MethodError
 from mcx.inference.smc.engine import SMCInfo, SMCState
 from mcx.ops.cdf import monotone_cdf
 from mcx.ops.logspace import largest, relative_weights
 from mcx.ops.sort import argsort
+from mcx.ops.validation import Rule, Settings, fraction, one_of, tuple_of
 
-__all__ = ["KINDS", "HistorySettings", "Record", "record", "weighted_quantiles"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-KINDS = ("none", "moments", "ancestors", "full")
+    from jaxtyping import Array, Float
+
+    from mcx.types import LogWeights, PyTree, Scalar
+
+__all__ = ["HISTORY", "QUANTILES", "HistorySettings", "Record", "record", "weighted_quantiles"]
+
+HISTORY = one_of("none", "moments", "ancestors", "full")
+"""The rule of arguments that say what to keep."""
+QUANTILES = tuple_of(fraction(), "probabilities between 0 and 1")
+"""The rule of the quantiles' probabilities."""
 
 
-def _as_they_are(particles: Any) -> Any:
+def _as_they_are(particles: PyTree) -> PyTree:
     return particles
 
 
 @dataclass(frozen=True)
-class HistorySettings:
+class HistorySettings(Settings):
     """What to keep of every step; static.
 
     Attributes:
@@ -37,17 +47,11 @@ class HistorySettings:
 
     kind: str = "none"
     quantiles: tuple[float, ...] = ()
-    states: Callable[[Any], Any] = _as_they_are
+    states: Callable[[PyTree], PyTree] = _as_they_are
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise MethodError(
-                "unknown history", expected="one of " + ", ".join(map(repr, KINDS)), found=repr(self.kind)
-            )
-        if not all(0 <= p <= 1 for p in self.quantiles):
-            raise MethodError(
-                "quantiles are probabilities", expected="0 <= p <= 1", found=f"{self.quantiles}"
-            )
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {"kind": HISTORY, "quantiles": QUANTILES}
 
 
 class Record(NamedTuple):
@@ -62,13 +66,13 @@ class Record(NamedTuple):
     """
 
     info: SMCInfo | None
-    log_evidence: Any
-    mean: Any = None
-    sd: Any = None
-    quantiles: Any = None
-    ancestors: Any = None
-    log_w: Any = None
-    particles: Any = None
+    log_evidence: Scalar | None
+    mean: PyTree = None
+    sd: PyTree = None
+    quantiles: PyTree = None
+    ancestors: PyTree = None
+    log_w: PyTree = None
+    particles: PyTree = None
 
 
 def record(state: SMCState, settings: HistorySettings) -> Record:
@@ -94,8 +98,8 @@ def record(state: SMCState, settings: HistorySettings) -> Record:
     return kept
 
 
-def _moments(states: Any, w: Any) -> tuple[Any, Any]:
-    def average(x: Any) -> Any:
+def _moments(states: PyTree, w: Float[Array, " N"]) -> tuple[PyTree, PyTree]:
+    def average(x: Float[Array, "N ..."]) -> Float[Array, "..."]:
         # particles of weight zero may be anywhere, infinity included
         return jnp.tensordot(w, jnp.where(_column(w == 0, x), 0.0, x), 1, precision="highest")
 
@@ -104,11 +108,13 @@ def _moments(states: Any, w: Any) -> tuple[Any, Any]:
     return mean, jax.tree_util.tree_map(jnp.sqrt, square)
 
 
-def _column(x: Any, like: Any) -> Any:
+def _column(x: Array, like: Array) -> Array:
     return x.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
-def weighted_quantiles(x: Any, log_w: Any, probabilities: Any) -> Any:
+def weighted_quantiles(
+    x: Float[Array, "N ..."], log_w: LogWeights, probabilities: Float[Array, " k"]
+) -> Float[Array, "k ..."]:
     """Quantiles of a weighted sample: the smallest value whose cumulative weight reaches p.
 
     Args:
@@ -124,7 +130,7 @@ def weighted_quantiles(x: Any, log_w: Any, probabilities: Any) -> Any:
     # the least value is the one of the least particle that has any weight
     reach = jnp.maximum(probabilities, jnp.finfo(w.dtype).tiny)
 
-    def one(column: Any) -> Any:
+    def one(column: Float[Array, " N"]) -> Float[Array, " k"]:
         order = argsort(column)
         return column[order][jnp.searchsorted(monotone_cdf(w[order]), reach, side="left")]
 

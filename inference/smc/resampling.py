@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,11 @@ from mcx.inference.smc.resampling_schemes import (
 )
 from mcx.ops.logspace import as_float, effective_sample_size, normalize
 from mcx.ops.validation import Rule
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool
+
+    from mcx.types import Index, Key, LogWeights, PyTree, Scalar
 
 __all__ = [
     "SCHEMES",
@@ -71,7 +76,7 @@ class Resampling(Protocol):
     :func:`mcx.testing.check_resampling` tests whether a function is one.
     """
 
-    def __call__(self, key: Any, log_w: Any, num: int) -> Any:
+    def __call__(self, key: Key, log_w: LogWeights, num: int) -> Index:
         """Draw ancestors.
 
         Args:
@@ -130,10 +135,10 @@ def resampling_rule() -> Rule:
 class Resampled(NamedTuple):
     """Weighted particles after a step that may have resampled them."""
 
-    ancestors: Any  # int32 (n,)
-    log_w: Any  # (n,)
-    particles: Any  # those given, gathered by the ancestors
-    resampled: Any  # bool
+    ancestors: Index
+    log_w: LogWeights
+    particles: PyTree  # those that came in, gathered by the ancestors
+    resampled: Bool[Array, ""]
 
 
 def adaptive(resampling: str | Resampling, threshold: float) -> Callable[..., Resampled]:
@@ -165,17 +170,17 @@ def adaptive(resampling: str | Resampling, threshold: float) -> Callable[..., Re
             "the threshold is a fraction of the number of particles", expected=">= 0", found=repr(threshold)
         )
 
-    def keep(key: Any, log_w: Any, particles: Any) -> Resampled:
+    def keep(key: Key, log_w: LogWeights, particles: PyTree) -> Resampled:
         ancestors = jnp.arange(log_w.shape[0], dtype=jnp.int32)
         return Resampled(ancestors, log_w, particles, jnp.zeros((), bool))
 
-    def draw(key: Any, log_w: Any, particles: Any) -> Resampled:
+    def draw(key: Key, log_w: LogWeights, particles: PyTree) -> Resampled:
         # XLA would otherwise fuse the search into every gather that uses it, and search as many times
         ancestors = jax.lax.optimization_barrier(scheme(key, log_w, log_w.shape[0]))
         particles = jax.tree.map(lambda x: x[ancestors], particles)
         return Resampled(ancestors, _equal(log_w, ancestors), particles, jnp.ones((), bool))
 
-    def step(key: Any, log_w: Any, particles: Any = None, ess: Any = None) -> Resampled:
+    def step(key: Key, log_w: LogWeights, particles: PyTree = None, ess: Scalar | None = None) -> Resampled:
         log_w = as_float(log_w)
         if threshold >= 1:
             return draw(key, log_w, particles)
@@ -189,12 +194,14 @@ def adaptive(resampling: str | Resampling, threshold: float) -> Callable[..., Re
 
 
 @jax.custom_jvp
-def _equal(log_w: Any, ancestors: Any) -> Any:
+def _equal(log_w: LogWeights, ancestors: Index) -> LogWeights:
     return jnp.full_like(log_w, -math.log(log_w.shape[0]))
 
 
 @_equal.defjvp
-def _equal_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+def _equal_jvp(
+    primals: tuple[LogWeights, Index], tangents: tuple[LogWeights, Index]
+) -> tuple[LogWeights, LogWeights]:
     log_w, ancestors = primals
     w = jnp.exp(normalize(log_w)[0])
     # derivatives of zero weights' logarithms are often NaN, and nobody's ancestors

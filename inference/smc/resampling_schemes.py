@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,15 @@ from mcx.ops.cdf import ancestors_from_cumulative, monotone_cdf
 from mcx.ops.logspace import as_float, relative_weights
 from mcx.ops.random import accept, choose
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Index, Key, LogWeights
+
 __all__ = ["birth_death", "killing", "multinomial", "residual", "ssp", "stratified", "systematic"]
 
 
-def multinomial(key: Any, log_w: Any, num: int) -> Any:
+def multinomial(key: Key, log_w: LogWeights, num: int) -> Index:
     """Draw ancestors independently.
 
     The ancestors are independent and identically distributed, in no order: what conditional SMC and ancestor
@@ -29,7 +34,7 @@ def multinomial(key: Any, log_w: Any, num: int) -> Any:
     return choose(key, as_float(log_w), (num,))
 
 
-def stratified(key: Any, log_w: Any, num: int) -> Any:
+def stratified(key: Key, log_w: LogWeights, num: int) -> Index:
     """Draw one ancestor from each of ``num`` strata of equal probability.
 
     Never more variance than :func:`multinomial`. Costs O(n + num).
@@ -44,7 +49,7 @@ def stratified(key: Any, log_w: Any, num: int) -> Any:
     return _one_each_stratum(log_w, jax.random.uniform(key, (num,), log_w.dtype), num)
 
 
-def systematic(key: Any, log_w: Any, num: int) -> Any:
+def systematic(key: Key, log_w: LogWeights, num: int) -> Index:
     """Draw one ancestor from each of ``num`` strata, at the same place in all.
 
     The fastest scheme and usually of least variance, although no theorem says so: it depends on the order of
@@ -59,7 +64,7 @@ def systematic(key: Any, log_w: Any, num: int) -> Any:
     return _one_each_stratum(log_w, jax.random.uniform(key, (), log_w.dtype), num)
 
 
-def residual(key: Any, log_w: Any, num: int) -> Any:
+def residual(key: Key, log_w: LogWeights, num: int) -> Index:
     """Give each parent the integer part of its offspring, and draw the rest independently.
 
     Never more variance than :func:`multinomial`. Costs O(n + num log n).
@@ -80,7 +85,7 @@ def residual(key: Any, log_w: Any, num: int) -> Any:
     return jnp.where(slots < cumulative[-1], ancestors_from_cumulative(cumulative, num), drawn)
 
 
-def ssp(key: Any, log_w: Any, num: int) -> Any:
+def ssp(key: Key, log_w: LogWeights, num: int) -> Index:
     """Round each parent's expected offspring down or up, pair by pair (Srinivasan's sampling process).
 
     Like :func:`systematic` it rounds each count, but counts are negatively associated: so it is consistent
@@ -98,7 +103,9 @@ def ssp(key: Any, log_w: Any, num: int) -> Any:
 
     # Two fractions p and q meet: one of them becomes an integer, the other carries on with the remainder, and
     # the odds keep both expectations. So at most one fraction is open at any time.
-    def meet(open_: tuple[Any, Any], new: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    def meet(
+        open_: tuple[Array, Array], new: tuple[Array, Array, Key]
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
         (a, p), (b, q, key_b) = open_, new
         both = p + q
         up = both > 1
@@ -119,7 +126,7 @@ def ssp(key: Any, log_w: Any, num: int) -> Any:
     return ancestors_from_cumulative(jnp.minimum(jnp.cumsum(counts, dtype=jnp.int32), num), num)
 
 
-def killing(key: Any, log_w: Any, num: int) -> Any:
+def killing(key: Key, log_w: LogWeights, num: int) -> Index:
     """Keep each particle with probability ``W_i / max W``, else put an independently drawn one in its place.
 
     Most particles stay where they are, which suits weights that hardly vary, and the limit of many small
@@ -146,7 +153,7 @@ def killing(key: Any, log_w: Any, num: int) -> Any:
     return jnp.where(kept, jnp.arange(n, dtype=jnp.int32), choose(key_draw, log_w, (n,)))
 
 
-def birth_death(key: Any, log_w: Any, num: int) -> Any:
+def birth_death(key: Key, log_w: LogWeights, num: int) -> Index:
     """Keep each particle with probability ``min(1, n W_i)``, else put one above the average in its place.
 
     Those are drawn in proportion to ``(n W_i - 1)^+``, so that numbers of offspring are right on average and
@@ -188,7 +195,7 @@ def _check_same(name: str, n: int, num: int) -> None:
         )
 
 
-def _one_each_stratum(log_w: Any, u: Any, num: int) -> Any:
+def _one_each_stratum(log_w: LogWeights, u: Float[Array, "*num"], num: int) -> Index:
     """Ancestors of the points ``(k + u_k) / num``, counted rather than searched for; one u may serve all."""
     # Points below the distribution function at i: one for each stratum below the one it ends in, and that
     # one's own if it comes first. Taking the fraction is exact, and where the function is 1 the count is num.
@@ -201,7 +208,9 @@ def _one_each_stratum(log_w: Any, u: Any, num: int) -> Any:
     return ancestors_from_cumulative(index + inside.astype(jnp.int32), num)
 
 
-def _integer_parts(log_w: Any, num: int) -> tuple[Any, Any, Any]:
+def _integer_parts(
+    log_w: LogWeights, num: int
+) -> tuple[Float[Array, " N"], Int[Array, " N"], Float[Array, " N"]]:
     """Weights, and their expected numbers of offspring: integer and fractional parts."""
     w = relative_weights(log_w)
     expected = num * (w / jnp.sum(w))

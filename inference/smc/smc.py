@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.engine import Extras, SMCSettings, SMCState, end_block, initialize, move
 from mcx.inference.smc.faults import FILTER_ADVICE, fault_stats
-from mcx.inference.smc.history import HistorySettings, Record, record
-from mcx.inference.smc.resampling import as_resampling
+from mcx.inference.smc.history import HISTORY, QUANTILES, HistorySettings, Record, record
+from mcx.inference.smc.resampling import Resampling, as_resampling
 from mcx.inference.smc.variance import default_lag, log_evidence_variance
 from mcx.ops.keys import as_key
 from mcx.ops.validation import fraction, integer, validated
 from mcx.results.faults import raise_faults
 from mcx.target import FeynmanKac
+
+if TYPE_CHECKING:
+    from mcx.types import Key, KeyLike, PyTree, Scalar
 
 __all__ = ["SMCResult", "loop", "loop_with", "smc", "step_keys"]
 
@@ -32,20 +34,20 @@ class SMCResult(NamedTuple):
     """
 
     state: SMCState
-    log_evidence: Any
-    log_evidence_se: Any
+    log_evidence: Scalar
+    log_evidence_se: Scalar
     history: Record
 
 
 def smc(
-    key: Any,
+    key: KeyLike,
     fk: FeynmanKac,
-    params: Any = None,
+    params: PyTree = None,
     *,
     num_particles: int,
-    resampling: str | Callable[..., Any] = "multinomial",
+    resampling: str | Resampling = "multinomial",
     threshold: float = 0.5,
-    history: str = "none",
+    history: Literal["none", "moments", "ancestors", "full"] = "none",
     quantiles: tuple[float, ...] = (),
     extras: Extras | None = None,
     max_nonfinite: float = 0.5,
@@ -76,10 +78,12 @@ def smc(
     num_particles = validated("smc", "num_particles", num_particles, integer(1))
     threshold = validated("smc", "threshold", threshold, fraction())
     max_nonfinite = validated("smc", "max_nonfinite", max_nonfinite, fraction())
+    keep = HistorySettings(
+        validated("smc", "history", history, HISTORY), validated("smc", "quantiles", quantiles, QUANTILES)
+    )
     scheme = as_resampling(resampling)
     lag = default_lag(num_particles) if scheme is as_resampling("multinomial") and num_particles > 1 else None
     settings = SMCSettings(num_particles, threshold, scheme, extras, lag)
-    keep = HistorySettings(history, tuple(quantiles))
     result = _run(as_key(key), fk, params, settings, keep)
     if not isinstance(result.log_evidence, jax.core.Tracer):
         stats = fault_stats(result.history.info)
@@ -87,27 +91,27 @@ def smc(
     return result
 
 
-def step_keys(key: Any, num_steps: int) -> tuple[Any, Any]:
+def step_keys(key: Key, num_times: int) -> tuple[Key, Key]:
     """The key of t = 0, and those of the later steps: each depends on its number alone."""
     key_start, key_run = jax.random.split(key)
-    times = jnp.arange(1, num_steps, dtype=jnp.uint32)
+    times = jnp.arange(1, num_times, dtype=jnp.uint32)
     return key_start, jax.vmap(jax.random.fold_in, (None, 0))(key_run, times)
 
 
-def loop(key: Any, fk: FeynmanKac, ctx: Any, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
+def loop(key: Key, fk: FeynmanKac, ctx: PyTree, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
     """The particle system over all steps, given the context. See :func:`smc`; checks and raises nothing."""
     return loop_with(*step_keys(key, fk.num_times), fk, ctx, settings, keep)
 
 
 def loop_with(
-    key_start: Any, keys: Any, fk: FeynmanKac, ctx: Any, settings: SMCSettings, keep: HistorySettings
+    key_start: Key, keys: Key, fk: FeynmanKac, ctx: PyTree, settings: SMCSettings, keep: HistorySettings
 ) -> SMCResult:
     """The same, given the key of every step."""
     first = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], fk.inputs)
     rest = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
     state = initialize(key_start, fk, ctx, first, settings)
 
-    def body(state: SMCState, x: Any) -> tuple[SMCState, Record]:
+    def body(state: SMCState, x: PyTree) -> tuple[SMCState, Record]:
         key, t, u = x
         state = move(key, fk, ctx, state, u, settings)
         if settings.lag is not None:
@@ -124,5 +128,5 @@ def loop_with(
 
 
 @partial(jax.jit, static_argnames=("settings", "keep"))
-def _run(key: Any, fk: FeynmanKac, params: Any, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
+def _run(key: Key, fk: FeynmanKac, params: PyTree, settings: SMCSettings, keep: HistorySettings) -> SMCResult:
     return loop(key, fk, fk.prepare(params), settings, keep)

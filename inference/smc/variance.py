@@ -11,10 +11,16 @@ successive origins telescope to the whole.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+    from jaxtyping import Array, Float
+
+    from mcx.types import Index, LogWeights, PyTree, Scalar
 
 __all__ = ["Origins", "default_lag", "log_evidence_variance", "move_on", "origins"]
 
@@ -28,10 +34,10 @@ class Origins(NamedTuple):
     variance: of the log evidence, contributed by the times before the older origin.
     """
 
-    index: Any
-    before: Any
-    resamplings: Any
-    variance: Any
+    index: PyTree  # not Index: tuples have a method of this name
+    before: Index
+    resamplings: Float[Array, "2"]
+    variance: Scalar
 
 
 def default_lag(num_particles: int) -> int:
@@ -39,13 +45,13 @@ def default_lag(num_particles: int) -> int:
     return max(4, min(64, round(0.7 * num_particles**0.5)))
 
 
-def origins(num_particles: int, dtype: Any) -> Origins:
+def origins(num_particles: int, dtype: DTypeLike) -> Origins:
     """Registers at t = 0: both origins are the particles themselves."""
     index = jnp.arange(num_particles, dtype=jnp.int32)
     return Origins(index, index, jnp.zeros(2, dtype), jnp.zeros((), dtype))
 
 
-def move_on(state: Origins, log_w: Any) -> Origins:
+def move_on(state: Origins, log_w: LogWeights) -> Origins:
     """Put the newer origin where the particles are now, and take stock of the older one's share.
 
     Args:
@@ -63,7 +69,7 @@ def move_on(state: Origins, log_w: Any) -> Origins:
     )
 
 
-def log_evidence_variance(state: Origins, log_w: Any) -> Any:
+def log_evidence_variance(state: Origins, log_w: LogWeights) -> Scalar:
     """Estimated variance of the log evidence of one particle system.
 
     Args:
@@ -79,7 +85,7 @@ def log_evidence_variance(state: Origins, log_w: Any) -> Any:
     return state.variance + older
 
 
-def _log_variances(state: Origins, log_w: Any) -> tuple[Any, Any]:
+def _log_variances(state: Origins, log_w: LogWeights) -> tuple[Scalar, Scalar]:
     """``-log m`` of the module's docstring, for both origins."""
     num = log_w.shape[0]
     w = jnp.exp(log_w)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.replicates import orders
 from mcx.inference.smc.resampling import systematic
-from mcx.inference.smc2.nested import Nested, NestedData, Nesting
+from mcx.inference.smc2.nested import Nested, NestedFilterData, NestedFilters
 from mcx.inference.smc2.nested_paths import nested_path, path_batch_size
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.keys import Stream, stream
@@ -32,7 +32,7 @@ _SAME = 1e-2  # log evidences of a filter and of its repetition differ by roundi
 
 @partial(jax.jit, static_argnums=0)
 def smc2_draws(
-    nesting: Nesting, conditional: Target, data: NestedData, key: Key, state: SMCState
+    nesting: NestedFilters, conditional: Target, data: NestedFilterData, key: Key, state: SMCState
 ) -> tuple[Points, Values, dict[str, Array], Bool[Array, "chain draw"]]:
     """Draws of all replicates in random order, with paths.
 

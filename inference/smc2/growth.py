@@ -13,7 +13,7 @@ import numpy as np
 from mcx.inference.pmmh.num_particles import BEST_SD, MOST_SD, nearest_to_mean, replicates, sd_of
 from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc2.kernel import SMC2Kernel, inputs, lost
-from mcx.inference.smc2.nested import NestedData, Nesting, populate
+from mcx.inference.smc2.nested import NestedFilterData, NestedFilters, populate
 from mcx.inference.smc2.nested_paths import grow
 from mcx.ops.keys import Stream, stream
 from mcx.run.checkpoint import Checkpoint
@@ -32,13 +32,13 @@ _MAX_FACTOR = 4  # the first estimate is unreliable where noise is large
 
 def run_growing(
     kernel: SMC2Kernel,
-    data: NestedData,
+    data: NestedFilterData,
     *,
     key: Key,
     title: str,
     checkpoint: Checkpoint | None,
     **options: Any,
-) -> tuple[Nesting, Run]:
+) -> tuple[NestedFilters, Run]:
     """Run SMC^2 in parts, each with at least as many inner particles as the one before.
 
     A part ends where moves of a replicate are accepted less often than the kernel's ``least_acceptance``.
@@ -108,7 +108,7 @@ def _factor(sd: float) -> int:
     return 2 ** math.ceil(math.log2(min((sd / BEST_SD) ** 2, _MAX_FACTOR)))
 
 
-def _noise(nesting: Nesting, data: NestedData, key: Key, state: SMCState, seen: int) -> float:
+def _noise(nesting: NestedFilters, data: NestedFilterData, key: Key, state: SMCState, seen: int) -> float:
     """Standard deviation of the log evidence of the observations so far, at a central parameter."""
     position, log_w = np.asarray(state.particles.position), np.asarray(state.log_w)
     central = nearest_to_mean(position[log_w > -np.inf][None])
@@ -117,7 +117,7 @@ def _noise(nesting: Nesting, data: NestedData, key: Key, state: SMCState, seen: 
 
 @partial(jax.jit, static_argnums=0)
 def _log_evidences(
-    nesting: Nesting, data: NestedData, key: Key, position: Vector, t: IntLike
+    nesting: NestedFilters, data: NestedFilterData, key: Key, position: Vector, t: IntLike
 ) -> Float[Array, " replicate"]:
     def one(key: Key) -> Scalar:
         return populate(nesting, data, key, position, t).log_evidence

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.particle_kernel import ParticleKernel
-from mcx.inference.smc2.nested import NestedData, Nesting, Times, nest
+from mcx.inference.smc2.nested import NestedFilterData, NestedFilters, Times, nest
 from mcx.inference.smc2.nested_moves import PMMHMoves, with_pmmh
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ class SMC2Kernel(ParticleKernel):
         mesh: devices that share the parameters of one replicate.
     """
 
-    nesting: Nesting
+    nesting: NestedFilters
     moves: PMMHMoves
     settings: SMCSettings
     least_acceptance: float = 0.0
     mesh: Mesh | None = None
 
     @override
-    def init(self, data: NestedData, key: Key, start: PyTree) -> SMCState:
+    def init(self, data: NestedFilterData, key: Key, start: PyTree) -> SMCState:
         """The system at time 0, or ``start``."""
         if start is not None:
             return self._spread(start)
@@ -57,7 +57,7 @@ class SMC2Kernel(ParticleKernel):
         return self._spread(initialize(key, fk, fk.prepare(None), now, self.settings))
 
     @override
-    def step(self, data: NestedData, key: Key, state: SMCState, u: Times) -> tuple[SMCState, None]:
+    def step(self, data: NestedFilterData, key: Key, state: SMCState, u: Times) -> tuple[SMCState, None]:
         """One time, preceded by moves if they are due; or the end, which resamples and moves."""
         info = state.info
         # resample at the end for any weights, unless all are zero

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcx.inference.filtering.particle_filter import ParticleFilter
+from mcx.inference.pmmh.marginal import MarginalModel
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
-from mcx.inference.tempering.paths import LawPath, PathData
+from mcx.inference.tempering.paths import LawPath, LawPathData, tempered
 from mcx.target import FeynmanKac, StateSpace
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Int, UInt32
+    from numpyro.distributions import Distribution
 
     from mcx.types import Flags, IntLike, Key, PyTree, Scalar, SiteValues, Vector
 
@@ -23,11 +26,12 @@ __all__ = [
     "Context",
     "HeldPaths",
     "Nested",
-    "NestedData",
-    "Nesting",
+    "NestedFilterData",
+    "NestedFilters",
     "Stage",
     "Times",
     "nest",
+    "nested_filters",
     "populate",
     "prepared",
     "times",
@@ -35,14 +39,14 @@ __all__ = [
 ]
 
 
-class NestedData(NamedTuple):
+class NestedFilterData(NamedTuple):
     """Data of the nested model's functions.
 
     path: data of the law of the parameters.
     spaces: state-space models by name, independent given the parameters, all with the same number of times.
     """
 
-    path: PathData
+    path: LawPathData
     spaces: dict[str, StateSpace]
 
     @property
@@ -122,12 +126,12 @@ class Nested(NamedTuple):
     @property
     def log_evidence(self) -> Scalar:
         """Estimated log evidence of the observations so far."""
-        found: Scalar = sum(s.log_evidence for s in self.systems.values())
+        found: PyTree = sum(s.log_evidence for s in self.systems.values())
         return found
 
 
 @dataclass(frozen=True)
-class Nesting:
+class NestedFilters:
     """What is nested; hashable.
 
     Attributes:
@@ -140,16 +144,39 @@ class Nesting:
     settings: SMCSettings
 
 
+def nested_filters(
+    model: MarginalModel,
+    num_particles: int,
+    filter: ParticleFilter | None = None,
+    initial_law: Distribution | float | None = None,
+) -> tuple[NestedFilters, NestedFilterData]:
+    """The law of a model's parameters, with particle filters of its Markov blocks nested in it.
+
+    Args:
+        model: the model, split into parameters and Markov blocks.
+        num_particles: of a filter.
+        filter: any particle filter with its resampling; by default a bootstrap filter.
+        initial_law: as for :func:`~mcx.inference.tempering.paths.tempered`, in the prior's place.
+
+    Returns:
+        What :func:`nest` takes.
+    """
+    path, data = tempered(model.marginal, initial_law)
+    # no lag, because the error of the evidence within a filter is not needed
+    settings = replace((filter or ParticleFilter()).settings(num_particles), lag=None)
+    return NestedFilters(path, settings), NestedFilterData(data, model.data.spaces)
+
+
 class Context(NamedTuple):
     """Data, and what moves are adapted to; see :mod:`mcx.inference.smc2.nested_moves`."""
 
-    data: NestedData
+    data: NestedFilterData
     due: PyTree = None
     centre: PyTree = None
     covariance: PyTree = None
 
 
-def nest(nesting: Nesting, data: NestedData) -> FeynmanKac:
+def nest(nesting: NestedFilters, data: NestedFilterData) -> FeynmanKac:
     """A population as one particle: the Feynman-Kac model of parameters with their particle filters.
 
     A particle is drawn from the law of the parameters. A step is a step of its filters, and the potential is
@@ -175,12 +202,12 @@ def nest(nesting: Nesting, data: NestedData) -> FeynmanKac:
     )
 
 
-def _context(data: NestedData, params: PyTree = None) -> Context:
+def _context(data: NestedFilterData, params: PyTree = None) -> Context:
     return Context(data)
 
 
 @lru_cache(maxsize=64)
-def _functions(nesting: Nesting) -> FeynmanKac:
+def _functions(nesting: NestedFilters) -> FeynmanKac:
     """The functions, which are the same objects for equal settings: compiled programs are found by them."""
 
     def initial(key: Key, ctx: Context, u: Times) -> Nested:
@@ -199,13 +226,15 @@ def _functions(nesting: Nesting) -> FeynmanKac:
         return particle._replace(keys=keys, systems=systems)
 
     def log_potential(ctx: Context, before: Nested | None, particle: Nested, u: Times) -> Scalar:
-        found: Scalar = sum(s.info.log_increment for s in particle.systems.values())
+        found: PyTree = sum(s.info.log_increment for s in particle.systems.values())
         return found + particle.other if before is None else jnp.where(u.last, 0.0, found)
 
     return FeynmanKac(initial, transition, log_potential, 1)
 
 
-def populate(nesting: Nesting, data: NestedData, key: Key, position: Vector, t: IntLike) -> Nested:
+def populate(
+    nesting: NestedFilters, data: NestedFilterData, key: Key, position: Vector, t: IntLike
+) -> Nested:
     """A particle with these parameters and new systems, run from time 0 to t.
 
     Args:
@@ -247,7 +276,7 @@ def populate(nesting: Nesting, data: NestedData, key: Key, position: Vector, t: 
 
 # Values and contexts are computed again at every time: the contexts of all parameters may take more memory
 # than their particles, while the work of the model's own code is small beside that for N particles.
-def values_at(path: LawPath, data: NestedData, position: Vector) -> dict[str, Array]:
+def values_at(path: LawPath, data: NestedFilterData, position: Vector) -> dict[str, Array]:
     """Parameters by site at an unconstrained point (d,)."""
     target = path.target(data.path)
     return target.constrain(target.unravel(position))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.inference.mcmc.whitening import Whitening
-from mcx.inference.smc2.nested import Context, Nested, Nesting, Stage, Times, nest, populate
+from mcx.inference.smc2.nested import Context, Nested, NestedFilters, Stage, Times, nest, populate
 from mcx.inference.tempering.moves import cloud_moments, until_decorrelated
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.random import accept
@@ -21,7 +21,7 @@ from mcx.target import FeynmanKac
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-    from mcx.inference.smc2.nested import NestedData
+    from mcx.inference.smc2.nested import NestedFilterData
     from mcx.types import IntLike, Key, LogWeights, Scalar, Vector
 
 __all__ = ["PMMHMoves", "with_pmmh"]
@@ -61,7 +61,7 @@ class PMMHMoves(Settings):
         }
 
 
-def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: NestedData) -> FeynmanKac:
+def with_pmmh(nesting: NestedFilters, moves: PMMHMoves, data: NestedFilterData) -> FeynmanKac:
     """SMC^2: a nested model whose parameters are moved by PMMH where few of them are left.
 
     A move proposes a point from a Student law fitted to the cloud or, with the same probability, from a
@@ -86,7 +86,7 @@ def with_pmmh(nesting: Nesting, moves: PMMHMoves, data: NestedData) -> FeynmanKa
 
 
 @lru_cache(maxsize=64)
-def _functions(plain: FeynmanKac, nesting: Nesting, moves: PMMHMoves) -> FeynmanKac:
+def _functions(plain: FeynmanKac, nesting: NestedFilters, moves: PMMHMoves) -> FeynmanKac:
     """The functions of :func:`with_pmmh`, the same objects for equal settings."""
 
     def adapt(ctx: Context, particles: Nested, log_w: LogWeights, u: Times) -> Context:
@@ -113,7 +113,7 @@ def _functions(plain: FeynmanKac, nesting: Nesting, moves: PMMHMoves) -> Feynman
 
 
 def _move(
-    nesting: Nesting, moves: PMMHMoves, key: Key, ctx: Context, particles: Nested, t: IntLike
+    nesting: NestedFilters, moves: PMMHMoves, key: Key, ctx: Context, particles: Nested, t: IntLike
 ) -> Nested:
     """Metropolis-Hastings moves that leave the law given y_0, ..., y_t invariant, if they are due."""
     num, dim = particles.position.shape

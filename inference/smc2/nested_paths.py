@@ -15,7 +15,7 @@ from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import draw_path
 from mcx.inference.smc.history import HistorySettings, Record, record
 from mcx.inference.smc.smc import loop_with
-from mcx.inference.smc2.nested import HeldPaths, Nested, NestedData, Nesting, prepared, values_at
+from mcx.inference.smc2.nested import HeldPaths, Nested, NestedFilterData, NestedFilters, prepared, values_at
 from mcx.ops.batches import vmap_in_batches
 from mcx.target import FeynmanKac
 
@@ -30,7 +30,7 @@ _PATH_BYTES = 256 * 2**20
 
 
 def nested_path(
-    nesting: Nesting, data: NestedData, key: Key, particle: Nested
+    nesting: NestedFilters, data: NestedFilterData, key: Key, particle: Nested
 ) -> tuple[dict[str, Array], Scalar]:
     """A path from a particle's systems, which are run again from their keys with their histories kept.
 
@@ -51,7 +51,12 @@ def nested_path(
 
 @partial(jax.jit, static_argnums=(0, 1, 5))
 def grow(
-    nesting: Nesting, wider: Nesting, data: NestedData, key: Key, particles: Nested, num_times: int
+    nesting: NestedFilters,
+    wider: NestedFilters,
+    data: NestedFilterData,
+    key: Key,
+    particles: Nested,
+    num_times: int,
 ) -> Nested:
     """The same parameters with more inner particles; their weights do not change.
 
@@ -94,7 +99,9 @@ def grow(
     return jax.tree_util.tree_map(lambda x: x.reshape(*lead, *x.shape[1:]), grown)
 
 
-def path_batch_size(nesting: Nesting, data: NestedData, num_times: int, wanted: int) -> int | None:
+def path_batch_size(
+    nesting: NestedFilters, data: NestedFilterData, num_times: int, wanted: int
+) -> int | None:
     """Number of systems whose histories are kept at once; None is all."""
     states = data.path.model[1].values()  # placeholders of the paths
     entries = sum(math.prod(jnp.shape(x)[1:]) for x in states)
@@ -105,7 +112,7 @@ def path_batch_size(nesting: Nesting, data: NestedData, num_times: int, wanted: 
 
 
 def _drawn(
-    nesting: Nesting, data: NestedData, key: Key, particle: Nested, num_times: int
+    nesting: NestedFilters, data: NestedFilterData, key: Key, particle: Nested, num_times: int
 ) -> tuple[dict[str, PyTree], Scalar]:
     """Paths by system up to a time, and the log evidence of the systems that were run again."""
     paths: dict[str, PyTree] = {}
@@ -119,7 +126,12 @@ def _drawn(
 
 
 def _rerun(
-    nesting: Nesting, data: NestedData, key: Key, particle: Nested, num_times: int, keep: HistorySettings
+    nesting: NestedFilters,
+    data: NestedFilterData,
+    key: Key,
+    particle: Nested,
+    num_times: int,
+    keep: HistorySettings,
 ) -> dict[str, tuple[SMCState, Record]]:
     """Systems by name after their first ``num_times`` steps, run again; ``key`` is any key of their kind."""
     values = values_at(nesting.path, data, particle.position)

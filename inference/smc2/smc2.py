@@ -21,9 +21,8 @@ from mcx.inference.smc2.advice import smc2_advice
 from mcx.inference.smc2.draws import params_so_far, smc2_draws
 from mcx.inference.smc2.growth import run_growing
 from mcx.inference.smc2.kernel import SMC2Kernel, inputs
-from mcx.inference.smc2.nested import NestedData, Nesting
+from mcx.inference.smc2.nested import NestedFilters, nested_filters
 from mcx.inference.smc2.nested_moves import PMMHMoves
-from mcx.inference.tempering.paths import tempered
 from mcx.methods.replicate_method import Cloud, ReplicateMethod, ReplicatePlan
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import Stream, stream
@@ -52,7 +51,7 @@ class NestedPlan(ReplicatePlan):
     """
 
     model: MarginalModel
-    nesting: Nesting
+    nesting: NestedFilters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +171,9 @@ class SMC2(ReplicateMethod[NestedPlan]):
     def plan(self, bound: BoundModel) -> NestedPlan:
         model = marginal_model(bound, self.filter)
         _refuse_lengths(model)
-        path, path_data = tempered(model.marginal, self.initial_law)
-        filters = replace(self.filter.settings(self.num_particles or _FIRST_PARTICLES), lag=None)
-        nesting, data = Nesting(path, filters), NestedData(path_data, model.data.spaces)
+        nesting, data = nested_filters(
+            model, self.num_particles or _FIRST_PARTICLES, self.filter, self.initial_law
+        )
         moves = PMMHMoves(self.threshold, self.max_correlation, self.max_moves, self.batch_size)
         settings = SMCSettings(
             self.num_params, self.threshold, as_resampling(self.resampling), batch_size=self.batch_size
@@ -240,7 +239,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
         }
 
     @override
-    def stages(self, plan: NestedPlan, stats: Stats) -> Stats:
+    def stages(self, plan: NestedPlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
         """Statistics, chain x time, NaN for times that the run did not reach.
 
         The moves of a step belong to the time before; the last step consists of moves alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, override
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,11 @@ from jax.flatten_util import ravel_pytree
 
 from mcx.errors import CapabilityError, MethodError
 from mcx.target import FeynmanKac
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import PyTree, Scalar, Vector
 
 __all__ = [
     "AdditiveFunctional",
@@ -42,10 +47,10 @@ class AdditiveFunctional:
         finish: applied to the expectation; for what is no expectation itself, such as a covariance.
     """
 
-    step: Callable[[Any, Any, Any], Any]
-    initial: Callable[[Any], Any] | None = None
+    step: Callable[[PyTree, PyTree, Int[Array, ""]], PyTree]
+    initial: Callable[[PyTree], PyTree] | None = None
     by_time: bool = False
-    finish: Callable[[Any], Any] | None = None
+    finish: Callable[[PyTree], PyTree] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,11 @@ def score() -> Score:
     return Score()
 
 
-def _float(x: Any) -> Any:
+def _float(x: PyTree) -> PyTree:
     return jax.tree_util.tree_map(lambda a: jnp.asarray(a, jnp.result_type(float)), x)
 
 
-def _moments(x: Any) -> tuple[Any, Any]:
+def _moments(x: PyTree) -> tuple[Vector, Float[Array, "d d"]]:
     flat = ravel_pytree(_float(x))[0]
     return flat, jnp.outer(flat, flat)
 
@@ -129,15 +134,23 @@ class Summand:
 
     by_time = False
 
-    def prepare(self, fk: FeynmanKac, params: Any) -> Any:
+    def prepare(self, fk: FeynmanKac, params: PyTree) -> PyTree:
         """What it needs of the parameters, besides ``fk.prepare(params)``."""
         return None
 
-    def initial(self, fk: FeynmanKac, ctx: Any, extra: Any, x: Any, u: Any) -> Any:
+    def initial(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, x: PyTree, u: PyTree) -> PyTree:
         """The term of time 0."""
         raise NotImplementedError
 
-    def step(self, fk: FeynmanKac, ctx: Any, extra: Any, pair: tuple[Any, Any], u: Any, t: Any) -> Any:
+    def step(
+        self,
+        fk: FeynmanKac,
+        ctx: PyTree,
+        extra: PyTree,
+        pair: tuple[PyTree, PyTree],
+        u: PyTree,
+        t: Int[Array, ""],
+    ) -> PyTree:
         """The term of time t, of states ``(x_prev, x)``."""
         raise NotImplementedError
 
@@ -147,15 +160,15 @@ class PathFunctional(Summand):
     """A user's functional of states as ``view`` shows them."""
 
     functional: AdditiveFunctional
-    view: Callable[[Any], Any]
+    view: Callable[[PyTree], PyTree]
 
     @property
+    @override
     def by_time(self) -> bool:  # type: ignore[override]
-        """See :class:`Summand`."""
         return self.functional.by_time
 
-    def initial(self, fk: FeynmanKac, ctx: Any, extra: Any, x: Any, u: Any) -> Any:
-        """See :class:`Summand`."""
+    @override
+    def initial(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, x: PyTree, u: PyTree) -> PyTree:
         seen = self.view(x)
         later = jax.eval_shape(lambda x: _float(self.functional.step(x, x, jnp.int32(1))), seen)
         if self.functional.initial is None:
@@ -171,8 +184,16 @@ class PathFunctional(Summand):
             )
         return first
 
-    def step(self, fk: FeynmanKac, ctx: Any, extra: Any, pair: tuple[Any, Any], u: Any, t: Any) -> Any:
-        """See :class:`Summand`."""
+    @override
+    def step(
+        self,
+        fk: FeynmanKac,
+        ctx: PyTree,
+        extra: PyTree,
+        pair: tuple[PyTree, PyTree],
+        u: PyTree,
+        t: Int[Array, ""],
+    ) -> PyTree:
         return _float(self.functional.step(self.view(pair[0]), self.view(pair[1]), t))
 
 
@@ -184,33 +205,42 @@ class ScoreSummand(Summand):
     gradient in the context (one reverse pass) times these: derivatives of the summand alone.
     """
 
-    def prepare(self, fk: FeynmanKac, params: Any) -> Any:
+    @override
+    def prepare(self, fk: FeynmanKac, params: PyTree) -> PyTree:
         """The parameters, and derivatives of the context in each of them."""
         flat, unravel = ravel_pytree(params)
 
-        def context(flat: Any) -> list[Any]:
+        def context(flat: Vector) -> list[Array]:
             return _split(fk.prepare(unravel(flat)))[0]
 
-        def along(direction: Any) -> list[Any]:
-            tangents: list[Any] = jax.jvp(context, (flat,), (direction,))[1]
+        def along(direction: Vector) -> list[Array]:
+            tangents: list[Array] = jax.jvp(context, (flat,), (direction,))[1]
             return tangents
 
         return params, jax.vmap(along)(jnp.eye(flat.shape[0], dtype=flat.dtype))
 
-    def initial(self, fk: FeynmanKac, ctx: Any, extra: Any, x: Any, u: Any) -> Any:
-        """See :class:`Summand`."""
+    @override
+    def initial(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, x: PyTree, u: PyTree) -> PyTree:
         assert fk.log_initial is not None
         density = fk.log_initial
         return _along(extra, ctx, lambda c: density(c, x, u) + fk.log_potential(c, None, x, u))
 
-    def step(self, fk: FeynmanKac, ctx: Any, extra: Any, pair: tuple[Any, Any], u: Any, t: Any) -> Any:
-        """See :class:`Summand`."""
+    @override
+    def step(
+        self,
+        fk: FeynmanKac,
+        ctx: PyTree,
+        extra: PyTree,
+        pair: tuple[PyTree, PyTree],
+        u: PyTree,
+        t: Int[Array, ""],
+    ) -> PyTree:
         assert fk.log_transition is not None
         density = fk.log_transition
         return _along(extra, ctx, lambda c: density(c, *pair, u) + fk.log_potential(c, *pair, u))
 
 
-def summand_of(functional: Functional, fk: FeynmanKac, view: Callable[[Any], Any]) -> Summand:
+def summand_of(functional: Functional, fk: FeynmanKac, view: Callable[[PyTree], PyTree]) -> Summand:
     """A functional as particle methods compute it.
 
     Raises:
@@ -227,12 +257,12 @@ def summand_of(functional: Functional, fk: FeynmanKac, view: Callable[[Any], Any
     return ScoreSummand()
 
 
-def _split(ctx: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+def _split(ctx: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
     """Floating-point leaves, and how to put others in their place."""
     leaves, tree = jax.tree_util.tree_flatten(ctx)
     places = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
 
-    def join(floats: list[Any]) -> Any:
+    def join(floats: list[Array]) -> PyTree:
         new = list(leaves)
         for i, x in zip(places, floats, strict=True):
             new[i] = x
@@ -241,7 +271,7 @@ def _split(ctx: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     return [jnp.asarray(leaves[i]) for i in places], join
 
 
-def _along(extra: Any, ctx: Any, log_joint: Callable[[Any], Any]) -> Any:
+def _along(extra: PyTree, ctx: PyTree, log_joint: Callable[[PyTree], Scalar]) -> PyTree:
     params, directions = extra
     floats, join = _split(ctx)
     slopes = jax.grad(lambda floats: log_joint(join(floats)))(floats)

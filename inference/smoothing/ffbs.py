@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Literal, override
 
 import jax
 import jax.numpy as jnp
 
-from mcx.inference.smc.backward import backward_paths, backward_weights, check_kind
-from mcx.inference.smc.engine import SMCInfo, SMCSettings
+from mcx.inference.smc.backward import backward_paths
+from mcx.inference.smc.engine import SMCInfo
 from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.smc import loop
-from mcx.inference.smoothing.paris import Recursion, Smoothing, check_numbers
-from mcx.target import FeynmanKac
+from mcx.inference.smoothing.recursion import Recursion
+from mcx.inference.smoothing.smoother import Smoother, Swept
+from mcx.ops.validation import Rule, integer
 
-__all__ = ["FFBS", "ffbs_run", "marginals", "path_average"]
+if TYPE_CHECKING:
+    from mcx.types import Key, PyTree
+
+__all__ = ["FFBS", "ffbs_run", "path_average"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FFBS:
+class FFBS(Smoother):
     """Forward filtering, backward sampling: paths drawn through the history of a finished filter.
 
     Attributes:
@@ -28,7 +33,7 @@ class FFBS:
         backward: "imh" (Metropolis-Hastings steps from the particle's ancestor: O(1) a path and time),
             "exact" (O(N)), or "hybrid" (exact, by rejection as long as that pays: O(1) to O(N); needs
             transitions whose largest density is known).
-        num_steps: Metropolis-Hastings steps of a draw.
+        num_mh_steps: Metropolis-Hastings steps of a draw.
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
 
     Source: Godsill, Doucet and West (2004), algorithm 1; "imh": Bunch and Godsill (2013);
@@ -36,24 +41,22 @@ class FFBS:
     """
 
     num_particles: int = field(default=1000, kw_only=False)
-    num_paths: int = field(default=1000, kw_only=False)
-    backward: str = "imh"
-    num_steps: int = 2
+    num_paths: int = 1000
+    backward: Literal["imh", "exact", "hybrid"] = "imh"
+    num_mh_steps: int = 2
     threshold: float = 0.5
 
-    def __post_init__(self) -> None:
-        check_kind("FFBS", self.backward)
-        check_numbers(self, num_particles=1, num_paths=1, num_steps=0)
-        SMCSettings(self.num_particles, self.threshold)  # checks the threshold
+    @override
+    def rules(self) -> Mapping[str, Rule]:
+        return {**super().rules(), "num_paths": integer(1)}
 
-    @property
-    def smoothing(self) -> Smoothing:
-        """Settings of the filter and of the backward draws."""
-        settings = SMCSettings(self.num_particles, self.threshold)
-        return Smoothing(settings, self.backward, 1, self.num_steps)
+    @override
+    def sweep(self, key: Key, recursion: Recursion, path: PyTree) -> Swept:
+        _, average, info = ffbs_run(key, recursion, self.num_paths)
+        return Swept(None, average, None, info)
 
 
-def ffbs_run(key: Any, recursion: Recursion, num_paths: int) -> tuple[Any, Any, SMCInfo]:
+def ffbs_run(key: Key, recursion: Recursion, num_paths: int) -> tuple[PyTree, PyTree, SMCInfo]:
     """Filter, draw paths, and average the functional over them.
 
     Args:
@@ -78,18 +81,18 @@ def ffbs_run(key: Any, recursion: Recursion, num_paths: int) -> tuple[Any, Any, 
         history,
         num_paths=num_paths,
         kind=smoothing.backward,
-        num_steps=smoothing.num_steps,
+        num_mh_steps=smoothing.num_mh_steps,
     )
     gone = jnp.where(filtered.state.collapsed, jnp.nan, 0.0)
     average = jax.tree_util.tree_map(lambda x: x + gone, path_average(recursion, paths))
     return paths, average, kept.info
 
 
-def path_average(recursion: Recursion, paths: Any) -> Any:
+def path_average(recursion: Recursion, paths: PyTree) -> PyTree:
     """The functional of paths (T, P, ...), averaged over them."""
     fk, ctx, extra, summand, _ = recursion
 
-    def mean(terms: Any) -> Any:
+    def mean(terms: PyTree) -> PyTree:
         return jax.tree_util.tree_map(lambda h: jnp.mean(h, 0), terms)
 
     first, later = (
@@ -98,7 +101,7 @@ def path_average(recursion: Recursion, paths: Any) -> Any:
     )
     start = mean(jax.vmap(lambda x: summand.initial(fk, ctx, extra, x, first[1]))(first[0]))
 
-    def step(carry: tuple[Any, Any], at: Any) -> tuple[Any, Any]:
+    def step(carry: tuple[PyTree, PyTree], at: PyTree) -> tuple[PyTree, PyTree]:
         before, total = carry
         t, (x, u) = at
         term = mean(jax.vmap(lambda a, b: summand.step(fk, ctx, extra, (a, b), u, t))(before, x))
@@ -110,38 +113,3 @@ def path_average(recursion: Recursion, paths: Any) -> Any:
     if not summand.by_time:
         return total
     return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, terms)
-
-
-def marginals(fk: FeynmanKac, ctx: Any, particles: Any, log_w: Any) -> Any:
-    """Smoothing weights of a filter's particles (forward filtering, backward smoothing).
-
-    Args:
-        fk: the model, with a transition density.
-        ctx: what ``fk.prepare`` gave.
-        particles: pytree of (T, N, ...).
-        log_w: (T, N) log weights of the filter.
-
-    Returns:
-        Normalised weights (T, N): what they average at time t is the smoothing law of x_t. Costs O(T N^2).
-
-    Source: Doucet, Godsill and Andrieu (2000), section IV.
-    """
-    inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
-    before, after = (
-        jax.tree_util.tree_map(lambda x, s=part: x[s], (particles, log_w))
-        for part in (slice(None, -1), slice(1, None))
-    )
-    last = jnp.exp(log_w[-1])
-
-    def back(w: Any, at: Any) -> tuple[Any, Any]:
-        earlier, x, u = at
-
-        def share(total: Any, one: Any) -> tuple[Any, None]:
-            weight, x = one
-            return total + weight * jnp.exp(backward_weights(fk, ctx, earlier, x, u)), None
-
-        w, _ = jax.lax.scan(share, jnp.zeros_like(w), (w, x))
-        return w, w
-
-    _, earlier = jax.lax.scan(back, last, (before, after[0], inputs), reverse=True)
-    return jnp.concatenate([earlier, last[None]])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 
@@ -14,10 +13,16 @@ from mcx.inference.filtering.particle_filter import ParticleFilter
 from mcx.inference.smc.backward import check_backward
 from mcx.inference.smc.engine import SMCSettings
 from mcx.inference.smoothing.additive import AdditiveFunctional, Summand, as_functional, summand_of
-from mcx.inference.smoothing.paris import PaRIS, Recursion, Smoothing, Trail, value
+from mcx.inference.smoothing.paris import PaRIS
+from mcx.inference.smoothing.recursion import Recursion, Smoothing, Trail, value
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
+from mcx.ops.validation import instance, validated
 from mcx.target import FeynmanKac
+
+if TYPE_CHECKING:
+    from mcx.inference.smoothing.additive import Functional
+    from mcx.types import Key, KeyLike, PyTree, Scalar, SiteValues
 
 __all__ = ["OnlineSmoother", "OnlineSmoothing"]
 
@@ -30,15 +35,15 @@ class OnlineSmoothing(NamedTuple):
     """
 
     filtered: OnlineState
-    statistic: Any
+    statistic: PyTree
 
     @property
-    def value(self) -> Any:
+    def value(self) -> PyTree:
         """The functional's expectation given the observations so far."""
         return value(Trail(self.filtered.system, self.statistic))
 
     @property
-    def log_evidence(self) -> Any:
+    def log_evidence(self) -> Scalar:
         """Log of the estimated evidence of the observations so far."""
         return self.filtered.log_evidence
 
@@ -63,13 +68,18 @@ class OnlineSmoother:
     def __init__(
         self,
         bound: BoundModel,
-        functional: Any,
+        functional: Functional,
         *,
-        params: Mapping[str, Any] | None = None,
+        params: SiteValues | None = None,
         method: PaRIS | None = None,
         name: str | None = None,
     ) -> None:
-        self.method = PaRIS() if method is None else method
+        self.method: PaRIS = validated(
+            "OnlineSmoother",
+            "method",
+            PaRIS() if method is None else method,
+            instance(PaRIS, "mcx.PaRIS(...)"),
+        )
         self.functional = as_functional(functional)
         if isinstance(self.functional, AdditiveFunctional) and self.functional.by_time:
             raise MethodError(
@@ -88,46 +98,54 @@ class OnlineSmoother:
         space = self.filter.space
         check_backward("OnlineSmoother", space.feynman_kac, smoothing.backward, space.no_density)
         summand = summand_of(self.functional, space.feynman_kac, space.view)
-        self._static = (self.filter.code, self.filter.settings, summand, smoothing)
-        self._given = (self.filter.context, summand.prepare(space.feynman_kac, self.filter.params))
+        self._static = (self.filter.functions, self.filter.settings, summand, smoothing)
+        self._contexts = (self.filter.context, summand.prepare(space.feynman_kac, self.filter.params))
 
-    def init(self, key: Any, y: Any, *, inputs: Any = None, missing: Any = None) -> OnlineSmoothing:
+    def init(
+        self, key: KeyLike, y: PyTree, *, inputs: PyTree = None, missing: PyTree = None
+    ) -> OnlineSmoothing:
         """Take the first observation; see :meth:`mcx.OnlineFilter.init`."""
         u = self.filter.input(y, inputs, missing)
-        state = _first(self._static, as_key(key), self._given, u)
-        self.filter.checked(state.filtered)
+        state = _first(self._static, as_key(key), self._contexts, u)
+        self.filter.refuse_faults(state.filtered, state)
         return state
 
     def step(
-        self, key: Any, state: OnlineSmoothing, y: Any, *, inputs: Any = None, missing: Any = None
+        self,
+        key: KeyLike,
+        state: OnlineSmoothing,
+        y: PyTree,
+        *,
+        inputs: PyTree = None,
+        missing: PyTree = None,
     ) -> OnlineSmoothing:
         """Take the next observation. Costs O(N M). Use a new key every time."""
         u = self.filter.input(y, inputs, missing)
-        state = _next(self._static, as_key(key), self._given, state, u)
-        self.filter.checked(state.filtered)
+        state = _next(self._static, as_key(key), self._contexts, state, u)
+        self.filter.refuse_faults(state.filtered, state)
         return state
 
 
-_Static = tuple[FeynmanKac, SMCSettings, Summand, Smoothing]
+type _Static = tuple[FeynmanKac, SMCSettings, Summand, Smoothing]
 
 
 @partial(jax.jit, static_argnums=0)
-def _first(static: _Static, key: Any, given: tuple[Any, Any], u: Any) -> OnlineSmoothing:
+def _first(static: _Static, key: Key, contexts: tuple[PyTree, PyTree], u: PyTree) -> OnlineSmoothing:
     fk, settings, summand, smoothing = static
-    filtered = start(fk, settings, key, given[0], u)
-    trail = Recursion(fk, *given, summand, smoothing).start(filtered.system, u)
+    filtered = start(fk, settings, key, contexts[0], u)
+    trail = Recursion(fk, *contexts, summand, smoothing).start(filtered.system, u)
     return OnlineSmoothing(filtered, trail.statistic)
 
 
 @partial(jax.jit, static_argnums=0)
 def _next(
-    static: _Static, key: Any, given: tuple[Any, Any], state: OnlineSmoothing, u: Any
+    static: _Static, key: Key, contexts: tuple[PyTree, PyTree], state: OnlineSmoothing, u: PyTree
 ) -> OnlineSmoothing:
     fk, settings, summand, smoothing = static
     key_move, key_back = jax.random.split(key)
-    filtered = advance(fk, settings, key_move, given[0], state.filtered, u)
+    filtered = advance(fk, settings, key_move, contexts[0], state.filtered, u)
     old = Trail(state.filtered.system, state.statistic)
-    trail, _ = Recursion(fk, *given, summand, smoothing).advance(
+    trail, _ = Recursion(fk, *contexts, summand, smoothing).advance(
         key_back, old, filtered.system, u, filtered.time
     )
     return OnlineSmoothing(filtered, trail.statistic)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcx.inference.tempering.moves import Moves, cloud_moments
-from mcx.inference.tempering.paths import LawPath, PathData
+from mcx.inference.tempering.moves import CloudMoves, cloud_moments
+from mcx.inference.tempering.paths import LawPath, LawPathData
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.logspace import effective_sample_size, largest, normalize
 from mcx.ops.random import choose
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mcx.types import Flags, Key, LogWeights, PyTree, Scalar, Vector
 
-__all__ = ["Annealed", "Annealing", "Stage", "with_move"]
+__all__ = ["Annealed", "Annealing", "Stage", "with_moves"]
 
 _HALVINGS = 50
 _DENSE_SHARE = 5  # points a coordinate before a full covariance is fitted
@@ -86,7 +86,7 @@ class Annealing:
     """
 
     path: LawPath
-    moves: Moves
+    moves: CloudMoves
     target_ess: float = 0.9
     waste_free_length: int = 1
     levels: tuple[float, ...] | None = None
@@ -99,7 +99,7 @@ class Annealing:
 class _Context(NamedTuple):
     """Data, and what is adapted at each stage: level, metric, whether to rest, statistics."""
 
-    data: PathData
+    data: LawPathData
     level: PyTree = None
     covariance: PyTree = None
     resting: PyTree = None
@@ -107,7 +107,7 @@ class _Context(NamedTuple):
     forced: PyTree = None
 
 
-def with_move(annealing: Annealing, data: PathData, num_stages: int) -> FeynmanKac:
+def with_moves(annealing: Annealing, data: LawPathData, num_stages: int) -> FeynmanKac:
     """The Feynman-Kac model of an SMC sampler: weight for the next level, resample, move.
 
     The weights of a stage are known before its moves, so particles are resampled by them first
@@ -131,7 +131,7 @@ def with_move(annealing: Annealing, data: PathData, num_stages: int) -> FeynmanK
     return replace(functions, num_times=num_stages, prepare=jax.tree_util.Partial(_context, data))
 
 
-def _context(data: PathData, params: PyTree = None) -> _Context:
+def _context(data: LawPathData, params: PyTree = None) -> _Context:
     """The context of the model's functions before anything is adapted."""
     return _Context(data)
 

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.particle_kernel import ParticleKernel
-from mcx.inference.tempering.annealing import Annealing, with_move
-from mcx.inference.tempering.paths import PathData
+from mcx.inference.tempering.annealing import Annealing, with_moves
+from mcx.inference.tempering.paths import LawPathData
 from mcx.target import FeynmanKac
 
 if TYPE_CHECKING:
@@ -49,20 +49,20 @@ class SamplerKernel(ParticleKernel):
         return (state.particles.stage.level[..., 0] >= 1) | (state.info.ess == 0)
 
     @override
-    def init(self, data: PathData, key: Key, start: PyTree) -> SMCState:
+    def init(self, data: LawPathData, key: Key, start: PyTree) -> SMCState:
         """Particles drawn from the start of the path."""
         return self._spread(initialize(key, *self._model(data), None, self.settings))
 
     @override
-    def step(self, data: PathData, key: Key, state: SMCState, u: PyTree) -> tuple[SMCState, Flags]:
+    def step(self, data: LawPathData, key: Key, state: SMCState, u: PyTree) -> tuple[SMCState, Flags]:
         """One stage, or none if the path is finished: results do not depend on when the driver stops."""
         over = self.finished(state)
         new = move(key, *self._model(data), state, None, self.settings)
         new = jax.tree_util.tree_map(lambda a, b: jnp.where(over, b, a), new, state)
         return self._spread(new), ~over
 
-    def _model(self, data: PathData) -> tuple[FeynmanKac, PyTree]:
-        fk = with_move(self.annealing, data, 1)  # all stages are alike, and the driver counts them
+    def _model(self, data: LawPathData) -> tuple[FeynmanKac, PyTree]:
+        fk = with_moves(self.annealing, data, 1)  # all stages are alike, and the driver counts them
         return fk, fk.prepare(None)
 
     @override

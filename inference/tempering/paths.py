@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from mcx.types import Key, PyTree, Scalar, SiteValues, Vector
 
-__all__ = ["LawPath", "PathData", "annealed_data", "tempered"]
+__all__ = ["LawPath", "LawPathData", "annealed_data", "tempered"]
 
 
-class PathData(NamedTuple):
+class LawPathData(NamedTuple):
     """Data of a path's functions.
 
     model: data of the target.
@@ -58,11 +58,11 @@ class LawPath:
     dim: str | None = None
     own_start: bool = False
 
-    def target(self, data: PathData) -> Target:
+    def target(self, data: LawPathData) -> Target:
         """The posterior."""
         return Target(data.model, self.functions, self.shapes, self.sites)
 
-    def initial(self, data: PathData, key: Key) -> Vector:
+    def initial(self, data: LawPathData, key: Key) -> Vector:
         """A draw from the base, an unconstrained vector (d,)."""
         if self.own_start:
             return data.start.sample(key)
@@ -70,7 +70,7 @@ class LawPath:
         assert target.sample_prior is not None
         return target.ravel(target.sample_prior(key))
 
-    def parts(self, data: PathData, vector: Vector) -> tuple[Scalar, Float[Array, " groups"]]:
+    def parts(self, data: LawPathData, vector: Vector) -> tuple[Scalar, Float[Array, " groups"]]:
         """Log density of the base, and the terms (groups,), at an unconstrained vector."""
         target = self.target(data)
         z = target.unravel(vector)
@@ -109,14 +109,14 @@ class LawPath:
         change = self.weights(after) - self.weights(before)
         return jnp.sum(jnp.where(change > 0, change * terms, 0.0), -1)
 
-    def log_density(self, data: PathData, level: Scalar, vector: Vector) -> Scalar:
+    def log_density(self, data: LawPathData, level: Scalar, vector: Vector) -> Scalar:
         """Unnormalised log density of the law at a level."""
         base, terms = self.parts(data, vector)
         value = base + self.increment(terms, 0.0, level)
         return jnp.where(jnp.isnan(value) | (value == jnp.inf), -jnp.inf, value)
 
 
-def tempered(target: Target, start: Distribution | float | None = None) -> tuple[LawPath, PathData]:
+def tempered(target: Target, start: Distribution | float | None = None) -> tuple[LawPath, LawPathData]:
     """The path from the prior to the posterior by powers of the likelihood.
 
     Args:
@@ -140,7 +140,7 @@ def tempered(target: Target, start: Distribution | float | None = None) -> tuple
 
 def annealed_data(
     target: Target, dim: str | None = None, start: Distribution | float | None = None
-) -> tuple[LawPath, PathData]:
+) -> tuple[LawPath, LawPathData]:
     """The path from the prior to the posterior that takes in observations, entry by entry of a dimension.
 
     Args:
@@ -170,7 +170,7 @@ def annealed_data(
 
 def _path(
     target: Target, start: Distribution | float | None, groups: int, dim: str | None
-) -> tuple[LawPath, PathData]:
+) -> tuple[LawPath, LawPathData]:
     for site in target.sites.of_kind("discrete"):
         raise CapabilityError(
             "moves need a density on a continuous space",
@@ -188,7 +188,7 @@ def _path(
         )
     law = None if start is None else _start_law(start, target.dim)
     path = LawPath(target.functions, target.shapes, target.sites, groups, dim, law is not None)
-    return path, PathData(target.data, law)
+    return path, LawPathData(target.data, law)
 
 
 def _not_drawn(site: Site) -> bool:

@@ -18,8 +18,8 @@ from mcx.inference.smc.resampling import Resampling, as_resampling, resampling_r
 from mcx.inference.tempering.advice import forced_advice, level_advice, moves_advice, survivors_advice
 from mcx.inference.tempering.annealing import Annealing
 from mcx.inference.tempering.kernel import SamplerKernel
-from mcx.inference.tempering.moves import Moves
-from mcx.inference.tempering.paths import LawPath, PathData, annealed_data, tempered
+from mcx.inference.tempering.moves import CloudMoves
+from mcx.inference.tempering.paths import LawPath, LawPathData, annealed_data, tempered
 from mcx.methods.method import checked_target
 from mcx.methods.replicate_method import Cloud, ReplicateMethod, ReplicatePlan
 from mcx.model.bound import BoundModel
@@ -122,14 +122,14 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
 
     # the run ------------------------------------------------------------------------------------------
 
-    def path(self, target: Target) -> tuple[LawPath, PathData]:
+    def path(self, target: Target) -> tuple[LawPath, LawPathData]:
         """The path of laws and its data."""
         raise NotImplementedError
 
     def annealing(self, path: LawPath) -> Annealing:
         """How the path is followed."""
         method = _AUTO if isinstance(self.move, str) else self.move
-        moves = Moves(
+        moves = CloudMoves(
             method.transition(),
             float(method.target_accept),
             self.max_correlation,
@@ -187,7 +187,7 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
         return bool(np.all(np.asarray(jax.vmap(plan.kernel.finished)(result.state))))
 
     @override
-    def stages(self, plan: ReplicatePlan, stats: Stats) -> Stats:
+    def stages(self, plan: ReplicatePlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
         took_place = stats["took_place"]
         count = int(took_place.any(0).sum())
         shown = {k: v for k, v in stats.items() if k != "took_place"}
@@ -246,7 +246,7 @@ class TemperedSMC(_SMCSampler):
     """
 
     @override
-    def path(self, target: Target) -> tuple[LawPath, PathData]:
+    def path(self, target: Target) -> tuple[LawPath, LawPathData]:
         return tempered(target, self.initial_law)
 
 
@@ -273,7 +273,7 @@ class DataAnnealedSMC(_SMCSampler):
         return {**super().rules(), "dim": optional(instance(str, "the name of a plate or time axis"))}
 
     @override
-    def path(self, target: Target) -> tuple[LawPath, PathData]:
+    def path(self, target: Target) -> tuple[LawPath, LawPathData]:
         return annealed_data(target, self.dim, self.initial_law)
 
 

@@ -97,7 +97,7 @@ class ChainMethod[P: ChainPlan](Method):
         """Settings that the run itself chose or measured, for ``posterior.info.settings``."""
         return {}
 
-    def time_stats(self, plan: P, state: PyTree) -> Stats:
+    def time_stats(self, plan: P, state: PyTree) -> Mapping[str, Any]:
         """Statistics by time from the last states of the chains, for ``Posterior.smc_stats``."""
         return {}
 

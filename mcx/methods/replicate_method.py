@@ -134,8 +134,8 @@ class ReplicateMethod[P: ReplicatePlan](Method):
         """Settings that the run itself chose or measured, for ``posterior.info.settings``."""
         return {}
 
-    def stages(self, plan: P, stats: Stats) -> Stats:
-        """Statistics for ``Posterior.smc_stats`` from those of all steps, chain x step."""
+    def stages(self, plan: P, result: Run, cloud: Cloud, stats: Stats) -> Mapping[str, Any]:
+        """``Posterior.smc_stats``, from the statistics of all steps, chain x step."""
         return stats
 
     def log_evidence(self, state: PyTree) -> Float[Array, " chain"]:
@@ -197,7 +197,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
             weights=replicate_log_weights(log_z, x.shape[1]) if comparable else None,
             log_evidence=total,
             log_evidence_se=se,
-            smc_stats=dict(self.stages(plan, stats)),
+            smc_stats=dict(self.stages(plan, result, cloud, stats)),
         )
 
     def refuse_init(self, init: PyTree) -> None:

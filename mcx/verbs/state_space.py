@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from mcx.errors import MethodError, ModelError
+from mcx.errors import ModelError
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
-from mcx.ops.validation import integer, optional, validated
+from mcx.ops.validation import instance, integer, optional, validated
 from mcx.results.posterior import Posterior
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.devices import Devices
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from mcx.inference.filtering.filtered import Filtered
     from mcx.inference.filtering.forecast import Forecast
     from mcx.inference.filtering.particle_filter import ParticleFilter
-    from mcx.inference.maximize.score_ascent import Maximum, ScoreAscent
+    from mcx.inference.maximize.maximum import Maximum
+    from mcx.inference.maximize.score_ascent import ScoreAscent
     from mcx.inference.maximize.score_climbing import ScoreClimbing
-    from mcx.inference.smoothing.smooth import Smoother
+    from mcx.inference.smoothing.additive import Functional
+    from mcx.inference.smoothing.smoother import Smoother
     from mcx.results.approximation import Approximation
     from mcx.results.estimate import Estimate
+    from mcx.types import KeyLike, PyTree, SiteValues
 
 __all__ = ["filter", "forecast", "maximize", "smooth"]
 
@@ -31,12 +34,12 @@ __all__ = ["filter", "forecast", "maximize", "smooth"]
 def filter(
     bound: BoundModel,
     *,
-    params: Mapping[str, Any] | None = None,
+    params: SiteValues | None = None,
     num_particles: int = 1000,
     method: ParticleFilter | None = None,
-    key: Any,
+    key: KeyLike,
     num_chains: int = 1,
-    history: str = "moments",
+    history: Literal["none", "moments", "ancestors", "full"] = "moments",
     quantiles: Sequence[float] = (),
     name: str | None = None,
     coords: Mapping[str, Any] | None = None,
@@ -78,54 +81,49 @@ def filter(
     check_state_space(bound, "filter", coords)
     num_particles = validated("filter", "num_particles", num_particles, integer(1))
     num_chains = validated("filter", "num_chains", num_chains, integer(1))
+    from mcx.inference.filtering.filter import filter_model
     from mcx.inference.filtering.particle_filter import ParticleFilter
+    from mcx.inference.smc.history import HISTORY, QUANTILES
 
     method = ParticleFilter() if method is None else method
-    if not isinstance(method, ParticleFilter):
-        raise MethodError(
-            "filter needs a particle filter", expected="mcx.ParticleFilter()", found=repr(method)
-        )
-    return method.filter(
+    validated("filter", "method", method, instance(ParticleFilter, "mcx.ParticleFilter(...)"))
+    keep = validated("filter", "history", history, HISTORY)
+    probabilities = validated("filter", "quantiles", quantiles, QUANTILES)
+    identity = {"chain": name, "particles": num_particles, "history": history, "quantiles": quantiles}
+    return filter_model(
         bound,
+        method,
         params=params,
         num_particles=num_particles,
         key=as_key(key),
         num_chains=num_chains,
-        history=history,
-        quantiles=tuple(quantiles),
+        history=keep,
+        quantiles=probabilities,
         block=name,
         coords=coords or {},
         progress=progress,
-        checkpoint=saved_to(
-            checkpoint,
-            bound,
-            method,
-            chain=name,
-            particles=num_particles,
-            history=history,
-            quantiles=quantiles,
-        ),
+        checkpoint=saved_to(checkpoint, bound, method, **identity),
         devices=devices,
     )
 
 
 def forecast(
-    posterior: Posterior, num_steps: int, *, key: Any, inputs: Any = None, name: str | None = None
+    posterior: Posterior, horizon: int, *, key: KeyLike, inputs: PyTree = None, name: str | None = None
 ) -> Forecast:
     """Draw states and observations of the times after the last, each draw with its own parameters.
 
     Args:
         posterior: of a model with a Markov chain, with draws of parameters and paths: by
             :class:`mcx.PMMH`, :class:`mcx.SMC2`, :class:`mcx.ParticleGibbs`, :class:`mcx.NUTS`.
-        num_steps: number of times ahead.
+        horizon: number of times ahead.
         key: a typed JAX key or an int.
-        inputs: the chain's inputs for these times, with a leading axis of ``num_steps``; None where it has
+        inputs: the chain's inputs for these times, with a leading axis of ``horizon``; None where it has
             none.
         name: of the Markov chain, where the model has several.
 
     Returns:
-        Draws by site, (chains x draws, num_steps, ...), chain after chain, with ``.quantiles(levels)``. Costs
-        O(chains draws (T + num_steps)). To forecast with given parameters, see :func:`filter`.
+        Draws by site, (chains x draws, horizon, ...), chain after chain, with ``.quantiles(levels)``. Costs
+        O(chains draws (T + horizon)). To forecast with given parameters, see :func:`filter`.
 
     Raises:
         ModelError: if inputs are missing or of another structure, or the draws have no path.
@@ -141,16 +139,18 @@ def forecast(
             remedy="of mcx.filter: filtered.forecast(...)",
         )
     refuse_tracing("forecast", "call it outside; it compiles a program of its own", posterior, key, inputs)
-    return forecast_draws(posterior, num_steps, as_key(key), inputs, name)
+    return forecast_draws(
+        posterior.bound, posterior.draws, horizon=horizon, key=as_key(key), inputs=inputs, block=name
+    )
 
 
 def smooth(
     bound: BoundModel,
-    functional: Any,
+    functional: Functional | Callable[..., PyTree],
     *,
-    params: Mapping[str, Any] | None = None,
+    params: SiteValues | None = None,
     method: Smoother | None = None,
-    key: Any,
+    key: KeyLike,
     num_chains: int = 4,
     name: str | None = None,
     coords: Mapping[str, Any] | None = None,
@@ -192,13 +192,15 @@ def smooth(
     from mcx.inference.smoothing.additive import as_functional
     from mcx.inference.smoothing.ppg import PPG
     from mcx.inference.smoothing.smooth import smooth_model
+    from mcx.inference.smoothing.smoother import Smoother
 
     method = PPG() if method is None else method
+    validated("smooth", "method", method, instance(Smoother, "mcx.PPG(), mcx.PaRIS() or mcx.FFBS()"))
     return smooth_model(
         bound,
         as_functional(functional),
+        method,
         params=params,
-        method=method,
         key=as_key(key),
         num_chains=num_chains,
         block=name,
@@ -215,8 +217,8 @@ def maximize(
     bound: BoundModel,
     *,
     method: ScoreAscent | None = None,
-    init: Mapping[str, Any] | None = None,
-    key: Any,
+    init: SiteValues | None = None,
+    key: KeyLike,
     num_chains: int = 8,
     name: str | None = None,
     progress: Any = True,
@@ -229,8 +231,8 @@ def maximize(
     bound: BoundModel,
     *,
     method: ScoreClimbing,
-    init: Any = None,
-    key: Any,
+    init: PyTree = None,
+    key: KeyLike,
     num_chains: int = 8,
     name: str | None = None,
     progress: Any = True,
@@ -242,8 +244,8 @@ def maximize(
     bound: BoundModel,
     *,
     method: ScoreAscent | ScoreClimbing | None = None,
-    init: Any = None,
-    key: Any,
+    init: PyTree = None,
+    key: KeyLike,
     num_chains: int = 8,
     name: str | None = None,
     progress: Any = True,
@@ -281,12 +283,14 @@ def maximize(
 
     refuse_tracing("maximize", "call it outside of jit and vmap", bound, key, init)
     method = ScoreAscent() if method is None else method
+    ways = instance((ScoreAscent, ScoreClimbing), "mcx.ScoreAscent() or mcx.ScoreClimbing()")
+    validated("maximize", "method", method, ways)
     num_chains = validated("maximize", "num_chains", num_chains, integer(1))
     if isinstance(method, ScoreClimbing):
         check_bound(bound, "maximize")
         return climb(
             bound,
-            method=method,
+            method,
             init=init,
             key=as_key(key),
             num_chains=num_chains,
@@ -294,15 +298,9 @@ def maximize(
             checkpoint=saved_to(checkpoint, bound, method, moving_chains=num_chains),
         )
     check_state_space(bound, "maximize", None)
-    if not isinstance(method, ScoreAscent):
-        raise MethodError(
-            "maximize needs a method of its own",
-            expected="mcx.ScoreAscent() or mcx.ScoreClimbing()",
-            found=repr(method),
-        )
     return maximize_model(
         bound,
-        method=method,
+        method,
         init=init,
         key=as_key(key),
         block=name,

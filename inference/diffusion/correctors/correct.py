@@ -1,41 +1,50 @@
-"""Feynman-Kac correctors at work: replicates of a corrected particle system, their draws and diagnostics."""
+"""``mcx.diffusion.correct``: replicates of a corrected particle system, their draws and diagnostics."""
 
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import InferenceWarning, MethodError
-from mcx.inference.diffusion.correctors.correctors import Corrected, corrector
+from mcx.errors import InferenceWarning
+from mcx.inference.diffusion.correctors.corrector import Corrected, corrector
 from mcx.inference.diffusion.models.composition import Composition
-from mcx.inference.filtering.particle_filter import FilterKernel
+from mcx.inference.filtering.kernel import FilterKernel
 from mcx.inference.smc.engine import Extras, SMCSettings, SMCState
 from mcx.inference.smc.history import HistorySettings
-from mcx.inference.smc.replicates import equal_draws, island_log_weights, log_mean_evidence, raise_faults
-from mcx.inference.smc.resampling import as_resampling
-from mcx.ops.checks import is_count
-from mcx.ops.keys import as_key
+from mcx.inference.smc.replicates import equal_draws
+from mcx.inference.smc.resampling import Resampling, as_resampling, resampling_rule
+from mcx.methods.method import interrupted
+from mcx.ops.keys import Stream, as_key, stream
+from mcx.ops.validation import fraction, instance, integer, one_of, tuple_of, validated
+from mcx.results.evidence import log_mean_evidence, replicate_log_weights
+from mcx.results.faults import FaultAdvice, raise_faults
 from mcx.run.checkpoint import Checkpoint, identified
 from mcx.run.devices import Devices
 from mcx.run.driver import run
 
 if TYPE_CHECKING:
     import xarray as xr
+    from jaxtyping import Array, Float
+    from numpy.typing import ArrayLike
+
+    from mcx.types import Key, KeyLike, PyTree, Scalar, Stats
 
 __all__ = ["Corrections", "correct"]
 
-_MOST_NONFINITE = 0.5
+_MAX_NONFINITE = 0.5
 _LEAST_ESS = 0.1  # of the particles, in the end
 _LEAST_STARTS = 0.05  # of the particles, that draws descend from
 _LARGEST_SD = 1.0  # of a step's log weights
+_FAULT_ADVICE = FaultAdvice(
+    "take more particles and more levels, or check the reward", "the scores and in the reward"
+)
+_COMPOSITION = "a composition of diffusion models, such as mcx.diffusion.anneal(model, 2.0)"
 
 
 @dataclass(frozen=True)
@@ -45,25 +54,25 @@ class Corrections:
     Attributes:
         x: draws, chain x particle x event, equally weighted within a chain, in no order. A chain is a
             replicate: a particle system of its own.
-        weights: log weights of all draws, chain x particle of sum 1: those of a replicate share its
-            evidence; None of a single replicate.
-        log_evidence: log of the composition's integral, of models whose densities are normalised.
-        log_evidence_se: its standard error, from the spread of the replicates; NaN of one.
+        weights: log weights of all draws, chain x particle, whose weights sum to 1: the draws of a replicate
+            share its evidence; None for a single replicate.
+        log_evidence: log of the composition's integral, if the models' densities are normalised.
+        log_evidence_se: its standard error, from the spread of the replicates; NaN for a single one.
         stats: by name, chain x step: ``ess``, effective sample size; ``increment_sd``, standard deviation of
             the step's log weights; ``acceptance`` of the refreshment; ``resampled``,
             ``log_evidence_increment``, ``log_evidence``, ``nonfinite``, ``max_log_weight``.
-        unique_starts: share of particles at the first level that draws descend from, (chain,).
+        unique_starts: share of the particles at the first level that draws descend from, (chain,).
         notes: what to be wary of.
-        complete: False where the run was stopped early: draws are those of the level it came to.
+        complete: False where the run was stopped early: draws are those of the level it had reached.
         compile_time, run_time: seconds.
     """
 
-    x: np.ndarray
-    weights: np.ndarray | None
+    x: Float[np.ndarray, "chain particle ..."]
+    weights: Float[np.ndarray, "chain particle"] | None
     log_evidence: float
     log_evidence_se: float
-    stats: Mapping[str, np.ndarray]
-    unique_starts: np.ndarray
+    stats: Stats
+    unique_starts: Float[np.ndarray, " chain"]
     notes: tuple[str, ...]
     complete: bool
     compile_time: float
@@ -98,17 +107,17 @@ class Corrections:
 def correct(
     composition: Composition,
     event_shape: tuple[int, ...],
-    rho: Any,
+    rho: ArrayLike,
     *,
-    key: Any,
+    key: KeyLike,
     num_particles: int = 1000,
     num_chains: int = 4,
-    noise_gain: Any = None,
-    refresh: bool | str = "auto",
-    resampling: str | Callable[..., Any] = "systematic",
+    noise_gain: ArrayLike | None = None,
+    refresh: bool | Literal["auto"] = "auto",
+    resampling: str | Resampling = "systematic",
     threshold: float = 0.5,
-    progress: Any = True,
-    warnings: str = "warn",
+    progress: bool | str = True,
+    warnings: Literal["warn", "ignore"] = "warn",
     checkpoint: str | Path | Checkpoint | None = None,
     devices: Devices = None,
 ) -> Corrections:
@@ -120,46 +129,46 @@ def correct(
         rho: noise levels, strictly falling, (K + 1,); see :func:`~mcx.diffusion.levels`.
         key: a typed JAX key or an int.
         num_particles: N, of a replicate.
-        num_chains: independent replicates.
+        num_chains: number of independent replicates.
         noise_gain: as for :func:`~mcx.diffusion.corrector`.
-        refresh: as for :func:`~mcx.diffusion.corrector`; "auto" does where all models have densities.
-        resampling: a scheme by name, or a function; "birth_death" with ``threshold=1`` is the jump process of
-            the paper.
-        threshold: resample below this effective sample size, as a fraction of N; 1 is every step.
+        refresh: as for :func:`~mcx.diffusion.corrector`; "auto" refreshes if all models have densities.
+        resampling: a scheme by name, or a function ``(key, log_w, num) -> ancestors``; "birth_death" with
+            ``threshold=1`` is the jump process of the paper.
+        threshold: resample below this effective sample size, as a fraction of N; 1 is at every step.
         progress: as for :func:`mcx.infer`.
-        warnings: "warn" or "ignore": about weights that make draws unreliable.
+        warnings: "warn" or "ignore" weights that make draws unreliable.
         checkpoint: as for :func:`mcx.infer`.
         devices: as for :func:`mcx.infer`.
 
     Returns:
-        :class:`Corrections`. Costs N calls of each model a step and replicate, with ``refresh`` four.
+        :class:`Corrections`. Costs N calls of each model per step and replicate, with ``refresh`` four times
+        as many.
 
     Raises:
-        WeightCollapse: if all weights are zero.
-        NonFiniteError: if most of a step's are NaN.
-        MethodError: on settings that make no sense.
+        WeightCollapse: if all weights of a replicate are zero; ``.result`` has the run so far.
+        NonFiniteError: if most weights of a step are NaN; ``.result`` has the run so far.
+        MethodError: if an argument is out of range.
         CapabilityError: for ``refresh=True`` without densities.
 
     Source: Skreta et al. (2025), Feynman-Kac correctors in diffusion.
     """
-    for name, fine, expected, found in (
-        ("num_particles", is_count(num_particles, 2), "an int >= 2", num_particles),
-        ("event_shape", all(is_count(n) for n in event_shape), "ints >= 1", event_shape),
-        ("refresh", refresh in (True, False, "auto"), "True, False or 'auto'", refresh),
-        ("warnings", warnings in ("warn", "ignore"), "'warn' or 'ignore'", warnings),
-    ):
-        if not fine:
-            raise MethodError(f"correct({name}=...) is out of range", expected=expected, found=repr(found))
+    validated("correct", "composition", composition, instance(Composition, _COMPOSITION))
+    event_shape = validated("correct", "event_shape", event_shape, tuple_of(integer(1), "ints >= 1"))
+    num_particles = validated("correct", "num_particles", num_particles, integer(2))
+    num_chains = validated("correct", "num_chains", num_chains, integer(1))
+    refresh = validated("correct", "refresh", refresh, one_of(True, False, "auto"))
+    validated("correct", "resampling", resampling, resampling_rule())
+    threshold = validated("correct", "threshold", threshold, fraction())
+    validated("correct", "warnings", warnings, one_of("warn", "ignore"))
     key = as_key(key)
-    refresh = composition.has_density if refresh == "auto" else bool(refresh)
-    like = jnp.zeros(tuple(event_shape))
-    model = corrector(composition, like, rho, noise_gain=noise_gain, refresh=refresh)
+    refreshed = composition.has_density if refresh == "auto" else bool(refresh)
+    model = corrector(composition, jnp.zeros(event_shape), rho, noise_gain=noise_gain, refresh=refreshed)
     first = jax.tree_util.tree_map(lambda x: x[0], model.inputs)
     kernel = FilterKernel(
         model.functions_only(),
         SMCSettings(num_particles, threshold, as_resampling(resampling), extras=_STARTS),
         HistorySettings("moments", states=_observed),
-        _MOST_NONFINITE,
+        _MAX_NONFINITE,
     )
     result = run(
         kernel,
@@ -173,50 +182,62 @@ def correct(
         checkpoint=identified(checkpoint, resampling=resampling, threshold=threshold),
         devices=devices,
     )
+    if result.draws is None:
+        interrupted("correct", "first step", result)
     stats = dict(result.stats)
-    raise_faults(stats, num_particles, _MOST_NONFINITE, "corrector")
-    observed = result.draws
-    stats["increment_sd"] = np.asarray(observed["sd"]["increment"])
-    stats["acceptance"] = np.asarray(observed["mean"]["accepted"])
-    x, starts = jax.device_get(_resampled(jax.random.fold_in(key, 5), result.state))
+    raise_faults(stats, num_particles, _MAX_NONFINITE, _FAULT_ADVICE, result=result)
+    stats["increment_sd"] = np.asarray(result.draws["sd"]["increment"])
+    stats["acceptance"] = np.asarray(result.draws["mean"]["accepted"])
+    x, starts = jax.device_get(_resampled(stream(key, Stream.CORRECTED_DRAWS), result.state))
     unique = np.array([len(np.unique(s)) / num_particles for s in starts])
     log_z = np.asarray(stats["log_evidence"][:, -1], np.float64)
     total, se = log_mean_evidence(log_z)
+    weights = replicate_log_weights(log_z, num_particles)
     notes = _notes(stats, unique, num_particles)
     if notes and warnings == "warn":
         python_warnings.warn("correctors finished, but " + "; ".join(notes), InferenceWarning, stacklevel=2)
     return Corrections(
-        x, island_log_weights(log_z, num_particles), float(total), float(se), stats, unique, notes,
-        result.complete, result.compile_time, result.run_time,
-    )  # fmt: skip
+        x=x,
+        weights=None if weights is None else np.asarray(weights),
+        log_evidence=float(total),
+        log_evidence_se=float(se),
+        stats=stats,
+        unique_starts=unique,
+        notes=notes,
+        complete=result.complete,
+        compile_time=result.compile_time,
+        run_time=result.run_time,
+    )
 
 
-def _observed(particles: Corrected) -> dict[str, Any]:
+def _observed(particles: Corrected) -> dict[str, Float[Array, " N"]]:
     return {"increment": particles.increment, "accepted": particles.accepted}
 
 
-def _start(ctx: Any, x: Corrected, u: Any) -> Any:
+def _start(ctx: PyTree, x: Corrected, u: PyTree) -> Scalar:
     return x.position.ravel()[0]  # tells particles apart
 
 
-def _inherit(ctx: Any, start: Any, before: Corrected, x: Corrected, u: Any) -> Any:
+def _inherit(ctx: PyTree, start: Scalar, before: Corrected, x: Corrected, u: PyTree) -> Scalar:
     return start
 
 
 _STARTS = Extras(_start, _inherit)
 
 
-@partial(jax.jit)
-def _resampled(key: Any, state: SMCState) -> tuple[Any, Any]:
-    """Equally weighted points of all replicates, in no order, and the starts of their lineages."""
+@jax.jit
+def _resampled(
+    key: Key, state: SMCState
+) -> tuple[Float[Array, "chain particle ..."], Float[Array, "chain particle"]]:
+    """Equally weighted points of all replicates, in no order, and where their lineages start."""
     chosen = equal_draws(key, state.log_w)
-    found: tuple[Any, Any] = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(
+    found: tuple[Array, Array] = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(
         (state.particles.position, state.extras), chosen
     )
     return found
 
 
-def _notes(stats: Mapping[str, np.ndarray], unique: np.ndarray, num: int) -> tuple[str, ...]:
+def _notes(stats: Stats, unique: Float[np.ndarray, " chain"], num: int) -> tuple[str, ...]:
     notes = []
     ess = stats["ess"][:, -1].min() / num
     if ess < _LEAST_ESS:

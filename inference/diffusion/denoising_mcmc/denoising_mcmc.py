@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike
 
 from mcx.errors import CapabilityError, MethodError
 from mcx.inference.diffusion.denoising_mcmc.kernel import DenoisingKernel, ProductSpace
@@ -19,7 +21,14 @@ from mcx.inference.diffusion.integrators.base import Integrator
 from mcx.inference.diffusion.integrators.integrate import INTEGRATOR, cast, checked_integrator
 from mcx.inference.diffusion.integrators.linear import DPMSolver
 from mcx.inference.diffusion.integrators.sampling import sample
-from mcx.inference.diffusion.models.arguments import DENOISER, EVENT_SHAPE, noise_levels
+from mcx.inference.diffusion.models.arguments import (
+    DENOISER,
+    EVENT_SHAPE,
+    ByLevel,
+    Points,
+    having,
+    noise_levels,
+)
 from mcx.inference.diffusion.models.schedules import levels
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.keys import as_key
@@ -31,8 +40,6 @@ from mcx.types import Key, KeyLike, PyTree
 
 if TYPE_CHECKING:
     import xarray as xr
-    from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
 
 __all__ = ["Denoised", "DenoisingMCMC"]
 
@@ -137,7 +144,7 @@ class DenoisingMCMC(Settings):
             "num_samples": integer(1),
             "num_warmup": integer(0),
             "num_skip": integer(1),
-            "level_law": Rule(laws, _level_law),
+            "level_law": either(one_of("auto"), having("log_density", laws), expected=laws),
             "metropolis": either(boolean(), one_of("auto"), expected="True, False or 'auto'"),
             "step_size": optional(number(above=0), "to learn it"),
             "integrator": optional(INTEGRATOR, "for DPMSolver(order=2)"),
@@ -182,14 +189,14 @@ class DenoisingMCMC(Settings):
             CapabilityError: if a density is needed and there is none.
             KeyTypeError: if the key is missing or is none.
         """
-        model = validated("run", "model", model, DENOISER)
-        shape = validated("run", "event_shape", event_shape, EVENT_SHAPE)
-        num_chains = validated("run", "num_chains", num_chains, integer(1))
-        grid = noise_levels("run", "rho", rho, rising=True)
+        model = validated("DenoisingMCMC.run", "model", model, DENOISER)
+        shape = validated("DenoisingMCMC.run", "event_shape", event_shape, EVENT_SHAPE)
+        num_chains = validated("DenoisingMCMC.run", "num_chains", num_chains, integer(1))
+        grid = noise_levels("DenoisingMCMC.run", "rho", rho, rising=True)
         prior = np.zeros(len(grid)) if log_prior is None else np.asarray(log_prior, float)
         if prior.shape != grid.shape or not np.isfinite(prior).all():
             raise MethodError(
-                "run(log_prior=...) does not fit the levels",
+                "DenoisingMCMC.run(log_prior=...) does not fit the levels",
                 expected=f"{len(grid)} finite numbers",
                 found=f"shape {prior.shape}",
             )
@@ -225,7 +232,7 @@ class DenoisingMCMC(Settings):
         x = jnp.asarray(init, dtype)
         if x.shape != (num_chains, *shape):
             raise MethodError(
-                "run(init=...) does not hold a point for each chain",
+                "DenoisingMCMC.run(init=...) does not hold a point for each chain",
                 expected=f"shape {(num_chains, *shape)}",
                 found=f"shape {x.shape}",
             )
@@ -276,21 +283,13 @@ class DenoisingMCMC(Settings):
         return law, metropolis
 
 
-def _level_law(value: Any) -> Any:
-    if isinstance(value, type) or not (value == "auto" or hasattr(value, "log_density")):
-        raise ValueError
-    return value
-
-
 def _down(rho: float, num: int, power: float) -> np.ndarray:
     """Levels from rho to no noise; none is so small that its step would be wasted."""
     return np.asarray(rho * np.linspace(1.0, 0.0, num + 1) ** power)
 
 
 @jax.jit
-def _noised(
-    key: Key, x: Float[Array, "chain ..."], rho: Float[Array, " K"], log_prior: Float[Array, " K"]
-) -> dict[str, Array]:
+def _noised(key: Key, x: Points, rho: ByLevel, log_prior: ByLevel) -> dict[str, Array]:
     """Draws of the product law if the points x are draws of the model."""
     key_level, key_noise = jax.random.split(key)
     level = jax.random.categorical(key_level, log_prior, shape=(len(x),)).astype(jnp.int32)

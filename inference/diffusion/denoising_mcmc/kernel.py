@@ -12,10 +12,11 @@ import numpy as np
 
 from mcx.inference.diffusion.denoising_mcmc.level_laws import LevelLaw
 from mcx.inference.diffusion.integrators.base import Integrator
-from mcx.inference.diffusion.models.arguments import Point
+from mcx.inference.diffusion.models.arguments import ByLevel, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops import collectives
 from mcx.ops.random import accept, choose
+from mcx.run.kernel import Kernel
 from mcx.types import Key, PyTree, Scalar, Stats
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class ProductSpace(NamedTuple):
 
     model: Denoiser
     level_law: LevelLaw
-    rho: Float[Array, " K"]
-    log_prior: Float[Array, " K"]
+    rho: ByLevel
+    log_prior: ByLevel
     tables: PyTree
     key: UInt32[Array, " words"]
 
@@ -75,7 +76,7 @@ class _Info(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DenoisingKernel:
+class DenoisingKernel(Kernel):
     """A step makes ``num_skip`` moves, each of the point and then of its level; hashable.
 
     Attributes:

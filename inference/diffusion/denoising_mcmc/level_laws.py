@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from mcx.errors import MethodError
-from mcx.inference.diffusion.models.arguments import Point
+from mcx.inference.diffusion.models.arguments import ByLevel, Point, pytree_function
 from mcx.inference.diffusion.models.scores import Denoiser
-from mcx.ops.validation import Rule, Settings, function, integer, optional
+from mcx.ops.validation import Rule, Settings, integer, optional
 from mcx.types import Scalar
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
 
 __all__ = ["LevelLaw", "LevelsFromClassifier", "LevelsFromDensity", "LevelsFromScore"]
 
@@ -28,7 +25,7 @@ __all__ = ["LevelLaw", "LevelsFromClassifier", "LevelsFromDensity", "LevelsFromS
 class LevelLaw(Protocol):
     """Log density of the levels at a point; a pytree."""
 
-    def log_density(self, model: Denoiser, y: Point, rho: Float[Array, " K"]) -> Float[Array, " K"]:
+    def log_density(self, model: Denoiser, y: Point, rho: ByLevel) -> ByLevel:
         """``log q_rho(y)`` at levels (K,), up to a constant that does not depend on the level."""
         ...
 
@@ -42,7 +39,7 @@ class LevelLaw(Protocol):
 class LevelsFromDensity:
     """Levels by the model's density, exact; costs one density for each level, and no call of the denoiser."""
 
-    def log_density(self, model: Denoiser, y: Point, rho: Float[Array, " K"]) -> Float[Array, " K"]:
+    def log_density(self, model: Denoiser, y: Point, rho: ByLevel) -> ByLevel:
         """See :class:`LevelLaw`."""
         return jax.vmap(lambda r: model.log_density(y, r))(rho)
 
@@ -73,7 +70,7 @@ class LevelsFromScore(Settings):
         """Rules of the fields."""
         return {"num_probes": optional(integer(1), "for the exact divergence")}
 
-    def log_density(self, model: Denoiser, y: Point, rho: Float[Array, " K"]) -> Float[Array, " K"]:
+    def log_density(self, model: Denoiser, y: Point, rho: ByLevel) -> ByLevel:
         """See :class:`LevelLaw`."""
         probes = jnp.eye(y.size, dtype=y.dtype).reshape(-1, *y.shape)
         share = 1.0
@@ -107,18 +104,13 @@ class LevelsFromClassifier(Settings):
     Costs a call of the classifier, and no call of the denoiser.
     """
 
-    fn: Callable[[Point], Float[Array, " K"]]
+    fn: Callable[[Point], ByLevel]
 
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields."""
-        return {"fn": function("a function y -> logits")}
+        return {"fn": pytree_function("a function y -> logits")}
 
-    def check(self) -> None:
-        """Make the function a pytree."""
-        if not isinstance(self.fn, jax.tree_util.Partial):
-            object.__setattr__(self, "fn", jax.tree_util.Partial(self.fn))
-
-    def log_density(self, model: Denoiser, y: Point, rho: Float[Array, " K"]) -> Float[Array, " K"]:
+    def log_density(self, model: Denoiser, y: Point, rho: ByLevel) -> ByLevel:
         """See :class:`LevelLaw`."""
         logits = jnp.asarray(self.fn(y), y.dtype)
         if logits.shape != rho.shape:

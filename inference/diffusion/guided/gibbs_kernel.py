@@ -1,10 +1,10 @@
-"""Diffusion priors in models with parameters: paths down the levels of noise and parameters, in turn."""
+"""Diffusion priors in models with parameters: a path down the levels of noise and the parameters, in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,21 @@ import numpy as np
 
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepInfo, sweep
 from mcx.inference.conditional_smc.initial_path import starting_path
-from mcx.inference.diffusion.guided.calibration import GuidedData, Guiding
-from mcx.inference.diffusion.guided.feynman_kac import code, path_of
-from mcx.inference.mcmc.base import MCMCKernel, MCMCState
+from mcx.inference.diffusion.guided.calibration import Guidance, GuidedData
+from mcx.inference.diffusion.guided.feynman_kac import guided, path_of
 from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
+from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.inference.particle_gibbs.kernel import PathAverages
-from mcx.target import FeynmanKac
+from mcx.run.kernel import Kernel
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from mcx.types import Flags, Key, PyTree, Scalar, Stats, Vector
+
+    type Point = Float[Array, "..."]
+    type Path = Float[Array, "K+1 ..."]
+    type Draw = tuple[Point, Vector]
 
 __all__ = ["GuidedGibbsKernel", "GuidedGibbsState"]
 
@@ -32,23 +41,23 @@ class GuidedGibbsState(NamedTuple):
     num_kept: sweeps that the averages count.
     """
 
-    path: Any
+    path: Path
     params: MCMCState
     averages: PathAverages
-    num_kept: Any
+    num_kept: Int[Array, ""]
 
     @property
-    def started(self) -> Any:
-        """Whether a finite starting point was found."""
+    def started(self) -> Flags:
+        """Whether a finite initial point was found."""
         return self.params.started
 
 
 @dataclass(frozen=True)
-class GuidedGibbsKernel:
+class GuidedGibbsKernel(Kernel):
     """Particle Gibbs on the levels of noise: the kernel that the driver runs.
 
     Attributes:
-        how: the guidance.
+        guidance: how particles are guided.
         paths: conditional SMC.
         mcmc: a transition on the other sites, given the one with the diffusion prior.
 
@@ -56,24 +65,25 @@ class GuidedGibbsKernel:
     number of particles. Source: Andrieu, Doucet and Holenstein (2010), section 2.4.3.
     """
 
-    how: Guiding
+    guidance: Guidance
     paths: ConditionalSMC
     mcmc: MCMCKernel
 
-    def init(self, data: GuidedData, key: Any, start: InitialPoints) -> GuidedGibbsState:
-        """The best of several starting parameters, by the evidence of a guided run at each."""
+    @override
+    def init(self, data: GuidedData, key: Key, start: InitialPoints) -> GuidedGibbsState:
+        """The best of several initial parameters, by the evidence of a guided run at each."""
 
-        def attempt(number: Any) -> tuple[Any, GuidedGibbsState]:
+        def attempt(number: Scalar) -> tuple[Scalar, GuidedGibbsState]:
             key_params, key_path = jax.random.split(jax.random.fold_in(key, number))
             noise = jax.random.uniform(key_params, start.position.shape, minval=-1.0, maxval=1.0)
             position = start.position + start.radius * noise
             zeros = jnp.zeros(data.chain.shape, data.chain.rho.dtype)
             ctx = data._replace(given=self._values(data, zeros, position))
-            backward = self.paths.sampling == "backward"
+            backward = self.paths.backward == "exact"
             path, log_z = starting_path(
-                key_path, self._model(data), ctx, self.paths.num_particles, backward=backward
+                key_path, guided(self.guidance, data), ctx, self.paths.num_particles, backward=backward
             )
-            params = self.mcmc.at(self._given(data, path.position), position)
+            params = self.mcmc.at(self._conditioned(data, path.position), position)
             none = jnp.zeros(len(path.position))
             averages = PathAverages(none, none, none)
             state = GuidedGibbsState(path.position, params, averages, jnp.zeros((), jnp.int32))
@@ -82,51 +92,58 @@ class GuidedGibbsKernel:
         best: GuidedGibbsState = best_initial_point(attempt, start)
         return best
 
-    def step(self, data: GuidedData, key: Any, state: GuidedGibbsState, u: Any) -> tuple[Any, Any]:
-        """A path given the parameters, then the parameters given its end."""
+    @override
+    def step(
+        self, data: GuidedData, key: Key, state: GuidedGibbsState, u: Mapping[str, Scalar]
+    ) -> tuple[GuidedGibbsState, dict[str, Scalar]]:
+        """A path given the parameters, then the parameters given its end.
+
+        ``u`` holds the adaptation code and whether the sweep counts.
+        """
         key_path, key_params = jax.random.split(key)
-        path, swept = self.move_path(data, key_path, state)
-        given = self._given(data, path)
-        params = self.mcmc.refresh(given, state.params)
-        params, stats = self.mcmc.step(given, key_params, params, u["code"])
+        path, swept = self._move_path(data, key_path, state)
+        conditioned = self._conditioned(data, path)
+        params = self.mcmc.refresh(conditioned, state.params)
+        params, stats = self.mcmc.step(conditioned, key_params, params, u["code"])
         count = state.num_kept + u["keep"]
         share = u["keep"] / jnp.maximum(count, 1)
         now = PathAverages.of(swept)
         averages = jax.tree_util.tree_map(lambda old, new: old + share * (new - old), state.averages, now)
-        stats = {**stats, **{f"{self.how.name}.{k}": jnp.mean(v) for k, v in now._asdict().items()}}
+        stats = {**stats, **{f"{self.guidance.name}.{k}": jnp.mean(v) for k, v in now._asdict().items()}}
         return GuidedGibbsState(path, params, averages, count), stats
 
-    def move_path(self, data: GuidedData, key: Any, state: GuidedGibbsState) -> tuple[Any, SweepInfo]:
+    def _move_path(self, data: GuidedData, key: Key, state: GuidedGibbsState) -> tuple[Path, SweepInfo]:
         """A new path given the parameters."""
         key_siblings, key_sweep = jax.random.split(key)
         ctx = data._replace(given=self._values(data, state.path[-1], state.params.position))
-        path = path_of(self.how, ctx, key_siblings, state.path)
-        new, info = sweep(key_sweep, self._model(data), ctx, path, self.paths)
+        path = path_of(self.guidance, ctx, key_siblings, state.path)
+        new, info = sweep(key_sweep, guided(self.guidance, data), ctx, path, self.paths)
         return new.position, info
 
-    def _model(self, data: GuidedData) -> FeynmanKac:
-        return replace(code(self.how), num_times=data.chain.num_steps + 1, inputs=data.levels)
+    def _conditioned(self, data: GuidedData, path: Path) -> PyTree:
+        """Data of the other sites' target, given the end of a path."""
+        return data.model, {self.guidance.name: path[-1]}
 
-    def _given(self, data: GuidedData, path: Any) -> tuple[Any, dict[str, Any]]:
-        return data.model, {self.how.name: path[-1]}
-
-    def _values(self, data: GuidedData, x: Any, position: Any) -> dict[str, Any]:
+    def _values(self, data: GuidedData, x: Point, position: Vector) -> dict[str, Array]:
         """Constrained values of the other sites."""
-        target = self.mcmc.target((data.model, {self.how.name: x}))
+        target = self.mcmc.target((data.model, {self.guidance.name: x}))
         found = target.constrain(target.unravel(position))
         return {name: found[name] for name, _ in self.mcmc.shapes}
 
-    def collect(self, state: GuidedGibbsState, info: Any) -> tuple[Any, Mapping[str, Any]]:
+    @override
+    def collect(self, state: GuidedGibbsState, info: dict[str, Scalar]) -> tuple[Draw, Mapping[str, Scalar]]:
         """The site's value and the parameters, and the sweep's statistics."""
         return (state.path[-1], state.params.position), info
 
-    def emit(self, data: GuidedData, draw: Any) -> Any:
-        """A draw as sites, and the unconstrained parameters among it."""
+    @override
+    def emit(self, data: GuidedData, draw: Draw) -> tuple[dict[str, Array], Vector]:
+        """A draw as sites, and the unconstrained parameters of it."""
         x, position = draw
-        target = self.mcmc.target((data.model, {self.how.name: x}))
-        return {**target.constrain(target.unravel(position)), self.how.name: x}, position
+        target = self.mcmc.target((data.model, {self.guidance.name: x}))
+        return {**target.constrain(target.unravel(position)), self.guidance.name: x}, position
 
-    def report(self, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+    @override
+    def report(self, stats: Stats) -> Mapping[str, float]:
         """Update rate of the path, and what the Markov chain method shows."""
-        rate = float(np.mean(stats[f"{self.how.name}.update_rate"]))
+        rate = float(np.mean(stats[f"{self.guidance.name}.update_rate"]))
         return {"update rate": rate, **self.mcmc.report(stats)}

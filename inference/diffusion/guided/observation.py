@@ -1,11 +1,11 @@
-"""What a model's observations say about the value of one site: a log likelihood, or a linear Gaussian one."""
+"""The likelihood of one site's value under a model's observations, in general and if linear Gaussian."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,56 +15,70 @@ from mcx.model import capture
 from mcx.model.density import sample_sites, site_log_prob, total
 from mcx.target import TargetFunctions
 
-__all__ = ["LARGEST", "Linear", "linearize", "log_likelihood", "looks_linear", "slope_vanishes"]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
 
-LARGEST = 2**24  # entries of the matrix of a linear observation
+    from mcx.types import PyTree, Scalar, SiteValues, Vector
+
+__all__ = ["LinearObservation", "linearize", "log_likelihood", "looks_linear", "slope_vanishes"]
+
+_LARGEST = 2**24  # entries of the matrix of a linear observation
 _TOLERANCE = 1e-3
 _MULTIPLES = (0.3, 1.0, 3.0, 10.0)
 
 
 def log_likelihood(
-    functions: TargetFunctions, name: str, data: Any, x: Any, given: Mapping[str, Any] | None = None
-) -> Any:
-    """Log density of all else in the model given the value of a site, a scalar.
+    functions: TargetFunctions,
+    name: str,
+    data: PyTree,
+    x: Float[Array, "..."],
+    others: SiteValues | None = None,
+) -> Scalar:
+    """Log density of everything else in the model given the value of one site, a scalar.
 
     Args:
         functions: of the target.
         name: of the site, whose values are its unconstrained coordinates.
         data: of the target.
         x: the value.
-        given: constrained values of the other latent sites, whose densities count, too.
+        others: constrained values of the other latent sites, whose densities count as well.
     """
-    sites = capture.record(functions.run(data), values={name: x, **(given or {})}).sites
-    others = (site for site in sample_sites(sites) if site["name"] != name)
-    return total([jnp.sum(site_log_prob(site)) for site in others])
+    sites = capture.record(functions.run(data), values={name: x, **(others or {})}).sites
+    rest = (site for site in sample_sites(sites) if site["name"] != name)
+    return total([jnp.sum(site_log_prob(site)) for site in rest])
 
 
-class Linear(NamedTuple):
-    """A linear Gaussian observation in coordinates of its own: ``z_i ~ N(scale_i (directions x)_i, 1)``.
+class LinearObservation(NamedTuple):
+    """A linear Gaussian observation along its singular directions: ``z_i ~ N(scale_i (directions x)_i, 1)``.
 
     scale: singular values (r,) of the matrix, in units of the noise.
     directions: (r, d), orthonormal.
     value: z, (r,).
-    constant: what the log likelihood is more than the log density of z, but for ``-r log(2 pi) / 2``.
+    constant: the log likelihood minus the log density of z, up to ``-r log(2 pi) / 2``.
     """
 
-    scale: Any
-    directions: Any
-    value: Any
-    constant: Any
+    scale: Float[Array, " r"]
+    directions: Float[Array, "r d"]
+    value: Float[Array, " r"]
+    constant: Scalar
 
 
 class _White(NamedTuple):
-    """Observations of unit variance: their means, their values, and what they were divided by."""
+    """Observations scaled to unit variance.
 
-    mean: Any
-    value: Any
-    divisor: Any
-    log_det: Any
+    mean, value: of the scaled observations, (n,).
+    divisor: the standard deviations, or Cholesky factors, that they were divided by.
+    log_det: sum of the logarithms of the standard deviations.
+    """
+
+    mean: Float[Array, " n"]
+    value: Float[Array, " n"]
+    divisor: Float[Array, "..."]
+    log_det: Scalar
 
 
-def _white(functions: TargetFunctions, name: str, data: Any, x: Any) -> _White | None:
-    """All observations at a value of the site, with independent unit noise; None unless all are Gaussian."""
+def _white(functions: TargetFunctions, name: str, data: PyTree, x: Float[Array, "..."]) -> _White | None:
+    """All observations at a value of the site, scaled to unit noise; None unless all are Gaussian."""
     sites = capture.record(functions.run(data), values={name: x}).sites
     parts = []
     for site in sample_sites(sites):
@@ -97,7 +111,7 @@ def _white_site(site: Mapping[str, Any]) -> _White | None:
     if isinstance(fn, dist.MultivariateNormal):
         factor = jnp.broadcast_to(fn.scale_tril, (*shape, shape[-1]))
 
-        def solve(v: Any) -> Any:
+        def solve(v: Float[Array, "..."]) -> Float[Array, "..."]:
             return jax.lax.linalg.triangular_solve(factor, v[..., None], left_side=True, lower=True)[..., 0]
 
         diagonal = jnp.diagonal(factor, axis1=-2, axis2=-1)
@@ -107,32 +121,34 @@ def _white_site(site: Mapping[str, Any]) -> _White | None:
 
 
 @partial(jax.jit, static_argnames=("functions", "name"))
-def looks_linear(functions: TargetFunctions, name: str, data: Any, centre: Any, spread: Any) -> Any:
-    """Whether the observations are Gaussian with means affine in the site's value and constant variances.
+def looks_linear(
+    functions: TargetFunctions, name: str, data: PyTree, centre: Float[Array, "..."], spread: Scalar
+) -> Bool[Array, ""]:
+    """Whether the observations are Gaussian, with means affine in the site's value and constant variances.
 
     Args:
         functions: of the target.
         name: of the site.
         data: of the target.
         centre: a value of the site.
-        spread: how far from it to look, a standard deviation; up to ten times that is tried.
+        spread: standard deviation of the points around it that are tried; up to ten times that.
     """
     probe = jax.eval_shape(lambda x: _white(functions, name, data, x), centre)
-    if probe is None or probe.mean.size * centre.size > LARGEST:
+    if probe is None or probe.mean.size * centre.size > _LARGEST:
         return jnp.asarray(False)
 
-    def seen(x: Any) -> tuple[Any, Any]:
+    def mean_and_divisor(x: Float[Array, "..."]) -> tuple[Float[Array, " n"], Float[Array, "..."]]:
         found = _white(functions, name, data, x)
         assert found is not None
         return found.mean, found.divisor
 
-    base, push = jax.linearize(lambda x: seen(x)[0], centre)
-    divisor = seen(centre)[1]
+    base, push = jax.linearize(lambda x: mean_and_divisor(x)[0], centre)
+    divisor = mean_and_divisor(centre)[1]
     size = jnp.max(jnp.abs(base))
     fine = jnp.all(jnp.isfinite(base))
     for number, multiple in enumerate(_MULTIPLES):
         noise = jax.random.normal(jax.random.key(number), jnp.shape(centre), base.dtype)
-        mean, found = seen(centre + multiple * spread * noise)
+        mean, found = mean_and_divisor(centre + multiple * spread * noise)
         change = push(multiple * spread * noise)
         slack = _TOLERANCE * jnp.max(jnp.abs(change)) + 1e3 * jnp.finfo(base.dtype).eps * size
         fine &= jnp.all(jnp.abs(mean - base - change) <= slack)
@@ -142,10 +158,15 @@ def looks_linear(functions: TargetFunctions, name: str, data: Any, centre: Any, 
 
 @partial(jax.jit, static_argnames=("functions", "name"))
 def slope_vanishes(
-    functions: TargetFunctions, name: str, data: Any, centre: Any, spread: Any, given: Mapping[str, Any]
-) -> Any:
-    """Whether the log likelihood changes with the site's value, and its gradient does not know of it."""
-    like = partial(log_likelihood, functions, name, data, given=given)
+    functions: TargetFunctions,
+    name: str,
+    data: PyTree,
+    centre: Float[Array, "..."],
+    spread: Scalar,
+    others: SiteValues,
+) -> Bool[Array, ""]:
+    """Whether the log likelihood changes with the site's value although its gradient is zero throughout."""
+    like = partial(log_likelihood, functions, name, data, others=others)
     noise = jax.random.normal(jax.random.key(0), (16, *jnp.shape(centre)))
     points = centre + jnp.linspace(0.3, 3.0, 16).reshape(-1, *(1,) * jnp.ndim(centre)) * spread * noise
     value, slope = jax.vmap(jax.value_and_grad(like))(points)
@@ -155,14 +176,16 @@ def slope_vanishes(
     return changes & flat
 
 
-def linearize(functions: TargetFunctions, name: str, data: Any, like: Any) -> Linear:
-    """The linear observation of a model for which :func:`looks_linear`.
+def linearize(
+    functions: TargetFunctions, name: str, data: PyTree, like: Float[Array, "..."]
+) -> LinearObservation:
+    """The linear observation of a model for which :func:`looks_linear` holds.
 
-    Costs a derivative a coordinate or an observation, whichever are fewer, and a singular value
+    Costs one derivative per coordinate or per observation, whichever are fewer, and a singular value
     decomposition.
     """
 
-    def mean(flat: Any) -> Any:
+    def mean(flat: Vector) -> Float[Array, " n"]:
         found = _white(functions, name, data, flat.reshape(jnp.shape(like)))
         assert found is not None
         return found.mean
@@ -178,4 +201,4 @@ def linearize(functions: TargetFunctions, name: str, data: Any, like: Any) -> Li
     outside = jnp.sum((residual - left @ value) ** 2)
     spare = white.mean.size - value.size
     constant = -0.5 * outside - 0.5 * spare * math.log(2 * math.pi) - white.log_det
-    return Linear(scale, directions, value, constant)
+    return LinearObservation(scale, directions, value, constant)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import MissingExtraError
 from mcx.inference.diffusion.integrators.base import call
-from mcx.inference.diffusion.models.arguments import Point
+from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, Settings, integer, number
 from mcx.types import Key
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
 
 __all__ = ["RungeKutta45"]
 
@@ -79,7 +77,7 @@ class RungeKutta45(Settings):
         model: Denoiser,
         y: Point,
         prepared: Ends[Array],
-        noise: Float[Array, "K num_draws ..."] | None,
+        noise: Noise | None,
         path: bool,
     ) -> Point:
         """See :class:`~.base.Integrator`."""

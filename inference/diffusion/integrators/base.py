@@ -11,19 +11,16 @@ are computed once, in float64, and the loop reads them from a table.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.inference.diffusion.models.arguments import Level, Point
+from mcx.inference.diffusion.models.arguments import Level, Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Settings
 from mcx.types import Key, PyTree, Scalar
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
 
 __all__ = ["Integrator", "Position", "Tabled", "call", "graded", "step_orders"]
 
@@ -50,13 +47,7 @@ class Integrator(Protocol):
         ...
 
     def run(
-        self,
-        key: Key | None,
-        model: Denoiser,
-        y: Point,
-        prepared: PyTree,
-        noise: Float[Array, "K num_draws ..."] | None,
-        path: bool,
+        self, key: Key | None, model: Denoiser, y: Point, prepared: PyTree, noise: Noise | None, path: bool
     ) -> Point:
         """The end for one point; with ``path`` the points after every step, (K, *event)."""
         ...
@@ -88,9 +79,7 @@ class Tabled(Settings):
         """State at the first level."""
         return Position(y)
 
-    def step(
-        self, model: Denoiser, state: PyTree, row: PyTree, z: Float[Array, "num_draws ..."] | None
-    ) -> PyTree:
+    def step(self, model: Denoiser, state: PyTree, row: PyTree, z: Noise | None) -> PyTree:
         """State at the next level."""
         raise NotImplementedError
 
@@ -99,13 +88,7 @@ class Tabled(Settings):
         return self.table(levels)
 
     def run(
-        self,
-        key: Key | None,
-        model: Denoiser,
-        y: Point,
-        prepared: PyTree,
-        noise: Float[Array, "K num_draws ..."] | None,
-        path: bool,
+        self, key: Key | None, model: Denoiser, y: Point, prepared: PyTree, noise: Noise | None, path: bool
     ) -> Point:
         """See :class:`Integrator`. The noise of step k comes from ``fold_in(key, k)``."""
         shape = (self.num_draws, *y.shape)
@@ -120,8 +103,7 @@ class Tabled(Settings):
             return state, state.y if path else None
 
         state, visited = jax.lax.scan(one, self.init(y), (jnp.arange(num_steps), prepared, noise))
-        end: Point = state.y if visited is None else visited[self.num_extra :]
-        return end
+        return state.y if visited is None else visited[self.num_extra :]
 
 
 class Position(NamedTuple):

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import KeyTypeError, MethodError, NonFiniteError
 from mcx.inference.diffusion.integrators.base import Integrator
 from mcx.inference.diffusion.integrators.linear import DPMSolver
-from mcx.inference.diffusion.models.arguments import DENOISER, Point, noise_levels
+from mcx.inference.diffusion.models.arguments import DENOISER, Noise, Point, having, noise_levels
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import is_traced
-from mcx.ops.validation import Rule, validated
+from mcx.ops.validation import validated
 from mcx.types import Key, KeyLike, PyTree
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
-
 __all__ = ["INTEGRATOR", "as_point", "cast", "checked_integrator", "finite", "integrate", "required_key"]
+
+INTEGRATOR = having("prepare", "an integrator, such as mcx.diffusion.DPMSolver()")
 
 
 def integrate(
@@ -33,7 +31,7 @@ def integrate(
     *,
     key: KeyLike | None = None,
     method: Integrator | None = None,
-    noise: Float[Array, "K num_draws ..."] | None = None,
+    noise: Noise | None = None,
     path: bool = False,
 ) -> Point:
     """Carry a point from the first noise level to the last.
@@ -84,7 +82,7 @@ def _integrate(
     model: Denoiser,
     y: Point,
     prepared: PyTree,
-    noise: Float[Array, "K num_draws ..."] | None,
+    noise: Noise | None,
     *,
     method: Integrator,
     path: bool,
@@ -93,21 +91,9 @@ def _integrate(
     return jnp.concatenate([y[None], end]) if path else end
 
 
-def _integrator(value: object) -> object:
-    if isinstance(value, type) or not (hasattr(value, "prepare") and hasattr(value, "num_draws")):
-        raise ValueError
-    return value
-
-
-INTEGRATOR = Rule("an integrator, such as mcx.diffusion.DPMSolver()", _integrator)
-
-
 def checked_integrator(owner: str, name: str, method: Integrator | None) -> Integrator:
     """The integrator that an argument names, ``DPMSolver(order=2)`` by default."""
-    if method is None:
-        return DPMSolver()
-    checked: Integrator = validated(owner, name, method, INTEGRATOR)
-    return checked
+    return DPMSolver() if method is None else validated(owner, name, method, INTEGRATOR)
 
 
 def required_key(key: KeyLike | None, reason: str) -> Key:

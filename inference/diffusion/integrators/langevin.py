@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.inference.diffusion.integrators.base import Position, Tabled, call
 from mcx.inference.diffusion.integrators.linear import DDIM, EulerMaruyama, Multistep
 from mcx.inference.diffusion.integrators.linear import Row as LinearRow
-from mcx.inference.diffusion.models.arguments import Point
+from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, instance, integer, number, one_of, optional
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
 
 __all__ = ["PredictorCorrector"]
 
@@ -103,9 +101,7 @@ class PredictorCorrector(Tabled):
         step = self.gain * np.minimum(h, 0.1) if self.snr is None else np.full(len(h), 2 * self.snr**2)
         return Row(self.predictor.table(rho), np.where(corrects, after, before), step, corrects)
 
-    def step(
-        self, model: Denoiser, state: Position, row: Row[Array], z: Float[Array, "num_draws ..."] | None
-    ) -> Position:
+    def step(self, model: Denoiser, state: Position, row: Row[Array], z: Noise | None) -> Position:
         """Predict, then correct."""
         assert z is not None
         predictor: Multistep = self.predictor
@@ -113,7 +109,7 @@ class PredictorCorrector(Tabled):
         corrected = jax.lax.cond(row.corrects, lambda: self._correct(model, y, row, z), lambda: y)
         return Position(corrected)
 
-    def _correct(self, model: Denoiser, y: Point, row: Row[Array], z: Float[Array, "num_draws ..."]) -> Point:
+    def _correct(self, model: Denoiser, y: Point, row: Row[Array], z: Noise) -> Point:
         for i in range(self.num_corrections):
             pull = call(model, y, row.after) - y  # rho^2 times the score
             step = row.step

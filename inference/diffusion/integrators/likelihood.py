@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike
 
 from mcx.inference.diffusion.integrators.integrate import as_point, required_key
-from mcx.inference.diffusion.models.arguments import DENOISER, Point, noise_levels
+from mcx.inference.diffusion.models.arguments import DENOISER, ByLevel, Point, noise_levels
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import integer, optional, validated
 from mcx.results.estimate import Estimate
 from mcx.types import Key, KeyLike, Scalar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
 
 __all__ = ["log_likelihood"]
 
@@ -90,7 +86,7 @@ def log_likelihood(
 
 @partial(jax.jit, static_argnames="num_probes")
 def _log_likelihood(
-    key: Key | None, model: Denoiser, x: Point, log_rho: Float[Array, " K+1"], *, num_probes: int | None
+    key: Key | None, model: Denoiser, x: Point, log_rho: ByLevel, *, num_probes: int | None
 ) -> Estimate:
     if num_probes is None:
         probes, scale = jnp.eye(x.size, dtype=x.dtype), float(x.size)  # the trace is d times the mean
@@ -107,7 +103,7 @@ def _log_likelihood(
         products = jax.vmap(lambda v: jnp.sum(v * derivative(v)))(probes)
         return denoised, products if many else scale * jnp.mean(products), derivative
 
-    def to_density(log_rho: Float[Array, " K+1"]) -> Array:
+    def to_density(log_rho: ByLevel) -> Array:
         start = (x, jnp.zeros((num_probes,) if many else (), x.dtype))
         y, change = _carry(at, start, log_rho)
         return change + _gaussian(y, jnp.exp(log_rho[-1]), *at(y, log_rho[-1]))
@@ -123,7 +119,7 @@ def _log_likelihood(
     return Estimate(value, jnp.sqrt(se_probes**2 + se_steps**2), stats=stats)
 
 
-def _carry(at: _At, start: _State, log_rho: Float[Array, " K+1"]) -> _State:
+def _carry(at: _At, start: _State, log_rho: ByLevel) -> _State:
     """The point, and the change of its log density, carried along the flow by the Runge-Kutta method."""
     dtype = log_rho.dtype
     stages = jnp.array([0, 0.5, 0.5, 1], dtype), jnp.array([1 / 6, 1 / 3, 1 / 3, 1 / 6], dtype)

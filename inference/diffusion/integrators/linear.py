@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.errors import MethodError
 from mcx.inference.diffusion.integrators.base import Tabled, call, graded, step_orders
 from mcx.inference.diffusion.integrators.coefficients import exponential_weights, polynomial_weights
-from mcx.inference.diffusion.models.arguments import Point
+from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.schedules import Schedule
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, boolean, either, fraction, function, instance, integer, number, optional
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
 
 __all__ = ["DDIM", "DEIS", "DPMSolver", "EulerMaruyama", "Multistep", "SDEDPMSolver"]
 
@@ -43,11 +41,11 @@ class State(NamedTuple):
 
 
 class Multistep(Tabled):
-    """A linear multistep method; subclasses give the table, and ``memory``, its p."""
+    """A linear multistep method, which uses the values at p levels, its order; subclasses give the table."""
 
     @property
-    def memory(self) -> int:
-        """The number of levels whose values a step uses."""
+    def order(self) -> int:
+        """1."""
         return 1
 
     @property
@@ -57,17 +55,15 @@ class Multistep(Tabled):
 
     def init(self, y: Point) -> State:
         """No history."""
-        return State(y, (jnp.zeros_like(y),) * (self.memory - 1))
+        return State(y, (jnp.zeros_like(y),) * (self.order - 1))
 
-    def step(
-        self, model: Denoiser, state: State, row: Row[Array], z: Float[Array, "num_draws ..."] | None
-    ) -> State:
+    def step(self, model: Denoiser, state: State, row: Row[Array], z: Noise | None) -> State:
         """See :class:`Row`."""
         value = call(model, state.y, row.rho)
         if self.in_noise:
             value = (state.y - value) / row.rho
         history = (value, *state.history)
-        y = row.keep * state.y + sum(row.weights[j] * history[j] for j in range(self.memory))
+        y = row.keep * state.y + sum(row.weights[j] * history[j] for j in range(self.order))
         if self.num_draws:
             assert z is not None
             y = y + row.noise * z[0]
@@ -83,11 +79,6 @@ class OfOrder(Multistep):
 
     order: int
     careful_start: bool
-
-    @property
-    def memory(self) -> int:
-        """The order."""
-        return self.order
 
     @property
     def num_extra(self) -> int:
@@ -121,11 +112,6 @@ class EulerMaruyama(Multistep):
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields."""
         return {"noise": either(number(0), function("a function of rho"))}
-
-    @property
-    def order(self) -> int:
-        """1."""
-        return 1
 
     @property
     def num_draws(self) -> int:
@@ -168,11 +154,6 @@ class DDIM(Multistep):
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields."""
         return {"eta": fraction()}
-
-    @property
-    def order(self) -> int:
-        """1."""
-        return 1
 
     @property
     def num_draws(self) -> int:
@@ -260,11 +241,6 @@ class SDEDPMSolver(Multistep):
     def num_draws(self) -> int:
         """1."""
         return 1
-
-    @property
-    def memory(self) -> int:
-        """The number of steps."""
-        return self.steps
 
     def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""

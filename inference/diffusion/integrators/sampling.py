@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.inference.diffusion.integrators.base import Integrator
 from mcx.inference.diffusion.integrators.integrate import cast, checked_integrator, finite
-from mcx.inference.diffusion.models.arguments import DENOISER, EVENT_SHAPE, Point, noise_levels
+from mcx.inference.diffusion.models.arguments import DENOISER, EVENT_SHAPE, Point, Points, noise_levels
 from mcx.inference.diffusion.models.large_noise import moments_by_pairs
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.inference.diffusion.models.teleport import Teleport
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, one_of, optional, validated
 from mcx.types import Key, KeyLike, PyTree, Scalar
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
 
 __all__ = ["sample"]
 
@@ -36,7 +32,7 @@ def sample(
     method: Integrator | None = None,
     init: str | Teleport | ArrayLike = "moments",
     batch_size: int | None = None,
-) -> Float[Array, "num ..."]:
+) -> Points:
     """Draw from a diffusion model.
 
     Args:
@@ -105,7 +101,7 @@ def _sample(
     num: int,
     shape: tuple[int, ...],
     batch_size: int | None,
-) -> Float[Array, "num ..."]:
+) -> Points:
     key_init, key_run, key_moments = jax.random.split(key, 3)
     mean, variance = jnp.zeros(shape), jnp.zeros(())
     if how == "moments":

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 
 from mcx.inference.diffusion.integrators.base import Position, Tabled, call
-from mcx.inference.diffusion.models.arguments import Point
+from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, either, number, one_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
 
 __all__ = ["DPMSolver2S", "Heun"]
 
@@ -45,9 +43,7 @@ class TwoStage(Tabled):
         """Two calls for a step, but one for a step to level 0."""
         return 2 * (len(levels) - 1) - int(levels[-1] == 0)
 
-    def step(
-        self, model: Denoiser, state: Position, row: Row[Array], z: Float[Array, "num_draws ..."] | None
-    ) -> Position:
+    def step(self, model: Denoiser, state: Position, row: Row[Array], z: Noise | None) -> Position:
         """See :class:`Row`."""
         y = state.y
         if z is not None:

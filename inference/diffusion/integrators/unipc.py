@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from mcx.inference.diffusion.integrators.base import Tabled, call, graded, step_orders
 from mcx.inference.diffusion.integrators.coefficients import exponential_weights
@@ -15,9 +16,6 @@ from mcx.inference.diffusion.integrators.linear import ratios, two_step_weights
 from mcx.inference.diffusion.models.arguments import Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, boolean, integer, one_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
 
 __all__ = ["UniPC"]
 

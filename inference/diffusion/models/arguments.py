@@ -6,32 +6,67 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
-from mcx.ops.validation import Rule, integer, tuple_of
+from mcx.ops.validation import Rule, function, integer, tuple_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
 
-__all__ = ["DENOISER", "EVENT_SHAPE", "Level", "Point", "noise_levels"]
+__all__ = [
+    "DENOISER",
+    "EVENT_SHAPE",
+    "ByLevel",
+    "Level",
+    "Noise",
+    "Point",
+    "Points",
+    "having",
+    "noise_levels",
+    "pytree_function",
+]
 
 type Point = Float[Array, "..."]
 """A point, in the shape of an event."""
 
+type Points = Float[Array, "num ..."]
+"""Several points, with a leading axis."""
+
+type Noise = Float[Array, "..."]
+"""Standard normal draws of a point's shape, stacked along leading axes."""
+
 type Level = Float[Array, ""] | float
 """A noise level ``rho = sigma / alpha``."""
+
+type ByLevel = Float[Array, " K"]
+"""Numbers by noise level: the levels themselves, or something that depends on them."""
 
 EVENT_SHAPE = tuple_of(integer(1), "a tuple of ints >= 1")
 
 
-def _denoiser(value: Any) -> Any:
-    if isinstance(value, type) or not hasattr(value, "denoise"):
-        raise ValueError
-    return value
+def having(attribute: str, expected: str) -> Rule:
+    """An object, rather than a class, with an attribute that tells what it can do."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, type) or not hasattr(value, attribute):
+            raise ValueError
+        return value
+
+    return Rule(expected, plain)
 
 
-DENOISER = Rule("a GaussianMixture, a Score, or another object with denoise(y, rho)", _denoiser)
+def pytree_function(expected: str) -> Rule:
+    """A function, made a pytree: what a ``jax.tree_util.Partial`` holds is data."""
+
+    def plain(value: Any) -> jax.tree_util.Partial:
+        fn = function().plain(value)
+        return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
+
+    return Rule(expected, plain)
+
+
+DENOISER = having("denoise", "a GaussianMixture, a Score, or another object with denoise(y, rho)")
 
 
 def noise_levels(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.errors import CapabilityError, MethodError
-from mcx.inference.diffusion.models.arguments import DENOISER, Level, Point
+from mcx.inference.diffusion.models.arguments import DENOISER, Level, Point, pytree_function
 from mcx.inference.diffusion.models.large_noise import moments_by_axes
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import function, optional, validated
@@ -82,10 +82,8 @@ class Composition:
         """
         if self.reward is not None:
             raise MethodError("the composition has a reward already", remedy=_ADD_REWARDS)
-        reward = validated("tilt", "reward", reward, function("a function of one point"))
+        reward = validated("tilt", "reward", reward, pytree_function("a function of one point"))
         fade = validated("tilt", "fade", fade, optional(function("a function of rho")))
-        if not isinstance(reward, jax.tree_util.Partial):
-            reward = jax.tree_util.Partial(reward)
         return replace(self, reward=reward, strength=strength, fade=fade)
 
     def __mul__(self, other: Composition) -> Composition:
@@ -172,9 +170,9 @@ def anneal(model: Denoiser, power: Level) -> Composition:
 
 def geometric(first: Denoiser, second: Denoiser, guidance: Level) -> Composition:
     """``q_1^(1 - g) q_2^g``: classifier-free guidance if q_1 is unconditional and q_2 is conditional."""
-    models = (("first", first), ("second", second))
-    one, other = (validated("geometric", name, model, DENOISER) for name, model in models)
-    return Composition((one, other), (1 - guidance, guidance))
+    first = validated("geometric", "first", first, DENOISER)
+    second = validated("geometric", "second", second, DENOISER)
+    return Composition((first, second), (1 - guidance, guidance))
 
 
 def product(*models: Denoiser) -> Composition:

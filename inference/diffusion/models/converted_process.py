@@ -44,13 +44,11 @@ class _Model:
         return self.density is not None
 
     def denoise(self, y: Point, rho: Level) -> Point:
-        denoised: Point = self.denoiser(y, rho)
-        return denoised
+        return self.denoiser(y, rho)
 
     def log_density(self, y: Point, rho: Level) -> Scalar:
         assert self.density is not None
-        value: Scalar = self.density(y, rho)
-        return value
+        return self.density(y, rho)
 
 
 def closure_converted(process: ReverseProcess) -> ReverseProcess:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpy.typing import ArrayLike
 
 from mcx.errors import CapabilityError, MethodError
-from mcx.inference.diffusion.models.arguments import DENOISER, EVENT_SHAPE, Level, Point, noise_levels
+from mcx.inference.diffusion.models.arguments import (
+    DENOISER,
+    EVENT_SHAPE,
+    ByLevel,
+    Level,
+    Point,
+    Points,
+    noise_levels,
+)
 from mcx.inference.diffusion.models.composition import Composition
 from mcx.inference.diffusion.models.reverse_process import ReverseProcess
 from mcx.inference.diffusion.models.schedules import Schedule, levels
 from mcx.inference.diffusion.models.scores import Denoiser, GaussianMixture, Score
-from mcx.ops.validation import either, instance, integer, optional, validated
+from mcx.ops.validation import either, instance, integer, number, optional, validated
 from mcx.types import Key, Scalar
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
 
 __all__ = ["ScorePrior"]
 
@@ -43,13 +48,13 @@ class ScorePrior(dist.Distribution):
             (``jax.tree_util.Partial(apply, params)``) and come in by an argument of the program.
         schedule: the schedule that a function was trained with; for other models, the source of the range of
             levels.
-        event_shape: shape of x; needed unless a mixture tells it.
+        event_shape: shape of x; needed unless the model is a mixture, which knows it.
         kind: what a function returns, see :class:`~mcx.diffusion.Score`.
         num_steps: K, the number of reverse steps.
         levels: noise levels ``sigma / alpha``, strictly falling and positive, (K + 1,). By default they are
             geometric, over the schedule's range, or from 30 times a mixture's spread to a 300th of its least
             standard deviation.
-        noise_gain: of the steps of a composition, see :func:`mcx.diffusion.corrector`.
+        noise_gain: noise strength of a composition's steps, see :func:`mcx.diffusion.corrector`.
 
     A draw costs K calls of the model and K directional derivatives. The law of draws is off by an error that
     falls with K, and noise of the smallest level remains. The density is that at the smallest level, up to a
@@ -67,7 +72,7 @@ class ScorePrior(dist.Distribution):
     checks_support = True
     is_diffusion = True
     model: Denoiser | Composition
-    rho: Float[Array, " K+1"]
+    rho: ByLevel
     noise_gain: float | None
 
     def __init__(
@@ -93,7 +98,8 @@ class ScorePrior(dist.Distribution):
         event_shape = validated("ScorePrior", "event_shape", event_shape, shape)
         event_shape = (event_shape,) if isinstance(event_shape, int) else event_shape
         num_steps = validated("ScorePrior", "num_steps", num_steps, integer(1))
-        self.noise_gain = noise_gain
+        gain = optional(number(0), "for the sum of the powers")
+        self.noise_gain = validated("ScorePrior", "noise_gain", noise_gain, gain)
         self.rho = _levels(self.model, schedule, levels, num_steps)
         super().__init__(batch_shape=(), event_shape=event_shape, validate_args=validate_args)
 
@@ -118,12 +124,12 @@ class ScorePrior(dist.Distribution):
         shape = (*copies, *self.event_shape)
         return ReverseProcess(self.model, self.rho, None, shape, self.event_shape, self.noise_gain)
 
-    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+    def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Points:
         """Draw by the reverse process, (*sample_shape, *event_shape)."""
         keys = jax.random.split(key, sample_shape).reshape(-1) if sample_shape else key[None]
         return _drawn(self.reverse_process(), keys).reshape(*sample_shape, *self.event_shape)
 
-    def log_prob(self, value: Float[Array, "..."], intermediates: Any = None) -> Float[Array, "..."]:
+    def log_prob(self, value: Points, intermediates: Any = None) -> Points:
         """The log density at the smallest level, of arrays (..., *event_shape).
 
         Raises:
@@ -140,7 +146,7 @@ class ScorePrior(dist.Distribution):
         flat = value.reshape(-1, *self.event_shape)
         return jax.vmap(lambda x: self.model.log_density(x, self.rho[-1]))(flat).reshape(batch)
 
-    def stand_in(self, value: Float[Array, "..."]) -> Scalar:
+    def stand_in(self, value: Points) -> Scalar:
         """A number that depends on what the model computes, to tell models without a density apart."""
         flat = jnp.asarray(value).reshape(-1, *self.event_shape)
         return jnp.sum(jax.vmap(lambda y: self.reverse_process().denoise(y, self.rho[-1]))(flat))
@@ -161,12 +167,12 @@ class ScorePrior(dist.Distribution):
             )
         return self._with(_composition(self.model) * _composition(other.model), self.rho)
 
-    def _with(self, model: Composition, rho: Float[Array, " K+1"]) -> ScorePrior:
+    def _with(self, model: Composition, rho: ByLevel) -> ScorePrior:
         return ScorePrior(model, event_shape=self.event_shape, levels=rho, noise_gain=self.noise_gain)
 
 
 @jax.jit
-def _drawn(process: ReverseProcess, keys: Key) -> Float[Array, "num ..."]:
+def _drawn(process: ReverseProcess, keys: Key) -> Points:
     return jax.vmap(process.draw)(keys)
 
 
@@ -175,8 +181,7 @@ def _model(model: Any, schedule: Schedule | None, kind: str) -> Denoiser | Compo
     if isinstance(model, Composition):
         return model
     if hasattr(model, "denoise"):
-        denoiser: Denoiser = validated("ScorePrior", "model", model, DENOISER)
-        return denoiser
+        return validated("ScorePrior", "model", model, DENOISER)
     if not callable(model):
         raise MethodError(
             "ScorePrior(model) is no diffusion model",
@@ -211,7 +216,7 @@ def _event_shape(model: Denoiser | Composition) -> tuple[int, ...]:
 
 def _levels(
     model: Denoiser | Composition, schedule: Schedule | None, rho: ArrayLike | None, num_steps: int
-) -> Float[Array, " K+1"]:
+) -> ByLevel:
     if rho is not None:
         if not isinstance(rho, jax.core.Tracer):  # those of another prior are traced within a program
             noise_levels("ScorePrior", "levels", rho)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mcx.inference.diffusion.models.arguments import Level, Point
+from mcx.inference.diffusion.models.arguments import ByLevel, Level, Point, Points
 from mcx.inference.diffusion.models.composition import Composition
 from mcx.inference.diffusion.models.large_noise import moments_by_signs
 from mcx.inference.diffusion.models.scores import Denoiser
@@ -25,16 +25,13 @@ from mcx.inference.smc.smc import loop
 from mcx.target import FeynmanKac
 from mcx.types import Key, PyTree, Scalar
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
 __all__ = ["Evaluation", "InitialLaw", "ReverseProcess", "ReverseStep", "StepLevels"]
 
 _COMPOSED = 128  # particles that a draw from a composition is chosen among
 
 
 class Evaluation(NamedTuple):
-    """What a model says at a point and level.
+    """The values of a model at a point and level.
 
     denoised: the mean of the data given the point; for a composition the average over its models by powers.
     transport, score, rate, reward: see :class:`~.composition.LocalScores`; None unless composed.
@@ -94,8 +91,8 @@ class ReverseProcess:
     """
 
     model: Denoiser | Composition
-    rho: Float[Array, " K+1"]
-    error: Float[Array, " K+1"] | None = None
+    rho: ByLevel
+    error: ByLevel | None = None
     shape: tuple[int, ...] = field(default=(), metadata={"static": True})
     event_shape: tuple[int, ...] = field(default=(), metadata={"static": True})
     noise_gain: float | None = field(default=None, metadata={"static": True})
@@ -122,15 +119,14 @@ class ReverseProcess:
 
     def _by_copy[T](self, fn: Callable[[Point], T], y: Point) -> T:
         """``fn`` at every copy; results have a leading axis of copies."""
-        result: T = jax.vmap(fn)(y.reshape(-1, *self.event_shape))
-        return result
+        return jax.vmap(fn)(y.reshape(-1, *self.event_shape))
 
     def denoise(self, y: Point, rho: Level) -> Point:
         """The mean of the data given a point, of its shape."""
         return self.evaluate(y, rho).denoised
 
     def evaluate(self, y: Point, rho: Level) -> Evaluation:
-        """What the model says at a point; costs a call of each model for each copy."""
+        """The values of the model at a point; costs a call of each model for each copy."""
         model = self.model
         if not isinstance(model, Composition):
             return Evaluation(self._by_copy(lambda v: model.denoise(v, rho), y).reshape(self.shape))
@@ -146,7 +142,7 @@ class ReverseProcess:
         return jnp.maximum(1.0, jnp.asarray(sum(model.powers), float))
 
     def reverse_step(self, y: Point, now: Evaluation, u: StepLevels) -> ReverseStep:
-        """The step from ``y``, where the model said ``now``, to the next level."""
+        """The step from ``y``, whose evaluation is ``now``, to the next level."""
         model = self.model
         if not isinstance(model, Composition):
             keep = (u.rho / u.before) ** 2
@@ -207,7 +203,7 @@ class ReverseProcess:
         """
         return self.draws(key, 1)[0] if self.composed else self._draw(key)
 
-    def draws(self, key: Key, num: int) -> Float[Array, "num ..."]:
+    def draws(self, key: Key, num: int) -> Points:
         """Points at the smallest level, (num, ...); for a composition all from one particle system."""
         if not self.composed:
             return jax.vmap(self._draw)(jax.random.split(key, num))
@@ -216,8 +212,7 @@ class ReverseProcess:
         found = loop(key_run, self.feynman_kac(), None, settings, HistorySettings()).state
         index = systematic(key_pick, found.log_w, settings.num_particles)
         order = jax.random.permutation(jax.random.fold_in(key_pick, 1), settings.num_particles)
-        points: Float[Array, "N ..."] = found.particles[0]
-        return points[index[order[:num]]]
+        return found.particles[0][index[order[:num]]]
 
     def feynman_kac(self) -> FeynmanKac:
         """The process without observations, for particles (point, :class:`Evaluation`, log weight)."""
@@ -255,5 +250,4 @@ class ReverseProcess:
             return step.mean + jnp.sqrt(step.variance) * noise, None
 
         later = jax.tree_util.tree_map(lambda x: x[1:], self.step_levels())
-        end: Point = jax.lax.scan(step, y, (jnp.arange(self.num_steps, dtype=jnp.uint32), later))[0]
-        return end
+        return jax.lax.scan(step, y, (jnp.arange(self.num_steps, dtype=jnp.uint32), later))[0]

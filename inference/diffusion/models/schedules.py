@@ -11,19 +11,16 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.inference.diffusion.models.arguments import Level
 from mcx.ops.validation import Rule, Settings, function, instance, integer, number, optional, validated
 from mcx.types import Scalar
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 __all__ = ["Schedule", "discrete", "edm", "levels", "rectified_flow", "ve", "vp", "vp_cosine"]
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
-from mcx.inference.diffusion.models.arguments import Level, Point
+from mcx.inference.diffusion.models.arguments import Level, Point, pytree_function
 from mcx.inference.diffusion.models.schedules import Schedule
-from mcx.ops.validation import Rule, Settings, function, instance, one_of
+from mcx.ops.validation import Rule, Settings, instance, one_of
 from mcx.types import Key, Scalar
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
 
 __all__ = ["Denoiser", "GaussianMixture", "Score"]
 
@@ -68,15 +68,10 @@ class Score(Settings):
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields."""
         return {
-            "fn": function("a function (x, t) -> array"),
+            "fn": pytree_function("a function (x, t) -> array"),
             "schedule": instance(Schedule, "a Schedule, such as mcx.diffusion.vp()"),
             "kind": one_of("score", "noise", "denoised", "velocity", "flow", "energy"),
         }
-
-    def check(self) -> None:
-        """Make the function a pytree."""
-        if not isinstance(self.fn, jax.tree_util.Partial):
-            object.__setattr__(self, "fn", jax.tree_util.Partial(self.fn))
 
     @property
     def has_density(self) -> bool:

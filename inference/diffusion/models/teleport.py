@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
-from mcx.inference.diffusion.models.arguments import DENOISER, EVENT_SHAPE, Level, Point, noise_levels
+from mcx.inference.diffusion.models.arguments import (
+    DENOISER,
+    EVENT_SHAPE,
+    ByLevel,
+    Level,
+    Point,
+    noise_levels,
+)
 from mcx.inference.diffusion.models.scores import Denoiser, GaussianMixture
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, number, validated
 from mcx.types import Key, KeyLike, Scalar, Vector
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
 
 __all__ = ["Teleport"]
 
@@ -44,7 +47,7 @@ class Teleport:
 
     mean: Vector
     variances: Vector
-    axes: Float[Array, "d d"] | None = None
+    axes: jax.Array | None = None
 
     @classmethod
     def of(cls, mean: ArrayLike, covariance: ArrayLike) -> Teleport:
@@ -178,11 +181,11 @@ class Teleport:
             MethodError: if the difference exceeds it at the first level already, or an argument makes no
                 sense.
         """
-        model = validated("reach", "model", model, DENOISER)
-        shape = validated("reach", "event_shape", event_shape, EVENT_SHAPE)
-        tolerance = validated("reach", "tolerance", tolerance, number(above=0))
-        num = validated("reach", "num", num, integer(1))
-        rho = noise_levels("reach", "levels", levels, zero=True, fewest=1)
+        model = validated("Teleport.reach", "model", model, DENOISER)
+        shape = validated("Teleport.reach", "event_shape", event_shape, EVENT_SHAPE)
+        tolerance = validated("Teleport.reach", "tolerance", tolerance, number(above=0))
+        num = validated("Teleport.reach", "num", num, integer(1))
+        rho = noise_levels("Teleport.reach", "levels", levels, zero=True, fewest=1)
         rho = rho[rho > 0]
         apart = np.asarray(_apart(as_key(key), self, model, jnp.asarray(rho, float), shape, num))
         near = apart <= tolerance
@@ -205,8 +208,8 @@ class Teleport:
 
 @partial(jax.jit, static_argnums=(4, 5))
 def _apart(
-    key: Key, law: Teleport, model: Denoiser, rho: Float[Array, " K"], shape: tuple[int, ...], num: int
-) -> Float[Array, " K"]:
+    key: Key, law: Teleport, model: Denoiser, rho: ByLevel, shape: tuple[int, ...], num: int
+) -> ByLevel:
     z = jax.random.normal(key, (num, *shape))  # the same draws at all levels
 
     def at_level(r: Scalar) -> Scalar:

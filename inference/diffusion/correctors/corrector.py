@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,14 @@ from mcx.inference.diffusion.models.composition import Composition
 from mcx.ops.random import accept
 from mcx.target import FeynmanKac
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+    from numpy.typing import ArrayLike
+
+    from mcx.types import Key, PyTree, Scalar
+
+    type Point = Float[Array, "..."]
+
 __all__ = ["Corrected", "corrector"]
 
 
@@ -21,67 +29,69 @@ class Corrected(NamedTuple):
 
     position: y, at the noise level of the step.
     increment: log weight of the step that led there.
-    accepted: whether the refreshment was; 1 where there is none.
+    accepted: whether its refreshment was accepted, 0 or 1; 1 without refreshment.
     """
 
-    position: Any
-    increment: Any
-    accepted: Any
+    position: Point
+    increment: Scalar
+    accepted: Scalar
 
 
 class _Context(NamedTuple):
+    """The composition, and the Gaussian that particles start from, times its integral."""
+
     composition: Composition
-    mean: Any
-    variance: Any
-    log_z: Any
+    mean: Point
+    variance: Point
+    log_z: Scalar
 
 
 class _Step(NamedTuple):
     """Levels before and after, and the noise gain."""
 
-    rho: Any
-    after: Any
-    gain: Any
+    rho: Float[Array, "..."]
+    after: Float[Array, "..."]
+    gain: Float[Array, "..."]
 
 
 def corrector(
     composition: Composition,
-    like: Any,
-    rho: Any,
+    like: ArrayLike,
+    rho: ArrayLike,
     *,
-    noise_gain: Any = None,
+    noise_gain: ArrayLike | None = None,
     refresh: bool = False,
 ) -> FeynmanKac:
     """The reverse process of a composition, weighted so that it samples the composition.
 
-    Particles start from a Gaussian at the largest level and go down: half the composition's transport,
-    Langevin noise of any strength on top, and a log weight that the transport alone decides. For the end's
-    law, and for the evidence, every noise gain is right as steps become short; more noise makes weights more
-    equal, up to where steps are too long for it.
+    Particles start from a Gaussian at the largest level and go down by half the composition's transport, with
+    Langevin noise of any strength added and a log weight that depends on the transport alone. Every noise
+    gain gives the right final law and evidence as steps become short; more noise makes weights more equal, up
+    to where steps are too long for it.
 
     Args:
         composition: what to sample, of :func:`~mcx.diffusion.anneal`, ``geometric``, ``product``, or
             products, powers and tilts of those.
         like: an array of a point's shape and dtype.
-        rho: noise levels, strictly falling, (K + 1,); see :func:`~mcx.diffusion.levels`. The first so large
-            that the models are Gaussian there, the last so small that it does not matter.
-        noise_gain: b >= 0, squared diffusion in units of the noising process', a number or one a step, (K,).
-            By default the sum of the powers, at least 1.
-        refresh: add the noise by a Metropolis-adjusted Langevin step after the transport, which takes out the
-            bias of long steps. Needs densities.
+        rho: noise levels, strictly falling, (K + 1,); see :func:`~mcx.diffusion.levels`. The first
+            has to be so large that the models are Gaussian there, the last so small that it does not matter.
+        noise_gain: b >= 0, squared diffusion in units of the noising process', a number or one per step,
+            (K,). By default the sum of the powers, at least 1.
+        refresh: whether to add the noise by a Metropolis-adjusted Langevin step after the transport, which
+            removes the bias of long steps. Needs densities.
 
     Returns:
-        A model for :func:`mcx.smc`, of particles :class:`Corrected` and K + 1 steps. Its evidence is the
-        integral of the composition at the last level, of models whose densities are normalised. Costs a call
-        of each model a step; with ``refresh`` four and two densities.
+        A model for :func:`mcx.smc`, of particles :class:`Corrected` and K + 1 times. Its evidence is the
+        integral of the composition at the last level if the models' densities are normalised. Costs one call
+        of each model per step; with ``refresh`` four calls and two densities.
 
     Raises:
         MethodError: if levels do not fall, or gains are negative.
         CapabilityError: for ``refresh`` without densities.
 
     Source: Skreta et al. (2025), Feynman-Kac correctors in diffusion; their two variants are gains of 1 and
-    of 1 / beta. The gain is free as weights do not depend on the Langevin part, which leaves the path's law
-    as it is.
+    of 1 / beta. The gain is free because weights do not depend on the Langevin part, which leaves the law at
+    every level invariant.
     """
     rho = np.asarray(rho, float)
     if rho.ndim != 1 or len(rho) < 2 or not (np.diff(rho) < 0).all() or rho[-1] <= 0:
@@ -95,7 +105,9 @@ def corrector(
     gain = np.broadcast_to(np.asarray(noise_gain, float), len(rho) - 1)
     if not (gain >= 0).all():
         raise MethodError(
-            "corrector(noise_gain=...) is out of range", expected=">= 0", found=repr(noise_gain)
+            "corrector(noise_gain=...) is out of range",
+            expected="a number >= 0, or one per step",
+            found=repr(noise_gain),
         )
     if refresh and not composition.has_density:
         raise CapabilityError(
@@ -104,8 +116,8 @@ def corrector(
             remedy="leave refresh out, and take short steps",
         )
     like = jnp.zeros_like(jnp.asarray(like, float))
-    steps = _Step(np.concatenate([rho[:1], rho[:-1]]), rho, np.concatenate([[0.0], gain]))
-    steps = jax.tree_util.tree_map(lambda x: jnp.asarray(x, like.dtype), steps)
+    before, gains = np.concatenate([rho[:1], rho[:-1]]), np.concatenate([[0.0], gain])
+    steps = _Step(*(jnp.asarray(x, like.dtype) for x in (before, rho, gains)))
     return FeynmanKac(
         _initial,
         _refreshed if refresh else _langevin,
@@ -116,16 +128,16 @@ def corrector(
     )
 
 
-def _prepare(composition: Composition, like: Any, rho: Any, params: Any = None) -> _Context:
+def _prepare(composition: Composition, like: Point, rho: Scalar, params: PyTree = None) -> _Context:
     return _Context(composition, *composition.initial_law(rho, like))
 
 
-def _initial(key: Any, ctx: _Context, u: _Step) -> Corrected:
+def _initial(key: Key, ctx: _Context, u: _Step) -> Corrected:
     noise = jax.random.normal(key, ctx.mean.shape, ctx.mean.dtype)
     y = ctx.mean + jnp.sqrt(ctx.variance) * noise
     increment = ctx.log_z
     if ctx.composition.has_density:
-        # what the Gaussian gets wrong is known
+        # the Gaussian's error is known
         log_start = -0.5 * jnp.sum(noise**2 + jnp.log(2 * jnp.pi * ctx.variance))
         increment = ctx.composition.log_density(y, u.rho) - log_start
     elif ctx.composition.reward is not None:
@@ -133,8 +145,8 @@ def _initial(key: Any, ctx: _Context, u: _Step) -> Corrected:
     return Corrected(y, increment, jnp.ones((), y.dtype))
 
 
-def _langevin(key: Any, ctx: _Context, x: Corrected, u: _Step) -> Corrected:
-    """Euler-Maruyama: transport and noise in one step, weights at its beginning."""
+def _langevin(key: Key, ctx: _Context, x: Corrected, u: _Step) -> Corrected:
+    """A step of Euler-Maruyama: transport and noise at once, with the weight of its beginning."""
     composition, y = ctx.composition, x.position
     delta = u.rho**2 - u.after**2
     now = composition.at(y, u.rho)
@@ -144,10 +156,10 @@ def _langevin(key: Any, ctx: _Context, x: Corrected, u: _Step) -> Corrected:
     return Corrected(moved, 0.5 * delta * now.rate + rise * now.reward, x.accepted)
 
 
-def _refreshed(key: Any, ctx: _Context, x: Corrected, u: _Step) -> Corrected:
+def _refreshed(key: Key, ctx: _Context, x: Corrected, u: _Step) -> Corrected:
     """Heun's method carries particles and weights; a Metropolis-adjusted Langevin step refreshes them.
 
-    At the new level that step leaves the path's law invariant, so that it carries no weight.
+    That step leaves the law at the new level invariant, so that it carries no weight.
     """
     composition, y = ctx.composition, x.position
     delta = u.rho**2 - u.after**2
@@ -170,5 +182,5 @@ def _refreshed(key: Any, ctx: _Context, x: Corrected, u: _Step) -> Corrected:
     return Corrected(jnp.where(accepted, proposal, moved), increment, accepted.astype(y.dtype))
 
 
-def _log_potential(ctx: _Context, before: Corrected | None, x: Corrected, u: _Step) -> Any:
+def _log_potential(ctx: _Context, before: Corrected | None, x: Corrected, u: _Step) -> Scalar:
     return x.increment

@@ -1,0 +1,84 @@
+"""What to worry about after guided particles: where most were lost, and paths that hardly move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mcx.results.advice import Advice
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["lineage_advice", "path_advice", "survivors_advice"]
+
+_SURVIVORS = 0.05  # least share of the particles that survive a step, or from which draws descend
+_UPDATE_RATE = 0.1  # least share of the sweeps in which a path is renewed at a level
+
+
+def survivors_advice(stats: Mapping[str, Float[np.ndarray, "chain level"]], num_draws: int) -> list[Advice]:
+    """Whether most particles were lost in one step.
+
+    Args:
+        stats: ``unique_ancestors`` and ``rho``.
+        num_draws: of a replicate.
+    """
+    survivors = np.asarray(stats["unique_ancestors"], float) / num_draws
+    worst = np.unravel_index(np.nanargmin(survivors), survivors.shape)
+    if survivors[worst] >= _SURVIVORS:
+        return []
+    return [
+        Advice(
+            "MCX-W013",
+            f"at noise level {stats['rho'][worst]:.3g} only {survivors[worst]:.1%} of the particles "
+            "survived: they are led to where the observations do not want them. Take more particles, "
+            "more steps, or another guidance=",
+        )
+    ]
+
+
+def lineage_advice(
+    stats: Mapping[str, Float[np.ndarray, "chain level"]], num_draws: int, half: int
+) -> list[Advice]:
+    """Whether draws descend from few particles.
+
+    Args:
+        stats: ``lineages`` and ``rho``.
+        num_draws: of a replicate.
+        half: number of the first level at which less than half of the data's variance is undecided.
+    """
+    least = int(np.min(stats["lineages"][:, half]))
+    if least >= _SURVIVORS * num_draws:
+        return []
+    return [
+        Advice(
+            "MCX-W015",
+            f"the {num_draws} draws of a replicate descend from {least} particles "
+            f"at noise level {stats['rho'][0, half]:.3g}, which decides on half of their variance: they "
+            "are much alike. Take more particles, more replicates (num_chains), or another guidance=",
+        )
+    ]
+
+
+def path_advice(site: str, rates: Float[np.ndarray, "chain level"], num_particles: int) -> list[Advice]:
+    """Whether conditional SMC hardly ever renews the path at some level.
+
+    Args:
+        site: with the diffusion prior.
+        rates: share of the sweeps in which the path was renewed.
+        num_particles: of conditional SMC.
+    """
+    mean = np.mean(rates, 0)
+    slow = mean < _UPDATE_RATE
+    if not slow.any():
+        return []
+    return [
+        Advice(
+            "MCX-W008",
+            f"'{site}' hardly moves at {int(slow.sum())} of {len(mean)} levels of noise: its path is "
+            f"renewed in {mean.min():.1%} of the sweeps at one. Take more particles (now {num_particles}), "
+            "or more steps",
+        )
+    ]

@@ -1,0 +1,195 @@
+"""Statistics of particles that are carried forward in time: the recursion behind PaRIS and its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcx.inference.smc.backward import backward_weights, parents
+from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, initialize, move
+from mcx.inference.smoothing.additive import Summand
+from mcx.target import FeynmanKac
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
+
+    from mcx.inference.smc.resampling import Resampling
+    from mcx.types import Index, Key, PyTree
+
+__all__ = ["Recursion", "Smoothing", "Trail", "forward", "value"]
+
+
+class Smoothing(NamedTuple):
+    """Settings of the recursion; static.
+
+    system: of the filter.
+    backward: how parents are drawn, see :func:`~mcx.inference.smc.backward.parents`; or "all", which takes
+        the expectation over all of them instead.
+    num_backward: draws a particle and step.
+    num_mh_steps: Metropolis-Hastings steps of a draw.
+    """
+
+    system: SMCSettings
+    backward: str
+    num_backward: int
+    num_mh_steps: int
+
+
+class Trail(NamedTuple):
+    """A particle system with a statistic for each particle.
+
+    system: the particles.
+    statistic: pytree of (N, ...): expectation of the functional up to now, given that the path ends here.
+    """
+
+    system: SMCState
+    statistic: PyTree
+
+
+def value(trail: Trail) -> PyTree:
+    """The functional's expectation given the observations so far; NaN after a collapse."""
+    system = trail.system
+    w = jnp.where(system.collapsed, jnp.nan, jnp.exp(system.log_w))
+
+    def average(h: Float[Array, "N ..."]) -> Float[Array, "..."]:
+        # particles of weight zero may be anywhere, infinity included
+        zero = (w == 0).reshape(-1, *(1,) * (h.ndim - 1))
+        return jnp.tensordot(w, jnp.where(zero, 0.0, h), 1, precision="highest")
+
+    return jax.tree_util.tree_map(average, trail.statistic)
+
+
+class Recursion(NamedTuple):
+    """What carries statistics from one time to the next.
+
+    fk: the model.
+    ctx: what ``fk.prepare`` gave.
+    extra: what ``summand.prepare`` gave.
+    summand: the functional.
+    smoothing: settings.
+    """
+
+    fk: FeynmanKac
+    ctx: PyTree
+    extra: PyTree
+    summand: Summand
+    smoothing: Smoothing
+
+    def start(self, system: SMCState, u: PyTree) -> Trail:
+        """Statistics of the system at time 0."""
+        terms = jax.vmap(lambda x: self.summand.initial(self.fk, self.ctx, self.extra, x, u))(
+            system.particles
+        )
+        if self.summand.by_time:
+            terms = jax.tree_util.tree_map(
+                lambda h: jnp.zeros((h.shape[0], self.fk.num_times, *h.shape[1:]), h.dtype).at[:, 0].set(h),
+                terms,
+            )
+        return Trail(system, terms)
+
+    def advance(
+        self, key: Key, old: Trail, new: SMCState, u: PyTree, t: Int[Array, ""]
+    ) -> tuple[Trail, Index]:
+        """Carry the statistics over to a system that has moved on by a step.
+
+        Args:
+            key: a typed key.
+            old: the system before, with its statistics.
+            new: the system now.
+            u: input of the step.
+            t: its number.
+
+        Returns:
+            The new statistics; and the first parent drawn for each particle, int32 (N,).
+        """
+        before, smoothing = (old.system.particles, old.system.log_w), self.smoothing
+
+        def terms(chosen: tuple[PyTree, PyTree], x: PyTree) -> PyTree:
+            return jax.vmap(lambda a, s: self._term(s, (a, x), u, t))(*chosen)
+
+        if smoothing.backward == "all":
+
+            def expected(x: PyTree) -> PyTree:
+                w = jnp.exp(backward_weights(self.fk, self.ctx, before, x, u))
+                every = terms((before[0], old.statistic), x)
+                return jax.tree_util.tree_map(lambda h: jnp.tensordot(w, h, 1, precision="highest"), every)
+
+            return Trail(new, jax.lax.map(expected, new.particles)), new.ancestors
+
+        drawn = parents(
+            key,
+            self.fk,
+            self.ctx,
+            before,
+            (new.particles, new.ancestors),
+            u,
+            num_draws=smoothing.num_backward,
+            kind=smoothing.backward,
+            num_mh_steps=smoothing.num_mh_steps,
+        )
+
+        def average(index: Int[Array, " M"], x: PyTree) -> PyTree:
+            chosen = jax.tree_util.tree_map(lambda a: a[index], (before[0], old.statistic))
+            return jax.tree_util.tree_map(lambda h: jnp.mean(h, 0), terms(chosen, x))
+
+        return Trail(new, jax.vmap(average)(drawn, new.particles)), drawn[:, 0]
+
+    def _term(self, so_far: PyTree, pair: tuple[PyTree, PyTree], u: PyTree, t: Int[Array, ""]) -> PyTree:
+        term = self.summand.step(self.fk, self.ctx, self.extra, pair, u, t)
+        if self.summand.by_time:
+            return jax.tree_util.tree_map(lambda s, h: s.at[t].set(h), so_far, term)
+        return jax.tree_util.tree_map(jnp.add, so_far, term)
+
+
+def forward(
+    key: Key,
+    recursion: Recursion,
+    *,
+    system_of: FeynmanKac | None = None,
+    scheme: Callable[[SMCState, PyTree], Resampling] | None = None,
+    keep: Callable[[SMCState, Index], PyTree] | None = None,
+) -> tuple[Trail, SMCInfo, PyTree]:
+    """Run the recursion over all times.
+
+    Args:
+        key: a typed key.
+        recursion: model, functional and settings.
+        system_of: the model that the particles follow, if it is another one: of the same kernels and
+            potentials, with inputs of its own.
+        scheme: ``(state, u) -> resampling scheme``, if it depends on the system; ``u`` of ``system_of``.
+        keep: ``(system, parents) -> what to keep of every time``.
+
+    Returns:
+        The last system with its statistics; what happened at each time, (T,); what was kept, (T, ...).
+        Costs O(T N M) by Metropolis-Hastings, memory O(N) and what is kept.
+    """
+    fk, settings = recursion.fk, recursion.smoothing.system
+    model = fk if system_of is None else system_of
+    key_start, key_run = jax.random.split(key)
+    at_start, later = (
+        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], (fk.inputs, model.inputs))
+        for part in (0, slice(1, None))
+    )
+    system = initialize(key_start, model, recursion.ctx, at_start[1], settings)
+
+    def kept(system: SMCState, drawn: Index) -> tuple[SMCInfo, PyTree]:
+        return system.info, None if keep is None else keep(system, drawn)
+
+    def step(trail: Trail, x: PyTree) -> tuple[Trail, PyTree]:
+        key, t, (u, u_system) = x
+        key_move, key_back = jax.random.split(key)
+        own = settings if scheme is None else replace(settings, resampling=scheme(trail.system, u_system))
+        new = move(key_move, model, recursion.ctx, trail.system, u_system, own)
+        trail, drawn = recursion.advance(key_back, trail, new, u, t)
+        return trail, kept(new, drawn)
+
+    keys = jax.random.split(key_run, fk.num_times - 1)
+    start = kept(system, system.ancestors)
+    trail = recursion.start(system, at_start[0])
+    trail, rest = jax.lax.scan(step, trail, (keys, jnp.arange(1, fk.num_times), later))
+    info, history = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
+    return trail, info, history

@@ -1,0 +1,66 @@
+"""Combinators: functions that take models and give Feynman-Kac models, of which algorithms are composed.
+
+===================== ==================================================================================
+models                :func:`target` and :func:`marginal_model` take a bound model apart
+paths of laws         :func:`tempered`, :func:`annealed_data`; :class:`LawPath`
+moves of a cloud      :func:`with_moves`, by any Markov transition; :class:`CloudMoves`, :class:`Annealing`
+nested populations    :func:`nest`, :func:`with_pmmh`, :func:`grow`; :class:`NestedFilters`,
+:class:`PMMHMoves` conditional SMC       :func:`conditional`, :func:`conditional_smc`, :func:`keep_first`;
+:class:`ConditionalSMC` diffusion models      :func:`corrector`
+the loop              :func:`smc`, :func:`draw_path`, :func:`trace_paths`, :mod:`resampling`
+===================== ==================================================================================
+
+mcx's own methods are built from these. ``docs/samplers.md`` composes SMC^2, particle marginal
+Metropolis-Hastings and particle Gibbs of them in a few lines each.
+"""
+
+from __future__ import annotations
+
+from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC
+from mcx.inference.conditional_smc.conditional_smc import sweep as conditional_smc
+from mcx.inference.conditional_smc.system import conditional, keep_first
+from mcx.inference.diffusion.correctors.corrector import corrector
+from mcx.inference.pmmh.marginal import MarginalModel, marginal_model
+from mcx.inference.smc import resampling
+from mcx.inference.smc.genealogy import draw_path, trace_paths
+from mcx.inference.smc.smc import SMCResult, smc
+from mcx.inference.smc2.nested import NestedFilterData, NestedFilters, nest, nested_filters
+from mcx.inference.smc2.nested_moves import PMMHMoves, with_pmmh
+from mcx.inference.smc2.nested_paths import grow
+from mcx.inference.tempering.annealing import Annealing, with_moves
+from mcx.inference.tempering.moves import CloudMoves
+from mcx.inference.tempering.paths import LawPath, LawPathData, annealed_data, tempered
+from mcx.model.compile import compile_model as target
+from mcx.target import FeynmanKac, Target
+
+__all__ = [
+    "Annealing",
+    "CloudMoves",
+    "ConditionalSMC",
+    "FeynmanKac",
+    "LawPath",
+    "LawPathData",
+    "MarginalModel",
+    "NestedFilterData",
+    "NestedFilters",
+    "PMMHMoves",
+    "SMCResult",
+    "Target",
+    "annealed_data",
+    "conditional",
+    "conditional_smc",
+    "corrector",
+    "draw_path",
+    "grow",
+    "keep_first",
+    "marginal_model",
+    "nest",
+    "nested_filters",
+    "resampling",
+    "smc",
+    "target",
+    "tempered",
+    "trace_paths",
+    "with_moves",
+    "with_pmmh",
+]

@@ -126,7 +126,8 @@ class Nested(NamedTuple):
     @property
     def log_evidence(self) -> Scalar:
         """Estimated log evidence of the observations so far."""
-        return sum(s.log_evidence for s in self.systems.values())  # type: ignore[return-value]
+        found: PyTree = sum(s.log_evidence for s in self.systems.values())
+        return found
 
 
 @dataclass(frozen=True)
@@ -146,25 +147,22 @@ class NestedFilters:
 def nested_filters(
     model: MarginalModel,
     num_particles: int,
-    *,
     filter: ParticleFilter | None = None,
     initial_law: Distribution | float | None = None,
 ) -> tuple[NestedFilters, NestedFilterData]:
-    """What :func:`nest` takes: parameters from the prior, each with particle filters of its own.
+    """The law of a model's parameters, with particle filters of its Markov blocks nested in it.
 
     Args:
-        model: a model whose Markov blocks are apart from its parameters, see
-            :func:`~mcx.inference.pmmh.marginal.marginal_model`.
-        num_particles: N of a filter.
-        filter: how to filter; :class:`mcx.ParticleFilter` by default.
-        initial_law: of the parameters in the prior's place, see
-            :func:`~mcx.inference.tempering.paths.tempered`.
+        model: the model, split into parameters and Markov blocks.
+        num_particles: of a filter.
+        filter: any particle filter with its resampling; by default a bootstrap filter.
+        initial_law: as for :func:`~mcx.inference.tempering.paths.tempered`, in the prior's place.
 
-    Raises:
-        CapabilityError: if the prior cannot be drawn from and there is no ``initial_law``.
+    Returns:
+        What :func:`nest` takes.
     """
     path, data = tempered(model.marginal, initial_law)
-    # the error of the evidence within a run is not needed
+    # no lag, because the error of the evidence within a filter is not needed
     settings = replace((filter or ParticleFilter()).settings(num_particles), lag=None)
     return NestedFilters(path, settings), NestedFilterData(data, model.data.spaces)
 
@@ -228,7 +226,7 @@ def _functions(nesting: NestedFilters) -> FeynmanKac:
         return particle._replace(keys=keys, systems=systems)
 
     def log_potential(ctx: Context, before: Nested | None, particle: Nested, u: Times) -> Scalar:
-        found = sum(s.info.log_increment for s in particle.systems.values())
+        found: PyTree = sum(s.info.log_increment for s in particle.systems.values())
         return found + particle.other if before is None else jnp.where(u.last, 0.0, found)
 
     return FeynmanKac(initial, transition, log_potential, 1)

@@ -172,7 +172,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
         model = marginal_model(bound, self.filter)
         _refuse_lengths(model)
         nesting, data = nested_filters(
-            model, self.num_particles or _FIRST_PARTICLES, filter=self.filter, initial_law=self.initial_law
+            model, self.num_particles or _FIRST_PARTICLES, self.filter, self.initial_law
         )
         moves = PMMHMoves(self.threshold, self.max_correlation, self.max_moves, self.batch_size)
         settings = SMCSettings(
@@ -240,7 +240,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
 
     @override
     def stages(self, plan: NestedPlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
-        """Statistics, chain x time, NaN where a run did not come to.
+        """Statistics, chain x time, NaN for times that the run did not reach.
 
         The moves of a step belong to the time before; the last step consists of moves alone.
         """

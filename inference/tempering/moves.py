@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mcx.types import Covariance, Flags, Key, LogWeights, PyTree, Scalar, Vector
 
-__all__ = ["Moved", "CloudMoves", "cloud_moments", "correlation", "until_decorrelated"]
+__all__ = ["CloudMoves", "Moved", "cloud_moments", "correlation", "until_decorrelated"]
 
 _GAIN = 1.0  # change of the log step size for each unit of acceptance off its target
 _MOST_STEP = 1e3

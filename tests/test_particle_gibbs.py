@@ -25,7 +25,7 @@ import mcx
 import mcx.dist as dist
 from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target
-from mcx.model.series.state_space import ChainData, state_space
+from mcx.model.series.state_space import BlockData, state_space
 from mcx.ops.random import choose
 from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean, enumerate_outcomes
@@ -258,7 +258,7 @@ def test_sweeps_and_new_data_in_turn_have_the_prior_law(params, key):
     kernel = method.plan(walk(np.zeros(3, np.float32))).kernel
 
     def data_of(y):
-        return ChainData(compile_model(walk(y)).data, {"x": state_space(walk(y), "x", whole=True)})
+        return BlockData(compile_model(walk(y)).data, {"x": state_space(walk(y), "x", whole=True)})
 
     def start(key):
         drawn = walk(jnp.zeros(3)).simulate(key=key)

@@ -25,7 +25,7 @@ from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, stati
 from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target, placeholders
 from mcx.model.series.block import latent_shapes
-from mcx.model.series.state_space import ChainData, chain_names, path_sites, refuse_unobserved, state_space
+from mcx.model.series.state_space import BlockData, block_names, path_sites, refuse_unobserved, state_space
 from mcx.ops.validation import Rule
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
@@ -55,14 +55,14 @@ class GibbsPlan(ChainPlan):
     """
 
     kernel: GibbsKernel
-    data: ChainData
+    data: BlockData
     rest: Target
     paths: tuple[str, ...]
 
     @override
     def at(self, bound: BoundModel) -> Self:
         spaces = {name: state_space(bound, name, whole=True) for name in self.data.spaces}
-        return replace(self, data=ChainData(compile_model(bound).data, spaces))
+        return replace(self, data=BlockData(compile_model(bound).data, spaces))
 
     def rest_at(self, values: SiteValues) -> Target:
         """Density of the sites that the Markov chain method moves, at values of the others."""
@@ -131,7 +131,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
         target = compile_model(bound)
         for problem in static_problems(target.sites):
             raise problem
-        blocks = self._blocks(target, chain_names(bound))
+        blocks = self._blocks(target, block_names(bound))
         spaces = {name: state_space(bound, name, whole=True) for name in blocks}
         for name, method in blocks.items():
             refuse_backward(method, spaces[name])
@@ -152,7 +152,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
         # where nothing is left to a method, the kernel still holds the density of the rest
         mcmc = (self.method or NUTS()).kernel(rest)
         kernel = GibbsKernel(tuple(blocks.items()), self.updates, drawn, mcmc, target.functions)
-        return GibbsPlan(target, kernel, ChainData(target.data, spaces), rest, paths)
+        return GibbsPlan(target, kernel, BlockData(target.data, spaces), rest, paths)
 
     def _blocks(self, target: Target, names: tuple[str, ...]) -> dict[str, ConditionalSMC]:
         """How to draw the path of every Markov block that is drawn by conditional SMC."""

@@ -84,7 +84,7 @@ def summary() -> dict[str, Any]:
 
 @case("results/simulate")
 def simulate() -> dict[str, Any]:
-    return {"draws": {name: dict(bound().simulate(0)) for name, bound in SIMULATED.items()}}
+    return {"draws": {name: dict(bound().simulate(key=0)) for name, bound in SIMULATED.items()}}
 
 
 SIMULATED = {"schools": models.a_schools, "ar": models.an_ar, "trend": models.a_trend, "walk": models.a_walk}
@@ -110,7 +110,7 @@ def importance_case(name: str, **settings: Any) -> None:
 
     @case(f"expect/importance{name}")
     def run() -> dict[str, Any]:
-        method = mcx.AdaptiveImportance(**{"budget": 600, "num_stages": 3, **settings})
+        method = mcx.AdaptiveImportance(**{"budget": 600, "num_iterations": 3, **settings})
         found = mcx.expect(models.a_normal(), FUNCTIONS, method=method, key=1)
         return {name: taken("estimate", e) for name, e in found.items()}
 
@@ -138,12 +138,12 @@ def run_blackjax() -> dict[str, Any]:
     algorithm = blackjax.hmc(lambda x: -0.5 * jnp.sum(x**2), 0.5, jnp.ones(2), 5)
     options = {"collect": lambda state, info: state.position, "progress": False}
     found = mcx.run(
-        algorithm, key=0, num_chains=3, num_steps=10, num_discard=2, start=jnp.zeros((3, 2)), **options
+        algorithm, key=0, num_chains=3, num_steps=10, num_discard=2, init=jnp.zeros((3, 2)), **options
     )
     return taken("run", found)
 
 
-class Walk:
+class Walk(mcx.Kernel):
     """A kernel with everything that kernels may have by themselves."""
 
     def init(self, data: Any, key: Any, start: Any) -> Any:

@@ -31,9 +31,9 @@ QUIET: dict[str, Any] = {"warnings": "ignore", "num_chains": 2}
 LONG = np.random.default_rng(6).normal(size=20).astype(np.float32)
 RHO = diffusion.levels(30.0, 0.05, 20)
 GIBBS = mcx.ParticleGibbs(states=mcx.ConditionalSMC(8), params=mcx.RandomWalk(), num_warmup=0, num_samples=20)
-PPG = mcx.PPG(8, num_iterations=20, burn_in=2)
-ASCENT = mcx.ScoreAscent(smoother=mcx.PPG(8, num_iterations=2, burn_in=0), num_steps=20, num_information=0)
-CLIMBING = mcx.ScoreClimbing(num_steps=20, num_checks=100)
+PPG = mcx.PPG(8, num_warmup=2, num_samples=18)
+ASCENT = mcx.ScoreAscent(smoother=mcx.PPG(8, num_warmup=0, num_samples=2), num_updates=20, num_information=0)
+CLIMBING = mcx.ScoreClimbing(num_updates=20, num_checks=100)
 TEMPERED = mcx.TemperedSMC(
     num_particles=16, move=mcx.RandomWalk(), levels=tuple((k + 1) / 20 for k in range(20)), max_moves=3
 )
@@ -54,7 +54,7 @@ RUNS: dict[str, tuple[str, Callable[..., Any]]] = {
     "pmmh": infer(models.ar(LONG), mcx.PMMH(8, num_warmup=20, num_samples=4)),
     "smc2": infer(models.ar(LONG), mcx.SMC2(num_params=8, num_particles=8)),
     "gibbs": infer(models.ar(LONG), GIBBS),
-    "guided": infer(a_seen(), mcx.GuidedDiffusion(num_particles=8, num_steps=20, num_pilot=16)),
+    "guided": infer(a_seen(), mcx.GuidedDiffusion(num_particles=8, num_reverse_steps=20, num_pilot=16)),
     "filter": (
         "filtered",
         partial(
@@ -101,7 +101,7 @@ class Stop:
 
 def write() -> None:
     """Write the archive of unfinished runs."""
-    steps = patch("mcx.inference.smc.particle_filter._PARTICLE_STEPS_PER_CHUNK", 160)  # a filter is too fast
+    steps = patch("mcx.inference.filtering.filter._PARTICLE_STEPS_PER_CHUNK", 160)  # a filter is too fast
     with tempfile.TemporaryDirectory() as folder, steps:
         for name, (_, run) in RUNS.items():
             with suppress(KeyboardInterrupt):  # raised where there are no draws yet

@@ -52,11 +52,11 @@ def integrator_case(name: str, method: Any) -> None:
     @case(f"diffusion/{name}")
     def run() -> dict[str, Any]:
         def drawn(key: Any, model: Any) -> Any:
-            return diffusion.sample(key, model, 6, (2,), RHO, method=method)
+            return diffusion.sample(model, 6, (2,), RHO, method=method, key=key)
 
         def carried(key: Any, model: Any) -> Any:
             start = 80.0 * jax.random.normal(jax.random.key(1), (2,))
-            return diffusion.integrate(key, model, start, RHO, method=method, path=True)
+            return diffusion.integrate(model, start, RHO, method=method, path=True, key=key)
 
         key, found = jax.random.key(0), {}
         for part, pure in (("sample", drawn), ("path", carried)):
@@ -76,24 +76,24 @@ for _name, _method in INTEGRATORS.items():
 def starts() -> dict[str, Any]:
     law = diffusion.Teleport.from_mixture(MIXTURE)
     fitted = diffusion.Teleport.from_data(MIXTURE.sample(jax.random.key(2), 200))
-    first = law.reach(jax.random.key(3), MIXTURE, RHO, (2,))
+    first = law.reach(MIXTURE, RHO, (2,), key=jax.random.key(3))
     rest = diffusion.levels(float(first), 0.01, 4, to_zero=True)
-    key, points = jax.random.key(0), jnp.ones((6, 2))
-    options = {"num": 6, "event_shape": (2,)}
+    points = jnp.ones((6, 2))
+    options = {"num": 6, "event_shape": (2,), "key": jax.random.key(0)}
     return {
         "first": first,
-        "teleport": diffusion.sample(key, MIXTURE, levels=rest, start=law, **options),
+        "teleport": diffusion.sample(MIXTURE, levels=rest, init=law, **options),
         "jump": fitted.jump(points[0], 80.0, 20.0),
-        "noise": diffusion.sample(key, MIXTURE, levels=RHO, start="noise", **options),
-        "points": diffusion.sample(key, MIXTURE, levels=RHO, start=80 * points, batch_size=4, **options),
-        "score": diffusion.sample(key, SCORE, levels=SHORT, **options),
+        "noise": diffusion.sample(MIXTURE, levels=RHO, init="noise", **options),
+        "points": diffusion.sample(MIXTURE, levels=RHO, init=80 * points, batch_size=4, **options),
+        "score": diffusion.sample(SCORE, levels=SHORT, **options),
     }
 
 
 @case("diffusion/back")
 def back() -> dict[str, Any]:
     rising = RHO[-2::-1]
-    return {"heun": diffusion.integrate(None, MIXTURE, jnp.ones(2), rising, method=diffusion.Heun())}
+    return {"heun": diffusion.integrate(MIXTURE, jnp.ones(2), rising, method=diffusion.Heun())}
 
 
 @case("diffusion/schedules")
@@ -207,7 +207,8 @@ def a_seen(prior: Any = PRIOR) -> Any:
 def guided_case(name: str, bound: Any, **settings: Any) -> None:
     """A case of guided diffusion."""
     options = {"program": settings.pop("program", True), "num_chains": settings.pop("num_chains", 2)}
-    method = mcx.GuidedDiffusion(**{"num_particles": 16, "num_steps": 8, "num_pilot": 16, **settings})
+    kind = mcx.GuidedGibbs if "params" in settings else mcx.GuidedDiffusion
+    method = kind(**{"num_particles": 16, "num_reverse_steps": 8, "num_pilot": 16, **settings})
     infer_case(f"guided/{name}", bound, method, **options)
 
 

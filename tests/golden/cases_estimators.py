@@ -33,7 +33,7 @@ def expectations_case(name: str, function: Any, law: Any, controls: Any = None, 
 
     @case(f"expectations/{name}")
     def run() -> dict[str, Any]:
-        method = mcx.AdaptiveImportance(**{"budget": 500, "num_stages": 3, **settings})
+        method = mcx.AdaptiveImportance(**{"budget": 500, "num_iterations": 3, **settings})
         return taken(
             "estimate", estimators.expectations(function, law, method=method, controls=controls, key=2)
         )
@@ -63,7 +63,7 @@ def trained() -> dict[str, Any]:
         return dist.MultivariateNormal(params["loc"], scale_tril=jnp.diag(jnp.exp(params["log_scale"])))
 
     start = {"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)}
-    options = {"num_steps": 6, "batch_size": 50, "key": 7}
+    options = {"num_updates": 6, "batch_size": 50, "key": 7}
     return {
         loss: estimators.train_proposal(build, start, smooth, LAW, loss=loss, **options)
         for loss in ("kl", "variance")
@@ -84,7 +84,7 @@ def sobol_case(name: str, **options: Any) -> None:
 
 
 sobol_case("sobol")
-sobol_case("random", points="random")
+sobol_case("random", design="random")
 sobol_case("no controls", controls="none")
 
 
@@ -180,7 +180,7 @@ sliced_case("weights", 3, x_weights=jnp.arange(1.0, 41.0), y_weights=jnp.ones(30
 def variants() -> dict[str, Any]:
     x, y = clouds(3)
     return {
-        "max": taken("direction", mcx.max_sliced_wasserstein(x, y, num_starts=3, num_steps=8, key=0)),
+        "max": taken("direction", mcx.max_sliced_wasserstein(x, y, num_starts=3, num_updates=8, key=0)),
         "exp": taken("estimate", mcx.energy_sliced_wasserstein(x, y, num_projections=32, key=0)),
         "identity": taken(
             "estimate", mcx.energy_sliced_wasserstein(x, y, num_projections=32, energy="identity", key=0)

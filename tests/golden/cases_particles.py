@@ -105,16 +105,18 @@ infer_case(
 infer_case(
     "infer/smc2 start",
     models.a_trend,
-    mcx.SMC2(num_params=16, num_particles=8, start=1.5, resampling="multinomial", batch_size=8),
+    mcx.SMC2(num_params=16, num_particles=8, initial_law=1.5, resampling="multinomial", batch_size=8),
 )
 
 CLOUD: dict[str, Any] = {"num_particles": 32, "move": mcx.RandomWalk()}
 infer_case("infer/tempered", models.a_normal, mcx.TemperedSMC(num_particles=32))
 infer_case("infer/tempered random walk", models.a_schools, mcx.TemperedSMC(**CLOUD))
 infer_case("infer/tempered mala", models.a_normal, mcx.TemperedSMC(num_particles=32, move=mcx.MALA()))
-infer_case("infer/tempered waste-free", models.a_normal, mcx.TemperedSMC(**CLOUD, chain_length=4))
+infer_case("infer/tempered waste-free", models.a_normal, mcx.TemperedSMC(**CLOUD, waste_free_length=4))
 infer_case("infer/tempered levels", models.a_normal, mcx.TemperedSMC(**CLOUD, levels=(0.1, 0.4, 1.0)))
-infer_case("infer/tempered start", models.a_normal, mcx.TemperedSMC(**CLOUD, start=2.0, dense=False))
+infer_case(
+    "infer/tempered start", models.a_normal, mcx.TemperedSMC(**CLOUD, initial_law=2.0, dense_mass=False)
+)
 infer_case("infer/tempered one chain", models.a_normal, mcx.TemperedSMC(**CLOUD, batch_size=8), num_chains=1)
 infer_case("infer/data annealed", models.a_normal, mcx.DataAnnealedSMC(num_particles=32))
 infer_case(

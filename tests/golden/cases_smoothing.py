@@ -24,8 +24,8 @@ def gibbs_case(name: str, bound: Any, states: Any, params: Any, **options: Any) 
 
 
 NUTS = mcx.NUTS(max_tree_depth=3)
-for _sampling in ("backward", "ancestor", "none"):
-    gibbs_case(_sampling, models.an_ar, mcx.ConditionalSMC(8, sampling=_sampling), NUTS)
+for _name, _backward in {"backward": "exact", "ancestor": "ancestor", "none": "none"}.items():
+    gibbs_case(_name, models.an_ar, mcx.ConditionalSMC(8, backward=_backward), NUTS)
 gibbs_case("random walk", models.an_ar, mcx.ConditionalSMC(8, threshold=1.0), mcx.RandomWalk())
 gibbs_case("one chain", models.an_ar, {"x": mcx.ConditionalSMC(8)}, mcx.HMC(), num_chains=1)
 gibbs_case("discrete", models.a_hidden, mcx.ConditionalSMC(8), mcx.RandomWalk())
@@ -73,14 +73,14 @@ def smooth_case(
 
 for _backward in ("imh", "exact", "hybrid"):
     smooth_case(f"ffbs {_backward}", mcx.FFBS(num_particles=16, num_paths=16, backward=_backward))
-    smooth_case(f"ppg {_backward}", mcx.PPG(8, num_iterations=4, burn_in=2, backward=_backward))
+    smooth_case(f"ppg {_backward}", mcx.PPG(8, num_warmup=2, num_samples=2, backward=_backward))
 for _backward in ("imh", "exact", "hybrid", "all"):
     smooth_case(f"paris {_backward}", mcx.PaRIS(16, backward=_backward))
 smooth_case("ffbs one chain", mcx.FFBS(num_particles=16, num_paths=16), num_chains=1)
-smooth_case("ppg batches", mcx.PPG(8, num_iterations=4, burn_in=2), batch_size=2)
+smooth_case("ppg batches", mcx.PPG(8, num_warmup=2, num_samples=2), batch_size=2)
 smooth_case("paris means", mcx.PaRIS(16), mcx.functionals.means())
 smooth_case("ffbs covariances", mcx.FFBS(num_particles=16, num_paths=16), mcx.functionals.covariances())
-smooth_case("ppg cross products", mcx.PPG(8, num_iterations=4, burn_in=2), mcx.functionals.cross_products())
+smooth_case("ppg cross products", mcx.PPG(8, num_warmup=2, num_samples=2), mcx.functionals.cross_products())
 smooth_case("paris score", mcx.PaRIS(16), mcx.functionals.score())
 smooth_case("ffbs score", mcx.FFBS(num_particles=16, num_paths=16), mcx.functionals.score())
 smooth_case(
@@ -92,7 +92,7 @@ smooth_case(
 )
 smooth_case(
     "ppg scan",
-    mcx.PPG(8, num_iterations=4, burn_in=2),
+    mcx.PPG(8, num_warmup=2, num_samples=2),
     mcx.functionals.means(),
     models.a_walk,
     {"step_size": 0.6},
@@ -116,12 +116,12 @@ def ascent_case(name: str, **settings: Any) -> None:
 
     @case(f"maximize/ascent {name}")
     def run() -> dict[str, Any]:
-        method = mcx.ScoreAscent(**{"num_steps": 8, "num_smoothers": 2, "num_information": 4, **settings})
+        method = mcx.ScoreAscent(**{"num_updates": 8, "num_smoothers": 2, "num_information": 4, **settings})
         found = mcx.maximize(models.an_ar(), method=method, init=models.AR_PARAMS, key=0, progress=False)
         return taken("maximum", found)
 
 
-PPG = mcx.PPG(8, num_iterations=2, burn_in=0)
+PPG = mcx.PPG(8, num_warmup=0, num_samples=2)
 ascent_case("ppg", smoother=PPG)
 ascent_case("paris", smoother=mcx.PaRIS(16), optimizer=optax.adam(0.1))
 ascent_case("ffbs", smoother=mcx.FFBS(num_particles=16, num_paths=8), num_information=0)
@@ -132,7 +132,7 @@ def climbing_case(name: str, bound: Any, **settings: Any) -> None:
 
     @case(f"maximize/climbing {name}")
     def run() -> dict[str, Any]:
-        method = mcx.ScoreClimbing(**{"num_steps": 16, "num_checks": 100, **settings})
+        method = mcx.ScoreClimbing(**{"num_updates": 16, "num_checks": 100, **settings})
         found = mcx.maximize(bound(), method=method, num_chains=4, key=0, progress=False)
         return {**taken("approximation", found), "draws": found.sample(key=1, num=5)}
 

@@ -53,7 +53,7 @@ FIELDS: dict[str, dict[str, str | Callable[[Any], Any]]] = {
         "ess": "ess",
     },
     "online smoothing": {"value": "value", "log_evidence": "log_evidence"},
-    "estimate": {"value": "value", "se": "se", "draws": "draws", "stats": "stats"},
+    "estimate": {"value": "value", "se": "se", "draws": "draws", "stats": lambda found: _known(found.stats)},
     "maximum": {
         "params": "params",
         "se": "se",
@@ -95,6 +95,11 @@ FIELDS: dict[str, dict[str, str | Callable[[Any], Any]]] = {
     "direction": {"value": "value", "direction": "direction"},
     "run": {"draws": "draws", "stats": "stats", "num_steps": "num_steps"},
 }
+
+
+def _known(stats: Any) -> Any:
+    """Statistics under the names that they were recorded by."""
+    return {{"num_iterations": "num_stages"}.get(name, name): value for name, value in stats.items()}
 
 
 def list_of(tree: Any) -> list[Any]:

@@ -134,7 +134,7 @@ WALK = mcx.FeynmanKac(
     initial=lambda key, scale, u: scale * jax.random.normal(key),
     transition=walk_step,
     log_potential=lambda scale, x_prev, x, u: -0.5 * (u - x) ** 2,
-    num_steps=len(models.Y),
+    num_times=len(models.Y),
     inputs=jnp.asarray(models.Y),
 )
 

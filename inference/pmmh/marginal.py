@@ -40,12 +40,12 @@ class MarginalModel(NamedTuple):
     data: ChainData
 
 
-def marginal_model(bound: BoundModel, method: ParticleFilter) -> MarginalModel:
+def marginal_model(bound: BoundModel, method: ParticleFilter | None = None) -> MarginalModel:
     """Check a model and split it into parameters and Markov blocks.
 
     Args:
         bound: the model and its data.
-        method: the filter for its blocks.
+        method: the filter for its blocks; by default a bootstrap filter.
 
     Raises:
         CapabilityError: if the model has no Markov block or no parameters, or blocks depend on each other.
@@ -63,6 +63,7 @@ def marginal_model(bound: BoundModel, method: ParticleFilter) -> MarginalModel:
         )
     refuse_unobserved(target)
     # refuses blocks that depend on each other, as the product of their evidences would be wrong
+    method = method or ParticleFilter()
     spaces = {name: method.state_space(bound, name, whole=True) for name in names}
     paths = tuple(site for space in spaces.values() for site in path_sites(space))
     conditional = condition_target(target, paths)

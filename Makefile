@@ -6,7 +6,7 @@ PYTEST = -m pytest -n auto --maxprocesses=$(WORKERS) --dist worksteal
 BENCHMARKS ?= $(wildcard benchmarks/[!_]*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-lowest lint bench lock format clean
+.PHONY: help setup demo test test-all test-lowest golden golden-record lint bench lock format clean
 
 # Compiling, not sampling, is what tests spend their time on: keep what XLA compiled between runs.
 test test-all test-lowest: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
@@ -54,6 +54,12 @@ test-all: lint ## the same, then the slow tests
 test-lowest: ## run the fast tests on the lowest supported versions, in .venv-lowest
 	@sh scripts/setup.sh lowest
 	@$(call suite,.venv-lowest/bin/python,not slow,$(CHEAP)); exit $$status
+
+golden: setup ## compare the bits of small runs of every method with those recorded; CASES="infer/* smc" for some
+	@$(BIN)/python tests/golden/golden.py $(CASES)
+
+golden-record: setup ## record these bits anew
+	@$(BIN)/python tests/golden/golden.py --record $(CASES)
 
 bench: setup ## run benchmarks/*.py, or those named in BENCHMARKS="..."
 	@if [ -z "$(BENCHMARKS)" ]; then echo "benchmarks/ has no benchmark"; fi

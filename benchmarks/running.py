@@ -103,7 +103,7 @@ def peak(kind: str, draws: int) -> float:
     import jax
 
     import mcx
-    from mcx.inference.mcmc.initial_points import starting_points
+    from mcx.methods.initial_points import as_initial_points
     from mcx.model.compile import compile_model
 
     most, over = [0.0], threading.Event()
@@ -126,7 +126,7 @@ def peak(kind: str, draws: int) -> float:
             key=key,
             num_steps=draws,
             num_chains=4,
-            init=starting_points(compiled, None, 4, key),
+            init=as_initial_points(compiled, None, 4, key),
             inputs=method.inputs(),
             progress=False,
             checkpoint=checkpoint,

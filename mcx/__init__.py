@@ -38,7 +38,7 @@ from mcx.verbs.infer import infer, program
 from mcx.verbs.state_space import filter, forecast, maximize, smooth
 
 if TYPE_CHECKING:
-    from mcx import diffusion, testing
+    from mcx import combinators, diffusion, methods, testing
     from mcx.cache import enable_compilation_cache
     from mcx.estimators.control_variates.posterior_controls import SteinControls
     from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
@@ -103,7 +103,7 @@ _LAZY = {
     "smc": "mcx.inference.smc.smc",
     "two_sample_test": "mcx.estimators.sliced.two_sample",
 }
-_LAZY_MODULES = ("diffusion", "estimators", "functionals", "inference", "testing")
+_LAZY_MODULES = ("combinators", "diffusion", "estimators", "functionals", "inference", "methods", "testing")
 
 __all__ = [
     "FFBS",
@@ -144,6 +144,7 @@ __all__ = [
     "Target",
     "TemperedSMC",
     "__version__",
+    "combinators",
     "deterministic",
     "diffusion",
     "dist",
@@ -160,6 +161,7 @@ __all__ = [
     "markov",
     "max_sliced_wasserstein",
     "maximize",
+    "methods",
     "model",
     "plate",
     "predict",

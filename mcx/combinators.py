@@ -1,15 +1,6 @@
 """Combinators: functions that take models and give Feynman-Kac models, of which algorithms are composed.
 
-===================== ==================================================================================
-models                :func:`target` and :func:`marginal_model` take a bound model apart
-paths of laws         :func:`tempered`, :func:`annealed_data`; :class:`LawPath`
-moves of a cloud      :func:`with_moves`, by any Markov transition; :class:`CloudMoves`, :class:`Annealing`
-nested populations    :func:`nest`, :func:`with_pmmh`, :func:`grow`; :class:`NestedFilters`,
-:class:`PMMHMoves` conditional SMC       :func:`conditional`, :func:`conditional_smc`, :func:`keep_first`;
-:class:`ConditionalSMC` diffusion models      :func:`corrector`
-the loop              :func:`smc`, :func:`draw_path`, :func:`trace_paths`, :mod:`resampling`
-===================== ==================================================================================
-
+================== ===========================================================================
 mcx's own methods are built from these. ``docs/samplers.md`` composes SMC^2, particle marginal
 Metropolis-Hastings and particle Gibbs of them in a few lines each.
 """

@@ -15,7 +15,7 @@ import mcx
 import mcx.dist as dist
 from mcx.errors import InferenceWarning, MethodError
 from mcx.inference.mcmc.chees import ChEESKernel
-from mcx.inference.mcmc.initial_points import starting_points
+from mcx.methods.initial_points import as_initial_points
 from mcx.model.compile import compile_model
 from mcx.ops import collectives
 from mcx.results.diagnose import diagnose
@@ -183,7 +183,7 @@ class TestRunning:
             "progress": False,
         }
         target = compile_model(bound)
-        start = starting_points(target, None, 8, jax.random.fold_in(jax.random.key(0), 1))
+        start = as_initial_points(target, None, 8, jax.random.fold_in(jax.random.key(0), 1))
         for chunk_size in (1, 7, 80):
             cut = mcx.run(SHORT.kernel(target), target.data, init=start, chunk_size=chunk_size, **kernel_run)
             np.testing.assert_array_equal(cut.draws[0]["x"], whole.draws["x"])

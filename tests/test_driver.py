@@ -81,7 +81,7 @@ def test_nuts_has_the_same_bits_for_every_chunk_length(key):
 
 
 def _nuts_setup():
-    from mcx.inference.mcmc.initial_points import InitialPoints
+    from mcx.methods.initial_points import InitialPoints
     from mcx.model.compile import compile_model
 
     x, y = regression_data()

@@ -263,7 +263,7 @@ class TestResults:
 
     def test_results_do_not_depend_on_the_chunks(self, monkeypatch):
         whole = run()
-        monkeypatch.setattr("mcx.inference.filtering.particle_filter._PARTICLE_STEPS_PER_CHUNK", 7000)
+        monkeypatch.setattr("mcx.inference.filtering.filter._PARTICLE_STEPS_PER_CHUNK", 7000)
         np.testing.assert_array_equal(run().stats["log_evidence"], whole.stats["log_evidence"])
         np.testing.assert_array_equal(run().log_evidence_se, whole.log_evidence_se)
 

@@ -32,7 +32,7 @@ class TestFaults:
         assert np.isnan(caught.value.result.mean["x"][12])
 
     def test_nothing_is_lost_when_a_run_ends_early(self, monkeypatch):
-        monkeypatch.setattr("mcx.inference.filtering.particle_filter._PARTICLE_STEPS_PER_CHUNK", 500)
+        monkeypatch.setattr("mcx.inference.filtering.filter._PARTICLE_STEPS_PER_CHUNK", 500)
         y = np.zeros(20, np.float32)
         y[7] = 50.0
         with pytest.raises(WeightCollapse) as caught:
@@ -40,7 +40,7 @@ class TestFaults:
                 flawed(y, None), key=0, num_particles=100, progress=False, coords={"time": np.arange(20)}
             )
         part = caught.value.result
-        assert not part.complete and part.num_steps == 11
+        assert not part.complete and part.num_times == 11
         assert "stopped early" in repr(part)
         assert part.to_datatree()["filtering"]["x"].shape == (11,)
 
@@ -62,10 +62,10 @@ class TestFaults:
             ({"params": {"phi": 0.5, "q": 1}}, ModelError, "no parameter here"),
             ({"num_particles": 0}, MethodError, "num_particles"),
             ({"num_chains": 0}, MethodError, "num_chains"),
-            ({"history": "all"}, MethodError, "unknown history"),
+            ({"history": "all"}, MethodError, "filter\\(history"),
             ({"quantiles": (2.0,)}, MethodError, "probabilities"),
             ({"name": "z"}, ModelError, "no such Markov block"),
-            ({"method": mcx.NUTS()}, MethodError, "needs a particle filter"),
+            ({"method": mcx.NUTS()}, MethodError, "filter\\(method"),
             ({"coords": {"day": [1]}}, ValueError, "does not have"),
         ],
     )

@@ -220,7 +220,7 @@ def test_smoothing_refuses_what_it_cannot_do(key):
     bad = mcx.AdditiveFunctional(lambda a, b, t: {"x": b}, lambda x: x)
     with pytest.raises(MethodError, match="do not add up"):
         smooth(ar(y), bad, key=key)
-    with pytest.raises(MethodError, match="not a smoother"):
+    with pytest.raises(MethodError, match=r"PPG(.|\n)*FFBS"):
         smooth(ar(y), lambda a, b, t: a, method=mcx.NUTS(), key=key)
     with pytest.raises(ModelError, match="no value for this site"):
         mcx.smooth(ar(y), lambda a, b, t: a, params={"rho": 0.9}, key=key)
@@ -359,7 +359,7 @@ def test_maximize_refuses_what_it_cannot_do(key):
     y = data(T)
     with pytest.raises(InitializationError, match="does not fit"):
         mcx.maximize(ar(y), init={"rho": 0.1}, key=key)
-    with pytest.raises(MethodError, match="a method of its own"):
+    with pytest.raises(MethodError, match=r"ScoreAscent(.|\n)*ScoreClimbing"):
         mcx.maximize(ar(y), method=mcx.PPG(), key=key)
 
     @mcx.model

@@ -16,11 +16,11 @@ from mcx.errors import CapabilityError, NonFiniteError
 from mcx.inference.maximize.families import FULL_RANK, MEAN_FIELD, Family
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.conditional_importance import ImportanceKernel, ImportanceState
-from mcx.inference.mcmc.initial_points import starting_points
 from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.particle_gibbs.kernel import GibbsKernel, GibbsState
 from mcx.inference.particle_gibbs.particle_gibbs import ParticleGibbs
+from mcx.methods.initial_points import as_initial_points
 from mcx.methods.method import interrupted
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start
@@ -260,7 +260,7 @@ def _chains(
     refuse_data(target)
     if target.dim == 0:
         raise CapabilityError("the model has no latent site, so there is nothing to fit")
-    points = starting_points(target, init, num_chains, key)
+    points = as_initial_points(target, init, num_chains, key)
     if method.kernel is not None:
         return method.kernel.kernel(target), target.data, target, points
     noise = jax.random.uniform(key, points.position.shape, minval=-1.0, maxval=1.0)

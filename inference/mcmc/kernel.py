@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import InitialPoints
+from mcx.methods.initial_points import InitialPoints
 from mcx.run.kernel import Kernel
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions

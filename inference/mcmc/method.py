@@ -6,24 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, override
 
-import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.advice import transition_advice
-from mcx.inference.mcmc.initial_points import InitialPoints, starting_points
-from mcx.inference.mcmc.kernel import ChainKernel, MCMCKernel, MCMCState, Transition
+from mcx.inference.mcmc.kernel import ChainKernel, MCMCKernel, Transition
 from mcx.methods.chain_method import ChainMethod, ChainPlan
 from mcx.methods.method import checked_target
 from mcx.model.bound import BoundModel
-from mcx.model.check import refuse_start, refuse_unsupported
 from mcx.ops.validation import Rule, number, one_of
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.target import Target
 
 if TYPE_CHECKING:
-    from mcx.types import Key, PyTree
+    pass
 
 __all__ = ["AdaptiveMethod", "MCMCMethod", "UnconstrainedMethod"]
 
@@ -80,16 +77,6 @@ class UnconstrainedMethod(AdaptiveMethod[ChainPlan]):
     def plan(self, bound: BoundModel) -> ChainPlan:
         target = checked_target(bound)
         return ChainPlan(target, self.kernel(target), target.data)
-
-    @override
-    def initial_points(self, plan: ChainPlan, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
-        return starting_points(plan.target, init, num_chains, key)
-
-    @override
-    def refuse_start(self, plan: ChainPlan, state: MCMCState, key: Key) -> None:
-        if not bool(jnp.all(state.started)):
-            refuse_start(plan.target, state.position, key)
-        refuse_unsupported(plan.target, state.position)
 
 
 @dataclass(frozen=True, kw_only=True)

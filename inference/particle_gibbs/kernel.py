@@ -12,11 +12,11 @@ import numpy as np
 
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepInfo, sweep
 from mcx.inference.conditional_smc.initial_path import filtered_path
-from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
+from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.model import capture
 from mcx.model.conditioning import placeholders
-from mcx.model.series.state_space import ChainData, path_sites
+from mcx.model.series.state_space import BlockData, path_sites
 from mcx.run.kernel import Kernel
 from mcx.target import TargetFunctions
 
@@ -100,7 +100,7 @@ class GibbsKernel(Kernel):
     # start -----------------------------------------------------------------------------------------
 
     @override
-    def init(self, data: ChainData, key: Key, start: GibbsStart) -> GibbsState:
+    def init(self, data: BlockData, key: Key, start: GibbsStart) -> GibbsState:
         """Search for parameters and paths with a finite joint density and gradient.
 
         Paths come from a particle filter at the starting parameters, unless the user gave them. Of several
@@ -134,15 +134,14 @@ class GibbsKernel(Kernel):
         best: GibbsState = best_initial_point(attempt, start.params)
         return best
 
-    def _prior_draws(self, data: ChainData, key: Key) -> dict[str, Array]:
+    def _prior_draws(self, data: BlockData, key: Key) -> dict[str, Array]:
         """Values of the sites that updates give, until these do: from the prior, where it is proper."""
         if not self.drawn:
             return {}
 
         def improper(site: dict[str, Any]) -> Array | None:
             if site["type"] == "sample" and capture.is_improper(site["fn"]):
-                value: Array = capture.unconstrained_prototype(site)
-                return value
+                return capture.unconstrained_prototype(site)
             return None
 
         sites = capture.record(self.whole.run(data.model), key=key, substitute_fn=improper).sites
@@ -152,7 +151,7 @@ class GibbsKernel(Kernel):
 
     @override
     def step(
-        self, data: ChainData, key: Key, state: GibbsState, u: PyTree
+        self, data: BlockData, key: Key, state: GibbsState, u: PyTree
     ) -> tuple[GibbsState, dict[str, Array]]:
         """One sweep; ``u`` holds the adaptation code and whether the sweep counts.
 
@@ -176,7 +175,7 @@ class GibbsKernel(Kernel):
         return state._replace(averages=averages, num_kept=count), stats
 
     def move_paths(
-        self, data: ChainData, key: Key, state: GibbsState
+        self, data: BlockData, key: Key, state: GibbsState
     ) -> tuple[GibbsState, dict[str, SweepInfo]]:
         """A new path for every block in turn, given the parameters and the other blocks' paths."""
         values = self._values(data, state.values, state.params.position)
@@ -190,7 +189,7 @@ class GibbsKernel(Kernel):
         return state._replace(values={k: values[k] for k in state.values}), swept
 
     def move_params(
-        self, data: ChainData, key: Key, state: GibbsState, code: Int[Array, ""]
+        self, data: BlockData, key: Key, state: GibbsState, code: Int[Array, ""]
     ) -> tuple[GibbsState, dict[str, Array]]:
         """New parameters given the paths: by the updates, then by the Markov chain method on the rest."""
         key_mcmc, key_updates = jax.random.split(key)
@@ -206,7 +205,7 @@ class GibbsKernel(Kernel):
             params, stats = self.mcmc.step((data.model, others), key_mcmc, params, code)
         return state._replace(values=others, params=params), dict(stats)
 
-    def _values(self, data: ChainData, others: SiteValues, position: Vector) -> dict[str, Array]:
+    def _values(self, data: BlockData, others: SiteValues, position: Vector) -> dict[str, Array]:
         """Constrained values of all latent sites: the ``others``, and those at the chain's position."""
         target = self.mcmc.target((data.model, dict(others)))
         moved = target.constrain(target.unravel(position))
@@ -220,7 +219,7 @@ class GibbsKernel(Kernel):
         return (state.values, state.params.position), info
 
     @override
-    def emit(self, data: ChainData, draw: PyTree) -> tuple[dict[str, Array], Vector]:
+    def emit(self, data: BlockData, draw: PyTree) -> tuple[dict[str, Array], Vector]:
         """A draw as sites, deterministic ones too, and the unconstrained parameters among it."""
         others, position = draw
         target = self.mcmc.target((data.model, others))

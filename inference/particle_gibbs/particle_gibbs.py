@@ -14,18 +14,18 @@ from mcx.errors import CapabilityError, MethodError
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, refuse_backward
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.advice import transition_advice
-from mcx.inference.mcmc.initial_points import MAX_TRIES, starting_points, value_by_chain
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.nuts import NUTS
 from mcx.inference.particle_gibbs.advice import path_advice
 from mcx.inference.particle_gibbs.kernel import GibbsKernel, GibbsStart, GibbsState
 from mcx.methods.chain_method import ChainMethod, ChainPlan
+from mcx.methods.initial_points import MAX_TRIES, as_initial_points, value_by_chain
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
 from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target, placeholders
 from mcx.model.series.block import latent_shapes
-from mcx.model.series.state_space import ChainData, chain_names, path_sites, refuse_unobserved, state_space
+from mcx.model.series.state_space import BlockData, block_names, path_sites, refuse_unobserved, state_space
 from mcx.ops.validation import Rule
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
@@ -55,14 +55,14 @@ class GibbsPlan(ChainPlan):
     """
 
     kernel: GibbsKernel
-    data: ChainData
+    data: BlockData
     rest: Target
     paths: tuple[str, ...]
 
     @override
     def at(self, bound: BoundModel) -> Self:
         spaces = {name: state_space(bound, name, whole=True) for name in self.data.spaces}
-        return replace(self, data=ChainData(compile_model(bound).data, spaces))
+        return replace(self, data=BlockData(compile_model(bound).data, spaces))
 
     def rest_at(self, values: SiteValues) -> Target:
         """Density of the sites that the Markov chain method moves, at values of the others."""
@@ -131,7 +131,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
         target = compile_model(bound)
         for problem in static_problems(target.sites):
             raise problem
-        blocks = self._blocks(target, chain_names(bound))
+        blocks = self._blocks(target, block_names(bound))
         spaces = {name: state_space(bound, name, whole=True) for name in blocks}
         for name, method in blocks.items():
             refuse_backward(method, spaces[name])
@@ -152,7 +152,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
         # where nothing is left to a method, the kernel still holds the density of the rest
         mcmc = (self.method or NUTS()).kernel(rest)
         kernel = GibbsKernel(tuple(blocks.items()), self.updates, drawn, mcmc, target.functions)
-        return GibbsPlan(target, kernel, ChainData(target.data, spaces), rest, paths)
+        return GibbsPlan(target, kernel, BlockData(target.data, spaces), rest, paths)
 
     def _blocks(self, target: Target, names: tuple[str, ...]) -> dict[str, ConditionalSMC]:
         """How to draw the path of every Markov block that is drawn by conditional SMC."""
@@ -175,7 +175,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
 
     @override
     def initial_points(self, plan: GibbsPlan, init: PyTree, num_chains: int, key: Key) -> GibbsStart:
-        params = starting_points(plan.rest, init, num_chains, key)
+        params = as_initial_points(plan.rest, init, num_chains, key)
         # paths are drawn from a filter, which may do better the next time
         params = params._replace(tries=jnp.full_like(params.tries, MAX_TRIES))
         known = init if isinstance(init, Mapping) else {}

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import ChainKernel
 from mcx.inference.mcmc.whitening import Whitening
 from mcx.inference.smc.engine import SMCSettings
 from mcx.inference.smc.genealogy import draw_path
 from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.smc import SMCResult, loop
+from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.model.conditioning import placeholders
-from mcx.model.series.state_space import ChainData, path_sites
+from mcx.model.series.state_space import BlockData, path_sites
 from mcx.ops.random import accept
 from mcx.target import Target, TargetFunctions
 
@@ -100,7 +100,7 @@ class PMMHKernel(ChainKernel):
         return warmup.init(gradient, self.step_size, self.tuning)
 
     @override
-    def init(self, data: ChainData, key: Key, start: InitialPoints) -> PyTree:
+    def init(self, data: BlockData, key: Key, start: InitialPoints) -> PyTree:
         """The best of several initial points, by the evidence that filters estimate there."""
 
         def attempt(number: Int[Array, ""]) -> tuple[Scalar, PMMHState]:
@@ -115,7 +115,7 @@ class PMMHKernel(ChainKernel):
 
     @override
     def step(
-        self, data: ChainData, key: Key, state: PMMHState, u: dict[str, Array]
+        self, data: BlockData, key: Key, state: PMMHState, u: dict[str, Array]
     ) -> tuple[PMMHState, dict[str, PyTree]]:
         """Propose, accept or reject, then adapt.
 
@@ -145,7 +145,7 @@ class PMMHKernel(ChainKernel):
         )
         return PMMHState(point, adapting, state.started), {**stats, "step_size": scale}
 
-    def at(self, data: ChainData, key: Key, position: Vector) -> Point:
+    def at(self, data: BlockData, key: Key, position: Vector) -> Point:
         """Run the particle filters at a position. This costs O(T N), and memory O(T N)."""
         target, values = self._values(data, position)
         paths: dict[str, Array] = {}
@@ -162,7 +162,7 @@ class PMMHKernel(ChainKernel):
         log_density = target.log_density(target.unravel(position))
         return Point(position, log_density, log_evidence, paths, num_nonfinite)
 
-    def log_evidence(self, data: ChainData, key: Key, position: Vector) -> Scalar:
+    def log_evidence(self, data: BlockData, key: Key, position: Vector) -> Scalar:
         """Estimate the log evidence of the blocks alone. This costs O(T N), and memory O(N)."""
         _, values = self._values(data, position)
         runs = [
@@ -190,20 +190,20 @@ class PMMHKernel(ChainKernel):
             "nonfinite": new.num_nonfinite,
         }
 
-    def _filter(self, data: ChainData, name: str, key: Key, values: SiteValues, history: str) -> SMCResult:
+    def _filter(self, data: BlockData, name: str, key: Key, values: SiteValues, history: str) -> SMCResult:
         space = data.spaces[name]
         fk = space.feynman_kac
         ctx = fk.prepare({k: values[k] for k in space.params})
         return loop(key, fk, ctx, self.settings, HistorySettings(history))
 
-    def _values(self, data: ChainData, position: Vector) -> tuple[Target, dict[str, Array]]:
+    def _values(self, data: BlockData, position: Vector) -> tuple[Target, dict[str, Array]]:
         """The target without the blocks, and constrained values of the parameters."""
         paths = tuple(site for space in data.spaces.values() for site in path_sites(space))
         # the density of the paths is not used, so any values of theirs will do
         target = self.target((data.model, placeholders(self.sites, paths)))
         return target, target.constrain(target.unravel(position))
 
-    def _keys(self, data: ChainData, key: Key) -> list[tuple[str, Key]]:
+    def _keys(self, data: BlockData, key: Key) -> list[tuple[str, Key]]:
         return [(name, jax.random.fold_in(key, i)) for i, name in enumerate(sorted(data.spaces))]
 
     # results ---------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class PMMHKernel(ChainKernel):
         return (state.point.paths, state.point.position), info
 
     @override
-    def emit(self, data: ChainData, draw: PyTree) -> PyTree:
+    def emit(self, data: BlockData, draw: PyTree) -> PyTree:
         """A draw as values by site, deterministic sites too, and its unconstrained parameters."""
         paths, position = draw
         z = self.target(None).unravel(position)

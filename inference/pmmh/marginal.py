@@ -10,13 +10,13 @@ import numpy as np
 
 from mcx.errors import CapabilityError, InitializationError
 from mcx.inference.filtering.particle_filter import ParticleFilter
-from mcx.inference.mcmc.initial_points import MAX_TRIES
 from mcx.inference.pmmh.kernel import PMMHState
+from mcx.methods.initial_points import MAX_TRIES
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
 from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target
-from mcx.model.series.state_space import ChainData, chain_names, chain_sites, path_sites, refuse_unobserved
+from mcx.model.series.state_space import BlockData, block_names, block_sites, path_sites, refuse_unobserved
 from mcx.target import Target
 
 if TYPE_CHECKING:
@@ -37,23 +37,24 @@ class MarginalModel(NamedTuple):
     target: Target
     conditional: Target
     marginal: Target
-    data: ChainData
+    data: BlockData
 
 
-def marginal_model(bound: BoundModel, method: ParticleFilter | None = None) -> MarginalModel:
+def marginal_model(bound: BoundModel, filter: ParticleFilter | None = None) -> MarginalModel:
     """Check a model and split it into parameters and Markov blocks.
 
     Args:
         bound: the model and its data.
-        method: the filter for its blocks; by default a bootstrap filter.
+        filter: for its blocks; :class:`mcx.ParticleFilter` by default.
 
     Raises:
         CapabilityError: if the model has no Markov block or no parameters, or blocks depend on each other.
     """
+    method = filter or ParticleFilter()
     target = compile_model(bound)
     for problem in static_problems(target.sites):
         raise problem
-    names = chain_names(bound)
+    names = block_names(bound)
     if not names:
         raise CapabilityError(
             f"{target.sites.model} has no Markov block whose evidence a particle filter could estimate",
@@ -63,7 +64,6 @@ def marginal_model(bound: BoundModel, method: ParticleFilter | None = None) -> M
         )
     refuse_unobserved(target)
     # refuses blocks that depend on each other, as the product of their evidences would be wrong
-    method = method or ParticleFilter()
     spaces = {name: method.state_space(bound, name, whole=True) for name in names}
     paths = tuple(site for space in spaces.values() for site in path_sites(space))
     conditional = condition_target(target, paths)
@@ -73,15 +73,15 @@ def marginal_model(bound: BoundModel, method: ParticleFilter | None = None) -> M
             f"{target.sites.model} has no parameters: all its latent sites belong to Markov blocks",
             remedy="mcx.filter and mcx.smooth for the path given the parameters; or mcx.ParticleGibbs",
         )
-    own = tuple(site for space in spaces.values() for site in chain_sites(space))
+    own = tuple(site for space in spaces.values() for site in block_sites(space))
     marginal = condition_target(target, paths, own)
-    return MarginalModel(target, conditional, marginal, ChainData(target.data, spaces))
+    return MarginalModel(target, conditional, marginal, BlockData(target.data, spaces))
 
 
-def marginal_data(bound: BoundModel, method: ParticleFilter, names: tuple[str, ...]) -> ChainData:
+def marginal_data(bound: BoundModel, method: ParticleFilter, names: tuple[str, ...]) -> BlockData:
     """Data for kernels, of a model that was checked before; may be traced."""
     spaces = {name: method.state_space(bound, name, whole=True) for name in names}
-    return ChainData(compile_model(bound).data, spaces)
+    return BlockData(compile_model(bound).data, spaces)
 
 
 def refuse_filters(model: MarginalModel, state: PMMHState, key: Key) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from mcx.inference.pmmh.kernel import PMMHKernel
 from mcx.inference.smc.engine import SMCSettings
-from mcx.model.series.state_space import ChainData
+from mcx.model.series.state_space import BlockData
 from mcx.ops.batches import vmap_in_batches
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _REPLICATES = 64  # which give the standard deviation within 9 %
 _MOST_AT_ONCE = 2**19
 
 
-def enough_particles(kernel: Callable[[int], PMMHKernel], data: ChainData, position: Vector, key: Key) -> int:
+def enough_particles(kernel: Callable[[int], PMMHKernel], data: BlockData, position: Vector, key: Key) -> int:
     """The number of particles that gives the log evidence a standard deviation of about 1.2; at least 50.
 
     Args:
@@ -70,14 +70,14 @@ def enough_particles(kernel: Callable[[int], PMMHKernel], data: ChainData, posit
     return number
 
 
-def log_evidence_sd(kernel: PMMHKernel, data: ChainData, position: ArrayLike, key: Key) -> float:
+def log_evidence_sd(kernel: PMMHKernel, data: BlockData, position: ArrayLike, key: Key) -> float:
     """Standard deviation of the log evidence over 64 replicates of the filters; inf where one collapses."""
     return sd_of(_replicates(kernel, data, jnp.asarray(position), key))
 
 
 @partial(jax.jit, static_argnums=0)
 def _replicates(
-    kernel: PMMHKernel, data: ChainData, position: Vector, key: Key
+    kernel: PMMHKernel, data: BlockData, position: Vector, key: Key
 ) -> Float[Array, " replicate"]:
     return replicates(lambda key: kernel.log_evidence(data, key, position), key, kernel.settings)
 

@@ -13,7 +13,6 @@ import numpy as np
 from mcx.errors import MethodError
 from mcx.inference.filtering.particle_filter import ParticleFilter
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.initial_points import MAX_TRIES, InitialPoints, starting_points
 from mcx.inference.mcmc.method import AdaptiveMethod
 from mcx.inference.pmmh.advice import noise_advice
 from mcx.inference.pmmh.kernel import PMMHKernel, PMMHState
@@ -25,6 +24,7 @@ from mcx.inference.pmmh.num_particles import (
     nearest_to_mean,
 )
 from mcx.methods.chain_method import ChainPlan
+from mcx.methods.initial_points import MAX_TRIES, InitialPoints, as_initial_points
 from mcx.methods.method import interrupted
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import Stream, stream
@@ -128,7 +128,7 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
 
     @override
     def initial_points(self, plan: MarginalPlan, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
-        start = starting_points(plan.model.marginal, init, num_chains, key)
+        start = as_initial_points(plan.model.marginal, init, num_chains, key)
         # a filter may do better the next time at the same point
         return start._replace(tries=jnp.full_like(start.tries, MAX_TRIES))
 

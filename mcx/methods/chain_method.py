@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Self, override
 import jax
 import jax.numpy as jnp
 
+from mcx.methods.initial_points import as_initial_points
 from mcx.methods.method import Method, interrupted
 from mcx.model.bound import BoundModel
+from mcx.model.check import refuse_start, refuse_unsupported
 from mcx.model.compile import compile_model
 from mcx.ops.keys import Stream, stream
 from mcx.ops.validation import Rule, integer
@@ -36,7 +38,7 @@ class ChainPlan:
         target: the posterior, whose sites the draws consist of.
         kernel: for the driver. Its states have a field ``started``, which says whether the chain found an
             initial point, and it emits draws as ``(values by site, unconstrained point)``.
-        data: for the kernel.
+        data: for the kernel: the target itself, its data, or whatever the kernel needs.
     """
 
     target: Target
@@ -45,7 +47,8 @@ class ChainPlan:
 
     def at(self, bound: BoundModel) -> Self:
         """The same plan for other data of the same shapes. It checks nothing and may be traced."""
-        return replace(self, data=compile_model(bound).data)
+        target = compile_model(bound)
+        return replace(self, data=target if isinstance(self.data, Target) else target.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +80,8 @@ class ChainMethod[P: ChainPlan](Method):
         return None
 
     def initial_points(self, plan: P, init: PyTree, num_chains: int, key: Key) -> PyTree:
-        """Initial points, with a leading chain axis; None where the kernel needs none."""
-        return None
+        """Initial points, with a leading chain axis: by default of all unconstrained coordinates."""
+        return as_initial_points(plan.target, init, num_chains, key)
 
     def calibrated(self, plan: P, key: Key) -> P:
         """The plan with whatever has to be measured before the run in its data; may be traced."""
@@ -91,7 +94,13 @@ class ChainMethod[P: ChainPlan](Method):
         return plan
 
     def refuse_start(self, plan: P, state: PyTree, key: Key) -> None:
-        """Raise if a chain found no initial point; ``state`` has a leading chain axis."""
+        """Raise if a chain found no initial point; ``state`` has a leading chain axis.
+
+        The default looks at ``started`` and ``position``, a vector of all unconstrained coordinates.
+        """
+        if not bool(jnp.all(state.started)):
+            refuse_start(plan.target, state.position, key)
+        refuse_unsupported(plan.target, state.position)
 
     def found(self, plan: P, result: Run, key: Key) -> Mapping[str, object]:
         """Settings that the run itself chose or measured, for ``posterior.info.settings``."""

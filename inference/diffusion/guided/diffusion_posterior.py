@@ -155,11 +155,10 @@ def _diffusion_site(target: Target, with_params: bool) -> Site:
 
 
 def _process(functions: TargetFunctions, name: str, data: PyTree, values: SiteValues) -> ReverseProcess:
-    def value(site: dict[str, Any]) -> Array:
+    def value(site: dict[str, Any]) -> Array | None:
         if site["type"] == "sample" and site["name"] in values:
             return values[site["name"]]
-        prototype: Array = capture.unconstrained_prototype(site)
-        return prototype
+        return capture.unconstrained_prototype(site)
 
     found = capture.record(functions.run(data), key=jax.random.key(0), substitute_fn=value).sites[name]
     prior = capture.unwrapped(found["fn"])

@@ -14,9 +14,9 @@ from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC, SweepI
 from mcx.inference.conditional_smc.initial_path import starting_path
 from mcx.inference.diffusion.guided.calibration import Guidance, GuidedData
 from mcx.inference.diffusion.guided.feynman_kac import guided, path_of
-from mcx.inference.mcmc.initial_points import InitialPoints, best_initial_point
 from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.inference.particle_gibbs.kernel import PathAverages
+from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.run.kernel import Kernel
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from mcx.inference.diffusion.guided.gibbs_kernel import GuidedGibbsKernel, Guide
 from mcx.inference.diffusion.guided.settings import GuidedSettings
 from mcx.inference.mcmc import warmup
 from mcx.inference.mcmc.advice import transition_advice
-from mcx.inference.mcmc.initial_points import InitialPoints, starting_points
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.nuts import NUTS
 from mcx.methods.chain_method import ChainMethod, ChainPlan
+from mcx.methods.initial_points import InitialPoints, as_initial_points
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start, refuse_unsupported
 from mcx.ops.keys import Stream
@@ -130,7 +130,7 @@ class GuidedGibbs(GuidedSettings, ChainMethod[GuidedGibbsPlan]):
 
     @override
     def initial_points(self, plan: GuidedGibbsPlan, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
-        return starting_points(plan.rest, init, num_chains, key)
+        return as_initial_points(plan.rest, init, num_chains, key)
 
     @override
     def refuse_start(self, plan: GuidedGibbsPlan, state: GuidedGibbsState, key: Key) -> None:

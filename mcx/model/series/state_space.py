@@ -22,9 +22,9 @@ from mcx.target import FeynmanKac, StateSpace, Target
 from mcx.types import PyTree
 
 __all__ = [
-    "ChainData",
-    "chain_names",
-    "chain_sites",
+    "BlockData",
+    "block_names",
+    "block_sites",
     "check_params",
     "path_sites",
     "refuse_unobserved",
@@ -102,12 +102,12 @@ def state_space(
     )
 
 
-def chain_names(bound: BoundModel) -> tuple[str, ...]:
+def block_names(bound: BoundModel) -> tuple[str, ...]:
     """Names of a model's Markov blocks, and of its scans with latent sites, in program order."""
     return tuple(name for name in _all_names(compile_model(bound)) if name)
 
 
-class ChainData(NamedTuple):
+class BlockData(NamedTuple):
     """The data of kernels on models with Markov blocks.
 
     model: data of the model's target.
@@ -123,7 +123,7 @@ def path_sites(space: StateSpace) -> tuple[str, ...]:
     return (*space.start_names, *space.state_names)
 
 
-def chain_sites(space: StateSpace) -> tuple[str, ...]:
+def block_sites(space: StateSpace) -> tuple[str, ...]:
     """The sites whose densities belong to a block: those of its path, its observations and its factors."""
     return _functions_of(space).block.own_names
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mcx.types import Flags, Key, PyTree, Scalar
 
-__all__ = ["MAX_TRIES", "InitialPoints", "best_initial_point", "starting_points", "value_by_chain"]
+__all__ = ["MAX_TRIES", "InitialPoints", "best_initial_point", "as_initial_points", "value_by_chain"]
 
 MAX_TRIES = 100
 DEFAULT_RADIUS = 2.0  # Stan's
@@ -36,7 +36,7 @@ class InitialPoints(NamedTuple):
     tries: Int[Array, "*chain"]
 
 
-def starting_points(target: Target, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
+def as_initial_points(target: Target, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
     """Turn ``init=`` into initial points.
 
     Args:

@@ -200,7 +200,7 @@ def test_counts_are_checked(option, value):
 def test_a_kernel_may_end_the_run_and_its_blocks():
     """Blocks of four steps: each ends by clearing the count, whatever the chunks; step 30 ends the run."""
 
-    class Blocks(AR1):
+    class Blocks(mcx.Kernel):
         block_size = 4
 
         def init(self, data, key, start):
@@ -214,12 +214,6 @@ def test_a_kernel_may_end_the_run_and_its_blocks():
 
         def collect(self, state, info):
             return state, {"count": state}
-
-        def emit(self, data, draw):
-            return draw
-
-        def report(self, stats):
-            return {}
 
         def stop(self, stats):
             return len(stats["count"]) and self.calls.append(len(stats["count"])) or sum(self.calls) >= 30
@@ -236,7 +230,7 @@ def test_steps_are_traced_once_however_chains_start():
     """A run that is gone on with in parts pays for a start alone; with the same bits as in one."""
     traced = []
 
-    class Counts(AR1):
+    class Counts(mcx.Kernel):
         def init(self, data, key, start):
             return jnp.float32(2.0) if start is None else start
 
@@ -246,12 +240,6 @@ def test_steps_are_traced_once_however_chains_start():
 
         def collect(self, state, info):
             return state, {}
-
-        def emit(self, data, draw):
-            return draw
-
-        def report(self, stats):
-            return {}
 
     kernel, u = Counts(), np.linspace(0.5, 2.0, 9, dtype=np.float32)
     options = {"key": 0, "num_chains": 2, "progress": False}

@@ -133,18 +133,18 @@ def weighted_scan(y):
 
 def test_the_chain_is_left_out_of_the_density():
     plan = mcx.PMMH(10).plan(mcx.model(weighted_scan)(Y[0]))
-    assert plan.marginal.shapes == (("phi", ()),)
+    assert plan.model.marginal.shapes == (("phi", ()),)
     for phi in (-0.4, 1.3):
         exact = scipy.stats.norm.logpdf(phi, 0, 2) + scipy.stats.norm.logpdf(0.3, phi, 0.1) - 0.7 * phi
-        found = plan.marginal.log_density({"phi": jnp.asarray(phi)})
+        found = plan.model.marginal.log_density({"phi": jnp.asarray(phi)})
         np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 
 def test_independent_chains_multiply():
     plan = mcx.PMMH(10).plan(two_chains(Y))
-    assert set(plan.data.spaces) == {"a", "b"} and plan.marginal.shapes == (("phi", ()),)
+    assert set(plan.data.spaces) == {"a", "b"} and plan.model.marginal.shapes == (("phi", ()),)
     np.testing.assert_allclose(
-        plan.marginal.log_density({"phi": jnp.zeros(())}), np.log(0.5) + np.log(0.5), rtol=1e-6
+        plan.model.marginal.log_density({"phi": jnp.zeros(())}), np.log(0.5) + np.log(0.5), rtol=1e-6
     )
 
 

@@ -26,9 +26,10 @@ from problems import slow_unless
 import mcx
 import mcx.dist as dist
 from mcx.errors import CapabilityError, MethodError, ModelError, NonFiniteError, WeightCollapse
+from mcx.inference.pmmh.marginal import marginal_model
 from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.smc import loop_with
-from mcx.inference.smc2.nested import nest
+from mcx.inference.smc2.nested import nest, nested_filters
 from mcx.inference.smc2.nested_moves import PMMHMoves, with_pmmh
 from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
@@ -84,8 +85,7 @@ def test_results_of_smc2(many):
 
 def composed(move):
     """The model in its parts, run by the loop that runs everything."""
-    method = mcx.SMC2(32, 4, threshold=0.5)
-    nesting, data = method.nested(method.plan(persistence(Y[0])), 4)
+    nesting, data = nested_filters(marginal_model(persistence(Y[0])), 4)
     model = with_pmmh(nesting, PMMHMoves(), data) if move else nest(nesting, data)
     return nesting, data, model
 

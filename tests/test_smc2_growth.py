@@ -17,8 +17,8 @@ from problems import slow_unless
 
 import mcx
 from mcx.errors import MethodError
-from mcx.inference.smc2.nested import Context, Times, populate
-from mcx.inference.smc2.nested import code as nested_code
+from mcx.inference.pmmh.marginal import marginal_model
+from mcx.inference.smc2.nested import Context, Times, nest, nested_filters, populate
 from mcx.inference.smc2.nested_paths import grow, nested_path
 from mcx.testing import check_mean
 
@@ -28,10 +28,10 @@ SYSTEMS = 50_000
 
 def nested(threshold, *sizes):
     """Settings of systems of these sizes on a short series; its data; the point."""
-    method = mcx.SMC2(8, filter=mcx.ParticleFilter(threshold=threshold))
-    plan = method.plan(persistence(Y[0][:STEPS]))
-    pairs = [method.nested(plan, size) for size in sizes]
-    point = plan.marginal.ravel(plan.marginal.unconstrain({"phi": jnp.float32(PHI)}))
+    particle_filter = mcx.ParticleFilter(threshold=threshold)
+    model = marginal_model(persistence(Y[0][:STEPS]), particle_filter)
+    pairs = [nested_filters(model, size, particle_filter) for size in sizes]
+    point = model.marginal.ravel(model.marginal.unconstrain({"phi": jnp.float32(PHI)}))
     return [nesting for nesting, _ in pairs], pairs[0][1], point
 
 
@@ -41,7 +41,7 @@ def filled(nesting, data, key, point, t):
 
 
 def stepped(nesting, data, key, particles, t):
-    fk = nested_code(nesting)
+    fk = nest(nesting, data)
     ctx, u = Context(data), Times(jnp.int32(t), jnp.asarray(False))
     run = jax.vmap(lambda k, x: fk.transition(k, ctx, x, u))
     return jax.jit(run)(jax.random.split(key, SYSTEMS), particles)

@@ -66,7 +66,7 @@ def forget_programs() -> None:
     import jax
 
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 6_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 12_000:
         jax.clear_caches()
         gc.collect()
 

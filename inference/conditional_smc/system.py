@@ -81,6 +81,7 @@ def pinned(model: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, draw_ance
         key_all, key_first = jax.random.split(key)
         if not draw_ancestor:
             return keep_first(key_all, log_w, num)
+        ancestors = choose(key_all, log_w, (num,))
         density = model.log_transition
         assert density is not None
 
@@ -89,7 +90,7 @@ def pinned(model: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, draw_ance
 
         # the filter's own weights, also where a look-ahead has others resample by more than these
         weights = state.log_w + jax.vmap(leads_to)(state.particles)
-        return choose(key_all, log_w, (num,)).at[0].set(choose(key_first, weights))
+        return ancestors.at[0].set(choose(key_first, weights))
 
     return scheme
 

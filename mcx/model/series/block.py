@@ -18,6 +18,7 @@ from numpyro.ops.provenance import eval_provenance
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
 from mcx.model.series.capture_scan import scans_taken
+from mcx.model.series.density_bounds import BOUND
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.target import Target
@@ -142,7 +143,7 @@ class BlockFunctions:
 
     def log_transition_bound(self, ctx: PyTree, x_prev: PyTree, u: PyTree) -> Scalar:
         """The largest log density of x_t given x_{t-1}."""
-        return self.code["transition_bound"](ctx["transition_bound"], x_prev, u)
+        return self.code[BOUND](ctx[BOUND], x_prev, u)
 
     def log_initial(self, ctx: PyTree, x: PyTree, u: PyTree) -> Scalar:
         """Log density of x_0."""

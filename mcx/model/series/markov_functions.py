@@ -16,7 +16,7 @@ from mcx.model import capture
 from mcx.model.density import site_log_prob
 from mcx.model.path_law import bare, draw_components, log_density, masked_log_prob, missing_filled
 from mcx.model.series.block import Functions, latent_shapes, refuse_dependent_series, run_program, sources
-from mcx.model.series.density_bounds import has_density_bound, log_density_bound
+from mcx.model.series.density_bounds import BOUND, has_density_bound, log_density_bound
 from mcx.model.series.markov import MarkovStatement, collect_statements
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import convert_closure
@@ -146,7 +146,7 @@ class MarkovBlock:
             "potential": (x, x, u),
             "density_0": (x, u),
             "density": (x, x, u),
-            "transition_bound": (x, u),
+            BOUND: (x, u),
             "observe": (key, x, u),
             "lookahead": (x, u),
         }
@@ -280,7 +280,7 @@ def _functions(block: MarkovStatement, guided: bool, looks_ahead: bool, bounded:
         "density": density,
         "observe": observe,
     }
-    optional = {"lookahead": (looks_ahead, lookahead), "transition_bound": (bounded, transition_bound)}
+    optional = {"lookahead": (looks_ahead, lookahead), BOUND: (bounded, transition_bound)}
     return functions | {role: fn for role, (wanted, fn) in optional.items() if wanted}
 
 

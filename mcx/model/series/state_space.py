@@ -14,6 +14,7 @@ from mcx.model.compile import compile_model, model_sites
 from mcx.model.density import subsampling_error
 from mcx.model.series.block import BlockFunctions, run_program
 from mcx.model.series.capture_scan import scans_taken
+from mcx.model.series.density_bounds import BOUND
 from mcx.model.series.markov import collect_statements
 from mcx.model.series.markov_functions import MarkovBlock
 from mcx.model.series.scan import ScanBlock, refuse_missing
@@ -79,7 +80,7 @@ def state_space(
         prepare=jax.tree_util.Partial(functions.prepare, target.data),
         log_transition=None if block.no_density else functions.log_transition,
         log_transition_bound=functions.log_transition_bound
-        if "transition_bound" in functions.code and not block.no_density
+        if BOUND in functions.code and not block.no_density
         else None,
         log_initial=functions.log_initial if "density_0" in functions.code and not block.no_density else None,
         log_lookahead=functions.log_lookahead if block.looks_ahead else None,

@@ -7,7 +7,7 @@ import pytest
 from checkpoint_problems import normal
 
 import mcx
-from mcx.inference.smc.replicates import island_log_weights, log_mean_evidence
+from mcx.results.evidence import log_mean_evidence, replicate_log_weights
 from mcx.testing import check_mean
 
 Y = np.array([4.0, 6.0], np.float32)  # far out in the prior, N(0, 25)
@@ -31,8 +31,8 @@ def test_mean_evidence():
 
 def test_weights():
     log_z = np.array([3.0, 4.0])
-    assert island_log_weights(log_z[:1], 5) is None
-    w = np.exp(island_log_weights(log_z, 5))
+    assert replicate_log_weights(log_z[:1], 5) is None
+    w = np.exp(replicate_log_weights(log_z, 5))
     assert w.shape == (2, 5) and w.sum() == pytest.approx(1)
     assert w[1, 0] / w[0, 0] == pytest.approx(np.e)
 

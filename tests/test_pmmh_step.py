@@ -11,7 +11,7 @@ from problems import slow_unless
 
 import mcx
 import mcx.dist as dist
-from mcx.inference.mcmc.initial_points import starting_points
+from mcx.methods.initial_points import as_initial_points
 from mcx.ops.random import choose
 from mcx.testing import KeyReuse, enumerate_outcomes, forward_backward, path_law
 
@@ -129,7 +129,7 @@ def test_wrong_steps_are_found_out(mutant):
 def test_keys_are_fresh():
     """Two steps in a row, given the random walk's noise; and the same with the first step's key once more."""
     plan, kernel = tiny_plan()
-    start = jax.tree.map(lambda x: x[0], starting_points(plan.model.marginal, None, 1, jax.random.key(0)))
+    start = jax.tree.map(lambda x: x[0], as_initial_points(plan.model.marginal, None, 1, jax.random.key(0)))
     blank = jax.eval_shape(lambda k: kernel.init(plan.data, k, start), jax.random.key(0))
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), blank)
     u = {"code": jnp.int32(0), "learned": True}

@@ -41,6 +41,8 @@ class ConditionalSMC(Settings):
             particles: mixes best), "ancestor" (ancestors of the present path are drawn on the way), or "none"
             (one line of descent; needs no transition density, and mixes badly at early times).
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
+
+    Source: Andrieu, Doucet and Holenstein (2010), section 2.4.3; see :func:`sweep` for the draws.
     """
 
     num_particles: int = field(default=50, kw_only=False)

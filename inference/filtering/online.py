@@ -71,6 +71,8 @@ class OnlineFilter:
 
     Raises:
         The errors of :func:`mcx.filter`.
+
+    Source: Gordon, Salmond and Smith (1993); see :class:`mcx.ParticleFilter`.
     """
 
     def __init__(

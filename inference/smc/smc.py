@@ -73,6 +73,8 @@ def smc(
         WeightCollapse, NonFiniteError: outside of ``jit`` and ``vmap``. Within, nothing can be raised: a
             collapse shows as a log evidence of -inf and moments of NaN.
         MethodError, ModelError: on settings that make no sense.
+
+    Source: Del Moral (2004); Chopin and Papaspiliopoulos (2020), chapter 10.
     """
     fk.check()
     num_particles = validated("smc", "num_particles", num_particles, integer(1))

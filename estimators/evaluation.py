@@ -5,21 +5,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import PyTreeDef
 
 from mcx.errors import DataError, NonFiniteError
 from mcx.ops.batches import map_in_batches
 from mcx.ops.tracing import refuse_tracing
-
-if TYPE_CHECKING:
-    from jax.tree_util import PyTreeDef
-    from jaxtyping import Array, Bool, Float
-
-    from mcx.types import PyTree, SiteValues
+from mcx.types import Array, Bool, Float, PyTree, SiteValues
 
 __all__ = ["Values", "at_points", "leaves_at", "refuse_nothing"]
 

@@ -33,20 +33,15 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.ops.logspace import as_float, largest, normalize, relative_weights
 from mcx.ops.validation import one_of, validated
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import LogWeights, Scalar
+from mcx.types import Array, Float, LogWeights, Scalar
 
 __all__ = ["khat_of", "pareto_khat", "psis", "tail_size"]
 

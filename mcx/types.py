@@ -1,9 +1,8 @@
 """Names of the types that signatures use.
 
-They are aliases for readers and type checkers: ``type`` statements are evaluated when somebody asks for their
-value, so jaxtyping is needed for checking alone. Shapes are jaxtyping's, such as ``Float[Array, "chain
-draw d"]``: *chain* independent chains or replicates, *draw* draws of each, *N* particles, *T* times, *d*
-coordinates.
+Shapes are jaxtyping's, such as ``Float[Array, "chain draw d"]``: *chain* independent chains or replicates,
+*draw* draws of each, *N* particles, *T* times, *d* coordinates. They are for readers and type checkers, and
+jaxtyping is needed for checking alone.
 """
 
 from __future__ import annotations
@@ -11,25 +10,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
+
 if TYPE_CHECKING:
-    import jax
-    import numpy as np
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt32
+else:
+    from jax import Array
+
+    class _Shape:
+        """What jaxtyping's types are outside of type checkers: an array of any shape and dtype."""
+
+        def __class_getitem__(cls, item):
+            return item[0]
+
+    Bool = Float = Int = Num = Shaped = UInt32 = _Shape
 
 __all__ = [
+    "Array",
+    "Bool",
     "Covariance",
     "Draws",
     "Flags",
+    "Float",
     "Index",
+    "Int",
     "IntLike",
     "Key",
     "KeyLike",
     "Keys",
     "LogWeights",
+    "Num",
     "PyTree",
     "Scalar",
+    "Shaped",
     "SiteValues",
     "Stats",
+    "UInt32",
     "Vector",
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,7 @@ from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
 from mcx.results.weights import error_over_replicates
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import PyTree, SiteValues
+from mcx.types import PyTree, SiteValues
 
 __all__ = ["SteinControls"]
 

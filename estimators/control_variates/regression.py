@@ -9,20 +9,16 @@ leaves the estimate unbiased.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import scipy.special
+from jax.typing import ArrayLike
 
 from mcx.errors import DataError, MethodError
 from mcx.ops.validation import integer, one_of, optional, validated
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Bool, Float, Int
-
-    from mcx.types import Scalar
+from mcx.types import Array, Bool, Float, Int, Scalar
 
 __all__ = ["FITS", "Decomposed", "Fitted", "Solved", "decompose", "regress", "solve", "student_ratio"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +9,7 @@ import numpy as np
 from mcx.estimators.polynomials.hermite import hermite_basis
 from mcx.estimators.polynomials.orthonormal import products, univariate
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+from mcx.types import Array, Float
 
 __all__ = ["scores", "stein_controls"]
 

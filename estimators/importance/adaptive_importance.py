@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mcx.estimators.control_variates.regression import FITS
 from mcx.estimators.importance.history import AdaptiveProposal, History
 from mcx.ops.validation import Rule, Settings, instance, integer, number, one_of, optional, tuple_of
-
-if TYPE_CHECKING:
-    from mcx.types import Key, Scalar
+from mcx.types import Key, Scalar
 
 __all__ = ["AdaptiveImportance", "Explored", "Iteration", "explore"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from mcx.estimators.importance.adaptive_importance import AdaptiveImportance, Iteration, explore
 from mcx.estimators.importance.history import History, all_draws
@@ -27,12 +27,7 @@ from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
 from mcx.ops.validation import instance, optional, refuse, validated
 from mcx.results.estimate import Estimate
-
-if TYPE_CHECKING:
-    import numpyro.distributions as dist
-    from jaxtyping import Array
-
-    from mcx.types import Key, KeyLike, PyTree
+from mcx.types import Array, Key, KeyLike, PyTree
 
 __all__ = ["estimate", "expectations"]
 

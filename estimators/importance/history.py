@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
-
-    from mcx.types import Key, PyTree
+from mcx.types import Array, Bool, Float, Int, Key, PyTree
 
 __all__ = ["AdaptiveProposal", "History", "all_draws", "append"]
 

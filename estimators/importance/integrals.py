@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +14,7 @@ from mcx.errors import DataError
 from mcx.estimators.evaluation import Values
 from mcx.estimators.importance.proposals import log_densities
 from mcx.estimators.polynomials.independent_inputs import Inputs
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
-
-    from mcx.types import PyTree
+from mcx.types import Array, Bool, Float, PyTree
 
 __all__ = ["Integrals", "gaussian_moments", "integrals"]
 

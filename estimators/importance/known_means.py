@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,7 @@ from mcx.estimators.evaluation import Values
 from mcx.estimators.importance.integrals import Integrals
 from mcx.estimators.importance.weighted_average import KnownControls
 from mcx.ops.validation import Rule, Settings, integer
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, PyTree
+from mcx.types import Array, Float, Key, PyTree
 
 __all__ = ["EstimatedMeans", "KnownMeans", "Prepared"]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from mcx.estimators.importance.adaptation import fit_populations, mixture_weights
 from mcx.estimators.importance.history import History, append
@@ -24,12 +25,7 @@ from mcx.estimators.importance.proposals import (
     num_components,
 )
 from mcx.ops.logspace import effective_sample_size
-
-if TYPE_CHECKING:
-    import numpyro.distributions as dist
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, Scalar
+from mcx.types import Array, Float, Key, Scalar
 
 __all__ = ["Adaptation", "LawProposal", "digest", "empty_history", "own_slopes"]
 

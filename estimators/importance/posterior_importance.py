@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +32,7 @@ from mcx.model.compile import compile_model
 from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, LogWeights, PyTree, Scalar, SiteValues
+from mcx.types import Array, Key, LogWeights, PyTree, Scalar, SiteValues
 
 __all__ = ["expect_by_importance"]
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from jax.typing import DTypeLike
 
 from mcx.errors import MethodError
 from mcx.model.support import log_prob_in_support
 from mcx.ops.random import choose
-
-if TYPE_CHECKING:
-    from jax.typing import DTypeLike
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Key
+from mcx.types import Array, Float, Int, Key
 
 __all__ = [
     "Drawable", "Elliptical", "Mixture", "Part", "as_mixture", "as_part", "fit_elliptical", "log_densities",

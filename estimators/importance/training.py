@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 import optax
 
 from mcx.errors import NonFiniteError
@@ -17,12 +18,7 @@ from mcx.estimators.importance.proposals import Mixture, as_part, log_densities,
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
 from mcx.ops.validation import integer, number, one_of, validated
-
-if TYPE_CHECKING:
-    import numpyro.distributions as dist
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, KeyLike, PyTree, Scalar
+from mcx.types import Array, Float, Key, KeyLike, PyTree, Scalar
 
 __all__ = ["train_proposal"]
 

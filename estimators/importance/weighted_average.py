@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
+from jax.typing import DTypeLike
 
 from mcx.errors import NonFiniteError
 from mcx.estimators.control_variates.regression import Fitted, regress
@@ -19,11 +21,7 @@ from mcx.estimators.polynomials.hermite import Hermite, highest_degree
 from mcx.estimators.polynomials.independent_inputs import Inputs, Products
 from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
-
-if TYPE_CHECKING:
-    import numpyro.distributions as dist
-    from jax.typing import DTypeLike
-    from jaxtyping import Array, Float, Int
+from mcx.types import Array, Float, Int
 
 __all__ = ["KnownControls", "estimate_from"]
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.estimators.least_squares.dpp import dpp_by_rejection
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key
+from mcx.types import Array, Float, Key
 
 __all__ = ["Basis", "christoffel"]
 

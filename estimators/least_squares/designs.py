@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,7 @@ import jax.numpy as jnp
 from mcx.estimators.least_squares.basis import Basis, christoffel
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, one_of, refuse, validated
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, KeyLike
+from mcx.types import Array, Float, Key, KeyLike
 
 __all__ = ["SCHEMES", "Design", "design", "is_unbiased"]
 

@@ -11,17 +11,12 @@ Source: Hough, Krishnapur, Peres & Virag (2006), Determinantal processes and ind
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from mcx.ops.random import accept, choose
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Index, Key, PyTree
+from mcx.types import Array, Float, Index, Key, PyTree
 
 __all__ = ["dpp_by_rejection", "dpp_on_grid"]
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.estimators.least_squares.basis import Basis
 from mcx.estimators.least_squares.designs import Design
 from mcx.ops.logspace import as_float
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Scalar
+from mcx.types import Array, Float, Scalar
 
 __all__ = ["LeastSquaresFit", "fit"]
 

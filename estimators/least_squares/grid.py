@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.estimators.least_squares.basis import Basis
 from mcx.estimators.least_squares.dpp import dpp_on_grid
 from mcx.ops.logspace import as_float
 from mcx.ops.random import choose
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, Scalar
+from mcx.types import Array, Float, Key, Scalar
 
 __all__ = ["GridBasis", "on_grid"]
 

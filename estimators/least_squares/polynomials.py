@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,7 @@ import numpy as np
 from mcx.estimators.least_squares.basis import Basis
 from mcx.estimators.polynomials.orthonormal import products, univariate
 from mcx.ops.validation import integer, one_of, validated
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key
+from mcx.types import Array, Float, Key
 
 __all__ = ["Polynomials", "hermite", "legendre"]
 

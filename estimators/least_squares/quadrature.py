@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,7 @@ from mcx.estimators.least_squares.fit import fit
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, validated
 from mcx.results.estimate import Estimate
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, KeyLike
+from mcx.types import Array, Key, KeyLike
 
 __all__ = ["integrate"]
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from mcx.estimators.polynomials.orthonormal import products, univariate
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+from mcx.types import Array, Float
 
 __all__ = ["Hermite", "hermite_basis", "highest_degree"]
 

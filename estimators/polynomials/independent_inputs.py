@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,7 @@ import numpyro.distributions as dist
 from mcx.errors import DataError
 from mcx.estimators.polynomials.hermite import hermite_basis, highest_degree
 from mcx.estimators.polynomials.orthonormal import products, univariate
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key
+from mcx.types import Array, Float, Key
 
 __all__ = ["Inputs", "Products"]
 

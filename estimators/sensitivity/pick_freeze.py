@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcx.estimators.polynomials.independent_inputs import Inputs
 from mcx.ops.sobol_sequence import MOST_DIMENSIONS, scrambled, sobol_bits, uniforms
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key
+from mcx.types import Array, Float, Key
 
 __all__ = ["DESIGNS", "Pairs", "draw_pairs"]
 

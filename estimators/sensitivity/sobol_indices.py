@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 
 from mcx.estimators.control_variates.regression import regress
 from mcx.estimators.evaluation import Values
@@ -19,12 +20,7 @@ from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
 from mcx.ops.validation import integer, one_of, refuse, validated
 from mcx.results.estimate import Estimate
-
-if TYPE_CHECKING:
-    import numpyro.distributions as dist
-    from jaxtyping import Array, Float
-
-    from mcx.types import KeyLike, PyTree, Scalar
+from mcx.types import Array, Float, KeyLike, PyTree, Scalar
 
 __all__ = ["sobol_indices"]
 

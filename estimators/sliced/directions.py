@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from mcx.errors import MethodError
 from mcx.ops.sobol_sequence import shifted, sobol_bits, uniforms
 from mcx.ops.validation import one_of, validated
-
-if TYPE_CHECKING:
-    from jax.typing import DTypeLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key
+from mcx.types import Array, Float, Key
 
 __all__ = ["KINDS", "Directions", "direction_kind", "draw_directions", "random_rotation"]
 

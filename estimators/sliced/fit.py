@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcx.estimators.control_variates.regression import decompose, solve, student_ratio
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Scalar
+from mcx.types import Array, Float, Int, Scalar
 
 __all__ = ["ControlFit", "fit_controls"]
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from mcx.estimators.sliced.directions import direction_kind, draw_directions, random_rotation
 from mcx.estimators.sliced.fit import fit_controls
-
-if TYPE_CHECKING:
-    from jax.typing import DTypeLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, Scalar
+from mcx.types import Array, Float, Key, Scalar
 
 __all__ = ["Moments", "bounds", "gaussian_cost", "gaussian_mean", "moments"]
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+from mcx.types import Array, Float
 
 __all__ = ["even_polynomials", "largest_degree", "monomial_means", "num_polynomials"]
 

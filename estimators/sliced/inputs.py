@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx.errors import DataError
 from mcx.ops.tracing import is_traced
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
+from mcx.types import Array, Float
 
 __all__ = ["as_pair", "as_points", "as_weights"]
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx.errors import MethodError, PosteriorShapeError
 from mcx.estimators.sliced.inputs import as_pair, as_weights
 from mcx.model.compile import model_sites
 from mcx.results.posterior import Posterior
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
+from mcx.types import Array, Float
 
 __all__ = ["as_samples", "draws_of_both", "whiten"]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mcx.estimators.sliced.directions import Directions, direction_kind, draw_directions
 from mcx.estimators.sliced.fit import ControlFit, fit_controls
@@ -19,12 +20,7 @@ from mcx.ops.keys import as_key
 from mcx.ops.validation import Rule, integer, number, one_of, optional, refuse, validated
 from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, KeyLike, PyTree, Scalar
+from mcx.types import Array, Float, Key, KeyLike, PyTree, Scalar
 
 __all__ = ["CONTROLS", "POWER", "SlicedSettings", "sliced_powers", "sliced_wasserstein", "to_estimate"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from mcx.errors import DataError, MethodError
 from mcx.estimators.sliced.directions import Directions, draw_directions
@@ -17,12 +17,7 @@ from mcx.estimators.sliced.sliced import SlicedSettings, fit_with_controls, slic
 from mcx.estimators.sliced.wasserstein_1d import Ordered, order
 from mcx.ops.keys import as_key
 from mcx.results.estimate import Estimate
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike, DTypeLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, KeyLike
+from mcx.types import Array, Float, Key, KeyLike
 
 __all__ = ["SlicedTarget"]
 

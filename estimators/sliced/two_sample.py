@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.estimators.sliced.directions import direction_kind, draw_directions
@@ -18,12 +18,7 @@ from mcx.estimators.sliced.sliced import POWER, centred, sliced_powers
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, optional, validated
 from mcx.results.posterior import Posterior
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Key, KeyLike, Scalar
+from mcx.types import Array, Float, Int, Key, KeyLike, Scalar
 
 __all__ = ["TwoSampleTest", "two_sample_test"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mcx.estimators.sliced.directions import draw_directions
 from mcx.estimators.sliced.fit import fit_controls
@@ -17,12 +18,7 @@ from mcx.ops.logspace import effective_sample_size
 from mcx.ops.validation import integer, one_of, refuse, validated
 from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, KeyLike, Scalar
+from mcx.types import Array, Float, Key, KeyLike, Scalar
 
 __all__ = ["MaxSliced", "energy_sliced_wasserstein", "max_sliced_wasserstein"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, override
+from typing import Any, ClassVar, Literal, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,7 @@ from mcx.inference.smc.genealogy import trace_paths, unique_ancestors
 from mcx.ops.random import choose
 from mcx.ops.validation import Rule, Settings, fraction, integer, one_of
 from mcx.target import FeynmanKac, StateSpace
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
-
-    from mcx.types import Key, PyTree, Scalar
+from mcx.types import Array, Bool, Float, Int, Key, PyTree, Scalar
 
 __all__ = ["ConditionalSMC", "SweepInfo", "refuse_backward", "sweep"]
 

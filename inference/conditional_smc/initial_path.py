@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 
@@ -16,11 +14,7 @@ from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.resampling import systematic
 from mcx.inference.smc.smc import loop
 from mcx.target import FeynmanKac, StateSpace
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, Scalar, SiteValues
+from mcx.types import Array, Key, PyTree, Scalar, SiteValues
 
 __all__ = ["filtered_path", "starting_path"]
 

@@ -12,10 +12,10 @@ from mcx.inference.smc.engine import SMCState
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
+from mcx.types import Index, Key, LogWeights, PyTree, Scalar
 
 if TYPE_CHECKING:
     from mcx.inference.smc.resampling import Resampling
-    from mcx.types import Index, Key, LogWeights, PyTree, Scalar
 
 __all__ = ["conditional", "keep_first", "pinned"]
 

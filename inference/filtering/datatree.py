@@ -14,14 +14,14 @@ from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
 from mcx.target import StateSpace
+from mcx.types import Stats
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from mcx.inference.smc.history import Record
-    from mcx.types import Stats
 
-    type BySite = dict[str, np.ndarray] | None
+type BySite = dict[str, np.ndarray] | None
 
 __all__ = ["filtering_tree"]
 

@@ -22,12 +22,10 @@ from mcx.model.series.state_space import check_params
 from mcx.results.faults import raise_faults
 from mcx.results.posterior import RunInfo
 from mcx.run.driver import run
+from mcx.types import Array, Float, Key, PyTree, SiteValues
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
     from mcx.inference.smc.engine import SMCState
-    from mcx.types import Key, PyTree, SiteValues
 
 __all__ = ["filter_model"]
 

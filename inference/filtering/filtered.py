@@ -21,14 +21,13 @@ from mcx.ops.validation import integer, validated
 from mcx.results.evidence import log_mean_evidence
 from mcx.results.posterior import RunInfo
 from mcx.target import StateSpace
+from mcx.types import Float, KeyLike, PyTree, Stats
 
 if TYPE_CHECKING:
     import xarray as xr
-    from jaxtyping import Float
 
     from mcx.inference.smc.engine import SMCState
     from mcx.inference.smc.history import Record
-    from mcx.types import KeyLike, PyTree, Stats
 
 __all__ = ["Filtered"]
 

@@ -15,12 +15,10 @@ from mcx.model.series.state_space import path_sites, state_space
 from mcx.ops.batched_draws import ParticleKey, particle_keys
 from mcx.ops.validation import integer, validated
 from mcx.target import StateSpace
+from mcx.types import Array, Draws, Float, Key, LogWeights, PyTree, SiteValues
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
     from mcx.model.bound import BoundModel
-    from mcx.types import Draws, Key, LogWeights, PyTree, SiteValues
 
 __all__ = ["Forecast", "forecast_draws", "forecast_particles"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, override
+from typing import override
 
 import numpy as np
 from jax.sharding import Mesh
@@ -13,9 +13,7 @@ from mcx.inference.smc.engine import SMCSettings, SMCState, end_block, initializ
 from mcx.inference.smc.history import HistorySettings, record
 from mcx.inference.smc.particle_kernel import ParticleKernel, step_stats
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree, Scalar, Stats
+from mcx.types import Key, PyTree, Scalar, Stats
 
 __all__ = ["FilterKernel"]
 

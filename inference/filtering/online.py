@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,7 @@ from mcx.ops.keys import as_key
 from mcx.ops.validation import instance, integer, validated
 from mcx.results.faults import raise_faults
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Int
-
-    from mcx.types import Key, KeyLike, PyTree, Scalar, SiteValues
+from mcx.types import Array, Int, Key, KeyLike, PyTree, Scalar, SiteValues
 
 __all__ = ["OnlineFilter", "OnlineState", "advance", "start"]
 

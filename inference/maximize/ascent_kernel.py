@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,7 @@ from mcx.inference.smoothing.recursion import Recursion
 from mcx.inference.smoothing.smoother import Smoother
 from mcx.run.kernel import Kernel
 from mcx.target import FeynmanKac, Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, Scalar, Stats, Vector
+from mcx.types import Array, Key, PyTree, Scalar, Stats, Vector
 
 __all__ = ["AscentKernel", "AscentState", "constrained"]
 

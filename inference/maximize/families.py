@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import PyTree
+from mcx.types import Array, PyTree
 
 __all__ = ["FULL_RANK", "MEAN_FIELD", "Family"]
 

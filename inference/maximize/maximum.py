@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mcx.results.posterior import RunInfo
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-    from mcx.types import Stats
+from mcx.types import Float, Stats
 
 __all__ = ["Maximum"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, override
+from typing import Any, ClassVar, override
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,7 @@ from mcx.results.posterior import RunInfo
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.driver import run
 from mcx.target import StateSpace, Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-    from mcx.types import Key, PyTree, SiteValues, Vector
+from mcx.types import Float, Key, PyTree, SiteValues, Vector
 
 __all__ = ["ScoreAscent", "maximize_model"]
 

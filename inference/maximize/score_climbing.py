@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, override
+from typing import Any, ClassVar, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,7 @@ from mcx.results.posterior import RunInfo
 from mcx.run.driver import run
 from mcx.run.kernel import Kernel
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, Scalar, Stats
+from mcx.types import Array, Key, PyTree, Scalar, Stats
 
 __all__ = ["ScoreClimbing", "climb"]
 

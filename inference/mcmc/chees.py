@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, override
+from typing import ClassVar, override
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,7 @@ from mcx.inference.mcmc.trajectory_length import Proposal
 from mcx.ops import collectives
 from mcx.ops.validation import Rule
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree, Vector
+from mcx.types import Key, PyTree, Vector
 
 __all__ = ["ChEES"]
 

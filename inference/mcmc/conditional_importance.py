@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcx.ops.random import choose
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import Key, Scalar, Vector
+from mcx.types import Key, Scalar, Vector
 
 __all__ = ["ImportanceKernel", "ImportanceState"]
 

@@ -15,12 +15,10 @@ from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import whitened
 from mcx.ops.validation import Rule, integer, number
+from mcx.types import Array, Covariance, Int, Key, PyTree, Scalar, Vector
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Int
-
     from mcx.inference.mcmc.whitening import Point
-    from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 __all__ = ["HMC", "TRAJECTORY_RULES", "hmc_move"]
 

@@ -15,10 +15,10 @@ from mcx.methods.initial_points import InitialPoints
 from mcx.run.kernel import Kernel
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
+from mcx.types import Covariance, Flags, Key, PyTree, Scalar, Stats, Vector
 
 if TYPE_CHECKING:
     from mcx.inference.mcmc.whitening import Point
-    from mcx.types import Covariance, Flags, Key, PyTree, Scalar, Stats, Vector
 
 __all__ = ["ChainKernel", "MCMCKernel", "MCMCState", "Transition"]
 

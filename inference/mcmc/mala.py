@@ -11,10 +11,10 @@ from blackjax.mcmc import mala
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import whitened
+from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 if TYPE_CHECKING:
     from mcx.inference.mcmc.whitening import Point
-    from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 __all__ = ["MALA"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, override
+from typing import Literal, override
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.target import Target
 
-if TYPE_CHECKING:
-    pass
+pass
 
 __all__ = ["AdaptiveMethod", "MCMCMethod", "UnconstrainedMethod"]
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Covariance, Scalar, Vector
+from mcx.types import Array, Covariance, Float, Scalar, Vector
 
 __all__ = ["Moments", "estimate", "init", "update"]
 

@@ -13,10 +13,10 @@ from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import whitened
 from mcx.ops.validation import Rule, integer
+from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 if TYPE_CHECKING:
     from mcx.inference.mcmc.whitening import Point
-    from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 __all__ = ["NUTS"]
 

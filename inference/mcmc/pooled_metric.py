@@ -11,14 +11,12 @@ Source: the sampler nutpie takes its diagonal metric from the same ratio, along 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from mcx.ops import collectives
-
-if TYPE_CHECKING:
-    from mcx.types import Covariance, Vector
+from mcx.types import Covariance, Vector
 
 __all__ = ["Moments", "Spread", "covariance", "metric_of", "variances"]
 

@@ -29,12 +29,10 @@ from mcx.inference.mcmc import trajectory_length
 from mcx.inference.mcmc.pooled_metric import Moments, Spread, covariance, metric_of, variances
 from mcx.inference.mcmc.warmup import as_types
 from mcx.ops import collectives
+from mcx.types import Array, Covariance, Flags, Float, Int, Key, PyTree, Scalar, Vector
 
 if TYPE_CHECKING:
     from blackjax.optimizers.dual_averaging import DualAveragingState
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Covariance, Flags, Key, PyTree, Scalar, Vector
 
 __all__ = [
     "PooledState",

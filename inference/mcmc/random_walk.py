@@ -12,10 +12,10 @@ from blackjax.mcmc import random_walk
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import Whitening
+from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 if TYPE_CHECKING:
     from mcx.inference.mcmc.whitening import Point
-    from mcx.types import Covariance, Key, PyTree, Scalar, Vector
 
 __all__ = ["RandomWalk"]
 

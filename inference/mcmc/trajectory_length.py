@@ -11,16 +11,13 @@ Hamiltonian Monte Carlo", AISTATS, section 3 and algorithm 1. Distances are in u
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mcx.ops import collectives
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-
-    from mcx.types import Covariance, Flags, Scalar, Vector
+from mcx.types import Covariance, Flags, Scalar, Vector
 
 __all__ = ["LengthState", "Proposal", "final", "init", "restart", "slope", "update"]
 

@@ -15,12 +15,10 @@ import numpy as np
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 
 from mcx.inference.mcmc import metric
+from mcx.types import Array, Covariance, Flags, Int, Scalar, Vector
 
 if TYPE_CHECKING:
     from blackjax.optimizers.dual_averaging import DualAveragingState
-    from jaxtyping import Array, Int
-
-    from mcx.types import Covariance, Flags, Scalar, Vector
 
 __all__ = ["Tuning", "WarmupState", "as_types", "init", "schedule", "step"]
 

@@ -8,13 +8,12 @@ accepted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.scipy.linalg
 
-if TYPE_CHECKING:
-    from mcx.types import Covariance, Scalar, Vector
+from mcx.types import Covariance, Scalar, Vector
 
 __all__ = ["Point", "Whitened", "Whitening", "whitened"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, override
+from typing import Any, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,7 @@ from mcx.model.conditioning import placeholders
 from mcx.model.series.state_space import BlockData, path_sites
 from mcx.run.kernel import Kernel
 from mcx.target import TargetFunctions
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Flags, Key, PyTree, Scalar, SiteValues, Stats, Vector
+from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar, SiteValues, Stats, Vector
 
 __all__ = ["GibbsKernel", "GibbsStart", "GibbsState", "PathAverages"]
 

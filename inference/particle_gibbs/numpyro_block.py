@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,7 @@ from mcx.inference.conditional_smc.initial_path import filtered_path
 from mcx.model.bound import Model
 from mcx.model.series.state_space import path_sites, state_space
 from mcx.target import StateSpace
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
-
-    from mcx.types import Key, SiteValues
+from mcx.types import Array, Bool, Float, Key, SiteValues
 
 __all__ = ["PathGibbs", "PathGibbsState"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, override
+from typing import Any, Self, override
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,7 @@ from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, PyTree, SiteValues
+from mcx.types import Array, Float, Key, PyTree, SiteValues
 
 __all__ = ["GibbsPlan", "ParticleGibbs"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,7 @@ from mcx.model.conditioning import placeholders
 from mcx.model.series.state_space import BlockData, path_sites
 from mcx.ops.random import accept
 from mcx.target import Target, TargetFunctions
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Int
-
-    from mcx.types import Flags, Key, PyTree, Scalar, SiteValues, Stats, Vector
+from mcx.types import Array, Flags, Int, Key, PyTree, Scalar, SiteValues, Stats, Vector
 
 __all__ = ["PMMHKernel", "PMMHState", "Point"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target
 from mcx.model.series.state_space import BlockData, block_names, block_sites, path_sites, refuse_unobserved
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import Key
+from mcx.types import Key
 
 __all__ = ["MarginalModel", "marginal_data", "marginal_model", "refuse_filters"]
 

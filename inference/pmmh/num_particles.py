@@ -12,22 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from mcx.inference.pmmh.kernel import PMMHKernel
 from mcx.inference.smc.engine import SMCSettings
 from mcx.model.series.state_space import BlockData
 from mcx.ops.batches import vmap_in_batches
-
-if TYPE_CHECKING:
-    from jax.typing import ArrayLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, Scalar, Vector
+from mcx.types import Array, Float, Key, Scalar, Vector
 
 __all__ = [
     "BEST_SD",

@@ -9,7 +9,7 @@ one or two of them renew the index (Dau and Chopin 2023).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,7 @@ from mcx.model.series.block import sources
 from mcx.ops.logspace import normalize
 from mcx.ops.random import accept, choose
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Key, LogWeights, PyTree, Scalar
+from mcx.types import Array, Float, Int, Key, LogWeights, PyTree, Scalar
 
 __all__ = [
     "backward_path",

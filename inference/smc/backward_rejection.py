@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from mcx.ops.random import accept, choose
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
-
-    from mcx.types import Key, LogWeights, PyTree
+from mcx.types import Array, Bool, Float, Int, Key, LogWeights, PyTree
 
 __all__ = ["by_rejection"]
 

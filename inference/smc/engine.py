@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,7 @@ from mcx.ops.batches import vmap_in_batches
 from mcx.ops.logspace import Compensated, add, compensated, largest, normalize, value
 from mcx.ops.validation import Rule, Settings, fraction, integer, optional
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Flags, Index, Key, LogWeights, PyTree, Scalar
+from mcx.types import Array, Flags, Float, Index, Int, Key, LogWeights, PyTree, Scalar
 
 __all__ = ["Extras", "SMCInfo", "SMCSettings", "SMCState", "end_block", "initialize", "move"]
 

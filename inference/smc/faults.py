@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from mcx.inference.smc.engine import SMCInfo
 from mcx.results.faults import FaultAdvice
-
-if TYPE_CHECKING:
-    from jaxtyping import Shaped
+from mcx.types import Shaped
 
 __all__ = ["FILTER_ADVICE", "fault_stats"]
 

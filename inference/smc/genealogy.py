@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 
 from mcx.ops.random import choose
 from mcx.ops.validation import integer, validated
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Index, Key, LogWeights, PyTree
+from mcx.types import Array, Float, Index, Int, Key, LogWeights, PyTree
 
 __all__ = ["draw_path", "fixed_lag_means", "trace_paths", "unique_ancestors"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,7 @@ from mcx.ops.cdf import monotone_cdf
 from mcx.ops.logspace import largest, relative_weights
 from mcx.ops.sort import argsort
 from mcx.ops.validation import Rule, Settings, fraction, one_of, tuple_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from jaxtyping import Array, Float
-
-    from mcx.types import LogWeights, PyTree, Scalar
+from mcx.types import Array, Float, LogWeights, PyTree, Scalar
 
 __all__ = ["HISTORY", "QUANTILES", "HistorySettings", "Record", "record", "weighted_quantiles"]
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Self, override
+from typing import Self, override
 
 from jax.sharding import Mesh
 
 from mcx.inference.smc.engine import SMCSettings, SMCState
 from mcx.run.devices import spread
 from mcx.run.kernel import Kernel
-
-if TYPE_CHECKING:
-    from mcx.types import Scalar
+from mcx.types import Scalar
 
 __all__ = ["ParticleKernel", "step_stats"]
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.resampling import systematic
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Key
+from mcx.types import Array, Float, Int, Key
 
 __all__ = ["equal_draws", "orders"]
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +47,7 @@ from mcx.inference.smc.resampling_schemes import (
 )
 from mcx.ops.logspace import as_float, effective_sample_size, normalize
 from mcx.ops.validation import Rule
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool
-
-    from mcx.types import Index, Key, LogWeights, PyTree, Scalar
+from mcx.types import Array, Bool, Index, Key, LogWeights, PyTree, Scalar
 
 __all__ = [
     "SCHEMES",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 
@@ -11,11 +9,7 @@ from mcx.errors import MethodError
 from mcx.ops.cdf import ancestors_from_cumulative, monotone_cdf
 from mcx.ops.logspace import as_float, relative_weights
 from mcx.ops.random import accept, choose
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Index, Key, LogWeights
+from mcx.types import Array, Float, Index, Int, Key, LogWeights
 
 __all__ = ["birth_death", "killing", "multinomial", "residual", "ssp", "stratified", "systematic"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,7 @@ from mcx.ops.keys import as_key
 from mcx.ops.validation import fraction, integer, validated
 from mcx.results.faults import raise_faults
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from mcx.types import Key, KeyLike, PyTree, Scalar
+from mcx.types import Key, KeyLike, PyTree, Scalar
 
 __all__ = ["SMCResult", "loop", "loop_with", "smc", "step_keys"]
 

@@ -11,16 +11,13 @@ successive origins telescope to the whole.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-if TYPE_CHECKING:
-    from jax.typing import DTypeLike
-    from jaxtyping import Array, Float
-
-    from mcx.types import Index, LogWeights, PyTree, Scalar
+from mcx.types import Array, Float, Index, LogWeights, PyTree, Scalar
 
 __all__ = ["Origins", "default_lag", "log_evidence_variance", "move_on", "origins"]
 

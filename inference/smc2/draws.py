@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,7 @@ from mcx.inference.smc2.nested_paths import nested_path, path_batch_size
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.keys import Stream, stream
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
-
-    from mcx.types import Flags, Key, Scalar
+from mcx.types import Array, Bool, Flags, Float, Int, Key, Scalar
 
 __all__ = ["params_so_far", "smc2_draws"]
 

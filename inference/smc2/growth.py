@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,11 +18,7 @@ from mcx.inference.smc2.nested_paths import grow
 from mcx.ops.keys import Stream, stream
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.driver import Run, run
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import IntLike, Key, Scalar, Vector
+from mcx.types import Array, Float, IntLike, Key, Scalar, Vector
 
 __all__ = ["run_growing"]
 

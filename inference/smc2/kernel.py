@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, override
+from typing import override
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,7 @@ from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.particle_kernel import ParticleKernel
 from mcx.inference.smc2.nested import NestedFilterData, NestedFilters, Times, nest
 from mcx.inference.smc2.nested_moves import PMMHMoves, with_pmmh
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree, Stats
+from mcx.types import Key, PyTree, Stats
 
 __all__ = ["SMC2Kernel", "inputs", "lost"]
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import Distribution
 
 from mcx.inference.filtering.particle_filter import ParticleFilter
 from mcx.inference.pmmh.marginal import MarginalModel
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.tempering.paths import LawPath, LawPathData, tempered
 from mcx.target import FeynmanKac, StateSpace
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Int, UInt32
-    from numpyro.distributions import Distribution
-
-    from mcx.types import Flags, IntLike, Key, PyTree, Scalar, SiteValues, Vector
+from mcx.types import Array, Bool, Flags, Int, IntLike, Key, PyTree, Scalar, SiteValues, UInt32, Vector
 
 __all__ = [
     "Context",

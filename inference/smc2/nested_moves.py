@@ -17,12 +17,10 @@ from mcx.ops.batches import vmap_in_batches
 from mcx.ops.random import accept
 from mcx.ops.validation import Rule, Settings, integer, number, optional
 from mcx.target import FeynmanKac
+from mcx.types import Array, Float, IntLike, Key, LogWeights, Scalar, Vector
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
     from mcx.inference.smc2.nested import NestedFilterData
-    from mcx.types import IntLike, Key, LogWeights, Scalar, Vector
 
 __all__ = ["PMMHMoves", "with_pmmh"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,7 @@ from mcx.inference.smc.smc import loop_with
 from mcx.inference.smc2.nested import HeldPaths, Nested, NestedFilterData, NestedFilters, prepared, values_at
 from mcx.ops.batches import vmap_in_batches
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Flags, Key, Keys, PyTree, Scalar
+from mcx.types import Array, Flags, Key, Keys, PyTree, Scalar
 
 __all__ = ["grow", "nested_path", "path_batch_size"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, override
+from typing import Any, ClassVar, override
 
 import jax
 import numpy as np
@@ -31,9 +31,7 @@ from mcx.results.advice import Advice
 from mcx.results.faults import FaultAdvice
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree, Stats
+from mcx.types import Key, PyTree, Stats
 
 __all__ = ["SMC2"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, override
+from typing import Any, override
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from mcx.errors import CapabilityError, MethodError
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import PyTree, Scalar, Vector
+from mcx.types import Array, Float, Int, PyTree, Scalar, Vector
 
 __all__ = [
     "AdditiveFunctional",

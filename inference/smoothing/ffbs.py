@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, override
+from typing import Literal, override
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,7 @@ from mcx.inference.smc.smc import loop
 from mcx.inference.smoothing.recursion import Recursion
 from mcx.inference.smoothing.smoother import Smoother, Swept
 from mcx.ops.validation import Rule, integer
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree
+from mcx.types import Key, PyTree
 
 __all__ = ["FFBS", "ffbs_run", "path_average"]
 

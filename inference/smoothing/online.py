@@ -19,10 +19,10 @@ from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
 from mcx.ops.validation import instance, validated
 from mcx.target import FeynmanKac
+from mcx.types import Key, KeyLike, PyTree, Scalar, SiteValues
 
 if TYPE_CHECKING:
     from mcx.inference.smoothing.additive import Functional
-    from mcx.types import Key, KeyLike, PyTree, Scalar, SiteValues
 
 __all__ = ["OnlineSmoother", "OnlineSmoothing"]
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, override
+from typing import Literal, override
 
 from mcx.inference.smoothing.recursion import Recursion, Smoothing, forward, value
 from mcx.inference.smoothing.smoother import Smoother, Swept
 from mcx.ops.validation import Rule, integer, one_of
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree
+from mcx.types import Key, PyTree
 
 __all__ = ["PaRIS"]
 

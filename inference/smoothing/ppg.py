@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, override
+from typing import Any, ClassVar, Literal, override
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ from mcx.inference.smoothing.smoother import Smoother, Swept
 from mcx.ops.random import choose
 from mcx.ops.validation import Rule, integer
 from mcx.results.estimate import autocorrelation
-
-if TYPE_CHECKING:
-    from mcx.types import Index, Key, PyTree, Stats
+from mcx.types import Index, Key, PyTree, Stats
 
 __all__ = ["PPG", "ppg_sweep"]
 

@@ -13,12 +13,10 @@ from mcx.inference.smc.backward import backward_weights, parents
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, initialize, move
 from mcx.inference.smoothing.additive import Summand
 from mcx.target import FeynmanKac
+from mcx.types import Array, Float, Index, Int, Key, PyTree
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
     from mcx.inference.smc.resampling import Resampling
-    from mcx.types import Index, Key, PyTree
 
 __all__ = ["Recursion", "Smoothing", "Trail", "forward", "value"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, override
+from typing import Any, override
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,7 @@ from mcx.results.posterior import RunInfo
 from mcx.run.driver import run
 from mcx.run.kernel import Kernel
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import Key, PyTree, SiteValues, Stats
+from mcx.types import Array, Key, PyTree, SiteValues, Stats
 
 __all__ = ["SmootherKernel", "smooth_model"]
 

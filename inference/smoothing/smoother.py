@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, override
+from typing import ClassVar, NamedTuple, override
 
 from mcx.inference.smc.engine import SMCInfo, SMCSettings
 from mcx.inference.smoothing.recursion import Recursion, Smoothing
 from mcx.ops.validation import Rule, Settings, fraction, integer, one_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool
-
-    from mcx.types import Key, PyTree, Stats
+from mcx.types import Array, Bool, Key, PyTree, Stats
 
 __all__ = ["Smoother", "Swept"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,7 @@ from mcx.ops.batches import vmap_in_batches
 from mcx.ops.logspace import effective_sample_size, largest, normalize
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Flags, Key, LogWeights, PyTree, Scalar, Vector
+from mcx.types import Array, Flags, Float, Int, Key, LogWeights, PyTree, Scalar, Vector
 
 __all__ = ["Annealed", "Annealing", "Stage", "with_moves"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, override
+from typing import override
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,7 @@ from mcx.inference.smc.particle_kernel import ParticleKernel
 from mcx.inference.tempering.annealing import Annealing, with_moves
 from mcx.inference.tempering.paths import LawPathData
 from mcx.target import FeynmanKac
-
-if TYPE_CHECKING:
-    from mcx.types import Flags, Key, PyTree, Stats
+from mcx.types import Flags, Key, PyTree, Stats
 
 __all__ = ["SamplerKernel"]
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, override
+from typing import Any, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
 
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.validation import Rule, Settings, integer, number, optional
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Covariance, Flags, Key, LogWeights, PyTree, Scalar, Vector
+from mcx.types import Array, Covariance, Flags, Float, Int, Key, LogWeights, PyTree, Scalar, Vector
 
 __all__ = ["CloudMoves", "Moved", "cloud_moments", "correlation", "until_decorrelated"]
 

@@ -10,19 +10,15 @@ part, so that a surprising group is taken in by small steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from numpyro.distributions import Distribution
 
 from mcx.errors import CapabilityError, MethodError
 from mcx.sites import Site, SiteTable
 from mcx.target import Target, TargetFunctions
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-    from numpyro.distributions import Distribution
-
-    from mcx.types import Key, PyTree, Scalar, SiteValues, Vector
+from mcx.types import Array, Float, Key, PyTree, Scalar, SiteValues, Vector
 
 __all__ = ["LawPath", "LawPathData", "annealed_data", "tempered"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, override
+from typing import Any, ClassVar, override
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,7 @@ from mcx.results.faults import FaultAdvice
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
-
-    from mcx.types import Key, Stats
+from mcx.types import Array, Bool, Float, Key, Stats
 
 __all__ = ["DataAnnealedSMC", "TemperedSMC", "constrained_draws"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, override
+from typing import Any, Self, override
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,7 @@ from mcx.run.driver import Run, run
 from mcx.run.kernel import Kernel
 from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Shaped
-
-    from mcx.types import Key, PyTree, Stats
+from mcx.types import Array, Float, Key, PyTree, Shaped, Stats
 
 __all__ = ["ChainMethod", "ChainPlan", "chain_posterior", "run_purely"]
 

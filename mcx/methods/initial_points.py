@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,7 @@ from jax.typing import ArrayLike
 from mcx.errors import CapabilityError, InitializationError
 from mcx.sites import Site
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Flags, Key, PyTree, Scalar
+from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar
 
 __all__ = ["MAX_TRIES", "InitialPoints", "best_initial_point", "as_initial_points", "value_by_chain"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from mcx.errors import CapabilityError
 from mcx.model.bound import BoundModel
@@ -14,9 +14,7 @@ from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree
+from mcx.types import Key, PyTree
 
 __all__ = ["Method", "checked_target", "interrupted"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, override
+from typing import Any, ClassVar, NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,7 @@ from mcx.run.driver import Run, run
 from mcx.run.kernel import Kernel
 from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
-
-    from mcx.types import Key, PyTree, Stats
+from mcx.types import Array, Bool, Float, Key, PyTree, Stats
 
 __all__ = ["Cloud", "ReplicateMethod", "ReplicatePlan", "with_first"]
 

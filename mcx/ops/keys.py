@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import warnings
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import KeyTypeError
-
-if TYPE_CHECKING:
-    from mcx.types import Key
+from mcx.types import Key
 
 __all__ = ["Stream", "as_key", "stream"]
 

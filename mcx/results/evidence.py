@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Scalar
+from mcx.types import Array, Float, Scalar
 
 __all__ = ["log_mean_evidence", "replicate_log_weights"]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mcx.errors import NonFiniteError, WeightCollapse
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+from mcx.types import Float, Int
 
 __all__ = ["FaultAdvice", "raise_faults"]
 

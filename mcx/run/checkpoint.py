@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,9 +26,7 @@ from mcx.run.memory import give_back
 from mcx.run.programs import Programs
 from mcx.run.records import from_records, record_type, to_records
 from mcx.run.store import Store
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree
+from mcx.types import Key, PyTree
 
 __all__ = ["Checkpoint", "Recorder", "identified", "recording"]
 

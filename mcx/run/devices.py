@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mcx.errors import MethodError
 from mcx.ops import collectives
 from mcx.ops.validation import either, instance, integer, one_of, refuse, tuple_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import PyTree
+from mcx.types import Array, PyTree
 
 __all__ = [
     "CHAINS",

@@ -6,15 +6,13 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from mcx.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from mcx.types import PyTree
+from mcx.types import PyTree
 
 __all__ = ["Draws"]
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +27,7 @@ from mcx.run.kernel import Kernel, as_kernel
 from mcx.run.memory import explained
 from mcx.run.programs import Programs, chain_keys, prepare
 from mcx.run.progress import Progress, make_progress
-
-if TYPE_CHECKING:
-    from mcx.types import KeyLike, Keys, PyTree
+from mcx.types import KeyLike, Keys, PyTree
 
 __all__ = ["Run", "run"]
 

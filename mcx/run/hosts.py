@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from mcx.errors import MethodError
-
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import PyTree
+from mcx.types import Array, PyTree
 
 __all__ = ["ALONE", "Hosts", "hosts_of"]
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+from jax.sharding import Mesh
 
 from mcx.errors import MethodError
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from mcx.types import Key, PyTree, Stats
+from mcx.types import Key, PyTree, Stats
 
 __all__ = ["Kernel", "as_kernel"]
 

@@ -7,14 +7,12 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 from mcx.errors import DeviceMemoryError
-
-if TYPE_CHECKING:
-    from mcx.types import PyTree
+from mcx.types import PyTree
 
 __all__ = ["explained", "give_back"]
 

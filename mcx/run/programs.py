@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from mcx.ops import collectives
@@ -24,12 +25,7 @@ from mcx.ops.batches import vmap_in_batches
 from mcx.ops.lru_cache import LRUCache
 from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, placed
 from mcx.run.kernel import Kernel
-
-if TYPE_CHECKING:
-    from jax.extend.core import ClosedJaxpr
-    from jaxtyping import Array, Int
-
-    from mcx.types import IntLike, Key, Keys, PyTree
+from mcx.types import Array, Int, IntLike, Key, Keys, PyTree
 
 __all__ = ["Programs", "chain_keys", "prepare", "run_steps", "start_chains"]
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    from jaxtyping import Array
-
-    from mcx.types import PyTree
+from mcx.types import Array, PyTree
 
 __all__ = ["from_records", "record_type", "to_records"]
 

@@ -9,6 +9,7 @@ from mcx.errors import MethodError
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
 from mcx.results.posterior import Posterior
+from mcx.types import KeyLike, PyTree, SiteValues
 from mcx.verbs.argument_checks import check_bound, refuse_tracing
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
     from mcx.methods.method import Method
     from mcx.results.estimate import Estimate
-    from mcx.types import KeyLike, PyTree, SiteValues
 
 __all__ = ["expect"]
 

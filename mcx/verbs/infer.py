@@ -17,11 +17,11 @@ from mcx.results.diagnose import check_mode, report_advice
 from mcx.results.posterior import Posterior
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.devices import Devices
+from mcx.types import KeyLike, PyTree
 from mcx.verbs.argument_checks import check_bound, refuse_tracing, saved_to
 
 if TYPE_CHECKING:
     from mcx.run.progress import Progress
-    from mcx.types import KeyLike, PyTree
 
 __all__ = ["infer", "program"]
 

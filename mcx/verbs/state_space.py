@@ -13,6 +13,7 @@ from mcx.ops.validation import instance, integer, optional, validated
 from mcx.results.posterior import Posterior
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.devices import Devices
+from mcx.types import KeyLike, PyTree, SiteValues
 from mcx.verbs.argument_checks import check_bound, check_state_space, refuse_tracing, saved_to
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from mcx.inference.smoothing.smoother import Smoother
     from mcx.results.approximation import Approximation
     from mcx.results.estimate import Estimate
-    from mcx.types import KeyLike, PyTree, SiteValues
 
 __all__ = ["filter", "forecast", "maximize", "smooth"]
 

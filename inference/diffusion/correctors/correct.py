@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import InferenceWarning
 from mcx.inference.diffusion.correctors.corrector import Corrected, corrector
@@ -27,13 +28,10 @@ from mcx.results.faults import FaultAdvice, raise_faults
 from mcx.run.checkpoint import Checkpoint, identified
 from mcx.run.devices import Devices
 from mcx.run.driver import run
+from mcx.types import Array, Float, Key, KeyLike, PyTree, Scalar, Stats
 
 if TYPE_CHECKING:
     import xarray as xr
-    from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
-
-    from mcx.types import Key, KeyLike, PyTree, Scalar, Stats
 
 __all__ = ["Corrections", "correct"]
 

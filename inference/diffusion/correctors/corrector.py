@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mcx.errors import CapabilityError, MethodError
 from mcx.inference.diffusion.models.composition import Composition
 from mcx.ops.random import accept
 from mcx.target import FeynmanKac
+from mcx.types import Array, Float, Key, PyTree, Scalar
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-    from numpy.typing import ArrayLike
-
-    from mcx.types import Key, PyTree, Scalar
-
-    type Point = Float[Array, "..."]
+type Point = Float[Array, "..."]
 
 __all__ = ["Corrected", "corrector"]
 

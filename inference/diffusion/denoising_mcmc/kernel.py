@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,7 @@ from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops import collectives
 from mcx.ops.random import accept, choose
 from mcx.run.kernel import Kernel
-from mcx.types import Key, PyTree, Scalar, Stats
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, UInt32
+from mcx.types import Array, Float, Int, Key, PyTree, Scalar, Stats, UInt32
 
 __all__ = ["NUM_BINS", "Chain", "DenoisingKernel", "ProductSpace"]
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mcx.results.advice import Advice
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
+from mcx.types import Float
 
 __all__ = ["lineage_advice", "path_advice", "survivors_advice"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,10 @@ import jax.numpy as jnp
 from mcx.inference.diffusion.guided.observation import LinearObservation, linearize, log_likelihood
 from mcx.inference.diffusion.models.reverse_process import ReverseProcess, StepLevels
 from mcx.target import TargetFunctions
+from mcx.types import Array, Bool, Float, Int, Key, PyTree, Scalar, SiteValues
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
-
-    from mcx.types import Key, PyTree, Scalar, SiteValues
-
-    type Points = Float[Array, "num ..."]
-    type Coordinates = Float[Array, "..."]
+type Points = Float[Array, "num ..."]
+type Coordinates = Float[Array, "..."]
 
 __all__ = ["Guidance", "GuidedData", "Levels", "calibrate"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,7 @@ from mcx.ops.keys import Stream, stream
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import Site
 from mcx.target import Target, TargetFunctions
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, PyTree, Scalar, SiteValues
+from mcx.types import Array, Float, Key, PyTree, Scalar, SiteValues
 
 __all__ = ["DiffusionPosterior", "diffusion_posterior"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +9,7 @@ import numpy as np
 from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.replicates import equal_draws
 from mcx.ops.keys import Stream, stream
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Key
+from mcx.types import Array, Float, Int, Key
 
 __all__ = ["last_draws", "lineages"]
 

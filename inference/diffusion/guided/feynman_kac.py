@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +34,11 @@ from mcx.inference.diffusion.models.reverse_process import Evaluation, ReverseSt
 from mcx.ops.logspace import log_sum_exp
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
+from mcx.types import Array, Float, Key, LogWeights, PyTree, Scalar
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Key, LogWeights, PyTree, Scalar
-
-    type Point = Float[Array, "..."]
-    type Path = Float[Array, "K+1 ..."]
-    type Along = Float[Array, " r"]
+type Point = Float[Array, "..."]
+type Path = Float[Array, "K+1 ..."]
+type Along = Float[Array, " r"]
 
 __all__ = ["Guided", "guided", "path_of"]
 

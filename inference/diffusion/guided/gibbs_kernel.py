@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, override
+from typing import NamedTuple, override
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,11 @@ from mcx.inference.mcmc.kernel import MCMCKernel, MCMCState
 from mcx.inference.particle_gibbs.kernel import PathAverages
 from mcx.methods.initial_points import InitialPoints, best_initial_point
 from mcx.run.kernel import Kernel
+from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar, Stats, Vector
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
-
-    from mcx.types import Flags, Key, PyTree, Scalar, Stats, Vector
-
-    type Point = Float[Array, "..."]
-    type Path = Float[Array, "K+1 ..."]
-    type Draw = tuple[Point, Vector]
+type Point = Float[Array, "..."]
+type Path = Float[Array, "K+1 ..."]
+type Draw = tuple[Point, Vector]
 
 __all__ = ["GuidedGibbsKernel", "GuidedGibbsState"]
 

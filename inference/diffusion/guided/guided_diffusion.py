@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, override
+from typing import Any, ClassVar, Literal, override
 
 import numpy as np
 
@@ -24,9 +24,7 @@ from mcx.results.advice import Advice
 from mcx.results.faults import FaultAdvice
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
-
-if TYPE_CHECKING:
-    from mcx.types import Key, Stats
+from mcx.types import Key, Stats
 
 __all__ = ["GuidedDiffusion"]
 

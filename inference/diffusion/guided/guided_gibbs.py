@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, override
+from typing import Any, Self, override
 
 import jax
 import numpy as np
@@ -28,9 +28,7 @@ from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import Key, PyTree
+from mcx.types import Key, PyTree
 
 __all__ = ["GuidedGibbs"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, override
+from typing import override
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,7 @@ from mcx.inference.diffusion.guided.feynman_kac import guided
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.particle_kernel import ParticleKernel, step_stats
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Int, Num
-
-    from mcx.types import Index, Key, PyTree, Scalar, Stats
+from mcx.types import Array, Index, Int, Key, Num, PyTree, Scalar, Stats
 
 __all__ = ["GuidedKernel", "first_stats"]
 

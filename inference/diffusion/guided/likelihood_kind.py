@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 
@@ -12,11 +11,7 @@ from mcx.errors import CapabilityError
 from mcx.inference.diffusion.guided.observation import log_likelihood, looks_linear, slope_vanishes
 from mcx.ops.lru_cache import LRUCache
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from mcx.types import Scalar, SiteValues
+from mcx.types import Array, Float, Scalar, SiteValues
 
 __all__ = ["KINDS", "LikelihoodKind", "likelihood_kind", "suitable_guidance"]
 

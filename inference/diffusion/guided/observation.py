@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,7 @@ import numpyro.distributions as dist
 from mcx.model import capture
 from mcx.model.density import sample_sites, site_log_prob, total
 from mcx.target import TargetFunctions
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
-
-    from mcx.types import PyTree, Scalar, SiteValues, Vector
+from mcx.types import Array, Bool, Float, PyTree, Scalar, SiteValues, Vector
 
 __all__ = ["LinearObservation", "linearize", "log_likelihood", "looks_linear", "slope_vanishes"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, override
+from typing import Any, ClassVar, override
 
 from mcx.inference.diffusion.guided.calibration import Guidance
 from mcx.inference.diffusion.guided.diffusion_posterior import DiffusionPosterior, diffusion_posterior
@@ -12,9 +12,7 @@ from mcx.inference.diffusion.guided.likelihood_kind import KINDS, LikelihoodKind
 from mcx.model.bound import BoundModel
 from mcx.ops.validation import Rule, Settings, fraction, function, integer, one_of, optional
 from mcx.target import Target
-
-if TYPE_CHECKING:
-    from mcx.types import Scalar
+from mcx.types import Scalar
 
 __all__ = ["GuidedSettings"]
 

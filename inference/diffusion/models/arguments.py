@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +10,7 @@ from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.ops.validation import Rule, function, integer, tuple_of
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+from mcx.types import Array, Float
 
 __all__ = [
     "DENOISER",

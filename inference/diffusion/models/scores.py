@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,7 @@ from mcx.errors import MethodError
 from mcx.inference.diffusion.models.arguments import Level, Point, pytree_function
 from mcx.inference.diffusion.models.schedules import Schedule
 from mcx.ops.validation import Rule, Settings, instance, one_of
-from mcx.types import Key, Scalar
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+from mcx.types import Array, Float, Key, Scalar
 
 __all__ = ["Denoiser", "GaussianMixture", "Score"]
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.engine import SMCState
+from mcx.inference.smc.resampling import Resampling
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.random import choose
 from mcx.target import FeynmanKac
 from mcx.types import Index, Key, LogWeights, PyTree, Scalar
-
-if TYPE_CHECKING:
-    from mcx.inference.smc.resampling import Resampling
 
 __all__ = ["conditional", "keep_first", "pinned"]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mcx._version import __version__
 from mcx.inference.smc.genealogy import unique_ancestors
+from mcx.inference.smc.history import Record
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
 from mcx.target import StateSpace
@@ -18,8 +19,6 @@ from mcx.types import Stats
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mcx.inference.smc.history import Record
 
 type BySite = dict[str, np.ndarray] | None
 

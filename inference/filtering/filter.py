@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from mcx.inference.filtering.filtered import Filtered
 from mcx.inference.filtering.kernel import FilterKernel
 from mcx.inference.filtering.particle_filter import ParticleFilter
+from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.faults import FILTER_ADVICE
 from mcx.inference.smc.history import HistorySettings, Record
 from mcx.inference.smc.variance import log_evidence_variance
@@ -23,9 +24,6 @@ from mcx.results.faults import raise_faults
 from mcx.results.posterior import RunInfo
 from mcx.run.driver import run
 from mcx.types import Array, Float, Key, PyTree, SiteValues
-
-if TYPE_CHECKING:
-    from mcx.inference.smc.engine import SMCState
 
 __all__ = ["filter_model"]
 

@@ -14,7 +14,9 @@ import numpy as np
 from mcx.errors import MethodError
 from mcx.inference.filtering.datatree import filtering_tree
 from mcx.inference.filtering.forecast import Forecast, forecast_particles
+from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.genealogy import fixed_lag_means, trace_paths
+from mcx.inference.smc.history import Record
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, validated
@@ -25,9 +27,6 @@ from mcx.types import Float, KeyLike, PyTree, Stats
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mcx.inference.smc.engine import SMCState
-    from mcx.inference.smc.history import Record
 
 __all__ = ["Filtered"]
 

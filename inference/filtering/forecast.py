@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,12 @@ import numpy as np
 
 from mcx.errors import ModelError
 from mcx.inference.smc.resampling import systematic
+from mcx.model.bound import BoundModel
 from mcx.model.series.state_space import path_sites, state_space
 from mcx.ops.batched_draws import ParticleKey, particle_keys
 from mcx.ops.validation import integer, validated
 from mcx.target import StateSpace
 from mcx.types import Array, Draws, Float, Key, LogWeights, PyTree, SiteValues
-
-if TYPE_CHECKING:
-    from mcx.model.bound import BoundModel
 
 __all__ = ["Forecast", "forecast_draws", "forecast_particles"]
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, override
+from typing import Literal, override
 
 from mcx.errors import CapabilityError
 from mcx.inference.smc.engine import SMCSettings
 from mcx.inference.smc.resampling import Resampling, as_resampling, multinomial, resampling_rule
 from mcx.inference.smc.variance import default_lag
+from mcx.model.bound import BoundModel
 from mcx.model.series.state_space import state_space
 from mcx.ops.validation import Rule, Settings, fraction, integer, one_of, optional
 from mcx.target import StateSpace
-
-if TYPE_CHECKING:
-    from mcx.model.bound import BoundModel
 
 __all__ = ["ParticleFilter"]
 

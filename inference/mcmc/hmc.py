@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, override
+from typing import ClassVar, override
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,9 @@ from blackjax.mcmc import hmc
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import whitened
+from mcx.inference.mcmc.whitening import Point, whitened
 from mcx.ops.validation import Rule, integer, number
 from mcx.types import Array, Covariance, Int, Key, PyTree, Scalar, Vector
-
-if TYPE_CHECKING:
-    from mcx.inference.mcmc.whitening import Point
 
 __all__ = ["HMC", "TRAJECTORY_RULES", "hmc_move"]
 

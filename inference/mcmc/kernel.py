@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, override
+from typing import ClassVar, NamedTuple, Protocol, override
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
+from mcx.inference.mcmc.whitening import Point
 from mcx.methods.initial_points import InitialPoints
 from mcx.run.kernel import Kernel
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 from mcx.types import Covariance, Flags, Key, PyTree, Scalar, Stats, Vector
-
-if TYPE_CHECKING:
-    from mcx.inference.mcmc.whitening import Point
 
 __all__ = ["ChainKernel", "MCMCKernel", "MCMCState", "Transition"]
 

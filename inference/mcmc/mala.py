@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, override
+from typing import ClassVar, override
 
 from blackjax.mcmc import mala
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import whitened
+from mcx.inference.mcmc.whitening import Point, whitened
 from mcx.types import Covariance, Key, PyTree, Scalar, Vector
-
-if TYPE_CHECKING:
-    from mcx.inference.mcmc.whitening import Point
 
 __all__ = ["MALA"]
 

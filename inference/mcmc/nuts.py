@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, override
+from typing import ClassVar, override
 
 from blackjax.mcmc import nuts
 from blackjax.mcmc.hmc import HMCState
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import whitened
+from mcx.inference.mcmc.whitening import Point, whitened
 from mcx.ops.validation import Rule, integer
 from mcx.types import Covariance, Key, PyTree, Scalar, Vector
-
-if TYPE_CHECKING:
-    from mcx.inference.mcmc.whitening import Point
 
 __all__ = ["NUTS"]
 

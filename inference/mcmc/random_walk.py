@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, override
+from typing import ClassVar, override
 
 import jax.numpy as jnp
 from blackjax.mcmc import random_walk
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import Whitening
+from mcx.inference.mcmc.whitening import Point, Whitening
 from mcx.types import Covariance, Key, PyTree, Scalar, Vector
-
-if TYPE_CHECKING:
-    from mcx.inference.mcmc.whitening import Point
 
 __all__ = ["RandomWalk"]
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, override
+from typing import override
 
 import jax
 import jax.numpy as jnp
 
 from mcx.inference.mcmc.whitening import Whitening
-from mcx.inference.smc2.nested import Context, Nested, NestedFilters, Stage, Times, nest, populate
+from mcx.inference.smc2.nested import (
+    Context,
+    Nested,
+    NestedFilterData,
+    NestedFilters,
+    Stage,
+    Times,
+    nest,
+    populate,
+)
 from mcx.inference.tempering.moves import cloud_moments, until_decorrelated
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.random import accept
 from mcx.ops.validation import Rule, Settings, integer, number, optional
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, IntLike, Key, LogWeights, Scalar, Vector
-
-if TYPE_CHECKING:
-    from mcx.inference.smc2.nested import NestedFilterData
 
 __all__ = ["PMMHMoves", "with_pmmh"]
 

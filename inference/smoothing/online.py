@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -12,7 +12,13 @@ from mcx.inference.filtering.online import OnlineFilter, OnlineState, advance, s
 from mcx.inference.filtering.particle_filter import ParticleFilter
 from mcx.inference.smc.backward import check_backward
 from mcx.inference.smc.engine import SMCSettings
-from mcx.inference.smoothing.additive import AdditiveFunctional, Summand, as_functional, summand_of
+from mcx.inference.smoothing.additive import (
+    AdditiveFunctional,
+    Functional,
+    Summand,
+    as_functional,
+    summand_of,
+)
 from mcx.inference.smoothing.paris import PaRIS
 from mcx.inference.smoothing.recursion import Recursion, Smoothing, Trail, value
 from mcx.model.bound import BoundModel
@@ -20,9 +26,6 @@ from mcx.ops.keys import as_key
 from mcx.ops.validation import instance, validated
 from mcx.target import FeynmanKac
 from mcx.types import Key, KeyLike, PyTree, Scalar, SiteValues
-
-if TYPE_CHECKING:
-    from mcx.inference.smoothing.additive import Functional
 
 __all__ = ["OnlineSmoother", "OnlineSmoothing"]
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.backward import backward_weights, parents
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.resampling import Resampling
 from mcx.inference.smoothing.additive import Summand
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, Index, Int, Key, PyTree
-
-if TYPE_CHECKING:
-    from mcx.inference.smc.resampling import Resampling
 
 __all__ = ["Recursion", "Smoothing", "Trail", "forward", "value"]
 

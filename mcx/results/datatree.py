@@ -17,13 +17,12 @@ from mcx.model.capture import record
 from mcx.model.compile import compile_model, observed_values
 from mcx.model.density import sample_sites, site_log_prob
 from mcx.results.map_draws import map_draws
+from mcx.results.predictions import Predictions
 from mcx.sites import SiteTable
 from mcx.target import Target
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mcx.results.predictions import Predictions
 
 __all__ = ["check_coords", "to_datatree"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +11,8 @@ from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
 from mcx.model.compile import model_sites
 from mcx.results import agreement
 from mcx.results.advice import Advice
+from mcx.results.posterior import Posterior
 from mcx.results.summary import effective_sizes, scalars
-
-if TYPE_CHECKING:
-    from mcx.results.posterior import Posterior
 
 __all__ = ["Advice", "check_mode", "diagnose", "report_advice"]
 

@@ -21,12 +21,11 @@ from mcx.results.datatree import to_datatree
 from mcx.results.predictions import Predictions
 from mcx.results.summary import Summary, drawn_sites, scalars, summarize
 from mcx.results.weights import draw_weights
+from mcx.run.driver import Run
 from mcx.types import Key, PyTree
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mcx.run.driver import Run
 
 __all__ = ["Posterior", "RunInfo", "fields_of"]
 

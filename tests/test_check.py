@@ -367,11 +367,7 @@ class TestStartingPoints:
             ([1.0], InitializationError, "not understood"),
             (True, InitializationError, "not understood"),
             ({"slope": 0.0, "noise": 1.0}, InitializationError, "site 'intercept'.*no value"),
-            (
-                {"intercept": "a", "slope": 0.0, "noise": 1.0},
-                InitializationError,
-                "site 'intercept'.*no number",
-            ),
+            ({"intercept": "a", "slope": 0.0, "noise": 1.0}, InitializationError, "'intercept'.*no number"),
             (
                 {"intercept": 0.0, "slope": np.zeros(3), "noise": 1.0},
                 InitializationError,

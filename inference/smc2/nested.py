@@ -65,7 +65,7 @@ class Times(NamedTuple):
 
 def times(num_times: int) -> Times:
     """The inputs of T observations, without the end."""
-    return Times(jnp.arange(num_times), jnp.zeros(num_times, bool))
+    return Times(np.arange(num_times), np.zeros(num_times, bool))
 
 
 class Stage(NamedTuple):

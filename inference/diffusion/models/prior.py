@@ -103,6 +103,11 @@ class ScorePrior(dist.Distribution):
         self.rho = _levels(self.model, schedule, levels, num_steps)
         super().__init__(batch_shape=(), event_shape=event_shape, validate_args=validate_args)
 
+    @classmethod
+    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        """Names of the leaves, in the same order in every process: NumPyro's is that of a set of strings."""
+        return ("rho", "model")
+
     @property
     def support(self) -> dist.constraints.Constraint:
         """All arrays of the event's shape."""

@@ -180,13 +180,15 @@ class Recorder:
         self._state: PyTree = None
         self._saved = time.monotonic()
         self._failed = False
+        self._chains = 0
 
-    def resume(self, programs: Programs, state: PyTree) -> tuple[int, PyTree]:
+    def resume(self, programs: Programs, state: PyTree, num_chains: int) -> tuple[int, PyTree]:
         """How far the run came before: the number of steps taken, and the state after them.
 
         Args:
             programs: of the run.
-            state: at step 0, with a leading chain axis.
+            state: at step 0, with a leading chain axis; it may have no leaves.
+            num_chains: number of chains.
 
         Raises:
             CheckpointCorrupt: if a file is damaged.
@@ -198,9 +200,8 @@ class Recorder:
         manifest = self.store.manifest
         assert manifest is not None
         _refuse_other(self.store.path, manifest.identity, identity)
-        self._state = state
+        self._state, self._chains = state, num_chains
         if manifest.state is not None:
-            self._chains = jax.tree_util.tree_leaves(state)[0].shape[0]
             saved = self.store.load(manifest.state, record_type(state, 1), self._chains)
             self._state = place(
                 jax.tree_util.tree_map(jax.numpy.asarray, from_records(saved, state)), programs.mesh, CHAINS
@@ -240,8 +241,9 @@ class Recorder:
             return
         self._settle(now)
         state = self.store.hosts.fetch(self._state)
-        chains = jax.tree_util.tree_leaves(state)[0].shape[:1]
-        records = to_records(state, chains)  # a copy: the next steps overwrite the state on the device
+        records = to_records(
+            state, (self._chains,)
+        )  # a copy: the next steps overwrite the state on the device
         self._taken, self._pending = self._pending, []
         self._writing = self._start(self._write, self._taken, records, complete)
         self._saved = time.monotonic()

@@ -227,7 +227,7 @@ class _Loop:
         self.recorder, self.hosts = recorder, hosts
         folder = None if recorder is None else recorder.folder
         if recorder is not None:
-            self.done, self.state = recorder.resume(programs, state)
+            self.done, self.state = recorder.resume(programs, state, keys.shape[0])
         self.draws = Draws(programs.emitted, total - discard, folder, hosts.index)
         if recorder is not None:
             for count, stats, draws in recorder.chunks(programs, discard):

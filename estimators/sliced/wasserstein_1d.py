@@ -102,6 +102,8 @@ def wasserstein_1d(
 
     Returns:
         Of the shape of the leading axes; see :func:`order` and :func:`match`. Costs O(n log n + m log m).
+
+    Source: Peyré and Cuturi (2019), Computational Optimal Transport, remark 2.30.
     """
     return match(order(x, x_weights), order(y, y_weights), p)
 

@@ -11,6 +11,7 @@ from mcx.model.check import refuse_data
 from mcx.model.compile import compile_model
 from mcx.ops.validation import Settings
 from mcx.results.advice import Advice
+from mcx.results.diagnose import diagnose
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 from mcx.target import Target
@@ -68,9 +69,13 @@ class Method(Settings):
         """What this method finds wrong with a finished run, worst first.
 
         What may go wrong in any run (an early stop, draws that are not finite, chains that disagree) is
-        diagnosed elsewhere, for all methods alike.
+        diagnosed for all methods alike, see :meth:`diagnose`.
         """
         return []
+
+    def diagnose(self, posterior: Posterior) -> list[Advice]:
+        """Everything that is wrong with a finished run of this method, worst first."""
+        return diagnose(posterior, self.advice(posterior))
 
 
 def checked_target(bound: BoundModel) -> Target:

@@ -137,20 +137,20 @@ def check_mode(mode: str) -> None:
         raise MethodError("unknown warnings mode", expected='"warn", "raise" or "ignore"', found=repr(mode))
 
 
-def report_advice(posterior: Posterior, mode: str, advice: Callable[[Posterior], Sequence[Advice]]) -> None:
-    """Say what :func:`diagnose` finds, in one block.
+def report_advice(posterior: Posterior, mode: str, found_in: Callable[[Posterior], list[Advice]]) -> None:
+    """Say what was found, in one block.
 
     Args:
         posterior: the finished run.
         mode: "warn", "raise" (for CI) or "ignore".
-        advice: what the method itself finds, see :meth:`mcx.methods.method.Method.advice`.
+        found_in: the method's :meth:`~mcx.methods.method.Method.diagnose`; not called in mode "ignore".
 
     Raises:
         DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.
     """
     if mode == "ignore":
         return
-    found = diagnose(posterior, advice(posterior))
+    found = found_in(posterior)
     if not found:
         return
     block = "\n".join(f"  {a.code}  {a.text}" for a in found)

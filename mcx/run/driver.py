@@ -127,6 +127,7 @@ def run(
     num_chains = validated("run", "num_chains", num_chains, integer(1))
     num_discard = validated("run", "num_discard", num_discard, integer(0))
     chunk_size = validated("run", "chunk_size", chunk_size, optional(integer(1)))
+    capacity = validated("run", "capacity", capacity, optional(integer(1)))
     batch_size = validated("run", "batch_size", batch_size, optional(integer(1)))
     if num_discard > num_steps:
         raise MethodError("more steps are discarded than taken", found=f"{num_discard} of {num_steps}")

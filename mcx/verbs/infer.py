@@ -90,7 +90,7 @@ def infer(
         devices=devices,
         batch_size=validated("infer", "batch_size", batch_size, optional(integer(1))),
     )
-    report_advice(posterior, warnings, method.advice)
+    report_advice(posterior, warnings, method.diagnose)
     return posterior
 
 

@@ -164,19 +164,34 @@ class Composition:
 
 
 def anneal(model: Denoiser, power: Level) -> Composition:
-    """``q^power``: colder than the model for powers above 1, warmer for powers below."""
+    """``q^power``: colder than the model for powers above 1, warmer for powers below.
+
+    Args:
+        model: anything with ``denoise(y, rho)``, such as a :class:`~mcx.diffusion.Score`.
+        power: a number, or an array without axes.
+    """
     return Composition((validated("anneal", "model", model, DENOISER),), (power,))
 
 
 def geometric(first: Denoiser, second: Denoiser, guidance: Level) -> Composition:
-    """``q_1^(1 - g) q_2^g``: classifier-free guidance if q_1 is unconditional and q_2 is conditional."""
+    """``q_1^(1 - g) q_2^g``: classifier-free guidance if q_1 is unconditional and q_2 is conditional.
+
+    Args:
+        first: the model q_1, anything with ``denoise(y, rho)``.
+        second: the model q_2, of points of the same shape.
+        guidance: the weight g; 0 gives the first model, 1 the second, and more than 1 goes beyond it.
+    """
     first = validated("geometric", "first", first, DENOISER)
     second = validated("geometric", "second", second, DENOISER)
     return Composition((first, second), (1 - guidance, guidance))
 
 
 def product(*models: Denoiser) -> Composition:
-    """``q_1 q_2 ...``, a product of experts."""
+    """``q_1 q_2 ...``, a product of experts.
+
+    Args:
+        models: at least one object with ``denoise(y, rho)``, all of points of the same shape.
+    """
     if not models:
         raise MethodError("product() needs a model", expected=DENOISER.expected, found="none")
     checked = tuple(validated("product", "models", model, DENOISER) for model in models)

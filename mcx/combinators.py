@@ -1,6 +1,5 @@
 """Combinators: functions that take models and give Feynman-Kac models, of which algorithms are composed.
 
-================== ===========================================================================
 mcx's own methods are built from these. ``docs/samplers.md`` composes SMC^2, particle marginal
 Metropolis-Hastings and particle Gibbs of them in a few lines each.
 """

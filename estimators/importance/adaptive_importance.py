@@ -150,15 +150,7 @@ def explore[P: AdaptiveProposal](
     proposal: P,
     keys: Iterator[Key],
 ) -> Explored[P]:
-    """Adapt a proposal until the predicted variance of the result no longer falls.
-
-    Args:
-        method: settings.
-        iterate: draws from a proposal, adds the draws to the history, and fits the next proposal.
-        history: without draws.
-        proposal: the first one.
-        keys: one is taken for each iteration.
-    """
+    """Adapt a proposal, a key an iteration, until the predicted variance of the result no longer falls."""
     predicted, lowest, best = np.inf, np.inf, proposal
     for t in range(method.num_iterations):
         history, following, deviation, relative = iterate(next(keys), history, proposal)

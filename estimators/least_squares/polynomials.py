@@ -57,10 +57,7 @@ class Polynomials(Basis):
         return products(univariate(x, self.family, self._degree), np.asarray(self.exponents))
 
     def draw(self, key: Key, n: int) -> Float[Array, "n d"]:
-        """Draw n points of density k_m / m: that of the square of a function picked at random.
-
-        Each coordinate inverts an exact distribution function by bisection. Costs O(n d) times the degree.
-        """
+        """Draw n points of density k_m / m by bisection of distribution functions; O(n d degree)."""
         u = jax.random.uniform(key, (n, 1 + self.dim))
         which = jnp.minimum((u[:, 0] * self.size).astype(int), self.size - 1)
         return _invert(u[:, 1:], jnp.asarray(self.exponents)[which], self.family, self._degree)

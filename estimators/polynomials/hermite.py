@@ -67,10 +67,7 @@ def hermite_basis(d: int, degree: int) -> np.ndarray:
 
 
 def highest_degree(d: int, most: int, limit: int = 8) -> int:
-    """The highest total degree with at most ``most`` polynomials in d variables; at most ``limit``.
-
-    Polynomials of higher degrees have much of their mass where samples do not go.
-    """
+    """The highest total degree, at most ``limit``, with at most ``most`` polynomials in d variables."""
     degree = 0
     while degree < limit and math.comb(d + degree + 1, d) - 1 <= most:
         degree += 1

@@ -73,11 +73,7 @@ class Inputs:
 
     @classmethod
     def of(cls, law: dist.Distribution | Sequence[dist.Distribution]) -> Inputs:
-        """Take a distribution of vectors with independent components, or several of numbers.
-
-        Raises:
-            DataError: for anything else, and where components may depend on each other.
-        """
+        """Take a law of vectors with independent components, or laws of numbers; DataError for others."""
         if isinstance(law, Sequence):
             for i, part in enumerate(law):
                 if getattr(part, "event_shape", None) != () or part.batch_shape != ():

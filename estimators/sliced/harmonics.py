@@ -27,15 +27,10 @@ def largest_degree(d: int, most: int, limit: int = 16) -> int:
 
 
 def even_polynomials(theta: Float[Array, "L d"], degree: int) -> Float[Array, "L K"]:
-    """A basis of the even polynomials on the sphere, each minus its mean.
+    """A basis of the even polynomials of a static even degree on the sphere, each minus its mean.
 
-    Args:
-        theta: (L, d) unit vectors.
-        degree: even; static.
-
-    Returns:
-        (L, K): the homogeneous monomials of that degree but one, whose sum makes a constant. They span
-        all spherical harmonics of degrees 2, 4, ..., ``degree``. O(L K d).
+    It has the homogeneous monomials of that degree but one, whose sum makes a constant: they span all
+    spherical harmonics of degrees 2, 4, ..., ``degree``. O(L K d).
 
     Source: Leluc, Dieuleveut, Portier, Segers and Zhuman (2024), Sliced-Wasserstein estimation with spherical
     harmonics as control variates, for their use; Folland (2001), How to integrate a polynomial over a sphere,
@@ -55,14 +50,7 @@ def even_polynomials(theta: Float[Array, "L d"], degree: int) -> Float[Array, "L
 
 
 def monomial_means(exponents: np.ndarray) -> np.ndarray:
-    """Means of monomials over the unit sphere.
-
-    Args:
-        exponents: (K, d).
-
-    Returns:
-        (K,): the product of (a_i - 1)!! over d (d + 2) ... (d + |a| - 2), or 0 where any a_i is odd.
-    """
+    """Means over the unit sphere: (a_i - 1)!! products over d (d + 2) ... (d + |a| - 2), 0 for an odd a_i."""
     d = exponents.shape[1]
     odd_factorials = np.array(
         [math.prod(range(a - 1, 0, -2)) for a in range(int(exponents.max(initial=0)) + 1)]

@@ -16,16 +16,7 @@ __all__ = ["as_pair", "as_points", "as_weights"]
 def as_pair(
     x: ArrayLike, y: ArrayLike, x_weights: ArrayLike | None = None, y_weights: ArrayLike | None = None
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"], Float[Array, " n"] | None, Float[Array, " m"] | None]:
-    """Check two samples, and bring them to one dtype.
-
-    Args:
-        x: (n, d), or (n,) for d = 1.
-        y: (m, d), likewise.
-        x_weights: (n,); None for equal weights.
-        y_weights: (m,), likewise.
-
-    Returns:
-        Both samples, (n, d) and (m, d), and their weights or None.
+    """Check two samples, (n, d) or (n,), and their weights or None, and bring them to one dtype.
 
     Raises:
         DataError: if samples are empty, not finite, or of different dimension, or if weights are negative,

@@ -205,19 +205,9 @@ def sliced_powers(
     p: float = 2.0,
     batch_size: int | None = None,
 ) -> Float[Array, " L"]:
-    """W_p^p between projections, for each of many directions.
+    """W_p^p between projections, for each of many directions, ``batch_size`` of them in memory at once.
 
-    Args:
-        theta: (L, d).
-        x: (n, d).
-        y: (m, d); or y's sorted projections, from :func:`order`, with leading axis L.
-        x_weights: (n,), or None.
-        y_weights: (m,), or None.
-        p: power; static.
-        batch_size: directions at once; static.
-
-    Returns:
-        (L,). Only the projections of one batch are in memory; a gradient computes them again.
+    ``y`` is a sample, or its sorted projections, from :func:`order`. A gradient computes projections again.
     """
     fixed = y if isinstance(y, Ordered) else None
     free = None if isinstance(y, Ordered) else y
@@ -276,16 +266,7 @@ def fit_with_controls(
     settings: SlicedSettings,
     num_points: int,
 ) -> ControlFit:
-    """Average over directions with the chosen control variates.
-
-    Args:
-        key: for the mean of the Gaussian cost.
-        values: (L,).
-        chosen: the directions.
-        sides: moments of both samples; None where the controls do not need them.
-        settings: of the estimate.
-        num_points: of both samples.
-    """
+    """Average over directions with the chosen controls; ``sides`` are both samples' moments where needed."""
     kinds = (settings.controls or "").split("+")
     theta, columns, gaussian_se = chosen.theta, [], None
     if "gaussian" in kinds and sides is not None:

@@ -1,7 +1,6 @@
 """Everything that touches NumPyro's private parts, in one place; scans are in ``capture_scan.py`` beside it.
 
-The rest of mcx uses only what NumPyro documents; what these files rely on is pinned by
-``tests/test_numpyro_contract.py``, which runs on the lowest and on the newest supported release.
+What these files rely on is pinned by ``tests/test_numpyro_contract.py``.
 """
 
 from __future__ import annotations
@@ -75,10 +74,7 @@ def is_improper(fn: Distribution) -> bool:
 
 
 def is_jacobian(site: Mapping[str, Any]) -> bool:
-    """Whether a replayed site is the log Jacobian of a latent site's bijection.
-
-    A mark says so, not the name, because scopes put their prefix before the name a second time.
-    """
+    """Whether a replayed site is the log Jacobian of a latent site's bijection: a mark says so, not the name."""
     return site["infer"].get("mcx_kind") == _JACOBIAN
 
 
@@ -169,9 +165,8 @@ def record(
 class _Uncondition(numpyro.handlers.uncondition):
     """``numpyro.handlers.uncondition`` that reaches into scans and draws values of the observed shape.
 
-    Inside a scan the carry has to see the draw, so conditions on the scan's sites are lifted as well. Several
-    observed values of one distribution, outside of any plate, become as many independent draws. Factors have
-    nothing to draw and are left alone.
+    Conditions on a scan's sites are lifted as well, as the carry has to see the draw. Several observed values
+    of one distribution, outside of any plate, become as many independent draws. Factors are left alone.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -188,10 +183,9 @@ class _Uncondition(numpyro.handlers.uncondition):
 
 
 class SubmodelScope(numpyro.handlers.scope):
-    """``numpyro.handlers.scope`` that names the sites inside scans too.
+    """``numpyro.handlers.scope`` that names the sites inside scans too, while the scan runs.
 
-    Handlers further out look these up by full name while the scan runs, so a prefix put before them
-    afterwards, as NumPyro's scope does, comes too late: their values would never arrive.
+    Handlers further out look them up by full name: a prefix put before them afterwards comes too late.
     """
 
     def process_message(self, msg: dict[str, Any]) -> None:
@@ -256,11 +250,7 @@ def _is_done(msg: Mapping[str, Any]) -> bool:
 
 
 def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
-    """Run a program at an unconstrained point.
-
-    Bijections are rebuilt at every replay, so supports may depend on other sites' values. Log Jacobians
-    appear as factors, see :func:`is_jacobian`.
-    """
+    """Run a program at an unconstrained point; log Jacobians appear as factors, see :func:`is_jacobian`."""
     with _recording() as recorder:
         numpyro.handlers.substitute(fn, substitute_fn=partial(_constrain_site, z))()
     return recorder.sites
@@ -272,10 +262,7 @@ def _constrain_site(z: Mapping[str, Any], site: dict[str, Any]) -> Array | None:
 
 
 def unconstrained_prototype(site: dict[str, Any]) -> Array | None:
-    """Value of a continuous latent site at the origin of unconstrained space (None for other sites).
-
-    Cheaper to trace than a prior draw, and defined for improper sites too.
-    """
+    """Value of a continuous latent site at the origin of unconstrained space; None for other sites."""
     if site["type"] != "sample" or site["is_observed"] or site["fn"].support is None:
         return None
     fn = site["fn"]

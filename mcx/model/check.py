@@ -12,14 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mcx.errors import (
-    BroadcastError,
-    DataError,
-    InitializationError,
-    ModelError,
-    SiteNameError,
-    SupportError,
-)
+from mcx.errors import BroadcastError, DataError, InitializationError, ModelError, SiteNameError, SupportError
 from mcx.model.compile import compile_model
 from mcx.model.density import capability_error
 from mcx.model.path_law import Emission
@@ -124,11 +117,7 @@ def _name_problems(site: Site, dims: set[str]) -> Iterator[ModelError]:
 
 
 def _broadcast_problems(site: Site) -> Iterator[ModelError]:
-    """Find a value that broadcasting repeats along an axis that no plate declares.
-
-    Scoring one value several times is legal where a plate says so, and only if the value does not at the
-    same time stretch the distribution along another axis.
-    """
+    """Find a value that broadcasting repeats along an axis that no plate declares, or stretches along others."""
     batch, terms = site.batch_shape, site.terms_shape
     value = site.shape[: len(site.shape) - len(site.event_shape)]
     declared = {dim for _, dim, _ in site.plates}
@@ -293,11 +282,7 @@ def refuse_data(target: Target) -> None:
 
 
 def refuse_unsupported(target: Target, positions: Array) -> None:
-    """Raise if observed values lie outside of their support at every starting point.
-
-    Several densities are finite outside of their support (a half-normal at -1), so nothing else would show
-    it.
-    """
+    """Raise if observed values lie outside of their support at every point: some densities are finite there."""
     if all(s.support in ("real", "real_vector") for s in target.sites.of_kind("observed")):
         return
     supported, _ = jax.device_get(_flags(target, positions))
@@ -307,10 +292,7 @@ def refuse_unsupported(target: Target, positions: Array) -> None:
 
 
 def refuse_observations(target: Target, positions: Array) -> None:
-    """Raise if observed values are missing, or outside of their support at all of these points.
-
-    Needs no density of the latent sites.
-    """
+    """Raise if observed values are missing or unsupported at all points; needs no density of latent sites."""
     supported, missing = jax.device_get(_flags(target, positions))
     trial = _Trial({}, {}, supported, {k: int(v[0]) for k, v in missing.items()}, np.zeros(0, bool))
     for problem in trial.data_problems(target.sites):

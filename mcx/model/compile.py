@@ -1,8 +1,4 @@
-"""Compile a bound model to a :class:`~mcx.target.Target`.
-
-The model's structure is read once, abstractly (no arithmetic runs); the functions close over nothing
-but the program, and take the data as an argument.
-"""
+"""Compile a bound model to a :class:`~mcx.target.Target`: its structure is read once, abstractly."""
 
 from __future__ import annotations
 
@@ -68,13 +64,7 @@ class _Compiled:
 
 
 def compile_model(bound: BoundProgram) -> Target:
-    """Compile a bound model.
-
-    Args:
-        bound: the model with its data.
-
-    Returns:
-        A target; models of one structure share its functions, so programs built on them are reused.
+    """Compile a bound model to a target; models of one structure share its functions.
 
     Raises:
         DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.

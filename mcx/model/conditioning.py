@@ -23,17 +23,10 @@ _CACHE: LRUCache[tuple[Any, ...]] = LRUCache()
 
 
 def condition_target(target: Target, names: tuple[str, ...], hidden: tuple[str, ...] = ()) -> Target:
-    """The joint density as a function of the other sites.
+    """The joint density as a function of the sites other than ``names``, without the densities of ``hidden`` ones.
 
-    Args:
-        target: the whole posterior.
-        names: latent sites to condition on, discrete ones too.
-        hidden: sites whose densities are left out; they may be observed or conditioned on, such as those of a
-            Markov block whose likelihood is known in another way.
-
-    Returns:
-        A target whose data are ``(the target's data, {site: constrained value})``, with values that are
-        placeholders; :meth:`Target.with_data` puts in others. Equal arguments share their functions.
+    The target's data are ``(the target's data, {site: constrained value})``, with values that are
+    placeholders; :meth:`Target.with_data` puts in others. Equal arguments share their functions.
 
     Raises:
         CapabilityError: if the support of another site depends on one of these, because its unconstrained

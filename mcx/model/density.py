@@ -29,12 +29,7 @@ __all__ = [
 
 
 def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) -> TargetFunctions:
-    """Densities and transforms of a program.
-
-    Args:
-        run: ``data -> program``, a function without arguments.
-        sites: the program's sites.
-    """
+    """Densities and transforms of ``run(data)``, a program with these sites."""
     latent = tuple(s.name for s in sites.of_kind("latent"))
     refuse, no_density = space_error(sites), density_error(sites)
 

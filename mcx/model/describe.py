@@ -25,11 +25,7 @@ __all__ = ["describe"]
 
 
 def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
-    """Read the sites of a model without running its arithmetic.
-
-    Args:
-        bound: the model with its data.
-        concrete: close over the data instead of tracing it, for models that look at its values.
+    """Read the sites of a model without running its arithmetic; ``concrete`` closes over its data.
 
     Raises:
         DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.

@@ -1,8 +1,7 @@
 """The law of a Markov chain's path, and of its emissions, as NumPyro distributions.
 
-To NumPyro a Markov block is one latent site for every component of the state, whose value is a path, and one
-observed site for every emission. Components of a structured state share one law: they are drawn together, and
-the density of one is conditional on the values of the others.
+Components of a structured state share one law: they are drawn together, and the density of one is conditional
+on the values of the others.
 """
 
 from __future__ import annotations
@@ -64,10 +63,7 @@ class PathLaw:
 
     Attributes:
         name: of the Markov block, for errors.
-        initial: ``u_0 -> {component: distribution}``.
-        transition: ``(x_prev, u) -> {component: distribution}``.
         inputs: pytree with a leading axis of ``length``, or None.
-        length: T.
         values: paths by component, filled in as the sites get their values; densities need all of them.
         drawn: paths that were drawn together, until a component gets another value.
     """
@@ -156,10 +152,7 @@ class PathLaw:
             self.drawn = None
 
     def log_prob(self, component: str, values: dict[str, Any]) -> Array:
-        """Log density of one component's path given those of the others; they add up to the joint one.
-
-        Vectorised over time: no scan, so gradients are cheap.
-        """
+        """Log density of one component's path given those of the others, vectorised over time."""
         first = jax.tree_util.tree_map(lambda x: x[0], values)
         before = jax.tree_util.tree_map(lambda x: x[:-1], values)
         after = jax.tree_util.tree_map(lambda x: x[1:], values)
@@ -172,11 +165,7 @@ class PathLaw:
 
 
 class PathComponent(dist.Distribution):
-    """The path of one component of a Markov block's state; event shape (T, ...).
-
-    ``log_prob`` is conditional on the other components' paths, those in ``law.values`` at the time of the
-    call.
-    """
+    """The path of one component of a state, conditional on those in ``law.values``; event shape (T, ...)."""
 
     arg_constraints: dict[str, Any] = {}
     checks_support = True
@@ -270,14 +259,8 @@ class Emission(dist.Distribution):
 def masked_log_prob(law: Distribution, y: Array, missing: Array | None = None) -> Array:
     """Log density of one time's observation, of the law's batch shape; 0 where it is missing.
 
-    Args:
-        law: its distribution.
-        y: value; NaN is missing.
-        missing: mask of ``y``'s shape or of the law's batch shape, for integers; or None.
-
-    Returns:
-        Log densities. A vector that is missing in part is summed over those of its independent components
-        that were observed; with dependent components it is NaN (checked beforehand where data are known).
+    A vector that is missing in part is summed over those of its independent components that were observed;
+    with dependent components it is NaN (checked beforehand where data are known).
     """
     gone, filled = missing_filled(law, y, missing)
     return _log_prob(law, filled, gone)

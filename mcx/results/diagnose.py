@@ -24,12 +24,7 @@ _FALSE_ALARMS = 1e-4  # a run of many chains that agree is called in question th
 
 
 def diagnose(posterior: Posterior, advice: Sequence[Advice] = ()) -> list[Advice]:
-    """Findings about a finished run, worst first.
-
-    Args:
-        posterior: the run.
-        advice: what the method itself found.
-    """
+    """Findings about a finished run, worst first, those of the method itself included."""
     found: list[Advice] = []
     info = posterior.info
     if not info.complete:
@@ -138,12 +133,7 @@ def check_mode(mode: str) -> None:
 
 
 def report_advice(posterior: Posterior, mode: str, advice: Callable[[Posterior], Sequence[Advice]]) -> None:
-    """Say what :func:`diagnose` finds, in one block.
-
-    Args:
-        posterior: the finished run.
-        mode: "warn", "raise" (for CI) or "ignore".
-        advice: what the method itself finds, see :meth:`mcx.methods.method.Method.advice`.
+    """Say what :func:`diagnose` finds, in one block; ``mode`` is "warn", "raise" (for CI) or "ignore".
 
     Raises:
         DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.

@@ -55,15 +55,7 @@ class Estimate:
         notes: tuple[str, ...] = (),
         finish: Callable[[Any], Any] | None = None,
     ) -> Estimate:
-        """Average draws.
-
-        Args:
-            draws: pytree, chain x iteration x ...
-            stats: see :class:`Estimate`.
-            info: see :class:`Estimate`.
-            notes: see :class:`Estimate`.
-            finish: applied to the average; its standard error is a jackknife over chains.
-        """
+        """Average draws, chain x iteration x ...; ``finish`` is applied to the average, its error a jackknife."""
         draws = jax.tree_util.tree_map(np.asarray, draws)
         means = jax.tree_util.tree_map(lambda x: x.mean(1, dtype=np.float64), draws)  # chain x ...
         value = _over_chains(means)
@@ -153,11 +145,9 @@ class Estimate:
 def cautions(stats: Mapping[str, Any]) -> list[str]:
     """Reasons in the statistics of a weighted sample not to rely on an estimate's standard error.
 
-    Args:
-        stats: those of :class:`Estimate`: of interest are ``khat`` (of the weights) and ``khat_integrand``
-            (of integrand x weight, any shape), ``ess``, ``num_samples`` and ``num_controls``, where present.
-
-    Source: for the limits on k, Vehtari, Simpson, Gelman, Yao and Gabry (2024), section 3.2.4.
+    Of interest are ``khat`` (of the weights), ``khat_integrand`` (of integrand x weight), ``ess``,
+    ``num_samples`` and ``num_controls``, where present. Source: for the limits on k, Vehtari, Simpson,
+    Gelman, Yao and Gabry (2024), section 3.2.4.
     """
     found = []
     size = float(np.max(stats["num_samples"])) if "num_samples" in stats else math.inf

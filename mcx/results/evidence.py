@@ -14,11 +14,7 @@ __all__ = ["log_mean_evidence", "replicate_log_weights"]
 
 
 def log_mean_evidence(log_z: Float[Array | np.ndarray, " replicate"]) -> tuple[Scalar, Scalar]:
-    """Log of the mean evidence over replicates, and its standard error by the jackknife (NaN of one).
-
-    Args:
-        log_z: (replicate,); results are in float64 where it is an array of NumPy's.
-    """
+    """Log of the mean evidence over replicates, and its standard error by the jackknife (NaN of one)."""
     xp: Any = jnp if isinstance(log_z, jax.Array) else np
     log_z = xp.asarray(log_z, None if xp is jnp else np.float64)
     runs = log_z.shape[0]

@@ -27,12 +27,8 @@ _ADAPTS = 0.6  # exponent of the gain of Robbins and Monro's stochastic approxim
 
 
 class ProductSpace(NamedTuple):
-    """The data of the kernel: the product space of points and levels.
+    """The data of the kernel: the product space of points and K rising levels, with their log prior.
 
-    model: the diffusion model.
-    level_law: the law of a level given a point.
-    rho: levels, (K,), rising.
-    log_prior: log prior of the levels, (K,).
     tables: what the integrator prepared; leaves that depend on the first level have a leading axis K.
     key: raw data of the key that denoising draws from.
     """
@@ -49,10 +45,8 @@ type _Placed = tuple[Point, Int[Array, ""]]  # a point, and the index of its lev
 
 
 class Chain(NamedTuple):
-    """The state of a chain.
+    """The state of a chain: a point, and the index of its level.
 
-    y: the point.
-    level: the index of its level.
     log_step: log step size of the Langevin moves by bin of levels.
     visits: number of steps in which some chain was in a bin.
     count: number of steps taken.
@@ -77,11 +71,7 @@ class DenoisingKernel(Kernel):
     """A step makes ``num_skip`` moves, each of the point and then of its level; hashable.
 
     Attributes:
-        integrator: the integrator that denoises.
-        num_skip: number of moves in a step.
-        metropolis: whether moves of the point are accepted or rejected.
-        step_size: of the moves; None to learn it while the chains warm up.
-        num_warmup: number of steps that learn.
+        step_size: of the moves; None to learn it while the chains warm up, ``num_warmup`` steps.
         smallest: whether to keep the point of the smallest level among a step's moves, rather than the last.
         by_level: which leaves of the integrator's tables depend on the level.
     """

@@ -77,7 +77,7 @@ def diffusion_posterior(
     *,
     with_params: bool,
 ) -> DiffusionPosterior:
-    """The posterior that is to be drawn from.
+    """The posterior that is to be drawn from, ``with_params`` with other latent sites.
 
     Args:
         bound: the model and its data.

@@ -158,10 +158,7 @@ class ReverseProcess:
         return ReverseStep(mean, gain * delta, 0.5 * delta * now.rate + rise * now.reward)
 
     def initial_law(self) -> InitialLaw:
-        """The law at the largest level, where every model is close to a Gaussian of equal variances.
-
-        Costs 9 calls of each model.
-        """
+        """The law at the largest level, a Gaussian of equal variances; costs 9 calls of each model."""
         rho, dtype, model = self.rho[0], self.rho.dtype, self.model
         parts = (
             zip(model.models, model.powers, strict=True) if isinstance(model, Composition) else [(model, 1.0)]
@@ -197,9 +194,8 @@ class ReverseProcess:
     def draw(self, key: Key) -> Point:
         """A point at the smallest level.
 
-        For a model it takes K steps of a call and a directional derivative each; the derivative gives the
-        variance of the data at a step. For a composition it is chosen among 128 weighted particles, which is
-        right up to order 1 / 128.
+        A model takes K steps of a call and a directional derivative each, which gives the variance of the
+        data. For a composition it is chosen among 128 weighted particles, which is right up to order 1 / 128.
         """
         return self.draws(key, 1)[0] if self.composed else self._draw(key)
 

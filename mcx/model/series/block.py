@@ -1,8 +1,7 @@
 """The functions of a Markov block's Feynman-Kac model, of one time each, with the parameters as arguments.
 
-The program runs once with values of the parameters. The block's functions close over what the program has
-computed from these; they are traced, and the values that they close over become arguments, which are called
-the context. So the loop over time runs the block's own code alone.
+The program runs once with values of the parameters; what the block's functions close over then becomes their
+argument, the context. So the loop over time runs the block's own code alone.
 """
 
 from __future__ import annotations
@@ -41,8 +40,6 @@ class Block(Protocol):
     """A Markov block of a program: an ``mcx.markov`` statement, or a scan.
 
     Attributes:
-        name: of the block.
-        length: T.
         params: names of the parameters.
         state_names: sites that ``states`` gives.
         start_names: further latent sites that belong to the path, but to no time.
@@ -214,18 +211,10 @@ def run_program(
     draw: Callable[[dict[str, Any]], Any] | None = None,
     scans: scans_taken | None = None,
 ) -> capture.SiteTrace:
-    """Run a target's program with values of its parameters.
+    """Run a target's program with values of its parameters, and record the sites.
 
-    Args:
-        target: of the program.
-        data: of the target.
-        params: constrained values of latent sites.
-        draw: called with every other site that has no value. Without it, or where it returns None, the site
-            gets the value at the origin of unconstrained space.
-        scans: takes the program's scans, which then do not run.
-
-    Returns:
-        The recorded sites.
+    Every other site without a value gets that of ``draw(site)``, or, where there is none, the value at the
+    origin of unconstrained space. ``scans`` takes the program's scans, which then do not run.
     """
 
     def value(site: dict[str, Any]) -> PyTree:

@@ -1,7 +1,4 @@
-"""NumPyro's ``scan`` statements, taken out of a program as functions.
-
-With ``capture.py`` it holds all that touches NumPyro's private parts.
-"""
+"""NumPyro's ``scan`` statements, taken out of a program as functions; see ``capture.py``."""
 
 from __future__ import annotations
 
@@ -22,12 +19,9 @@ __all__ = ["ScanStatement", "run_body", "scans_taken"]
 
 
 class ScanStatement(NamedTuple):
-    """A ``scan`` of a program, taken before it ran.
+    """A ``scan`` of a program, taken before it ran, with its arguments.
 
     body: ``(carry, x) -> (carry, y)``, with the scopes of submodels.
-    init, xs: its arguments.
-    length: number of steps.
-    reverse, history: its arguments.
     prefix: what scopes put before the names of the body's sites.
     latent: names of the body's latent sites, with the prefix.
     carry: shapes and dtypes of the carry.
@@ -62,12 +56,8 @@ _HARMLESS = (
 class scans_taken(primitives.Messenger):
     """Take the scans out of the program that runs within; the scans themselves do not run.
 
-    Args:
-        outputs: results that the program gets in their place, ``(carry, ys)`` by number; zeros by default.
-
-    Attributes:
-        scans: the statements, in program order.
-        results: shapes and dtypes of their results.
+    The program gets ``outputs`` in their place, ``(carry, ys)`` by number; zeros by default. ``scans`` are
+    the statements in program order, ``results`` shapes and dtypes of their results.
     """
 
     def __init__(self, outputs: Mapping[int, Any] | None = None) -> None:
@@ -178,20 +168,11 @@ class _Body(primitives.Messenger):
 def run_body(
     scan: ScanStatement, carry: PyTree, x: PyTree, assign: Callable[[str, dict[str, Any]], Any]
 ) -> tuple[Any, SiteTrace]:
-    """Run the body of a scan for one step.
+    """Run the body of a scan for one step; returns the new carry, and the body's sites.
 
-    Args:
-        scan: the statement.
-        carry: the body's first argument.
-        x: its second.
-        assign: called with the name and message of every site but factors; returns its value, or None to
-            leave an observed one as it is.
-
-    Returns:
-        The new carry, and the body's sites.
-
-    Raises:
-        CapabilityError: if the body holds a scan, a cond, a subsampled plate, or asks for a key.
+    ``assign`` is called with the name and message of every site but factors, and returns its value, or None
+    to leave an observed one as it is. Raises CapabilityError if the body holds a scan, a cond, a subsampled
+    plate, or asks for a key.
     """
     body = _Body(scan.prefix, assign)
     with body:

@@ -27,11 +27,8 @@ class MarkovStatement:
 
     Attributes:
         name: of the block, with the scopes of submodels.
-        law: of the path.
         emission: ``(x, u) -> {observed site: distribution}``, or None.
-        proposal, initial_proposal, lookahead: as the user gave them, or None.
-        states: full site name by component.
-        observed: full site name by emission.
+        states, observed: full site names by component, and by emission.
         missing: masks by emission.
     """
 

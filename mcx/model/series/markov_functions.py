@@ -29,14 +29,8 @@ __all__ = ["MarkovBlock"]
 class MarkovBlock:
     """The Markov block of an ``mcx.markov`` statement; see :class:`~mcx.model.series.block.Block`.
 
-    Args:
-        target: of the program.
-        name: of the block.
-        guided: draw from the block's proposal, if it has one.
-        auxiliary: use its lookahead, if it has one.
-
-    Raises:
-        CapabilityError: if the path is observed or not emitted, or something else depends on it.
+    ``guided`` draws from the block's proposal, ``auxiliary`` uses its lookahead, if it has one. Raises
+    CapabilityError if the path is observed or not emitted, or something else depends on it.
     """
 
     no_density = no_forecast = ""

@@ -1,9 +1,7 @@
 """The Feynman-Kac functions of a ``numpyro.contrib.control_flow.scan`` with latent and observed sites.
 
 The scan's body, run for one step with draws for its latent sites, is the transition; its observed sites and
-factors are the potential. A particle holds the step's latent values and the new carry. The structure of the
-program (which sites reach the initial carry, what the new carry and the observations depend on, which inputs
-are observations) is read from one abstract run, see :mod:`mcx.model.series.scan_analysis`.
+factors are the potential. The structure of the program is read by :mod:`mcx.model.series.scan_analysis`.
 """
 
 from __future__ import annotations
@@ -31,18 +29,13 @@ __all__ = ["ScanBlock", "refuse_missing"]
 
 
 class ScanBlock:
-    """A scan of a program; see :class:`~mcx.model.series.block.Block`.
+    """A scan of a program, by its first latent site; see :class:`~mcx.model.series.block.Block`.
 
     A particle is a dictionary. "sites" holds the values of the step's latent sites by name, "carry" the
     entries of the new carry that are not among these, and "before" the entries of the carry before the step
     that the observations depend on: time 0, which has no particle before it, and draws of observations need
     them, while everything else takes them from the particle before. "start" holds the values of the sites
-    drawn along with x_0 if ``whole``; they count at time 0 alone and are zeros later.
-
-    Args:
-        target: of the program.
-        name: of the scan's first latent site.
-        whole: keep "start", and allow :meth:`path_of`, for methods on whole paths.
+    drawn along with x_0 if ``whole``, as methods on whole paths need; they are zeros after time 0.
 
     Raises:
         CapabilityError: if particles cannot be weighted within the scan; the error names the site and shows
@@ -323,11 +316,7 @@ def _strong(x: PyTree) -> Array:
 
 
 def refuse_missing(block: ScanBlock, series: PyTree) -> None:
-    """Raise if an observation is NaN.
-
-    Raises:
-        DataError: names the site and shows what to write instead.
-    """
+    """Raise DataError if an observation is NaN."""
     for site, values in block.observed(series).items():
         if isinstance(values, jax.core.Tracer) or not jnp.issubdtype(values.dtype, jnp.floating):
             continue

@@ -28,11 +28,9 @@ _Deps = frozenset[str]
 
 @dataclass(frozen=True)
 class ScanFacts:
-    """Structure of a scan.
+    """Structure of a scan, the ``number``-th of its program.
 
     Attributes:
-        number: of the scan in the program.
-        length: T.
         latent, observed, factors: names of the body's sites.
         initial_sites: latent sites outside that reach nothing but the initial carry: part of the state's law.
         params: the latent sites that are parameters.
@@ -41,7 +39,6 @@ class ScanFacts:
         kept_before: leaves of the carry before a step that its observations depend on.
         input_shapes: shapes and dtypes of one time's inputs, the leaves of ``inputs_tree``.
         needed_inputs: which of them reach more than the values of observations.
-        inputs_tree: structure of the scan's inputs.
         no_density, no_forecast: see :class:`~mcx.model.series.block.Block`.
     """
 
@@ -63,11 +60,7 @@ class ScanFacts:
 
 
 def analyse(target: Target, name: str) -> ScanFacts:
-    """Read a scan's structure.
-
-    Args:
-        target: of the program.
-        name: of the scan's first latent site.
+    """Read the structure of the scan with this first latent site.
 
     Raises:
         CapabilityError: if particles cannot be weighted in it; the error shows how to rewrite the model.
@@ -173,10 +166,9 @@ class _Look:
     def dependences(self) -> dict[str, Any]:
         """What each part of the program depends on.
 
-        The dependences are sets of tags: "param:site" is a latent site outside of the scan, "carry:i" and
+        Dependences are sets of tags: "param:site" is a latent site outside of the scan, "carry:i" and
         "input:i" are leaves of the body's arguments, "value:site" is a site of the body, "scan:i" the result
-        of a scan. The parts are the initial carry, the scan's inputs, the sites outside and the other scans;
-        and, of one step, the new carry, the densities and the observed values as the body has them.
+        of a scan.
         """
         outside = {k: v for k, v in latent_shapes(self.target).items() if not self.target.sites[k].scanned}
         kwargs: dict[str, Any] = {_param(k): v for k, v in outside.items()}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.types import Array, Float
 
-__all__ = ["products", "univariate"]
+__all__ = ["exponents_of_degree", "products", "univariate"]
 
 
 def univariate(x: Float[Array, "..."], family: str, degree: int) -> Float[Array, "degree+1 ..."]:
@@ -39,3 +41,9 @@ def products(table: Float[Array, "degree+1 n d"], degrees: np.ndarray) -> Float[
     for i in range(degrees.shape[1]):
         found = found * table[degrees[:, i], :, i].T
     return found
+
+
+def exponents_of_degree(d: int, total: int) -> np.ndarray:
+    """Exponents (K, d) of all monomials of a total degree in d variables."""
+    factors = itertools.combinations_with_replacement(range(d), total)
+    return np.stack([np.bincount(which, minlength=d) for which in factors])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import jax.numpy as jnp
 import numpy as np
 
+from mcx.estimators.polynomials.orthonormal import exponents_of_degree
 from mcx.types import Array, Float
 
 __all__ = ["even_polynomials", "largest_degree", "monomial_means", "num_polynomials"]
@@ -37,7 +37,7 @@ def even_polynomials(theta: Float[Array, "L d"], degree: int) -> Float[Array, "L
     for the means.
     """
     d = theta.shape[-1]
-    exponents = _exponents(d, degree)[:-1]
+    exponents = exponents_of_degree(d, degree)[:-1]
     if not len(exponents):
         return jnp.zeros((theta.shape[0], 0), theta.dtype)
     result = jnp.ones((theta.shape[0], len(exponents)), theta.dtype)
@@ -58,11 +58,3 @@ def monomial_means(exponents: np.ndarray) -> np.ndarray:
     totals = [math.prod(d + 2 * k for k in range(int(a) // 2)) for a in exponents.sum(1)]
     means = odd_factorials[exponents].astype(np.float64).prod(1) / np.array(totals, np.float64)
     return np.where((exponents % 2).any(1), 0.0, means)
-
-
-def _exponents(d: int, degree: int) -> np.ndarray:
-    """All exponents of monomials of that degree; (K, d)."""
-    rows = []
-    for factors in itertools.combinations_with_replacement(range(d), degree):
-        rows.append(np.bincount(factors, minlength=d))
-    return np.stack(rows)

@@ -74,7 +74,7 @@ def is_improper(fn: Distribution) -> bool:
 
 
 def is_jacobian(site: Mapping[str, Any]) -> bool:
-    """Whether a replayed site is the log Jacobian of a latent site's bijection: a mark says so, not the name."""
+    """Whether a replayed site is the log Jacobian of a latent site's bijection; it has a mark."""
     return site["infer"].get("mcx_kind") == _JACOBIAN
 
 

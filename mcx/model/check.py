@@ -70,8 +70,7 @@ def check(bound: BoundProgram, key: Key) -> Report:
         return Report((error,))
     problems = list(static_problems(target.sites))
     notes = _notes(target)
-    unfit = capability_error(target.sites)
-    if unfit is not None:
+    if unfit := capability_error(target.sites):
         notes.append(f"methods on unconstrained space cannot take this model: {unfit}")
         return Report(tuple(problems), tuple(notes))
     trial = _Trial.run(target, key)
@@ -117,7 +116,7 @@ def _name_problems(site: Site, dims: set[str]) -> Iterator[ModelError]:
 
 
 def _broadcast_problems(site: Site) -> Iterator[ModelError]:
-    """Find a value that broadcasting repeats along an axis that no plate declares, or stretches along others."""
+    """Find a value that broadcasting repeats along an axis that no plate declares."""
     batch, terms = site.batch_shape, site.terms_shape
     value = site.shape[: len(site.shape) - len(site.event_shape)]
     declared = {dim for _, dim, _ in site.plates}
@@ -274,15 +273,14 @@ def _no_start(trial: _Trial, sites: SiteTable) -> InitializationError:
 
 def refuse_data(target: Target) -> None:
     """Raise if the model has no density, or if there is a mistake in its structure."""
-    unfit = capability_error(target.sites)
-    if unfit is not None:
+    if unfit := capability_error(target.sites):
         raise unfit
     for problem in static_problems(target.sites):
         raise problem
 
 
 def refuse_unsupported(target: Target, positions: Array) -> None:
-    """Raise if observed values lie outside of their support at every point: some densities are finite there."""
+    """Raise if observed values lie outside of their support at every point, where densities may be finite."""
     if all(s.support in ("real", "real_vector") for s in target.sites.of_kind("observed")):
         return
     supported, _ = jax.device_get(_flags(target, positions))

@@ -188,8 +188,7 @@ def log_density(bound: BoundProgram, values: Mapping[str, Any]) -> jax.Array:
     for site in compiled.sites.of_kind("plate"):
         if site.subsample_size is not None:
             raise subsampling_error(site)
-    unfit = density_error(compiled.sites)
-    if unfit is not None:
+    if unfit := density_error(compiled.sites):
         raise unfit
     latent = [s.name for s in compiled.sites.of_kind("latent", "discrete")]
     missing = [name for name in latent if name not in values]

@@ -23,7 +23,7 @@ _CACHE: LRUCache[tuple[Any, ...]] = LRUCache()
 
 
 def condition_target(target: Target, names: tuple[str, ...], hidden: tuple[str, ...] = ()) -> Target:
-    """The joint density as a function of the sites other than ``names``, without the densities of ``hidden`` ones.
+    """The joint density as a function of the other sites, without the densities of ``hidden`` ones.
 
     The target's data are ``(the target's data, {site: constrained value})``, with values that are
     placeholders; :meth:`Target.with_data` puts in others. Equal arguments share their functions.

@@ -62,12 +62,11 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         kept = {*latent, *(s.name for s in sites.of_kind("deterministic"))}
         return {name: jnp.asarray(trace[name]["value"]) for name in trace if name in kept}
 
+    def inverted(trace: capture.SiteTrace) -> dict[str, Any]:
+        return {n: dist.biject_to(trace[n]["fn"].support).inv(trace[n]["value"]) for n in latent}
+
     def unconstrain(data: PyTree, values: PyTree) -> dict[str, Any]:
-        recorder = capture.record(run(data), values=values)
-        return {
-            name: dist.biject_to(recorder.sites[name]["fn"].support).inv(recorder.sites[name]["value"])
-            for name in latent
-        }
+        return inverted(capture.record(run(data), values=values).sites)
 
     def pointwise(data: PyTree, z: PyTree) -> dict[str, Any]:
         return {s["name"]: site_log_prob(s) for s in sample_sites(replayed(data, z)) if not in_prior(s)}
@@ -78,11 +77,7 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         return {s["name"]: site_log_prob(s) for s in terms}
 
     def sample_prior(data: PyTree, key: Key) -> dict[str, Any]:
-        recorder = capture.record(run(data), key=key)
-        return {
-            name: dist.biject_to(recorder.sites[name]["fn"].support).inv(recorder.sites[name]["value"])
-            for name in latent
-        }
+        return inverted(capture.record(run(data), key=key).sites)
 
     proper = not any(
         s.improper or (s.kind == "latent" and s.weighted) or (s.kind == "factor" and not s.likelihood)

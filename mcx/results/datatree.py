@@ -105,7 +105,7 @@ def to_datatree(
 
 
 def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Log densities by site at constrained values, prior and likelihood apart; discrete sites have them, too."""
+    """Log densities by site at constrained values, of discrete sites too, prior and likelihood apart."""
     terms: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
     for site in sample_sites(record(target.functions.run(target.data), values=values).sites):
         if target.sites[site["name"]].no_density:

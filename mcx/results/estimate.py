@@ -55,7 +55,7 @@ class Estimate:
         notes: tuple[str, ...] = (),
         finish: Callable[[Any], Any] | None = None,
     ) -> Estimate:
-        """Average draws, chain x iteration x ...; ``finish`` is applied to the average, its error a jackknife."""
+        """Average draws, chain x iteration x ..., and apply ``finish``, whose error is a jackknife."""
         draws = jax.tree_util.tree_map(np.asarray, draws)
         means = jax.tree_util.tree_map(lambda x: x.mean(1, dtype=np.float64), draws)  # chain x ...
         value = _over_chains(means)

@@ -86,7 +86,7 @@ def _format(column: str, value: float) -> str:
 def scalars(
     draws: Draws, sites: SiteTable, coords: Mapping[str, Any], names: Sequence[str] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every scalar of some sites' draws, chain x draw in float64, labelled by coordinates where there are any."""
+    """Every scalar of the sites' draws, chain x draw in float64, labelled by coordinates if there are any."""
     for name in drawn_sites(draws, sites) if names is None else names:
         values = np.asarray(draws[name])
         if values.dtype.kind not in "biuf":

@@ -164,7 +164,7 @@ def _probabilities(step: Choice, log_p: np.ndarray, active: np.ndarray | None = 
 def _expand(
     p: np.ndarray, repeats: int, count: int, limit: int, program: Program, now: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Continue each outcome in every possible way: its parents, the indices drawn (L, draws), probabilities."""
+    """Continue each outcome in every way: parents, the indices drawn (L, draws), and probabilities."""
     parents = np.arange(count)
     factors = np.ones(count)
     picks = np.empty((count, p.shape[1] * repeats), np.int32)

@@ -42,6 +42,7 @@ class ProductSpace(NamedTuple):
 
 
 type _Placed = tuple[Point, Int[Array, ""]]  # a point, and the index of its level
+type _Info = tuple[Scalar, UInt32[Array, " 2"]]  # acceptance rate of a step, and seed of its denoising
 
 
 class Chain(NamedTuple):
@@ -59,11 +60,6 @@ class Chain(NamedTuple):
     visits: Float[Array, " bins"]
     count: Int[Array, ""]  # type: ignore[assignment]  # tuples have a method of this name
     kept: _Placed
-
-
-class _Info(NamedTuple):
-    accepted: Scalar
-    seed: UInt32[Array, " 2"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +100,9 @@ class DenoisingKernel(Kernel):
         key_moves, key_seed = jax.random.split(key)
         largest = (state.y, jnp.int32(data.rho.shape[0]))
 
-        def move(
-            carry: tuple[Point, Int[Array, ""], _Placed], key: Key
-        ) -> tuple[tuple[Point, Int[Array, ""], _Placed], tuple[Int[Array, ""], Scalar]]:
+        type Moved = tuple[Point, Int[Array, ""], _Placed]
+
+        def move(carry: Moved, key: Key) -> tuple[Moved, tuple[Int[Array, ""], Scalar]]:
             y, level, kept = carry
             key_move, key_level = jax.random.split(key)
             bin_ = self._bin(data, level)
@@ -122,8 +118,7 @@ class DenoisingKernel(Kernel):
             move, begin, jax.random.split(key_moves, self.num_skip)
         )
         state = self._adapted(state, bins, rates)._replace(y=y, level=level, count=state.count + 1, kept=kept)
-        seed = jax.random.bits(key_seed, (2,))
-        return state, _Info(jnp.mean(rates), seed)
+        return state, (jnp.mean(rates), jax.random.bits(key_seed, (2,)))
 
     def _bin(self, data: ProductSpace, level: Int[Array, ""]) -> Int[Array, ""]:
         return level * NUM_BINS // data.rho.shape[0]
@@ -162,8 +157,8 @@ class DenoisingKernel(Kernel):
 
     def collect(self, state: Chain, info: _Info) -> tuple[Mapping[str, Array], Mapping[str, Scalar]]:
         """The kept point with its level, and the seed of its denoising."""
-        y, level = state.kept
-        return {"y": y, "level": level, "seed": info.seed}, {"acceptance": info.accepted}
+        (y, level), (accepted, seed) = state.kept, info
+        return {"y": y, "level": level, "seed": seed}, {"acceptance": accepted}
 
     def emit(self, data: ProductSpace, draw: Mapping[str, Array]) -> Mapping[str, Array]:
         """The denoised point, with the noisy one and its level."""

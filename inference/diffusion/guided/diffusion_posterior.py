@@ -94,8 +94,7 @@ def diffusion_posterior(
     target = compile_model(bound)
     for problem in static_problems(target.sites):
         raise problem
-    unfit = space_error(target.sites)
-    if unfit is not None:
+    if unfit := space_error(target.sites):
         raise unfit
     site = _diffusion_site(target, with_params)
     process = _prior_process(target.functions, site.name, target.data, num_reverse_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ class Teleport:
     mean: Vector
     variances: Vector
     axes: jax.Array | None = None
+    has_density: ClassVar[bool] = True
 
     @classmethod
     def of(cls, mean: ArrayLike, covariance: ArrayLike) -> Teleport:
@@ -117,11 +119,6 @@ class Teleport:
     def spread(self) -> Scalar:
         """The root of the mean variance of a coordinate."""
         return jnp.sqrt(jnp.mean(self.variances))
-
-    @property
-    def has_density(self) -> bool:
-        """True."""
-        return True
 
     def denoise(self, y: Point, rho: Level) -> Point:
         """``E[x_0 | y]`` under the Gaussian."""

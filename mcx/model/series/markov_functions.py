@@ -124,8 +124,9 @@ class MarkovBlock:
                 site=self.name,
                 remedy="give emission= and obs=; to draw from the chain alone, use simulate",
             )
-        self._refuse_improper(block)
-        next_laws = block.law.transition(bare(_zeros(block)), block.law.first_input)
+        zeros = {k: jnp.zeros(s.shape, s.dtype) for k, s in block.law.shapes.items()}
+        next_laws = block.law.transition(bare(zeros), block.law.first_input)
+        _refuse_improper(block, next_laws)
         self._bounded = not self.guided and all(has_density_bound(fn) for fn in next_laws.values())
         u = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
@@ -145,20 +146,6 @@ class MarkovBlock:
             "lookahead": (x, u),
         }
         return 0
-
-    def _refuse_improper(self, block: MarkovStatement) -> None:
-        law = block.law
-        after = law.transition(bare(_zeros(block)), law.first_input)
-        for what, laws in (("initial state", law.start), ("next state", after)):
-            for key, fn in laws.items():
-                if capture.is_improper(fn):
-                    raise CapabilityError(
-                        f"the {what} has no law to draw from",
-                        site=block.states[key],
-                        expected="a proper distribution",
-                        found="an improper one",
-                        remedy="give it a proper one; MCMC methods take the model as it is",
-                    )
 
     def _constants(self, data: PyTree, params: Mapping[str, Any]) -> PyTree:
         """The values that the functions close over."""
@@ -183,15 +170,25 @@ class MarkovBlock:
                 )
 
 
-def _zeros(block: MarkovStatement) -> dict[str, Any]:
-    return {k: jnp.zeros(s.shape, s.dtype) for k, s in block.law.shapes.items()}
+def _refuse_improper(block: MarkovStatement, next_laws: dict[str, Any]) -> None:
+    for what, laws in (("initial state", block.law.start), ("next state", next_laws)):
+        for key, fn in laws.items():
+            if capture.is_improper(fn):
+                raise CapabilityError(
+                    f"the {what} has no law to draw from",
+                    site=block.states[key],
+                    expected="a proper distribution",
+                    found="an improper one",
+                    remedy="give it a proper one; MCMC methods take the model as it is",
+                )
 
 
 def _functions(block: MarkovStatement, guided: bool, looks_ahead: bool, bounded: bool) -> Functions:
     """One time's functions of a block, as the loop needs them; ``u`` holds inputs, observations and masks."""
     law, emission = block.law, block.emission
     assert emission is not None
-    start, step = _proposals(block) if guided else (None, None)
+    guided = guided and bool(block.observed)
+    start, step = (block.initial_proposal, block.proposal) if guided else (None, None)
 
     def emitted(x: PyTree, u: PyTree) -> Scalar:
         laws = emission(x, u["u"])
@@ -276,11 +273,6 @@ def _functions(block: MarkovStatement, guided: bool, looks_ahead: bool, bounded:
     }
     optional = {"lookahead": (looks_ahead, lookahead), BOUND: (bounded, transition_bound)}
     return functions | {role: fn for role, (wanted, fn) in optional.items() if wanted}
-
-
-def _proposals(block: MarkovStatement) -> tuple[Any, Any]:
-    observed = bool(block.observed)
-    return (block.initial_proposal, block.proposal) if observed else (None, None)
 
 
 def _total(laws: dict[str, Any], x: PyTree) -> Scalar:

@@ -81,11 +81,11 @@ def analyse(target: Target, name: str) -> ScanFacts:
     own = look.carry_tags
     needed = frozenset().union(*found["carry"], *found["density"].values(), *found["potential"].values())
     in_potential = frozenset().union(*found["potential"].values())
-    clocks = _clocks(look, found, frozenset(map(_param, initial_sites)))
+    clocks = _clocks(look, found, frozenset(f"param:{site}" for site in initial_sites))
     through = frozenset().union(*(d for i, d in enumerate(found["carry"]) if i not in clocks))
     moving = frozenset(tag for i, tag in enumerate(own) if i not in clocks)
     feedback = frozenset().union(*found["carry"], *found["density"].values()) & frozenset(
-        _value(site) for site in look.observed
+        f"value:{site}" for site in look.observed
     )
     return ScanFacts(
         look.number,
@@ -99,7 +99,7 @@ def analyse(target: Target, name: str) -> ScanFacts:
         look.aliases(),
         tuple(i for i, tag in enumerate(own) if tag in in_potential),
         look.input_shapes,
-        tuple(_input(i) in needed for i in range(len(look.input_shapes))),
+        tuple(f"input:{i}" in needed for i in range(len(look.input_shapes))),
         look.inputs_tree,
         "the scan's new carry depends on the old one not only through this step's latent sites, so the path "
         f"is no Markov chain in '{name}'"
@@ -171,22 +171,22 @@ class _Look:
         of a scan.
         """
         outside = {k: v for k, v in latent_shapes(self.target).items() if not self.target.sites[k].scanned}
-        kwargs: dict[str, Any] = {_param(k): v for k, v in outside.items()}
+        kwargs: dict[str, Any] = {f"param:{k}": v for k, v in outside.items()}
         kwargs |= dict(zip(self.carry_tags, self.carry_shapes, strict=True))
-        kwargs |= {_input(i): s for i, s in enumerate(self.input_shapes)}
-        kwargs |= {_value(k): v for k, v in self.values.items()}
-        kwargs |= {_result(i): r for i, r in enumerate(self.results)}
+        kwargs |= {f"input:{i}": s for i, s in enumerate(self.input_shapes)}
+        kwargs |= {f"value:{k}": v for k, v in self.values.items()}
+        kwargs |= {f"scan:{i}": r for i, r in enumerate(self.results)}
 
         def everything(**tagged: Any) -> dict[str, Any]:
-            params = {k: tagged[_param(k)] for k in outside}
+            params = {k: tagged[f"param:{k}"] for k in outside}
             scan, sites, others = self._scan(
-                params, {i: tagged[_result(i)] for i in range(len(self.results))}
+                params, {i: tagged[f"scan:{i}"] for i in range(len(self.results))}
             )
             carry = jax.tree_util.tree_unflatten(self.carry_tree, [tagged[t] for t in self.carry_tags])
             inputs = jax.tree_util.tree_unflatten(
-                self.inputs_tree, [tagged[_input(i)] for i in range(len(self.input_shapes))]
+                self.inputs_tree, [tagged[f"input:{i}"] for i in range(len(self.input_shapes))]
             )
-            values = {k: tagged[_value(k)] for k in self.values}
+            values = {k: tagged[f"value:{k}"] for k in self.values}
             new, body = self._run(scan, carry, inputs, values, values)
             raw = self._run(scan, carry, inputs, values, {})[1]
             return {
@@ -255,7 +255,7 @@ def _contents(scan: ScanStatement) -> PyTree:
 
 
 def _refuse_what_depends(target: Target, look: _Look, found: dict[str, Any]) -> None:
-    own = _result(look.number)
+    own = f"scan:{look.number}"
     for site, tags in found["outside"].items():
         if own in tags:
             refuse_likelihood_outside(target, look.scan, look.observed, site)
@@ -264,7 +264,7 @@ def _refuse_what_depends(target: Target, look: _Look, found: dict[str, Any]) -> 
             refuse_likelihood_outside(target, look.scan, look.observed, None)
     step = {k: found[k] for k in ("init", "inputs", "carry", "density", "potential", "raw", "conditions")}
     everything = frozenset().union(*jax.tree_util.tree_leaves(step, is_leaf=_is_deps))
-    if any(_result(i) in everything for i in range(len(look.results))):
+    if any(f"scan:{i}" in everything for i in range(len(look.results))):
         raise CapabilityError(
             "the scan depends on the results of another scan",
             site=look.latent[0],
@@ -293,24 +293,24 @@ def _split(target: Target, look: _Look, found: dict[str, Any]) -> tuple[tuple[st
     parts = ("inputs", "carry", "density", "potential", "raw", "conditions", "others")
     elsewhere = frozenset().union(*jax.tree_util.tree_leaves({k: found[k] for k in parts}, is_leaf=_is_deps))
     initial = frozenset().union(*found["init"])
-    drawn = {n for n in free if _param(n) in initial and _param(n) not in elsewhere}
+    drawn = {n for n in free if f"param:{n}" in initial and f"param:{n}" not in elsewhere}
     while True:
         # a site that the law of a parameter or an observation outside depends on is a parameter, too
         outside = (tags for n, tags in found["outside"].items() if n not in drawn)
-        bound = {n for tags in outside for n in drawn if _param(n) in tags}
+        bound = {n for tags in outside for n in drawn if f"param:{n}" in tags}
         if not bound:
             break
         drawn -= bound
     order = [s.name for s in sites.of_kind("latent", "discrete") if not s.scanned]
     used = initial | elsewhere
-    params = tuple(n for n in order if n not in drawn and (n in free or _param(n) in used))
+    params = tuple(n for n in order if n not in drawn and (n in free or f"param:{n}" in used))
     return tuple(n for n in order if n in drawn), params
 
 
 def _clocks(look: _Look, found: dict[str, Any], drawn: _Deps) -> frozenset[int]:
     """Leaves of the carry that are the same for all particles, such as a counter of time."""
     clocks = {i for i, tags in enumerate(found["init"]) if not tags & drawn}
-    latent = frozenset(map(_value, look.latent))
+    latent = frozenset(f"value:{site}" for site in look.latent)
     while True:
         others = latent | {tag for i, tag in enumerate(look.carry_tags) if i not in clocks}
         moving = {i for i in clocks if found["carry"][i] & others}
@@ -321,19 +321,3 @@ def _clocks(look: _Look, found: dict[str, Any], drawn: _Deps) -> frozenset[int]:
 
 def _is_deps(x: PyTree) -> bool:
     return isinstance(x, frozenset)
-
-
-def _param(name: str) -> str:
-    return f"param:{name}"
-
-
-def _value(name: str) -> str:
-    return f"value:{name}"
-
-
-def _input(number: int) -> str:
-    return f"input:{number}"
-
-
-def _result(number: int) -> str:
-    return f"scan:{number}"

@@ -120,13 +120,10 @@ class AdaptiveImportance(Settings):
 
 
 class Iteration[P: AdaptiveProposal](NamedTuple):
-    """What one iteration leads to.
+    """What one iteration leads to: the history with its draws, and the proposal fitted to all draws so far.
 
-    history: with the draws of this iteration.
-    following: the proposal fitted to all draws so far.
-    deviation: root of the variance of one draw of the present proposal, summed over integrands; infinite
-        where nothing is known of it.
-    relative: largest relative standard deviation of one draw; infinite where nothing is known of it.
+    deviation: root of the variance of one draw of the present proposal, summed over integrands.
+    relative: largest relative standard deviation of one draw; both infinite where nothing is known of them.
     """
 
     history: History

@@ -33,11 +33,8 @@ _FURTHER = 2.0  # by how much the search for an integrand that was zero at all d
 
 
 class Adaptation(NamedTuple):
-    """How proposals follow the draws; hashable, as it shapes programs.
+    """How proposals follow the draws; hashable, as it shapes programs. See ``AdaptiveImportance``.
 
-    num_components: for each integrand.
-    df: their degrees of freedom; None for Gaussians.
-    defensive: share of the mixture that the laws keep.
     relative: whether relative errors count, or absolute ones.
     controls: whether the result will have control variates.
     """

@@ -29,10 +29,8 @@ _POINTS_PER_CONTROL = 40
 
 
 class KnownControls(NamedTuple):
-    """Control variates of the user's: functions whose means under the law are known or estimated.
+    """The user's control variates at the points, and their means under the law, known or estimated.
 
-    values: (n, K), of the functions at the points.
-    means: (K,).
     error: (K, K), a root of the covariance of estimated means, R'R; None of known ones.
     """
 

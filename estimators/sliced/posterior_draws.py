@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mcx.errors import MethodError, PosteriorShapeError
-from mcx.estimators.sliced.inputs import as_pair, as_weights
+from mcx.estimators.sliced.inputs import Samples, as_pair, as_weights
 from mcx.model.compile import model_sites
 from mcx.results.posterior import Posterior
 from mcx.types import Array, Float
@@ -21,7 +21,7 @@ def as_samples(
     y: Posterior | ArrayLike,
     x_weights: ArrayLike | None = None,
     y_weights: ArrayLike | None = None,
-) -> tuple[Float[Array, "n d"], Float[Array, "m d"], Float[Array, " n"] | None, Float[Array, " m"] | None]:
+) -> Samples:
     """Check two samples of points, or two posteriors, whose latent sites are whitened; with their weights.
 
     Raises:

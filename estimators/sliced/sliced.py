@@ -14,13 +14,14 @@ from mcx.estimators.sliced.directions import Directions, direction_kind, draw_di
 from mcx.estimators.sliced.fit import ControlFit, fit_controls
 from mcx.estimators.sliced.gaussian import Moments, bounds, gaussian_cost, gaussian_mean, moments
 from mcx.estimators.sliced.harmonics import even_polynomials, largest_degree, num_polynomials
+from mcx.estimators.sliced.inputs import Samples
 from mcx.estimators.sliced.posterior_draws import as_samples
 from mcx.estimators.sliced.wasserstein_1d import Ordered, match, order
 from mcx.ops.keys import as_key
 from mcx.ops.validation import Rule, integer, number, one_of, optional, refuse, validated
 from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
-from mcx.types import Array, Float, Key, KeyLike, PyTree, Scalar
+from mcx.types import Array, Float, Key, KeyLike, PyTree
 
 __all__ = ["CONTROLS", "POWER", "SlicedSettings", "sliced_powers", "sliced_wasserstein", "to_estimate"]
 
@@ -89,6 +90,11 @@ class SlicedSettings(NamedTuple):
                 "take more directions, or a lower degree",
             )
         return cls(p, num_projections, kind, controls, degree, num_replicates, batch_size)
+
+    def draw(self, key: Key, x: Float[Array, "n d"]) -> Directions:
+        """Directions for a sample."""
+        num, d = self.num_projections, x.shape[1]
+        return draw_directions(key, self.directions, num, d, x.dtype, self.num_replicates)
 
 
 def _auto(kind: str, d: int, most: int) -> str | None:
@@ -164,22 +170,20 @@ def sliced_wasserstein(
         samples[0].shape[1], p, num_projections, directions, control_variates, degree, num_replicates,
         batch_size, owner="sliced_wasserstein",
     )  # fmt: skip
-    return _estimate(as_key(key), *samples, settings)
+    return _estimate(as_key(key), samples, settings)
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _estimate(
-    key: Key, x: Array, y: Array, x_weights: Array | None, y_weights: Array | None, settings: SlicedSettings
-) -> Estimate:
-    d = x.shape[1]
-    if d == 1:
+@functools.partial(jax.jit, static_argnums=2)
+def _estimate(key: Key, samples: Samples, settings: SlicedSettings) -> Estimate:
+    x, y, x_weights, y_weights = samples
+    if x.shape[1] == 1:
         power = match(order(x[:, 0], x_weights), order(y[:, 0], y_weights), settings.p)
-        return _exact(power, settings.p)
+        zero = jnp.zeros_like(power)
+        exact = ControlFit(power, zero, zero[None], zero[None], zero, jnp.zeros((), jnp.int32))
+        return to_estimate(exact, settings.p, 1)
     x, y = centred(x, y)
     key_directions, key_controls = jax.random.split(key)
-    chosen = draw_directions(
-        key_directions, settings.directions, settings.num_projections, d, x.dtype, settings.num_replicates
-    )
+    chosen = settings.draw(key_directions, x)
     values = sliced_powers(chosen.theta, x, y, x_weights, y_weights, settings.p, settings.batch_size)
     sides = None
     if settings.controls is not None and settings.controls != "polynomial":
@@ -307,9 +311,3 @@ def to_estimate(fit: ControlFit, p: float, num_directions: int) -> Estimate:
         "clipped": fit.value < 0,
     }
     return Estimate(value, jax.lax.stop_gradient(se), stats=jax.lax.stop_gradient(stats))
-
-
-def _exact(power: Scalar, p: float) -> Estimate:
-    zero = jnp.zeros_like(power)
-    fit = ControlFit(power, zero, zero[None], zero[None], zero, jnp.zeros((), jnp.int32))
-    return to_estimate(fit, p, 1)

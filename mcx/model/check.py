@@ -176,18 +176,17 @@ class _Trial:
     def data_problems(self, sites: SiteTable) -> list[ModelError]:
         problems: list[ModelError] = []
         for name, count in self.missing.items():
-            if count:
-                if sites[name].markov:
-                    problems.append(
-                        DataError(
-                            f"{count} observed vectors are missing in part",
-                            site=name,
-                            expected="vectors that are missing as a whole, or independent components",
-                            remedy="write independent components with .to_event(1) or batch shape; for "
-                            "dependent ones set the whole vector to NaN",
-                        )
+            if count and sites[name].markov:
+                problems.append(
+                    DataError(
+                        f"{count} observed vectors are missing in part",
+                        site=name,
+                        expected="vectors that are missing as a whole, or independent components",
+                        remedy="write independent components with .to_event(1) or batch shape; for "
+                        "dependent ones set the whole vector to NaN",
                     )
-                    continue
+                )
+            elif count:
                 problems.append(
                     DataError(
                         f"{count} of the observed values are NaN",

@@ -46,9 +46,9 @@ _LANGUAGES = {
 
 def render(bound: BoundProgram, format: str) -> str:
     """See :meth:`BoundModel.render`."""
-    language = _LANGUAGES.get(format)
-    if language is None:
+    if format not in tuple(_LANGUAGES):
         raise MethodError("unknown diagram format", expected='"mermaid" or "dot"', found=repr(format))
+    language = _LANGUAGES[format]
     target = compile_model(bound)
     sites = target.sites
     shown = sites.of_kind("latent", "discrete", "observed")
@@ -77,9 +77,8 @@ def render(bound: BoundProgram, format: str) -> str:
             lines.append(language.plate.format(label, title))
         for s in members:
             node = language.observed if s.kind == "observed" else language.latent
-            lines.append(
-                node.format(identifiers[s.name], f"{s.name.translate(language.escape)} ~ {s.distribution}")
-            )
+            title = f"{s.name.translate(language.escape)} ~ {s.distribution}"
+            lines.append(node.format(identifiers[s.name], title))
         lines += [language.end] * len(plates)
     lines += [language.edge.format(identifiers[a], identifiers[b]) for a, b in edges]
     return "\n".join([language.head, *(f"  {line}" for line in lines), *language.tail])

@@ -19,8 +19,7 @@ class Spread(NamedTuple):
     """How far apart chains are in one scalar.
 
     r_hat: split r-hat without the variance that chance explains; 1 where chains agree.
-    ratio: variance between half chains over its expectation.
-    freedom: degrees of freedom of both.
+    ratio: variance between half chains over its expectation, with both degrees of freedom.
     """
 
     r_hat: float
@@ -76,8 +75,7 @@ def _variance_of_mean(centred: np.ndarray) -> tuple[float, float]:
 class Groups(NamedTuple):
     """Chains that are elsewhere than the others.
 
-    apart: their numbers.
-    mean, rest: mean of the scalar in them, and in the others.
+    mean, rest: mean of the scalar in the chains that are ``apart``, and in the others.
     log_density: mean of theirs less that of the others, None where it is not known.
     """
 

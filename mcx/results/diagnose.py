@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
+from mcx.errors import DiagnosticWarning, InferenceWarning
 from mcx.model.compile import model_sites
 from mcx.results import agreement
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.results.summary import effective_sizes, scalars
 
-__all__ = ["Advice", "check_mode", "diagnose", "report_advice"]
+__all__ = ["Advice", "diagnose", "report_advice"]
 
 _MAX_SCALARS = 500
 _R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
@@ -124,12 +124,6 @@ def _worst(values: dict[str, float], pick: object, form: str) -> str:
     ordered = sorted(values, key=lambda k: values[k], reverse=pick is max)
     shown = ", ".join(f"{k} ({form.format(values[k])})" for k in ordered[:3])
     return shown + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
-
-
-def check_mode(mode: str) -> None:
-    """Raise on an unknown ``warnings=`` mode, before anything runs."""
-    if mode not in ("warn", "raise", "ignore"):
-        raise MethodError("unknown warnings mode", expected='"warn", "raise" or "ignore"', found=repr(mode))
 
 
 def report_advice(posterior: Posterior, mode: str, advice: Callable[[Posterior], Sequence[Advice]]) -> None:

@@ -79,11 +79,7 @@ def diffusion_posterior(
 ) -> DiffusionPosterior:
     """The posterior that is to be drawn from, ``with_params`` with other latent sites.
 
-    Args:
-        bound: the model and its data.
-        guidance: ``(target, site, likelihood_kind) -> Guidance``; raises if the likelihood does not admit it.
-        num_reverse_steps: of the reverse process, if not at the prior's own levels.
-        with_params: whether other latent sites are drawn as well.
+    ``guidance(target, site, likelihood_kind)`` raises if the likelihood does not admit it.
 
     Raises:
         CapabilityError: if there is not exactly one site with a diffusion prior, if its prior depends on

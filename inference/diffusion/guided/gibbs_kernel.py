@@ -28,13 +28,10 @@ __all__ = ["GuidedGibbsKernel", "GuidedGibbsState"]
 
 
 class GuidedGibbsState(NamedTuple):
-    """State of one chain.
+    """State of one chain: a path (K + 1, ...), which ends in the site's value, and the other sites.
 
-    path: y at every level of noise, from the noisiest, (K + 1, ...); the last is the site's value. The whole
-        path is kept, as the discretised reverse process is not the noising process run backwards.
-    params: of the Markov chain method on the other sites.
-    averages: of conditional SMC over the kept sweeps.
-    num_kept: sweeps that the averages count.
+    The whole path is kept, as the discretised reverse process is not the noising process run backwards.
+    ``averages`` are those of conditional SMC over ``num_kept`` sweeps.
     """
 
     path: Path

@@ -21,12 +21,9 @@ _SMOOTH: LRUCache[bool] = LRUCache()
 
 @dataclass(frozen=True)
 class LikelihoodKind:
-    """What the likelihood of a site's value is like.
+    """What the likelihood of a site's value is like: Gaussian with affine means, and twice differentiable?
 
-    Attributes:
-        linear: whether observations are Gaussian with means affine in the value.
-        smooth: whether JAX can take two derivatives.
-        flat: whether the gradient is zero although the likelihood changes.
+    It is ``flat`` where its gradient is zero although it changes.
     """
 
     linear: bool

@@ -27,6 +27,7 @@ __all__ = [
     "Block",
     "BlockFunctions",
     "Functions",
+    "examples",
     "latent_shapes",
     "refuse_dependent_series",
     "run_program",
@@ -232,6 +233,23 @@ def run_program(
             return run()
 
     return capture.record(program, key=jax.random.key(0), substitute_fn=value).sites
+
+
+def examples(x: PyTree, u: PyTree) -> dict[str, tuple[Any, ...]]:
+    """Arguments of the functions of all roles, for a particle and the data of one time."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    particle_key = ParticleKey(key, jax.ShapeDtypeStruct((), jnp.int32))
+    return {
+        "initial": (particle_key, u),
+        "transition": (particle_key, x, u),
+        "potential_0": (x, u),
+        "potential": (x, x, u),
+        "density_0": (x, u),
+        "density": (x, x, u),
+        BOUND: (x, u),
+        "observe": (key, x, u),
+        "lookahead": (x, u),
+    }
 
 
 def latent_shapes(target: Target) -> dict[str, Any]:

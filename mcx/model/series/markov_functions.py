@@ -15,7 +15,14 @@ from mcx.errors import CapabilityError
 from mcx.model import capture
 from mcx.model.density import site_log_prob
 from mcx.model.path_law import bare, draw_components, log_density, masked_log_prob, missing_filled
-from mcx.model.series.block import Functions, latent_shapes, refuse_dependent_series, run_program, sources
+from mcx.model.series.block import (
+    Functions,
+    examples,
+    latent_shapes,
+    refuse_dependent_series,
+    run_program,
+    sources,
+)
 from mcx.model.series.density_bounds import BOUND, has_density_bound, log_density_bound
 from mcx.model.series.markov import MarkovStatement, collect_statements
 from mcx.ops.batched_draws import ParticleKey
@@ -131,20 +138,7 @@ class MarkovBlock:
         u = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
         )
-        x = bare(dict(block.law.shapes))
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        particle_key = ParticleKey(key, jax.ShapeDtypeStruct((), jnp.int32))
-        self.examples = {
-            "initial": (particle_key, u),
-            "transition": (particle_key, x, u),
-            "potential_0": (x, u),
-            "potential": (x, x, u),
-            "density_0": (x, u),
-            "density": (x, x, u),
-            BOUND: (x, u),
-            "observe": (key, x, u),
-            "lookahead": (x, u),
-        }
+        self.examples = examples(bare(dict(block.law.shapes)), u)
         return 0
 
     def _constants(self, data: PyTree, params: Mapping[str, Any]) -> PyTree:

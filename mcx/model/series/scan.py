@@ -18,7 +18,7 @@ from numpyro.distributions import Distribution
 from mcx.errors import DataError
 from mcx.model.capture import SiteTrace
 from mcx.model.density import site_log_prob, total
-from mcx.model.series.block import Functions, latent_shapes, run_program
+from mcx.model.series.block import Functions, examples, latent_shapes, run_program
 from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
 from mcx.model.series.scan_analysis import ScanFacts, analyse
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
@@ -55,24 +55,13 @@ class ScanBlock:
         self._memory = whole and bool(self.start_names or facts.kept_before or None in facts.aliases)
         self.no_density, self.no_forecast = facts.no_density, facts.no_forecast
         self._keys = {site: site if len(facts.observed) > 1 else "" for site in facts.observed}
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        particle_key = ParticleKey(key, jax.ShapeDtypeStruct((), jnp.int32))
         u = jax.eval_shape(
             lambda data: jax.tree_util.tree_map(lambda x: x[0], self.series(data)), target.data
         )
         x = jax.eval_shape(lambda data: self._example(data, u), target.data)
         start, values = dict(x["start"]), dict(x["sites"])
-        self.examples = {
-            "place_0": ({**start, **values}, u),
-            "place": (x, values, u),
-            "initial": (particle_key, u),
-            "transition": (particle_key, x, u),
-            "potential_0": (x, u),
-            "potential": (x, x, u),
-            "density_0": (x, u),
-            "density": (x, x, u),
-            "observe": (key, x, u),
-        }
+        places = {"place_0": ({**start, **values}, u), "place": (x, values, u)}
+        self.examples = {**examples(x, u), **places}
 
     def states(self, x: PyTree) -> dict[str, Any]:
         """See :class:`~mcx.model.series.block.Block`."""

@@ -28,6 +28,8 @@ _LEAST = 50  # blocks
 _MOST = 500  # polynomials: their cost grows with the square of their number
 _BLOCKS_PER_CONTROL = 5
 
+type _Found = dict[str, Array]  # of each output, with mean 0 and variance 1: indices (J, d), and numbers (J,)
+
 
 def sobol_indices(
     function: Callable[[Array], PyTree],
@@ -156,8 +158,8 @@ def _blocks(a: Array, b: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames=("polynomials", "groups"))
-def _analysed(t: Array, y: Array, *, polynomials: Products, groups: int | None) -> dict[str, Array]:
-    """From points in standard form (F, n, d + 2, d) and values (F, n, d + 2, J): indices (J, d), others (J,)."""
+def _analysed(t: Array, y: Array, *, polynomials: Products, groups: int | None) -> _Found:
+    """From points in standard form (F, n, d + 2, d) and values (F, n, d + 2, J)."""
     coefficients = _cross_fitted(t, y, polynomials)  # (F, K, J)
     return jax.lax.map(
         lambda one: _indices(t, one[0], one[1], polynomials, groups),

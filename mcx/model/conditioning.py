@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro
+from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError
@@ -42,7 +43,7 @@ def condition_target(target: Target, names: tuple[str, ...], hidden: tuple[str, 
     return Target(data, *_CACHE.get((target.functions, names, hidden), make))
 
 
-def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Any]:
+def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Array]:
     """Zeros of the sites' shapes and dtypes."""
     return {name: jnp.zeros(sites[name].shape, sites[name].dtype) for name in names}
 
@@ -85,7 +86,7 @@ def _refuse_moving_supports(target: Target) -> None:
     z = {name: jnp.zeros(shape) for name, shape in target.shapes}
     model, values = target.data
 
-    def constrained(**values: PyTree) -> dict[str, Any]:
+    def constrained(**values: PyTree) -> dict[str, Array]:
         found = target.functions.constrain((model, values), z)
         return {name: found[name] for name in free}
 

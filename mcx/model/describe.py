@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpyro.distributions import Distribution
 
 from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
+from mcx.model.capture import Message
 from mcx.model.path_law import Emission, PathComponent
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
@@ -74,7 +74,7 @@ def _with_time(sites: list[Site]) -> tuple[Site, ...]:
     return tuple(named)
 
 
-def _site(msg: dict[str, Any]) -> Site | None:
+def _site(msg: Message) -> Site | None:
     kind, name = msg["type"], msg["name"]
     if kind == "plate":
         size, subsample = msg["args"][0], msg["args"][1]
@@ -99,7 +99,7 @@ def _site(msg: dict[str, Any]) -> Site | None:
     return _sample_site(msg)
 
 
-def _sample_site(msg: dict[str, Any]) -> Site:
+def _sample_site(msg: Message) -> Site:
     name, fn, value = msg["name"], msg["fn"], msg["value"]
     batch, event, shape = tuple(fn.batch_shape), tuple(fn.event_shape), tuple(jnp.shape(value))
     plates, weighted = _plates(msg), _weighted(msg)
@@ -165,7 +165,7 @@ def _terms_shape(name: str, fn: Distribution, value: Array) -> tuple[int, ...]:
         ) from error
 
 
-def _weighted(msg: Mapping[str, Any]) -> bool:
+def _weighted(msg: Message) -> bool:
     fn, scale = msg["fn"], msg["scale"]
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
@@ -173,7 +173,7 @@ def _weighted(msg: Mapping[str, Any]) -> bool:
     return isinstance(fn, dist.MaskedDistribution) or not (scale is None or constant_one)
 
 
-def _plates(msg: Mapping[str, Any]) -> tuple[tuple[str, int, int], ...]:
+def _plates(msg: Message) -> tuple[tuple[str, int, int], ...]:
     frames = msg.get("cond_indep_stack") or ()
     return tuple((f.name, f.dim, f.size) for f in frames)
 

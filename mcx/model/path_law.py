@@ -34,7 +34,7 @@ __all__ = [
     "missing_filled",
 ]
 
-Laws = Callable[..., dict[str, Any]]
+type Laws = Callable[..., dict[str, Distribution]]
 
 
 def components(laws: Distribution | dict[str, Distribution]) -> dict[str, Any]:
@@ -47,12 +47,12 @@ def bare(values: dict[str, Any]) -> PyTree:
     return values[""] if "" in values else values
 
 
-def draw_components(particle_key: ParticleKey, laws: dict[str, Any]) -> dict[str, Any]:
+def draw_components(particle_key: ParticleKey, laws: dict[str, Distribution]) -> dict[str, Array]:
     """Draw every component; they are independent given the past."""
     return {name: draw(of_site(particle_key, i), law) for i, (name, law) in enumerate(laws.items())}
 
 
-def log_density(laws: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def log_density(laws: dict[str, Distribution], values: dict[str, Array]) -> dict[str, Array]:
     """Log density of every component, summed to a scalar each."""
     return {name: jnp.sum(log_prob_in_support(law, values[name])) for name, law in laws.items()}
 
@@ -73,8 +73,8 @@ class PathLaw:
     transition: Laws
     inputs: PyTree
     length: int
-    values: dict[str, Any] = field(default_factory=dict)
-    drawn: dict[str, Any] | None = None
+    values: dict[str, Array] = field(default_factory=dict)
+    drawn: dict[str, Array] | None = None
 
     def __post_init__(self) -> None:
         self.first_input = jax.tree_util.tree_map(lambda x: x[0], self.inputs)
@@ -116,7 +116,7 @@ class PathLaw:
                     remedy="write the state so that its support is the same at all times",
                 )
 
-    def sample(self, key: Key) -> dict[str, Any]:
+    def sample(self, key: Key) -> dict[str, Array]:
         """Draw all paths, (T, ...) each, forwards in time; those in ``values`` stay as they are."""
         key_start, key_run = jax.random.split(key)
         one = jnp.zeros((), jnp.int32)
@@ -125,7 +125,7 @@ class PathLaw:
             draw_components(ParticleKey(key_start, one), self.start), {k: v[0] for k, v in fixed.items()}
         )
 
-        def step(x: dict[str, Any], inputs: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+        def step(x: dict[str, Array], inputs: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
             t, u, known = inputs
             particle_key = ParticleKey(jax.random.fold_in(key_run, t), one)
             x = self._cast(draw_components(particle_key, self.transition(bare(x), u)), known)
@@ -136,7 +136,7 @@ class PathLaw:
         _, later = jax.lax.scan(step, x0, (times, self.later_inputs, later_fixed))
         return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
-    def _cast(self, x: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+    def _cast(self, x: dict[str, Array], fixed: dict[str, Array]) -> dict[str, Any]:
         return {k: v.astype(self.shapes[k].dtype) for k, v in (x | fixed).items()}
 
     def draw(self, key: Key, component: str) -> Array:
@@ -151,7 +151,7 @@ class PathLaw:
         if self.drawn is not None and self.drawn[component] is not path:
             self.drawn = None
 
-    def log_prob(self, component: str, values: dict[str, Any]) -> Array:
+    def log_prob(self, component: str, values: dict[str, Array]) -> Array:
         """Log density of one component's path given those of the others, vectorised over time."""
         first = jax.tree_util.tree_map(lambda x: x[0], values)
         before = jax.tree_util.tree_map(lambda x: x[:-1], values)
@@ -207,7 +207,7 @@ class Emission(dist.Distribution):
     checks_support = True
 
     def __init__(
-        self, laws: Laws, key: str, path: dict[str, Any], inputs: PyTree, missing: Array | None = None
+        self, laws: Laws, key: str, path: dict[str, Array], inputs: PyTree, missing: Array | None = None
     ) -> None:
         self.laws, self.key, self.path, self.inputs, self.missing = laws, key, path, inputs, missing
         x0, u0 = jax.tree_util.tree_map(lambda x: x[0], (path, inputs))

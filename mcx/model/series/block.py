@@ -12,16 +12,18 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
+from mcx.model.capture import Message
 from mcx.model.series.capture_scan import scans_taken
 from mcx.model.series.density_bounds import BOUND
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.target import Target
-from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar, SiteValues
 
 __all__ = [
     "Block",
@@ -64,7 +66,7 @@ class Block(Protocol):
     no_forecast: str
     examples: dict[str, tuple[Any, ...]]
 
-    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
+    def functions(self, data: PyTree, params: SiteValues) -> Functions:
         """One time's functions by role, closing over what the parameters determine.
 
         The roles and their arguments: initial ``(particle_key, u)``; transition ``(particle_key, x_prev,
@@ -75,15 +77,15 @@ class Block(Protocol):
         """
         ...
 
-    def series(self, data: PyTree) -> dict[str, Any]:
+    def series(self, data: PyTree) -> dict[str, PyTree]:
         """The data of all times, (T, ...) each: inputs ``u``, observations ``y`` and masks ``missing``."""
         ...
 
-    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
+    def supports(self, data: PyTree, params: SiteValues) -> dict[str, Any]:
         """The support of each parameter's site, which may depend on the other parameters."""
         ...
 
-    def states(self, x: PyTree) -> dict[str, Any]:
+    def states(self, x: PyTree) -> dict[str, Array]:
         """Values of a particle by site."""
         ...
 
@@ -91,15 +93,15 @@ class Block(Protocol):
         """A particle as the program's own functions see the state."""
         ...
 
-    def path_values(self, path: PyTree) -> dict[str, Any]:
+    def path_values(self, path: PyTree) -> dict[str, Array]:
         """Values of a path by site, those of ``start_names`` included."""
         ...
 
-    def path_of(self, values: Mapping[str, Any]) -> PyTree:
+    def path_of(self, values: SiteValues) -> PyTree:
         """The path with these values; for blocks whose particles hold nothing else."""
         ...
 
-    def observed(self, u: PyTree) -> dict[str, Any]:
+    def observed(self, u: PyTree) -> dict[str, Array]:
         """Observations among the series, by site."""
         ...
 
@@ -151,7 +153,7 @@ class BlockFunctions:
         """The log of a guess at the density of the next observation."""
         return self.code["lookahead"](ctx["lookahead"], x, u_next)
 
-    def path_of(self, ctx: PyTree, values: Mapping[str, Any], inputs: PyTree) -> PyTree:
+    def path_of(self, ctx: PyTree, values: SiteValues, inputs: PyTree) -> PyTree:
         """The path with these values by site; what else its particles hold is computed from the context."""
         if "place" not in self.code:
             return self.block.path_of(values)
@@ -170,7 +172,7 @@ class BlockFunctions:
         _, later = jax.lax.scan(step, x0, rest)
         return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
-    def observe(self, key: Key, ctx: PyTree, x: PyTree, u: PyTree) -> dict[str, Any]:
+    def observe(self, key: Key, ctx: PyTree, x: PyTree, u: PyTree) -> dict[str, Array]:
         """A draw of the observations of one time."""
         if self.block.no_forecast:
             raise CapabilityError(
@@ -179,7 +181,7 @@ class BlockFunctions:
                 expected="states to come that do not depend on observations to come",
                 remedy="carry the state alone; or simulate further times with BoundModel.simulate",
             )
-        drawn: dict[str, Any] = self.code["observe"](ctx["observe"], key, x, u)
+        drawn: dict[str, Array] = self.code["observe"](ctx["observe"], key, x, u)
         return drawn
 
     def _contexts(self, data: PyTree, params: PyTree) -> dict[str, Any]:
@@ -197,7 +199,7 @@ class BlockFunctions:
                 )
         return consts
 
-    def _valid(self, data: PyTree, params: PyTree) -> dict[str, Any]:
+    def _valid(self, data: PyTree, params: PyTree) -> dict[str, Array]:
         """Whether each parameter lies in its site's support."""
         return {
             k: jnp.asarray(True) if s is None else jnp.all(s(jnp.asarray(params[k])))
@@ -208,8 +210,8 @@ class BlockFunctions:
 def run_program(
     target: Target,
     data: PyTree,
-    params: Mapping[str, Any],
-    draw: Callable[[dict[str, Any]], Any] | None = None,
+    params: SiteValues,
+    draw: Callable[[Message], Array | None] | None = None,
     scans: scans_taken | None = None,
 ) -> capture.SiteTrace:
     """Run a target's program with values of its parameters, and record the sites.
@@ -218,7 +220,7 @@ def run_program(
     origin of unconstrained space. ``scans`` takes the program's scans, which then do not run.
     """
 
-    def value(site: dict[str, Any]) -> PyTree:
+    def value(site: Message) -> PyTree:
         if site["type"] == "sample" and site["name"] in params:
             return params[site["name"]]
         if site["value"] is not None:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro
+from jax import Array
 from numpyro import primitives
 from numpyro.ops.pytree import PytreeTrace
 
 from mcx.errors import CapabilityError
-from mcx.model.capture import SiteTrace, SubmodelScope, is_factor, is_scan, unconstrained_prototype
+from mcx.model.capture import Message, SiteTrace, SubmodelScope, is_factor, is_scan, unconstrained_prototype
 from mcx.types import PyTree
 
 __all__ = ["ScanStatement", "run_body", "scans_taken"]
@@ -66,7 +67,7 @@ class scans_taken(primitives.Messenger):
         self.scans: list[ScanStatement] = []
         self.results: list[Any] = []
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         """Record a scan, and give the program a result in its place."""
         if msg["type"] != "control_flow" or not is_scan(msg):
             return
@@ -103,7 +104,7 @@ class scans_taken(primitives.Messenger):
         msg["stop"] = True
 
 
-def _scan_shapes(msg: dict[str, Any]) -> tuple[Any, list[str]]:
+def _scan_shapes(msg: Message) -> tuple[Any, list[str]]:
     """Shapes of a scan's results, and the names of its latent sites."""
     latent: list[str] = []
     kwargs = {
@@ -126,12 +127,12 @@ def _scan_shapes(msg: dict[str, Any]) -> tuple[Any, list[str]]:
 class _Body(primitives.Messenger):
     """Assign values to the sites of a scan's body, record the sites, and hide them from other handlers."""
 
-    def __init__(self, prefix: str, assign: Callable[[str, dict[str, Any]], Any]) -> None:
+    def __init__(self, prefix: str, assign: Callable[[str, Message], Array | None]) -> None:
         super().__init__()
         self.prefix, self.assign = prefix, assign
-        self.sites: dict[str, dict[str, Any]] = {}
+        self.sites: dict[str, Message] = {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         msg["stop"] = True
         name = self.prefix + msg["name"] if "name" in msg else None
         if msg["type"] == "control_flow":
@@ -160,13 +161,13 @@ class _Body(primitives.Messenger):
             if value is not None:
                 msg["value"] = value
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "sample":
             self.sites[self.prefix + msg["name"]] = msg.copy()
 
 
 def run_body(
-    scan: ScanStatement, carry: PyTree, x: PyTree, assign: Callable[[str, dict[str, Any]], Any]
+    scan: ScanStatement, carry: PyTree, x: PyTree, assign: Callable[[str, Message], Array | None]
 ) -> tuple[Any, SiteTrace]:
     """Run the body of a scan for one step; returns the new carry, and the body's sites.
 

@@ -12,14 +12,14 @@ from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError, McxError
-from mcx.model.capture import is_factor
+from mcx.model.capture import Message, is_factor
 from mcx.model.density import site_log_prob
 from mcx.model.series.block import latent_shapes, refuse_dependent_series, run_program
 from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
 from mcx.model.series.scan_refusals import refuse_likelihood_outside, refuse_statement
 from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
-from mcx.types import PyTree
+from mcx.types import PyTree, SiteValues
 
 __all__ = ["ScanFacts", "analyse"]
 
@@ -206,7 +206,7 @@ class _Look:
         return found
 
     def _scan(
-        self, params: Mapping[str, Any], outputs: Mapping[int, Any]
+        self, params: SiteValues, outputs: Mapping[int, Any]
     ) -> tuple[ScanStatement, Mapping[str, Any], list[ScanStatement]]:
         taken = scans_taken(outputs)
         sites = run_program(self.target, self.target.data, params, scans=taken)
@@ -220,12 +220,12 @@ class _Look:
         scan: ScanStatement,
         carry: PyTree,
         inputs: PyTree,
-        latent: Mapping[str, Any],
-        observed: Mapping[str, Any],
+        latent: SiteValues,
+        observed: SiteValues,
     ) -> tuple[Any, Mapping[str, Any]]:
         """One step with these values of its sites; a site without a value gets a draw, or its observation."""
 
-        def value(name: str, msg: dict[str, Any]) -> Array | None:
+        def value(name: str, msg: Message) -> Array | None:
             found = (latent if name in scan.latent else observed).get(name)
             if found is not None or msg["value"] is not None:
                 return found
@@ -238,7 +238,7 @@ def _contents(scan: ScanStatement) -> PyTree:
     """The parts of a scan: initial carry, inputs, and the values that its body closes over."""
 
     def body(carry: PyTree, x: PyTree) -> PyTree:
-        def value(name: str, msg: dict[str, Any]) -> Array | None:
+        def value(name: str, msg: Message) -> Array | None:
             if msg["value"] is not None:
                 return None
             return msg["fn"].sample(jax.random.key(0), msg["kwargs"].get("sample_shape", ()))

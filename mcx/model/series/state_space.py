@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from mcx.model.series.markov_functions import MarkovBlock
 from mcx.model.series.scan import ScanBlock, refuse_missing
 from mcx.ops.lru_cache import LRUCache
 from mcx.target import FeynmanKac, StateSpace, Target
-from mcx.types import PyTree
+from mcx.types import PyTree, SiteValues
 
 __all__ = [
     "BlockData",
@@ -198,7 +197,7 @@ def _chosen(target: Target, blocks: dict[str, bool], name: str | None) -> tuple[
     return name, blocks[name]
 
 
-def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any] | None) -> dict[str, Any]:
+def check_params(bound: BoundModel, space: StateSpace, params: SiteValues | None) -> dict[str, Any]:
     """Constrained values of a state space's parameters as arrays, checked.
 
     Raises:

@@ -228,14 +228,14 @@ def estimate_from(
         "num_controls": int(found["num_controls"]),
         "num_evaluations": n if num_evaluations is None else num_evaluations,
     }
-    notes = []
+    notes: tuple[str, ...] = ()
     if unseen := found["unseen"].sum():
-        notes.append(
+        zero = (
             f"{unseen} of {problem.count} integrands are zero at all samples: their errors of 0 mean nothing"
         )
-    return Estimate(
-        problem.shaped(found["value"]), problem.shaped(found["se"]), stats=stats, notes=tuple(notes)
-    )
+        notes = (zero,)
+    value, se = (problem.shaped(found[name]) for name in ("value", "se"))
+    return Estimate(value, se, stats=stats, notes=notes)
 
 
 def _reference(problem: Integrals, degree: int, dtype: DTypeLike) -> tuple[tuple[Array, Array] | None, Array]:

@@ -82,13 +82,8 @@ class SlicedSettings(NamedTuple):
         elif degree is None:
             degree = largest_degree(d, most - 1)
         elif degree % 2 or degree < 2 or num_polynomials(d, degree) > num_projections - 2:
-            refuse(
-                owner,
-                "degree",
-                degree,
-                f"an even degree with at most {num_projections - 2} polynomials in dimension {d}",
-                "take more directions, or a lower degree",
-            )
+            fits = f"an even degree with at most {num_projections - 2} polynomials in dimension {d}"
+            refuse(owner, "degree", degree, fits, "take more directions, or a lower degree")
         return cls(p, num_projections, kind, controls, degree, num_replicates, batch_size)
 
     def draw(self, key: Key, x: Float[Array, "n d"]) -> Directions:
@@ -213,8 +208,7 @@ def sliced_powers(
 
     ``y`` is a sample, or its sorted projections, from :func:`order`. A gradient computes projections again.
     """
-    fixed = y if isinstance(y, Ordered) else None
-    free = None if isinstance(y, Ordered) else y
+    fixed, free = (y, None) if isinstance(y, Ordered) else (None, y)
     points = x.shape[0] + (y.values.shape[-1] if isinstance(y, Ordered) else y.shape[0])
 
     @jax.checkpoint

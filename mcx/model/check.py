@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -230,17 +229,15 @@ class _Trial:
 
 @jax.jit
 def _evaluate(target: Target, positions: Array) -> PyTree:
-    return jax.vmap(partial(_evaluate_one, target))(positions)
+    def one(position: Vector) -> PyTree:
+        value, gradient = jax.value_and_grad(lambda x: target.log_density(target.unravel(x)))(position)
+        z = target.unravel(position)
+        terms = {**target.prior_terms(z), **target.pointwise(z)}
+        log_prob = {name: jnp.sum(term) for name, term in terms.items()}
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+        return log_prob, target.unravel(gradient), *_observed_flags(target, z), finite
 
-
-def _evaluate_one(target: Target, position: Vector) -> PyTree:
-    value, gradient = jax.value_and_grad(lambda x: target.log_density(target.unravel(x)))(position)
-    z = target.unravel(position)
-    terms = {**target.prior_terms(z), **target.pointwise(z)}
-    log_prob = {name: jnp.sum(term) for name, term in terms.items()}
-    supported, missing = _observed_flags(target, z)
-    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-    return log_prob, target.unravel(gradient), supported, missing, finite
+    return jax.vmap(one)(positions)
 
 
 def _observed_flags(target: Target, z: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -119,7 +119,7 @@ def _sample_site(msg: Message) -> Site:
             plates=plates,
         )
     common: dict[str, Any] = {
-        "distribution": _distribution_name(fn),
+        "distribution": distribution_name(fn),
         "batch_shape": batch,
         "event_shape": event,
         "shape": shape,
@@ -144,12 +144,6 @@ def _sample_site(msg: Message) -> Site:
         return Site(name, "discrete", **common)
     unconstrained = jnp.shape(dist.biject_to(support).inv(value))
     return Site(name, "latent", **common, unconstrained_shape=unconstrained, improper=capture.is_improper(fn))
-
-
-def _distribution_name(fn: Distribution) -> str:
-    if isinstance(fn, PathComponent):
-        return f"Markov({distribution_name(fn.law.start[fn.component])})"
-    return distribution_name(fn.first if isinstance(fn, Emission) else fn)
 
 
 def _terms_shape(name: str, fn: Distribution, value: Array) -> tuple[int, ...]:
@@ -195,7 +189,9 @@ def _dtype(value: Array) -> str:
 
 def distribution_name(fn: Distribution) -> str:
     """Readable name of a distribution, wrappers peeled off."""
-    return type(capture.unwrapped(fn)).__name__
+    if isinstance(fn, PathComponent):
+        return f"Markov({distribution_name(fn.law.start[fn.component])})"
+    return type(capture.unwrapped(fn.first if isinstance(fn, Emission) else fn)).__name__
 
 
 def constraint_name(constraint: Any) -> str:

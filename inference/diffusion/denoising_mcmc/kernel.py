@@ -105,7 +105,7 @@ class DenoisingKernel(Kernel):
         def move(carry: Moved, key: Key) -> tuple[Moved, tuple[Int[Array, ""], Scalar]]:
             y, level, kept = carry
             key_move, key_level = jax.random.split(key)
-            bin_ = self._bin(data, level)
+            bin_ = level * NUM_BINS // data.rho.shape[0]
             y, rate = self._langevin(data, key_move, y, data.rho[level], jnp.exp(state.log_step[bin_]))
             log_w = data.level_law.log_density(data.model, y, data.rho) + data.log_prior
             level = choose(key_level, log_w)
@@ -119,9 +119,6 @@ class DenoisingKernel(Kernel):
         )
         state = self._adapted(state, bins, rates)._replace(y=y, level=level, count=state.count + 1, kept=kept)
         return state, (jnp.mean(rates), jax.random.bits(key_seed, (2,)))
-
-    def _bin(self, data: ProductSpace, level: Int[Array, ""]) -> Int[Array, ""]:
-        return level * NUM_BINS // data.rho.shape[0]
 
     def _langevin(
         self, data: ProductSpace, key: Key, y: Point, rho: Scalar, step: Scalar

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +73,11 @@ class RungeKutta45(Settings):
         path: bool,
     ) -> Point:
         """See :class:`~.base.Integrator`."""
-        diffrax = _diffrax()
+        try:
+            import diffrax
+        except ImportError as error:
+            remedy = "pip install 'mcx[diffusion]'"
+            raise MissingExtraError("RungeKutta45 needs diffrax", remedy=remedy) from error
         lam = prepared.lam
         visited = y[None, ...][:0]
         if len(lam) > 1:
@@ -97,13 +101,3 @@ class RungeKutta45(Settings):
             y = call(model, y, prepared.last)
             visited = jnp.concatenate([visited, y[None]])
         return visited if path else y
-
-
-def _diffrax() -> Any:
-    try:
-        import diffrax
-    except ImportError as error:
-        raise MissingExtraError(
-            "RungeKutta45 needs diffrax", remedy="pip install 'mcx[diffusion]'"
-        ) from error
-    return diffrax

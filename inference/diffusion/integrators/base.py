@@ -31,26 +31,21 @@ class Integrator(Protocol):
     @property
     def order(self) -> int:
         """Global order in the length of steps in lambda: of the end point, or of its law if it is random."""
-        ...
 
     @property
     def num_draws(self) -> int:
         """Number of noise draws of the point's shape in a step; 0 for deterministic integrators."""
-        ...
 
     def nfe(self, levels: np.ndarray) -> int | None:
         """Number of calls of the model for a point along the levels; None if it is not known beforehand."""
-        ...
 
     def prepare(self, levels: np.ndarray) -> PyTree:
         """What :meth:`run` needs of the levels; arrays in float64."""
-        ...
 
     def run(
         self, key: Key | None, model: Denoiser, y: Point, prepared: PyTree, noise: Noise | None, path: bool
     ) -> Point:
         """The end for one point; with ``path`` the points after every step, (K, *event)."""
-        ...
 
 
 class Tabled(Settings):

@@ -101,8 +101,7 @@ class Composition:
         """The strength of the reward at a level."""
         if self.reward is None:
             return jnp.zeros_like(jnp.asarray(rho, float))
-        fade = self.fade or _fade
-        return self.strength * fade(rho)
+        return self.strength * (1 / (1 + jnp.square(rho)) if self.fade is None else self.fade(rho))
 
     def at(self, y: Point, rho: Level) -> LocalScores:
         """The scores and the rate of the log weight at a point; costs a call of each model.
@@ -172,7 +171,3 @@ def product(*models: Denoiser) -> Composition:
 
 def _total(terms: Iterable[Point]) -> Point:
     return sum(terms)  # type: ignore[return-value]  # there is at least one term
-
-
-def _fade(rho: Level) -> Level:
-    return 1 / (1 + jnp.square(rho))

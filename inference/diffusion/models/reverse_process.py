@@ -135,12 +135,6 @@ class ReverseProcess:
         denoised = y + rho**2 * transport / sum(model.powers)
         return Evaluation(denoised, transport, score, jnp.sum(local.rate), jnp.sum(local.reward))
 
-    def _gain(self, model: Composition) -> Level:
-        """Squared diffusion of a composition's steps, in units of the noising process's."""
-        if self.noise_gain is not None:
-            return self.noise_gain
-        return jnp.maximum(1.0, jnp.asarray(sum(model.powers), float))
-
     def reverse_step(self, y: Point, now: Evaluation, u: StepLevels) -> ReverseStep:
         """The step from ``y``, whose evaluation is ``now``, to the next level."""
         model = self.model
@@ -152,7 +146,9 @@ class ReverseProcess:
         assert now.transport is not None and now.score is not None
         assert now.rate is not None and now.reward is not None
         delta = u.before**2 - u.rho**2
-        gain = self._gain(model)
+        gain: Level | None = self.noise_gain
+        if gain is None:
+            gain = jnp.maximum(1.0, jnp.asarray(sum(model.powers), float))
         rise = model.strength_at(u.rho) - model.strength_at(u.before)
         mean = y + 0.5 * delta * (now.transport + gain * now.score)
         return ReverseStep(mean, gain * delta, 0.5 * delta * now.rate + rise * now.reward)

@@ -30,15 +30,12 @@ class Denoiser(Protocol):
     @property
     def has_density(self) -> bool:
         """Whether :meth:`log_density` can be called."""
-        ...
 
     def denoise(self, y: Point, rho: Level) -> Point:
         """``E[x_0 | y]`` for one point, of y's shape."""
-        ...
 
     def log_density(self, y: Point, rho: Level) -> Scalar:
         """``log q_rho(y)`` up to a constant that depends neither on y nor on rho."""
-        ...
 
 
 @jax.tree_util.register_dataclass

@@ -75,35 +75,27 @@ class Block(Protocol):
         ``(x_prev, u)``; and where a particle holds more than values of sites, place_0 ``({site: value}, u)``
         and place ``(x_prev, {site: value}, u)``, which make the particle from the values of its sites.
         """
-        ...
 
     def series(self, data: PyTree) -> dict[str, PyTree]:
         """The data of all times, (T, ...) each: inputs ``u``, observations ``y`` and masks ``missing``."""
-        ...
 
     def supports(self, data: PyTree, params: SiteValues) -> dict[str, Any]:
         """The support of each parameter's site, which may depend on the other parameters."""
-        ...
 
     def states(self, x: PyTree) -> dict[str, Array]:
         """Values of a particle by site."""
-        ...
 
     def view(self, x: PyTree) -> PyTree:
         """A particle as the program's own functions see the state."""
-        ...
 
     def path_values(self, path: PyTree) -> dict[str, Array]:
         """Values of a path by site, those of ``start_names`` included."""
-        ...
 
     def path_of(self, values: SiteValues) -> PyTree:
         """The path with these values; for blocks whose particles hold nothing else."""
-        ...
 
     def observed(self, u: PyTree) -> dict[str, Array]:
         """Observations among the series, by site."""
-        ...
 
 
 class BlockFunctions:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
+from mcx.errors import DiagnosticWarning, InferenceWarning
 from mcx.model.compile import model_sites
 from mcx.results import agreement
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.results.summary import effective_sizes, scalars
 
-__all__ = ["Advice", "check_mode", "diagnose", "report_advice"]
+__all__ = ["Advice", "diagnose", "report_advice"]
 
 _MAX_SCALARS = 500
 _R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
@@ -24,12 +24,7 @@ _FALSE_ALARMS = 1e-4  # a run of many chains that agree is called in question th
 
 
 def diagnose(posterior: Posterior, advice: Sequence[Advice] = ()) -> list[Advice]:
-    """Findings about a finished run, worst first.
-
-    Args:
-        posterior: the run.
-        advice: what the method itself found.
-    """
+    """Findings about a finished run, worst first, those of the method itself included."""
     found: list[Advice] = []
     info = posterior.info
     if not info.complete:
@@ -131,19 +126,8 @@ def _worst(values: dict[str, float], pick: object, form: str) -> str:
     return shown + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
 
 
-def check_mode(mode: str) -> None:
-    """Raise on an unknown ``warnings=`` mode, before anything runs."""
-    if mode not in ("warn", "raise", "ignore"):
-        raise MethodError("unknown warnings mode", expected='"warn", "raise" or "ignore"', found=repr(mode))
-
-
 def report_advice(posterior: Posterior, mode: str, found_in: Callable[[Posterior], list[Advice]]) -> None:
-    """Say what was found, in one block.
-
-    Args:
-        posterior: the finished run.
-        mode: "warn", "raise" (for CI) or "ignore".
-        found_in: the method's :meth:`~mcx.methods.method.Method.diagnose`; not called in mode "ignore".
+    """Say what a method's ``diagnose`` finds, in one block; ``mode`` is "warn", "raise" (for CI) or "ignore".
 
     Raises:
         DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.

@@ -145,11 +145,7 @@ def sweep(
 
 
 def refuse_backward(method: ConditionalSMC, space: StateSpace) -> None:
-    """Raise if paths cannot be drawn in this way.
-
-    Raises:
-        CapabilityError: for backward and ancestor sampling without a transition density; says what keeps it.
-    """
+    """Raise if drawing paths in this way needs a transition density that the model lacks; says why."""
     if method.backward != "none" and space.no_density:
         raise CapabilityError(
             f"ConditionalSMC(backward={method.backward!r}) needs the density of the transition, but "

@@ -155,12 +155,7 @@ class OnlineFilter:
         return jax.tree_util.tree_map_with_path(cast, template, seen)
 
     def refuse_faults(self, state: OnlineState, result: object = None) -> None:
-        """Raise where the weights say nothing any more.
-
-        Args:
-            state: after the step.
-            result: what goes with the error; the state by default.
-        """
+        """Raise where the weights say nothing any more; the error has ``result``, by default the state."""
         raise_faults(
             fault_stats(state.system.info),
             self.settings.num_particles,

@@ -70,7 +70,6 @@ class AscentKernel(Kernel):
 
     @override
     def step(self, data: PyTree, key: Key, state: AscentState, u: PyTree) -> tuple[AscentState, PyTree]:
-        """One update along the averaged score."""
         target, fk = data
         smoother = self.smoother
         summand = summand_of(Score(), fk, lambda x: x)

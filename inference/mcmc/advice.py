@@ -13,12 +13,7 @@ _BFMI = 0.3  # Betancourt (2016), Diagnosing suboptimal cotangent disintegration
 
 
 def transition_advice(posterior: Posterior, target_accept: float) -> list[Advice]:
-    """Findings about the transitions of Hamiltonian methods, worst first.
-
-    Args:
-        posterior: with the statistics of its transitions.
-        target_accept: acceptance probability that the step size was adapted to.
-    """
+    """Findings about the transitions of Hamiltonian methods, worst first."""
     return [*_divergences(posterior, target_accept), *_deep_trees(posterior), *_energy(posterior)]
 
 

@@ -72,9 +72,8 @@ def hmc_move(
 ) -> tuple[Point, dict[str, PyTree], hmc.HMCInfo]:
     """A trajectory of ``num_steps`` leapfrog steps, which is accepted or rejected.
 
-    Returns:
-        The new ``(position, log_density, gradient)``; statistics by ArviZ's names; and BlackJAX's information
-        about the move, with the proposal in the original coordinates.
+    Gives the new point, statistics by ArviZ's names, and BlackJAX's information about the move, with the
+    proposal in the original coordinates.
     """
     here = whitened(state, log_density, inverse_mass_matrix)
     new, info = hmc.build_kernel()(

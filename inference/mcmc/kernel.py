@@ -120,18 +120,15 @@ class ChainKernel(Kernel):
 
     @override
     def collect(self, state: MCMCState, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """The position and the transition's statistics."""
         return state.position, info
 
     @override
     def emit(self, data: PyTree, draw: Vector) -> PyTree:
-        """A draw as values by site, and as the unconstrained vector that they came from."""
         target = self.target(data)
         return target.constrain(target.unravel(draw)), draw
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Step size, acceptance, leapfrog steps and divergences of a chunk."""
         shown: dict[str, float] = {
             "step size": float(np.mean(stats["step_size"][-1])),
             "acceptance": float(np.mean(stats["acceptance_rate"])),

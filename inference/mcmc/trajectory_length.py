@@ -1,12 +1,9 @@
 """The length of trajectories, by gradient ascent of all chains together on the ChEES criterion.
 
-The criterion is the expected squared change of the squared distance from the mean,
-``E[(|x' - E x'|^2 - |x - E x|^2)^2] / 4`` for a proposal x' from x. Its derivative by the logarithm of the
-trajectory length is estimated from the proposals of one step, weighted by their acceptance probabilities, and
-followed by Adam without momentum.
-
-Source: Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
-Hamiltonian Monte Carlo", AISTATS, section 3 and algorithm 1. Distances are in units of the metric.
+The criterion is ``E[(|x' - E x'|^2 - |x - E x|^2)^2] / 4`` for a proposal x' from x, with distances in units
+of the metric. Its derivative by the log length is estimated from the proposals of one step, weighted by their
+acceptance probabilities, and followed by Adam without momentum. Source: Hoffman, Radul and Sountsov (2021),
+"An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo", AISTATS, algorithm 1.
 """
 
 from __future__ import annotations
@@ -70,13 +67,7 @@ def restart(state: LengthState) -> LengthState:
 
 
 def slope(proposal: Proposal, mass_matrix: Covariance, travelled: Scalar) -> Scalar:
-    """Estimated derivative of the criterion by the log length, the same for all chains.
-
-    Args:
-        proposal: of this chain.
-        mass_matrix: of the trajectories, (d,) or (d, d).
-        travelled: integration time of the trajectories.
-    """
+    """Estimated derivative of the criterion by the log length, from trajectories of this integration time."""
     start, end, momentum, weight, _ = proposal
     # a trajectory that diverged has weight 0, but 0 times infinity is NaN
     end = jnp.where(jnp.isfinite(end), end, start)

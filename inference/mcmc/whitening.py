@@ -1,8 +1,7 @@
-"""The linear change of variables x = x_0 + L w, where L L^T is the adapted covariance, diagonal or dense.
+"""The change of variables x = x_0 + L w, where L L^T is the adapted covariance, diagonal or dense.
 
-In w the metric is the identity, so kinetic energies are sums of squares. With a dense metric they would be
-sums of terms of both signs, which overflow to minus infinity after steps that are too long: those would be
-accepted.
+In w kinetic energies are sums of squares. With a dense metric they would be sums of terms of both signs,
+which overflow to minus infinity after steps that are too long: those would be accepted.
 """
 
 from __future__ import annotations

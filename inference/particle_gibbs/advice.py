@@ -16,12 +16,7 @@ UPDATE_RATE = 0.1  # least share of the sweeps that change a path at a time: a d
 
 
 def path_advice(posterior: Posterior, states: ConditionalSMC | Mapping[str, ConditionalSMC]) -> list[Advice]:
-    """Findings about the paths of all Markov blocks, as a rule at early times.
-
-    Args:
-        posterior: with statistics by time.
-        states: how the paths were drawn.
-    """
+    """Findings about the paths of all Markov blocks; ``states`` says how they were drawn."""
     found = []
     for name, by_time in posterior.smc_stats.items():
         block, _, statistic = name.rpartition(".")

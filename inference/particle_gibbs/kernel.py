@@ -99,9 +99,9 @@ class GibbsKernel(Kernel):
     def init(self, data: BlockData, key: Key, start: GibbsStart) -> GibbsState:
         """Search for parameters and paths with a finite joint density and gradient.
 
-        Paths come from a particle filter at the starting parameters, unless the user gave them. Of several
-        starting parameters those of the largest evidence are taken: from bad ones a path follows that fits
-        them, which then holds on to the parameters.
+        Paths come from a filter, unless the user gave them. Of several starting parameters those of the
+        largest evidence are taken: from bad ones a path follows that fits them, which then holds on to the
+        parameters.
         """
 
         def attempt(number: Int[Array, ""]) -> tuple[Scalar, GibbsState]:
@@ -151,10 +151,8 @@ class GibbsKernel(Kernel):
     ) -> tuple[GibbsState, dict[str, Array]]:
         """One sweep; ``u`` holds the adaptation code and whether the sweep counts.
 
-        Leaves the posterior invariant (without adaptation): each part draws from a kernel that leaves its
-        conditional law given all others invariant, the others being as they are at that moment.
-
-        Source: Andrieu, Doucet and Holenstein (2010), section 2.4.3.
+        Without adaptation each part draws from a kernel that leaves its conditional law given the others
+        invariant. Source: Andrieu, Doucet and Holenstein (2010), section 2.4.3.
         """
         key_paths, key_params = jax.random.split(key)
         state, swept = self.move_paths(data, key_paths, state)
@@ -211,19 +209,16 @@ class GibbsKernel(Kernel):
 
     @override
     def collect(self, state: GibbsState, info: dict[str, Array]) -> tuple[PyTree, Mapping[str, Array]]:
-        """Paths and parameters, and the sweep's statistics."""
         return (state.values, state.params.position), info
 
     @override
     def emit(self, data: BlockData, draw: PyTree) -> tuple[dict[str, Array], Vector]:
-        """A draw as sites, deterministic ones too, and the unconstrained parameters among it."""
         others, position = draw
         target = self.mcmc.target((data.model, others))
         return {**target.constrain(target.unravel(position)), **others}, position
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Update rates of the paths, and what the Markov chain method shows."""
         rates = [np.mean(stats[f"{name}.update_rate"]) for name, _ in self.blocks]
         shown = {"update rate": float(min(rates))}
         return {**shown, **self.mcmc.report(stats)} if self.mcmc.shapes else shown

@@ -113,16 +113,7 @@ class PMMHKernel(ChainKernel):
     def step(
         self, data: BlockData, key: Key, state: PMMHState, u: dict[str, Array]
     ) -> tuple[PMMHState, dict[str, PyTree]]:
-        """Propose, accept or reject, then adapt.
-
-        Args:
-            data: target and state-space models.
-            key: a typed key.
-            state: of the chain.
-            u: "code" says how to adapt; "learned", whether the covariance was estimated from draws.
-
-        Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
-        """
+        """Propose, accept or reject, then adapt by ``u``: a code, and whether a covariance is learned."""
         key_propose, key_filter, key_accept = jax.random.split(key, 3)
         adapted = state.warmup
         bounded = jnp.clip(adapted.step_size, *(c / state.point.position.shape[0] ** 0.5 for c in _SCALES))
@@ -206,19 +197,16 @@ class PMMHKernel(ChainKernel):
 
     @override
     def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """Paths and parameters, and the statistics of the step."""
         return (state.point.paths, state.point.position), info
 
     @override
     def emit(self, data: BlockData, draw: PyTree) -> PyTree:
-        """A draw as values by site, deterministic sites too, and its unconstrained parameters."""
         paths, position = draw
         z = self.target(None).unravel(position)
         return {**self.conditional.constrain((data.model, paths), z), **paths}, position
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Step size, acceptance, log evidence and number of non-finite potentials of a chunk."""
         shown = {**super().report(stats), "log evidence": float(np.mean(stats["log_evidence"][-1]))}
         bad = int(np.sum(stats["nonfinite"]))
         return {**shown, "non-finite": bad} if bad else shown

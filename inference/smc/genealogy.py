@@ -56,21 +56,9 @@ def draw_path(key: Key, ancestors: Int[Array, "T N"], particles: PyTree, log_w: 
 def fixed_lag_means(
     ancestors: Int[Array, "T N"], log_w: Float[Array, "T N"], states: PyTree, lag: int
 ) -> PyTree:
-    """Means of each time's state given observations up to ``lag`` steps later.
+    """Means (T, ...) of each time's state given observations up to ``lag`` steps later, if there are any.
 
-    Args:
-        ancestors: (T, N), see :func:`trace_paths`.
-        log_w: (T, N) normalised log weights.
-        states: pytree of (T, N, ...).
-        lag: how far to look ahead, at least 0; at the end, as far as there is.
-
-    Returns:
-        Pytree of (T, ...); NaN where all weights are zero. Costs O(lag T N); a bias that shrinks, and a
-        variance that grows, with the lag.
-
-    Raises:
-        MethodError: for a negative lag.
-
+    NaN where all weights are zero. A longer lag has less bias and more variance, and costs O(lag T N).
     Source: Kitagawa and Sato (2001).
     """
     lag = validated("fixed_lag_means", "lag", lag, integer(0))

@@ -109,15 +109,9 @@ def _column(x: Array, like: Array) -> Array:
 def weighted_quantiles(
     x: Float[Array, "N ..."], log_w: LogWeights, probabilities: Float[Array, " k"]
 ) -> Float[Array, "k ..."]:
-    """Quantiles of a weighted sample: the smallest value whose cumulative weight reaches p.
+    """Quantiles (k, ...) of a weighted sample: the smallest value whose cumulative weight reaches p.
 
-    Args:
-        x: (N, ...).
-        log_w: log weights (N,).
-        probabilities: (k,).
-
-    Returns:
-        (k, ...); NaN where all weights are zero. Costs a sort of N for every entry.
+    NaN where all weights are zero. Costs a sort of N for every entry.
     """
     columns = x.reshape(x.shape[0], -1).astype(log_w.dtype)
     w = relative_weights(log_w)

@@ -231,17 +231,7 @@ def _functions(nesting: NestedFilters) -> FeynmanKac:
 def populate(
     nesting: NestedFilters, data: NestedFilterData, key: Key, position: Vector, t: IntLike
 ) -> Nested:
-    """A particle with these parameters and new systems, run from time 0 to t.
-
-    Args:
-        nesting: the law of the parameters, and settings of the filters.
-        data: of both.
-        key: a typed key.
-        position: the unconstrained parameters, (d,).
-        t: last time; may be traced.
-
-    Costs O(t N), and memory O(N).
-    """
+    """A particle with these parameters and new systems, run from time 0 to t. Costs O(t N); memory O(N)."""
     base, terms = nesting.path.parts(data.path, position)
     values = values_at(nesting.path, data, position)
     times = jnp.arange(data.num_times, dtype=jnp.uint32)

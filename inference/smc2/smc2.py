@@ -238,10 +238,7 @@ class SMC2(ReplicateMethod[NestedPlan]):
 
     @override
     def stages(self, plan: NestedPlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
-        """Statistics, chain x time, NaN for times that the run did not reach.
-
-        The moves of a step belong to the time before; the last step consists of moves alone.
-        """
+        """Statistics, chain x time, NaN for times not reached; moves belong to the time before them."""
         times = plan.num_steps
         found = {}
         for name, x in stats.items():

@@ -58,11 +58,7 @@ Functional = AdditiveFunctional | Score
 
 
 def as_functional(functional: Any) -> Functional:
-    """An :class:`AdditiveFunctional` as it is; a bare function ``h(x_prev, x, t)`` made one.
-
-    Raises:
-        MethodError: if it is neither.
-    """
+    """An :class:`AdditiveFunctional` as it is; a bare function ``h(x_prev, x, t)`` made one."""
     if isinstance(functional, AdditiveFunctional | Score):
         return functional
     if callable(functional):
@@ -237,11 +233,7 @@ class ScoreSummand(Summand):
 
 
 def summand_of(functional: Functional, fk: FeynmanKac, view: Callable[[PyTree], PyTree]) -> Summand:
-    """A functional as particle methods compute it.
-
-    Raises:
-        CapabilityError: if it is the score and the model has no density of x_0.
-    """
+    """A functional as particle methods compute it; the score needs a model with a density of x_0."""
     if isinstance(functional, AdditiveFunctional):
         return PathFunctional(functional, view)
     if fk.log_initial is None:

@@ -55,16 +55,9 @@ class FFBS(Smoother):
 
 
 def ffbs_run(key: Key, recursion: Recursion, num_paths: int) -> tuple[PyTree, PyTree, SMCInfo]:
-    """Filter, draw paths, and average the functional over them.
+    """Filter, draw paths (T, P, ...), and average the functional over them; also what happened at each time.
 
-    Args:
-        key: a typed key.
-        recursion: model, functional and settings.
-        num_paths: P.
-
-    Returns:
-        The paths, a pytree of (T, P, ...); the average; what happened at each time of the filter. Costs
-        O(T (N + P)) by Metropolis-Hastings; memory O(T (N + P)).
+    Costs O(T (N + P)) by Metropolis-Hastings, in time and memory.
     """
     fk, ctx, _, _, smoothing = recursion
     key_filter, key_back = jax.random.split(key)

@@ -110,16 +110,9 @@ class PPG(Smoother):
 
 
 def ppg_sweep(key: Key, recursion: Recursion, path: PyTree) -> Swept:
-    """One conditional PaRIS sweep.
+    """One conditional PaRIS sweep given a path (T, ...); or an unconditional one, as at the start of a chain.
 
-    Args:
-        key: a typed key.
-        recursion: model, functional and settings.
-        path: the path to condition on, a pytree of (T, ...); None for none, as at the start of a chain.
-
-    Returns:
-        The new path, the estimate, where the new path left the old one, and what happened. Costs as PaRIS;
-        memory O(T N) for particles and one index each.
+    Costs as PaRIS; memory O(T N) for particles and one index each.
     """
     key_run, key_last = jax.random.split(key)
 

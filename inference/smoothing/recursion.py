@@ -90,18 +90,7 @@ class Recursion(NamedTuple):
     def advance(
         self, key: Key, old: Trail, new: SMCState, u: PyTree, t: Int[Array, ""]
     ) -> tuple[Trail, Index]:
-        """Carry the statistics over to a system that has moved on by a step.
-
-        Args:
-            key: a typed key.
-            old: the system before, with its statistics.
-            new: the system now.
-            u: input of the step.
-            t: its number.
-
-        Returns:
-            The new statistics; and the first parent drawn for each particle, int32 (N,).
-        """
+        """Carry the statistics over to a system at the next time t; also the first parent drawn for each."""
         before, smoothing = (old.system.particles, old.system.log_w), self.smoothing
 
         def terms(chosen: tuple[PyTree, PyTree], x: PyTree) -> PyTree:
@@ -149,19 +138,10 @@ def forward(
     scheme: Callable[[SMCState, PyTree], Resampling] | None = None,
     keep: Callable[[SMCState, Index], PyTree] | None = None,
 ) -> tuple[Trail, SMCInfo, PyTree]:
-    """Run the recursion over all times.
+    """Run the recursion over all times: the last statistics, what happened at each time, and what was kept.
 
-    Args:
-        key: a typed key.
-        recursion: model, functional and settings.
-        system_of: the model that the particles follow, if it is another one: of the same kernels and
-            potentials, with inputs of its own.
-        scheme: ``(state, u) -> resampling scheme``, if it depends on the system; ``u`` of ``system_of``.
-        keep: ``(system, parents) -> what to keep of every time``.
-
-    Returns:
-        The last system with its statistics; what happened at each time, (T,); what was kept, (T, ...).
-        Costs O(T N M) by Metropolis-Hastings, memory O(N) and what is kept.
+    Particles may follow ``system_of``, a model of the same kernels and potentials with inputs of its own, and
+    a ``scheme`` of resampling that depends on the system. Costs O(T N M) by Metropolis-Hastings.
     """
     fk, settings = recursion.fk, recursion.smoothing.system
     model = fk if system_of is None else system_of

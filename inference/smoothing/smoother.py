@@ -81,22 +81,11 @@ class Smoother(Settings):
         return Smoothing(settings, self.backward, num_backward, self.num_mh_steps)
 
     def sweep(self, key: Key, recursion: Recursion, path: PyTree) -> Swept:
-        """One sweep over all times.
-
-        Args:
-            key: a typed key.
-            recursion: model and functional, with these settings.
-            path: of smoothers that go on from one, a pytree of (T, ...); else None.
-        """
+        """One sweep over all times; ``path`` is that of smoothers that go on from one, (T, ...)."""
         raise NotImplementedError
 
     def notes(self, draws: PyTree, stats: Stats) -> tuple[str, ...]:
-        """What to be wary of.
-
-        Args:
-            draws: estimates of the sweeps that count, chain x sweep x ...
-            stats: of the same sweeps.
-        """
+        """What to be wary of, from estimates and statistics of the sweeps that count, chain x sweep x ..."""
         biased = f"a bias of order T / N remains; N = {self.num_particles}"
         few = stats["ess"].shape[0] < 4
         return (biased, "no standard error from less than 4 chains") if few else (biased,)

@@ -30,12 +30,7 @@ def level_advice(stats: Mapping[str, Float[np.ndarray, "chain stage"]]) -> list[
 
 
 def moves_advice(stats: Mapping[str, Float[np.ndarray, "chain stage"]], remedy: str = "") -> list[Advice]:
-    """Whether moves made particles independent of where they were.
-
-    Args:
-        stats: ``correlation`` and ``correlation_density``, NaN where there were no moves.
-        remedy: a further remedy, such as another kind of moves.
-    """
+    """Whether moves made particles independent of where they were; ``remedy`` is a further one."""
     left = np.fmax(stats["correlation"], stats["correlation_density"])
     left = left[:, np.isfinite(left).any(0)]  # stages that moved
     worst = np.nanmax(left, 0)
@@ -70,11 +65,7 @@ def forced_advice(stats: Mapping[str, Float[np.ndarray, "chain stage"]]) -> list
 
 
 def survivors_advice(share: float) -> list[Advice]:
-    """Whether most particles were lost at one stage.
-
-    Args:
-        share: share of the particles that had offspring, at the worst stage.
-    """
+    """Whether most particles were lost at one stage, by the share that had offspring at the worst one."""
     if share >= SURVIVORS:
         return []
     return [

@@ -70,11 +70,7 @@ class CloudMoves(Settings):
         step_size: Scalar,
         covariance: Covariance,
     ) -> tuple[PyTree, Scalar, Scalar]:
-        """Move all particles once.
-
-        Returns:
-            Their new states, mean acceptance probability, and the adapted step size.
-        """
+        """Move all particles once: new states, mean acceptance probability, and the adapted step size."""
         key_shared, key_size, key_own = jax.random.split(key, 3)
         num = len(state[0])
         transition = self.transition
@@ -99,18 +95,10 @@ class CloudMoves(Settings):
         covariance: Covariance,
         rest: Flags | bool = False,
     ) -> Moved:
-        """Move a cloud until it is decorrelated from where it was, or ``max_moves`` times.
+        """Move a cloud, unless it is to ``rest``, until it is decorrelated, or ``max_moves`` times.
 
-        Args:
-            key: a typed key.
-            log_density: log density of a vector (d,), whose law the moves leave invariant.
-            x: points of the cloud, (n, d).
-            step_size: the first one.
-            covariance: the transition's metric, (d, d) or (d,).
-            rest: whether not to move at all.
-
-        Returns:
-            The cloud after its moves. To adapt by means over the cloud makes an error of order 1 / n.
+        The moves leave the law of ``log_density`` invariant; to adapt by means over the cloud makes an error
+        of order 1 / n.
         """
 
         def once(key: Key, state: PyTree, size: Scalar) -> tuple[PyTree, Scalar, Scalar]:
@@ -138,11 +126,7 @@ class CloudMoves(Settings):
         length: int,
         rest: Flags | bool = False,
     ) -> tuple[Moved, Float[Array, "n p d"]]:
-        """Move a cloud ``length - 1`` times and keep all of its points.
-
-        Returns:
-            The cloud after its moves; and the points (n, length, d), of which ``x`` are the first.
-        """
+        """Move a cloud ``length - 1`` times and keep all of its points, of which ``x`` are the first."""
         begin = self.start(log_density, x)
 
         def body(i: Int[Array, ""], carry: PyTree) -> PyTree:
@@ -173,16 +157,7 @@ def until_decorrelated(
 ) -> Moved:
     """Move a cloud until it is decorrelated from where it was, or never will be, or ``max_moves`` times.
 
-    Args:
-        key: a typed key.
-        once: ``(key, state, step_size) -> (state, acceptance, step_size)``, a move of all particles.
-        begin: state of the cloud.
-        look: ``state -> (positions (n, d), log densities (n,))``.
-        step_size: the first one.
-        covariance: whitens positions, (d, d) or (d,).
-        max_correlation: largest correlation at which a cloud counts as decorrelated.
-        max_moves: largest number of moves.
-        rest: whether not to move at all.
+    ``once`` moves all particles, and ``look`` gives positions, whitened by the covariance, and log densities.
     """
     places, densities = look(begin)
     allowance = jnp.sqrt(2 * jnp.log(jnp.maximum(places.shape[1], 2)) / places.shape[0])  # of noise alone
@@ -235,15 +210,7 @@ class Moved(NamedTuple):
 
 
 def cloud_moments(x: Float[Array, "n d"], log_w: LogWeights, dense: bool) -> tuple[Vector, Covariance]:
-    """Mean (d,), and covariance (d, d) or variances (d,), of weighted points.
-
-    The covariance is shrunk a little towards its diagonal.
-
-    Args:
-        x: points, (n, d).
-        log_w: normalised log weights, (n,).
-        dense: whether to compute a covariance matrix.
-    """
+    """Mean, and covariance (d, d), shrunk a little to its diagonal, or variances (d,), of weighted points."""
     # draws from a prior may be rounded to the end of its support, which is infinitely far off
     fine = jnp.all(jnp.isfinite(x), 1)
     x = jnp.where(fine[:, None], x, 0.0)

@@ -90,10 +90,7 @@ class ChainMethod[P: ChainPlan](Method):
         return plan
 
     def refuse_start(self, plan: P, state: PyTree, key: Key) -> None:
-        """Raise if a chain found no initial point; ``state`` has a leading chain axis.
-
-        The default looks at ``started`` and ``position``, a vector of all unconstrained coordinates.
-        """
+        """Raise if a chain, an entry of ``state``, found no initial point; by default of all coordinates."""
         if not bool(jnp.all(state.started)):
             refuse_start(plan.target, state.position, key)
         refuse_unsupported(plan.target, state.position)

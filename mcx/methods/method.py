@@ -74,12 +74,7 @@ class Method(Settings):
 
 
 def checked_target(bound: BoundModel) -> Target:
-    """The compiled posterior of a model that has something to infer, once its data are checked.
-
-    Raises:
-        CapabilityError: if the model has no latent site.
-        DataError: if data are NaN or of a wrong kind.
-    """
+    """The compiled posterior of a model that has a latent site, once its data are checked."""
     target = compile_model(bound)
     refuse_data(target)
     if target.dim == 0:
@@ -90,10 +85,7 @@ def checked_target(bound: BoundModel) -> Target:
 
 
 def interrupted(method: str, during: str, result: Run, remedy: str = "") -> NoReturn:
-    """Raise because a run was interrupted before there were draws.
-
-    The error carries the driver's result as ``.result``.
-    """
+    """Raise because a run, ``error.result``, was interrupted before there were draws."""
     text = f"{method} was interrupted during its {during}; there are no draws yet"
     error = KeyboardInterrupt(text + (f". {remedy}" if remedy else ""))
     error.result = result  # type: ignore[attr-defined]

@@ -125,11 +125,7 @@ class _PlainKernel(Kernel):
 
 
 def as_kernel(kernel: Any, collect: Callable[[PyTree, PyTree], PyTree] | None = None) -> Kernel:
-    """A :class:`Kernel` as it is, or one made of any object with ``init`` and ``step``.
-
-    Raises:
-        MethodError: if it has neither.
-    """
+    """A :class:`Kernel` as it is, or one made of any object with ``init`` and ``step``."""
     if isinstance(kernel, Kernel):
         return kernel
     if not (callable(getattr(kernel, "init", None)) and callable(getattr(kernel, "step", None))):

@@ -1,8 +1,7 @@
 """The compiled programs behind a run: the start, a chunk of steps, the emission of draws.
 
-One program serves every chunk length: the trip count is an argument, and the output buffers have a fixed
-capacity. The key of step t is ``fold_in(chain_key, t)``, so results do not depend on how steps are cut
-into chunks.
+One program serves every chunk length: the trip count is an argument. The key of step t is
+``fold_in(chain_key, t)``, so results do not depend on how steps are cut into chunks.
 """
 
 from __future__ import annotations
@@ -62,10 +61,7 @@ _STEPS: LRUCache[Programs] = LRUCache()  # without the start, which depends on i
 
 @partial(jax.jit, static_argnums=1)
 def chain_keys(key: Key, num_chains: int) -> tuple[Keys, Keys]:
-    """Keys of the chains' starts and of their steps: functions of the key and the chain's index alone.
-
-    They are those of ``Stream.INITIAL_STATES`` and ``Stream.STEPS``; other streams have other numbers.
-    """
+    """Keys of the chains' starts and steps, by index: of ``Stream.INITIAL_STATES`` and ``Stream.STEPS``."""
     chains = jnp.arange(num_chains, dtype=jnp.uint32)
     each = jax.vmap(jax.random.fold_in, (None, 0))
     key_start, key_run = jax.random.split(key)
@@ -115,10 +111,8 @@ def run_steps(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Take ``count`` steps from step ``first`` on, and keep those after the first ``discard``.
 
-    At most ``batch_size`` chains move at once; None is all of them.
-
-    Returns:
-        The state, and draws and statistics in buffers of ``capacity`` x chains.
+    Gives the state, and draws and statistics in buffers of ``capacity`` x chains. At most ``batch_size``
+    chains move at once.
     """
 
     def one(keys: Keys, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree, PyTree]:
@@ -195,13 +189,10 @@ def prepare(
     mesh: Mesh | None = None,
     batch_size: int | None = None,
 ) -> tuple[Programs, float]:
-    """Compile the programs of a run, or find them in the cache.
+    """Compile the programs of a run, or find them in the cache; also the seconds spent.
 
     Programs are traced one after the other, as that is Python's work, and compiled side by side. Over a mesh,
     ``data``, ``keys`` and ``start`` have to be placed on it already.
-
-    Returns:
-        The programs, and the seconds spent.
     """
     begun = time.perf_counter()
     slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # of any number of steps

@@ -43,8 +43,7 @@ def conditional(fk: FeynmanKac, path: PyTree) -> FeynmanKac:
         return follow(particle_key, fk.transition(randomness(particle_key), ctx, x_prev, u[0]), u[1])
 
     def log_potential(ctx: PyTree, x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
-        value: Scalar = fk.log_potential(ctx, x_prev, x, u[0])
-        return value
+        return fk.log_potential(ctx, x_prev, x, u[0])
 
     density, look = fk.log_transition, fk.log_lookahead
     return replace(

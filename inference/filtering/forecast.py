@@ -161,5 +161,4 @@ def _ahead(
         y = jax.vmap(space.observe, (0, axis, 0, None))(keys, ctx, x, u)
         return x, {**jax.vmap(space.states)(x), **y}
 
-    drawn: dict[str, Array] = jax.lax.scan(step, x, (keys, future))[1]
-    return drawn
+    return jax.lax.scan(step, x, (keys, future))[1]

@@ -55,11 +55,6 @@ class ParticleFilter(Settings):
             "batch_size": optional(integer(1)),
         }
 
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
-
     def state_space(self, bound: BoundModel, block: str | None = None, *, whole: bool = False) -> StateSpace:
         """The Feynman-Kac model that the filter runs on a block; ``whole`` is for methods on whole paths.
 

@@ -95,6 +95,9 @@ class PooledState(NamedTuple):
     shared: Shared
 
 
+type _Branch = Callable[[PooledState], PooledState]
+
+
 def schedule(num_warmup: int, num_samples: int) -> WarmupPlan:
     """The plan of all steps: approach, tuning, then sampling.
 
@@ -212,11 +215,8 @@ def step(
     def same(s: PooledState) -> PooledState:
         return s
 
-    def choose(
-        code: PyTree, branches: tuple[Callable[[PooledState], PooledState], ...], s: PooledState
-    ) -> PooledState:
-        chosen: PooledState = jax.lax.switch(code, [lambda s, f=f: as_types(f(s), s) for f in branches], s)
-        return chosen
+    def choose(code: PyTree, branches: tuple[_Branch, ...], s: PooledState) -> PooledState:
+        return jax.lax.switch(code, [lambda s, f=f: as_types(f(s), s) for f in branches], s)
 
     state = choose(plan.phase, (same, approach, tune), state)
     return choose(plan.event, (same, gather, new_metric, finish), state)

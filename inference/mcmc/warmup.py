@@ -148,13 +148,9 @@ def step(
         lambda s, branch=branch: as_types(branch(s), s)
         for branch in (keep, tune_step_size, gather, end_metric, end_window, finish)
     ]
-    new: WarmupState = jax.lax.switch(code, branches, state)
-    return new
+    return jax.lax.switch(code, branches, state)
 
 
 def as_types[T](new: T, old: T) -> T:
     """A pytree with the dtypes of another one; branches of a conditional have to agree."""
-    cast: T = jax.tree_util.tree_map(
-        lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old
-    )
-    return cast
+    return jax.tree_util.tree_map(lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old)

@@ -12,12 +12,16 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import jax.scipy.linalg
 
-from mcx.types import Covariance, Scalar, Vector
+from mcx.types import Covariance, PyTree, Scalar, Vector
 
-__all__ = ["Point", "Whitened", "Whitening", "whitened"]
+__all__ = ["LogDensity", "Moved", "Point", "Whitened", "Whitening", "whitened"]
 
 type Point = tuple[Vector, Scalar, Vector]
 """Position, log density there, gradient."""
+
+type LogDensity = Callable[[Vector], Scalar]
+type Moved = tuple[Point, dict[str, PyTree]]
+"""The point after a transition, and statistics by ArviZ's names."""
 
 
 class Whitening:
@@ -59,13 +63,13 @@ class Whitened(NamedTuple):
     """
 
     start: Point
-    log_density: Callable[[Vector], Scalar]
+    log_density: LogDensity
     metric: Vector
     whitening: Whitening
     back: Callable[[Point], Point]
 
 
-def whitened(state: Point, log_density: Callable[[Vector], Scalar], covariance: Covariance) -> Whitened:
+def whitened(state: Point, log_density: LogDensity, covariance: Covariance) -> Whitened:
     """Whiten about the present position, so that displacements lose no digits to its size."""
     position, value, gradient = state
     whitening = Whitening(covariance)

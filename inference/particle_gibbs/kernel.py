@@ -127,8 +127,7 @@ class GibbsKernel(Kernel):
             state = GibbsState(others, params, averages, jnp.zeros((), jnp.int32))
             return jnp.where(state.started, log_z, -jnp.inf), state
 
-        best: GibbsState = best_initial_point(attempt, start.params)
-        return best
+        return best_initial_point(attempt, start.params)
 
     def _prior_draws(self, data: BlockData, key: Key) -> dict[str, Array]:
         """Values of the sites that updates give, until these do: from the prior, where it is proper."""

@@ -86,15 +86,6 @@ class PMMHKernel(ChainKernel):
     def uses_gradient(self) -> bool:
         return False
 
-    @property
-    def tuning(self) -> warmup.Tuning:
-        """What warm-up aims at."""
-        return warmup.Tuning(self.target_accept, self.dense_mass, False)
-
-    @override
-    def adaptation(self, gradient: Vector) -> warmup.WarmupState:
-        return warmup.init(gradient, self.step_size, self.tuning)
-
     @override
     def init(self, data: BlockData, key: Key, start: InitialPoints) -> PyTree:
         """The best of several initial points, by the evidence that filters estimate there."""
@@ -122,14 +113,8 @@ class PMMHKernel(ChainKernel):
         noise = jax.random.normal(key_propose, state.point.position.shape)
         proposal = self.at(data, key_filter, state.point.position + whitening(scale * noise))
         point, stats = self.decide(key_accept, state.point, proposal)
-        adapting = warmup.step(
-            adapted,
-            u["code"],
-            point.position,
-            jnp.zeros_like(point.position),
-            stats["acceptance_rate"],
-            self.tuning,
-        )
+        none, rate = jnp.zeros_like(point.position), stats["acceptance_rate"]
+        adapting = warmup.step(adapted, u["code"], point.position, none, rate, self.tuning)
         return PMMHState(point, adapting, state.started), {**stats, "step_size": scale}
 
     def at(self, data: BlockData, key: Key, position: Vector) -> Point:
@@ -152,9 +137,7 @@ class PMMHKernel(ChainKernel):
     def log_evidence(self, data: BlockData, key: Key, position: Vector) -> Scalar:
         """Estimate the log evidence of the blocks alone. This costs O(T N), and memory O(N)."""
         _, values = self._values(data, position)
-        runs = [
-            self._filter(data, name, key_block, values, "none") for name, key_block in self._keys(data, key)
-        ]
+        runs = [self._filter(data, name, own, values, "none") for name, own in self._keys(data, key)]
         return sum((run.log_evidence for run in runs), start=jnp.zeros(()))
 
     def decide(self, key: Key, old: Point, new: Point) -> tuple[Point, dict[str, PyTree]]:
@@ -178,9 +161,8 @@ class PMMHKernel(ChainKernel):
         }
 
     def _filter(self, data: BlockData, name: str, key: Key, values: SiteValues, history: str) -> SMCResult:
-        space = data.spaces[name]
-        fk = space.feynman_kac
-        ctx = fk.prepare({k: values[k] for k in space.params})
+        fk, params = data.spaces[name].feynman_kac, data.spaces[name].params
+        ctx = fk.prepare({k: values[k] for k in params})
         return loop(key, fk, ctx, self.settings, HistorySettings(history))
 
     def _values(self, data: BlockData, position: Vector) -> tuple[Target, dict[str, Array]]:

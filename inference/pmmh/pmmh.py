@@ -195,18 +195,9 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
 
 def pmmh_kernel(method: PMMH, model: MarginalModel, num_particles: int) -> PMMHKernel:
     """The kernel for the driver, with filters of ``num_particles`` particles."""
-    marginal = model.marginal
-    return PMMHKernel(
-        marginal.functions,
-        marginal.shapes,
-        marginal.sites,
-        float(method.target_accept),
-        float(method.step_size),
-        method.takes_dense(marginal, False),
-        model.conditional.functions,
-        # no lag, because the error of the evidence within a run is not needed
-        replace(method.filter.settings(num_particles), lag=None),
-    )
+    # no lag, because the error of the evidence within a run is not needed
+    settings = replace(method.filter.settings(num_particles), lag=None)
+    return method.kernel_of(PMMHKernel, model.marginal, False, model.conditional.functions, settings)
 
 
 def _inputs(num_warmup: int, num_samples: int) -> dict[str, np.ndarray]:

@@ -1,9 +1,9 @@
 """Backward kernels of a particle system: which particle of the time before may have led to this one.
 
-Given a particle x at t, the backward kernel draws index l at t - 1 in proportion to ``W_l m_t(x_l, x)
-G_t(x_l, x)``. Exact draws cost O(N) each. Independent Metropolis-Hastings steps cost O(1) and leave the same
-law invariant; started at the particle's ancestor, which has that law already, one or two of them renew the
-index (Dau and Chopin 2023).
+Given a particle x at t, the backward kernel draws index l at t - 1 in proportion to
+``W_l m_t(x_l, x) G_t(x_l, x)``. Exact draws cost O(N) each. Independent Metropolis-Hastings steps cost O(1)
+and leave the same law invariant; started at the particle's ancestor, which has that law already, one or two
+of them renew the index (Dau and Chopin 2023).
 """
 
 from __future__ import annotations
@@ -21,13 +21,7 @@ from mcx.ops.random import accept, choose
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, Int, Key, LogWeights, PyTree, Scalar
 
-__all__ = [
-    "backward_path",
-    "backward_paths",
-    "backward_weights",
-    "check_backward",
-    "parents",
-]
+__all__ = ["backward_path", "backward_paths", "backward_weights", "check_backward", "parents"]
 
 _MAX_ENTRIES = 2**24  # of a table of pairs of particles: beyond, its rows are made batch by batch
 
@@ -162,8 +156,7 @@ def backward_path(
     key: Key, fk: FeynmanKac, ctx: PyTree, particles: PyTree, log_w: Float[Array, "T N"]
 ) -> tuple[PyTree, Int[Array, " T"]]:
     """Draw one path exactly; see :func:`backward_paths`. The path is (T, ...), its indices (T,)."""
-    anyone = jnp.zeros(log_w.shape, jnp.int32)
-    history = (particles, log_w, anyone)
+    history = (particles, log_w, jnp.zeros(log_w.shape, jnp.int32))
     path, indices = backward_paths(key, fk, ctx, history, num_paths=1, kind="exact")
     return jax.tree_util.tree_map(lambda x: x[:, 0], path), indices[:, 0]
 

@@ -106,8 +106,7 @@ class SMCState(NamedTuple):
     @property
     def log_evidence(self) -> Scalar:
         """Log of the estimated evidence so far."""
-        total: Scalar = value(self.log_z)
-        return total
+        return value(self.log_z)
 
     @property
     def collapsed(self) -> Flags:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mcx.ops.logspace import weighted_sum
 from mcx.ops.random import choose
 from mcx.ops.validation import integer, validated
 from mcx.types import Array, Float, Index, Int, Key, LogWeights, PyTree
@@ -56,7 +57,7 @@ def draw_path(key: Key, ancestors: Int[Array, "T N"], particles: PyTree, log_w: 
 def fixed_lag_means(
     ancestors: Int[Array, "T N"], log_w: Float[Array, "T N"], states: PyTree, lag: int
 ) -> PyTree:
-    """Means (T, ...) of each time's state given observations up to ``lag`` steps later, if there are any.
+    """Means (T, ...) of each time's state given observations up to ``lag`` steps later, or to the last.
 
     NaN where all weights are zero. A longer lag has less bias and more variance, and costs O(lag T N).
     Source: Kitagawa and Sato (2001).
@@ -79,10 +80,7 @@ def fixed_lag_means(
     w = jnp.where(jnp.max(log_w, 1, keepdims=True) == -jnp.inf, jnp.nan, jnp.exp(log_w))
 
     def average(x: Float[Array, "N ..."], index: Index, w: Float[Array, " N"]) -> Float[Array, "..."]:
-        x = x[index].astype(w.dtype)
-        return jnp.tensordot(
-            w, jnp.where((w == 0).reshape(-1, *(1,) * (x.ndim - 1)), 0.0, x), 1, precision="highest"
-        )
+        return weighted_sum(w, x[index].astype(w.dtype))
 
     return jax.tree_util.tree_map(lambda x: jax.vmap(average)(x, line, w), states)
 

@@ -55,6 +55,8 @@ class Score:
 
 
 Functional = AdditiveFunctional | Score
+type Pair = tuple[PyTree, PyTree]
+type Time = Int[Array, ""]
 
 
 def as_functional(functional: Any) -> Functional:
@@ -134,15 +136,7 @@ class Summand:
         """The term of time 0."""
         raise NotImplementedError
 
-    def step(
-        self,
-        fk: FeynmanKac,
-        ctx: PyTree,
-        extra: PyTree,
-        pair: tuple[PyTree, PyTree],
-        u: PyTree,
-        t: Int[Array, ""],
-    ) -> PyTree:
+    def step(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, pair: Pair, u: PyTree, t: Time) -> PyTree:
         """The term of time t, of states ``(x_prev, x)``."""
         raise NotImplementedError
 
@@ -177,15 +171,7 @@ class PathFunctional(Summand):
         return first
 
     @override
-    def step(
-        self,
-        fk: FeynmanKac,
-        ctx: PyTree,
-        extra: PyTree,
-        pair: tuple[PyTree, PyTree],
-        u: PyTree,
-        t: Int[Array, ""],
-    ) -> PyTree:
+    def step(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, pair: Pair, u: PyTree, t: Time) -> PyTree:
         return _float(self.functional.step(self.view(pair[0]), self.view(pair[1]), t))
 
 
@@ -206,8 +192,7 @@ class ScoreSummand(Summand):
             return _split(fk.prepare(unravel(flat)))[0]
 
         def along(direction: Vector) -> list[Array]:
-            tangents: list[Array] = jax.jvp(context, (flat,), (direction,))[1]
-            return tangents
+            return jax.jvp(context, (flat,), (direction,))[1]
 
         return params, jax.vmap(along)(jnp.eye(flat.shape[0], dtype=flat.dtype))
 
@@ -218,15 +203,7 @@ class ScoreSummand(Summand):
         return _along(extra, ctx, lambda c: density(c, x, u) + fk.log_potential(c, None, x, u))
 
     @override
-    def step(
-        self,
-        fk: FeynmanKac,
-        ctx: PyTree,
-        extra: PyTree,
-        pair: tuple[PyTree, PyTree],
-        u: PyTree,
-        t: Int[Array, ""],
-    ) -> PyTree:
+    def step(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, pair: Pair, u: PyTree, t: Time) -> PyTree:
         assert fk.log_transition is not None
         density = fk.log_transition
         return _along(extra, ctx, lambda c: density(c, *pair, u) + fk.log_potential(c, *pair, u))

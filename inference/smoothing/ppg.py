@@ -13,7 +13,7 @@ import numpy as np
 from mcx.inference.conditional_smc.system import conditional, pinned
 from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.genealogy import trace_paths
-from mcx.inference.smoothing.recursion import Recursion, Smoothing, forward, value
+from mcx.inference.smoothing.recursion import Recursion, forward, value
 from mcx.inference.smoothing.smoother import Smoother, Swept
 from mcx.ops.random import choose
 from mcx.ops.validation import Rule, integer
@@ -73,21 +73,6 @@ class PPG(Smoother):
         own = {"num_iterations": self.num_sweeps, "burn_in": self.num_warmup}
         rest = {k: v for k, v in super().identifiers().items() if k not in ("num_warmup", "num_samples")}
         return {"num_particles": rest.pop("num_particles"), **own, **rest}
-
-    @property
-    @override
-    def num_discarded(self) -> int:
-        return self.num_warmup
-
-    @property
-    @override
-    def num_sweeps(self) -> int:
-        return self.num_warmup + self.num_samples
-
-    @property
-    @override
-    def smoothing(self) -> Smoothing:
-        return self._smoothing(self.num_backward)
 
     @override
     def sweep(self, key: Key, recursion: Recursion, path: PyTree) -> Swept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,8 +14,9 @@ from mcx.inference.smc.backward import backward_weights, parents
 from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, initialize, move
 from mcx.inference.smc.resampling import Resampling
 from mcx.inference.smoothing.additive import Summand
+from mcx.ops.logspace import weighted_sum
 from mcx.target import FeynmanKac
-from mcx.types import Array, Float, Index, Int, Key, PyTree
+from mcx.types import Array, Index, Int, Key, PyTree
 
 __all__ = ["Recursion", "Smoothing", "Trail", "forward", "value"]
 
@@ -50,13 +52,7 @@ def value(trail: Trail) -> PyTree:
     """The functional's expectation given the observations so far; NaN after a collapse."""
     system = trail.system
     w = jnp.where(system.collapsed, jnp.nan, jnp.exp(system.log_w))
-
-    def average(h: Float[Array, "N ..."]) -> Float[Array, "..."]:
-        # particles of weight zero may be anywhere, infinity included
-        zero = (w == 0).reshape(-1, *(1,) * (h.ndim - 1))
-        return jnp.tensordot(w, jnp.where(zero, 0.0, h), 1, precision="highest")
-
-    return jax.tree_util.tree_map(average, trail.statistic)
+    return jax.tree_util.tree_map(partial(weighted_sum, w), trail.statistic)
 
 
 class Recursion(NamedTuple):

@@ -110,14 +110,14 @@ def smooth_model(
         key=key,
         num_steps=method.num_sweeps,
         num_chains=num_chains,
-        num_discard=method.num_discarded,
+        num_discard=method.num_warmup,
         title=method.name,
         **options,
     )
     estimate = None
     if result.draws is not None:
         dtype = jax.tree_util.tree_leaves(result.draws)[0].dtype
-        stats = {k: v[:, method.num_discarded :] for k, v in result.stats.items()}
+        stats = {k: v[:, method.num_warmup :] for k, v in result.stats.items()}
         estimate = Estimate.of(
             result.draws,
             stats,

@@ -49,9 +49,9 @@ class CloudMoves(Settings):
     @override
     def rules(self) -> Mapping[str, Rule]:
         return {
-            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "max_correlation": number(above=0, below=1),
             "max_moves": integer(1),
-            "spread": number(1)._replace(expected="a ratio >= 1"),
+            "spread": number(1),
             "batch_size": optional(integer(1)),
         }
 

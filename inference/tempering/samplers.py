@@ -92,12 +92,12 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
         return {
             "num_particles": integer(2),
             "move": either(one_of("auto"), instance(MCMCMethod, move), expected=move),
-            "target_ess": number(above=0, below=1)._replace(expected="a fraction between 0 and 1"),
+            "target_ess": number(above=0, below=1),
             "waste_free_length": integer(1),
             "levels": optional(
                 tuple_of(number(above=0, most=1), "increasing numbers in (0, 1], 1 the last", least=1)
             ),
-            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "max_correlation": number(above=0, below=1),
             "max_moves": integer(1),
             "max_stages": integer(1),
             "resampling": resampling_rule(),

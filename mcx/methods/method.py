@@ -33,11 +33,6 @@ class Method(Settings):
 
     default_chains: ClassVar[int] = 4
 
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
-
     def infer(
         self,
         bound: BoundModel,

@@ -136,13 +136,11 @@ class ReplicateMethod[P: ReplicatePlan](Method):
 
     def log_evidence(self, state: PyTree) -> Float[Array, " chain"]:
         """Log evidence of each replicate, from its last state."""
-        found: Float[Array, " chain"] = jax.vmap(lambda s: s.log_evidence)(state)
-        return found
+        return jax.vmap(lambda s: s.log_evidence)(state)
 
     def lost(self, state: PyTree) -> Bool[Array, " chain"]:
         """Whether each replicate has no draws, by its last state."""
-        found: Bool[Array, " chain"] = jax.vmap(lambda s: s.collapsed)(state)
-        return found
+        return jax.vmap(lambda s: s.collapsed)(state)
 
     def finished(self, plan: P, result: Run) -> bool:
         """Whether all replicates came to their proper end."""

@@ -25,6 +25,7 @@ __all__ = [
     "normalize",
     "relative_weights",
     "value",
+    "weighted_sum",
 ]
 
 
@@ -66,6 +67,12 @@ def effective_sample_size(log_w: ArrayLike, axis: int = -1) -> Array:
     # the largest weight is 1, so neither sum can underflow; rounding may leave the bounds by an ulp
     size = jnp.clip(jnp.sum(w, axis) ** 2 / jnp.sum(w**2, axis), 1.0, w.shape[axis])
     return jnp.where(empty, 0.0, size)
+
+
+def weighted_sum(w: Array, x: Array) -> Array:
+    """Sum of ``w_i x_i`` over leading axes; entries of weight zero may be anything, infinity included."""
+    zero = (w == 0).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.tensordot(w, jnp.where(zero, 0.0, x), 1, precision="highest")
 
 
 class Compensated(NamedTuple):

@@ -32,15 +32,13 @@ def choose(key: Key, log_w: Array, shape: tuple[int, ...] = ()) -> Array:
     Entries of -inf and NaN are never drawn. If all are, the draws are uniform; callers that care have to look
     at the weights. Costs O(n + m log n) for m draws; ``jax.random.categorical`` costs O(n m).
     """
-    draws: Array = _chooser(tuple(shape))(key, jax.lax.stop_gradient(log_w))
-    return draws
+    return _chooser(tuple(shape))(key, jax.lax.stop_gradient(log_w))
 
 
 def accept(key: Key, log_p: ArrayLike) -> Array:
     """Draw independent booleans, True with probability ``min(1, exp(log_p))``; NaN counts as -inf."""
     log_p = jnp.asarray(log_p)
-    draws: Array = _accepter(log_p.ndim)(key, jax.lax.stop_gradient(log_p))
-    return draws
+    return _accepter(log_p.ndim)(key, jax.lax.stop_gradient(log_p))
 
 
 def _choose_one(key: Key, log_w: Array, shape: tuple[int, ...]) -> Array:
@@ -96,5 +94,4 @@ def _marked(name: str, one: Callable[[Any, Any], Any], ndim: int) -> Callable[[A
             jnp.broadcast_to(keys, batch), jnp.broadcast_to(values, (*batch, *values.shape[deep:]))
         ), True
 
-    function: Callable[[Any, Any], Any] = call
-    return function
+    return call

@@ -54,6 +54,11 @@ class Settings:
 
     former: ClassVar[Mapping[str, str]] = {}
 
+    @property
+    def name(self) -> str:
+        """Name of the class, under which results and progress show it."""
+        return type(self).__name__
+
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields, in the order in which they are checked."""
         return {}

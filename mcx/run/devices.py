@@ -89,8 +89,7 @@ def over_devices[F: Callable[..., PyTree]](
     """A function of all chains, which every device runs on its own chains; no device waits for another."""
     if mesh is None or _ENTRIES in mesh.axis_names:
         return fn
-    spread_fn: F = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return spread_fn
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:

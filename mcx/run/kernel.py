@@ -115,10 +115,7 @@ class _PlainKernel(Kernel):
         return self.algorithm.init(key if start is None else start)
 
     def step(self, data: PyTree, key: Key, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree]:
-        result: tuple[PyTree, PyTree] = (
-            self.algorithm.step(key, state) if u is None else self.algorithm.step(key, state, u)
-        )
-        return result
+        return self.algorithm.step(key, state) if u is None else self.algorithm.step(key, state, u)
 
     def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
         return super().collect(state, info) if self._collect is None else (self._collect(state, info), {})

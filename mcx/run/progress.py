@@ -124,8 +124,7 @@ def _as_display(value: Any) -> Progress:
         callable(getattr(value, name, None)) for name in ("compiling", "started", "update", "close")
     ):
         raise ValueError
-    display: Progress = value
-    return display
+    return value
 
 
 _RULE = either(

@@ -22,7 +22,7 @@ from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
 from mcx.types import Array, Bool, Float, Key, PyTree, Stats
 
-__all__ = ["Cloud", "ReplicateMethod", "ReplicatePlan", "with_first"]
+__all__ = ["Cloud", "ReplicateMethod", "ReplicatePlan"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,10 @@ class ReplicateMethod[P: ReplicatePlan](Method):
         coords: Mapping[str, Sequence[object]],
         **options: Any,
     ) -> Posterior:
-        self.refuse_init(init)
+        if init is not None:
+            raise MethodError(
+                f"{self.name} starts from a law, not from points", found="init=", remedy=self.start_advice
+            )
         plan = self.calibrated(self.plan(bound), key)
         first: list[Stats | None] = []
 
@@ -167,7 +170,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
             first.append(jax.device_get(self.first_stats(plan, state)))
 
         plan, result = self.execute(plan, key=key, num_chains=num_chains, on_start=on_start, **options)
-        stats = with_first(first[0], result.stats)
+        stats = _with_first(first[0], result.stats)
         if not stats:
             interrupted(self.name, "first stage", result)
         raise_faults(stats, self.particles, self.tolerance, self.fault_advice, result=result)
@@ -194,13 +197,6 @@ class ReplicateMethod[P: ReplicatePlan](Method):
             smc_stats=dict(self.stages(plan, result, cloud, stats)),
         )
 
-    def refuse_init(self, init: PyTree) -> None:
-        """Raise if there are initial points, as particles start from a law."""
-        if init is not None:
-            raise MethodError(
-                f"{self.name} starts from a law, not from points", found="init=", remedy=self.start_advice
-            )
-
     @override
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         template = self.plan(bound)
@@ -224,7 +220,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
         return run_program
 
 
-def with_first(first: Stats | None, later: Stats) -> dict[str, np.ndarray]:
+def _with_first(first: Stats | None, later: Stats) -> dict[str, np.ndarray]:
     """Statistics of all steps, chain x step: of the start, and of the steps that the driver took."""
     if first is None:
         return dict(later)

@@ -81,12 +81,9 @@ class OnlineFilter:
         name: str | None = None,
     ) -> None:
         num_particles = validated("OnlineFilter", "num_particles", num_particles, integer(1))
-        self.method: ParticleFilter = validated(
-            "OnlineFilter",
-            "method",
-            ParticleFilter() if method is None else method,
-            instance(ParticleFilter, "mcx.ParticleFilter(...)"),
-        )
+        method = ParticleFilter() if method is None else method
+        rule = instance(ParticleFilter, "mcx.ParticleFilter(...)")
+        self.method: ParticleFilter = validated("OnlineFilter", "method", method, rule)
         self.space = self.method.state_space(bound, name)
         self.params = check_params(bound, self.space, params)
         self.context = self.space.feynman_kac.prepare(self.params)

@@ -13,7 +13,7 @@ from blackjax.mcmc import hmc
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import LogDensity, Moved, Point, whitened
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
 from mcx.ops.validation import Rule, integer, number
 from mcx.types import Array, Covariance, Int, Key, PyTree, Scalar
 
@@ -33,12 +33,12 @@ class _HMCTransition:
 
     def __call__(
         self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
-    ) -> Moved:
+    ) -> NewPoint:
         key_length, key_move = jax.random.split(key)
         move = self.shared(key_length, step_size)
         return move(key_move, state, log_density, step_size, covariance)
 
-    def shared(self, key: Key, step_size: Scalar) -> Callable[..., Moved]:
+    def shared(self, key: Key, step_size: Scalar) -> Callable[..., NewPoint]:
         """The transition with a length drawn for many chains at once, so that none waits for the longest."""
         # a random length, drawn independently of the state, avoids periodic orbits (Neal 2011, section 3.2)
         length = self.trajectory_length * jax.random.uniform(key, minval=0.5, maxval=1.5)
@@ -46,7 +46,7 @@ class _HMCTransition:
 
         def move(
             key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
-        ) -> Moved:
+        ) -> NewPoint:
             new, stats, info = hmc_move(key, state, log_density, step_size, covariance, num_steps)
             return new, {**stats, "outside": info.proposal.logdensity == -jnp.inf}
 

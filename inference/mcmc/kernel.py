@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.whitening import LogDensity, Moved, Point
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point
 from mcx.methods.initial_points import InitialPoints
 from mcx.run.kernel import Kernel
 from mcx.sites import SiteTable
@@ -28,7 +28,7 @@ class Transition(Protocol):
 
     def __call__(
         self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
-    ) -> Moved:
+    ) -> NewPoint:
         """The new ``(position, log_density, gradient)``, and statistics by ArviZ's names."""
         ...
 

@@ -9,7 +9,7 @@ from blackjax.mcmc import mala
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import LogDensity, Moved, Point, whitened
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
 from mcx.types import Covariance, Key, Scalar
 
 __all__ = ["MALA"]
@@ -21,7 +21,7 @@ class _MALATransition:
 
     def __call__(
         self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
-    ) -> Moved:
+    ) -> NewPoint:
         here = whitened(state, log_density, covariance)
         new, info = mala.build_kernel()(key, mala.MALAState(*here.start), here.log_density, step_size)
         stats = {"acceptance_rate": info.acceptance_rate, "accepted": info.is_accepted}

@@ -11,7 +11,7 @@ from blackjax.mcmc.hmc import HMCState
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import LogDensity, Moved, Point, whitened
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
 from mcx.ops.validation import Rule, integer
 from mcx.types import Covariance, Key, Scalar
 
@@ -25,7 +25,7 @@ class _NUTSTransition:
 
     def __call__(
         self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
-    ) -> Moved:
+    ) -> NewPoint:
         here = whitened(state, log_density, covariance)
         new, info = nuts.build_kernel()(
             key, HMCState(*here.start), here.log_density, step_size, here.metric, self.max_tree_depth

@@ -10,7 +10,7 @@ from blackjax.mcmc import random_walk
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import LogDensity, Moved, Point, Whitening
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, Whitening
 from mcx.types import Covariance, Key, Scalar
 
 __all__ = ["RandomWalk"]
@@ -22,7 +22,7 @@ class _RandomWalkTransition:
 
     def __call__(
         self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
-    ) -> Moved:
+    ) -> NewPoint:
         position, value, gradient = state
         whitening = Whitening(covariance)
         propose = random_walk.normal(jnp.ones(position.shape))

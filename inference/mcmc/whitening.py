@@ -14,13 +14,13 @@ import jax.scipy.linalg
 
 from mcx.types import Covariance, PyTree, Scalar, Vector
 
-__all__ = ["LogDensity", "Moved", "Point", "Whitened", "Whitening", "whitened"]
+__all__ = ["LogDensity", "NewPoint", "Point", "Whitened", "Whitening", "whitened"]
 
 type Point = tuple[Vector, Scalar, Vector]
 """Position, log density there, gradient."""
 
 type LogDensity = Callable[[Vector], Scalar]
-type Moved = tuple[Point, dict[str, PyTree]]
+type NewPoint = tuple[Point, dict[str, PyTree]]
 """The point after a transition, and statistics by ArviZ's names."""
 
 

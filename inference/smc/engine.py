@@ -19,7 +19,17 @@ from mcx.ops.validation import Rule, Settings, fraction, integer, optional
 from mcx.target import FeynmanKac
 from mcx.types import Array, Flags, Float, Index, Int, Key, LogWeights, PyTree, Scalar
 
-__all__ = ["Extras", "SMCInfo", "SMCSettings", "SMCState", "end_block", "initialize", "move"]
+__all__ = [
+    "Extras",
+    "SMCInfo",
+    "SMCSettings",
+    "SMCState",
+    "end_block",
+    "first_and_rest",
+    "initialize",
+    "move",
+    "prepended",
+]
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,19 @@ class SMCState(NamedTuple):
     def collapsed(self) -> Flags:
         """Whether all weights are zero."""
         return self.info.ess == 0
+
+
+def first_and_rest(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """A pytree's entries of time 0, and those of all later times."""
+    first, rest = (
+        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], tree) for part in (0, slice(1, None))
+    )
+    return first, rest
+
+
+def prepended(first: PyTree, rest: PyTree) -> PyTree:
+    """The entries of all times, from those of :func:`first_and_rest`."""
+    return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
 
 def initialize(key: Key, fk: FeynmanKac, ctx: PyTree, u: PyTree, settings: SMCSettings) -> SMCState:

@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.backward import backward_weights, parents
-from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.engine import (
+    SMCInfo,
+    SMCSettings,
+    SMCState,
+    first_and_rest,
+    initialize,
+    move,
+    prepended,
+)
 from mcx.inference.smc.resampling import Resampling
 from mcx.inference.smoothing.additive import Summand
 from mcx.ops.logspace import weighted_sum
@@ -73,9 +81,8 @@ class Recursion(NamedTuple):
 
     def start(self, system: SMCState, u: PyTree) -> Trail:
         """Statistics of the system at time 0."""
-        terms = jax.vmap(lambda x: self.summand.initial(self.fk, self.ctx, self.extra, x, u))(
-            system.particles
-        )
+        initial = partial(self.summand.initial, self.fk, self.ctx, self.extra)
+        terms = jax.vmap(lambda x: initial(x, u))(system.particles)
         if self.summand.by_time:
             terms = jax.tree_util.tree_map(
                 lambda h: jnp.zeros((h.shape[0], self.fk.num_times, *h.shape[1:]), h.dtype).at[:, 0].set(h),
@@ -101,17 +108,9 @@ class Recursion(NamedTuple):
 
             return Trail(new, jax.lax.map(expected, new.particles)), new.ancestors
 
-        drawn = parents(
-            key,
-            self.fk,
-            self.ctx,
-            before,
-            (new.particles, new.ancestors),
-            u,
-            num_draws=smoothing.num_backward,
-            kind=smoothing.backward,
-            num_mh_steps=smoothing.num_mh_steps,
-        )
+        _, kind, num_draws, num_mh_steps = smoothing
+        draw = partial(parents, num_draws=num_draws, kind=kind, num_mh_steps=num_mh_steps)
+        drawn = draw(key, self.fk, self.ctx, before, (new.particles, new.ancestors), u)
 
         def average(index: Int[Array, " M"], x: PyTree) -> PyTree:
             chosen = jax.tree_util.tree_map(lambda a: a[index], (before[0], old.statistic))
@@ -142,10 +141,7 @@ def forward(
     fk, settings = recursion.fk, recursion.smoothing.system
     model = fk if system_of is None else system_of
     key_start, key_run = jax.random.split(key)
-    at_start, later = (
-        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], (fk.inputs, model.inputs))
-        for part in (0, slice(1, None))
-    )
+    at_start, later = first_and_rest((fk.inputs, model.inputs))
     system = initialize(key_start, model, recursion.ctx, at_start[1], settings)
 
     def kept(system: SMCState, drawn: Index) -> tuple[SMCInfo, PyTree]:
@@ -163,5 +159,4 @@ def forward(
     start = kept(system, system.ancestors)
     trail = recursion.start(system, at_start[0])
     trail, rest = jax.lax.scan(step, trail, (keys, jnp.arange(1, fk.num_times), later))
-    info, history = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
-    return trail, info, history
+    return trail, *prepended(start, rest)

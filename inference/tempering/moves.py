@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, override
 import jax
 import jax.numpy as jnp
 
+from mcx.inference.mcmc.whitening import LogDensity
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.validation import Rule, Settings, integer, number, optional
 from mcx.types import Array, Covariance, Flags, Float, Int, Key, LogWeights, PyTree, Scalar, Vector
@@ -55,7 +56,7 @@ class CloudMoves(Settings):
             "batch_size": optional(integer(1)),
         }
 
-    def start(self, log_density: Callable[[Vector], Scalar], x: Float[Array, "n d"]) -> PyTree:
+    def start(self, log_density: LogDensity, x: Float[Array, "n d"]) -> PyTree:
         """States of the transition at points (n, d)."""
         if self.transition.uses_gradient:
             value, slope = self._each(jax.value_and_grad(log_density), 1)(x)
@@ -63,12 +64,7 @@ class CloudMoves(Settings):
         return x, self._each(log_density, 1)(x), jnp.zeros_like(x)
 
     def once(
-        self,
-        key: Key,
-        log_density: Callable[[Vector], Scalar],
-        state: PyTree,
-        step_size: Scalar,
-        covariance: Covariance,
+        self, key: Key, log_density: LogDensity, state: PyTree, step_size: Scalar, covariance: Covariance
     ) -> tuple[PyTree, Scalar, Scalar]:
         """Move all particles once: new states, mean acceptance probability, and the adapted step size."""
         key_shared, key_size, key_own = jax.random.split(key, 3)
@@ -89,7 +85,7 @@ class CloudMoves(Settings):
     def until_decorrelated(
         self,
         key: Key,
-        log_density: Callable[[Vector], Scalar],
+        log_density: LogDensity,
         x: Float[Array, "n d"],
         step_size: Scalar,
         covariance: Covariance,
@@ -119,7 +115,7 @@ class CloudMoves(Settings):
     def waste_free(
         self,
         key: Key,
-        log_density: Callable[[Vector], Scalar],
+        log_density: LogDensity,
         x: Float[Array, "n d"],
         step_size: Scalar,
         covariance: Covariance,

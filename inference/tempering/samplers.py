@@ -47,9 +47,8 @@ from mcx.types import Array, Bool, Float, Key, Stats
 
 __all__ = ["DataAnnealedSMC", "TemperedSMC", "constrained_draws"]
 
-_AUTO = HMC(
-    target_accept=0.9, max_leapfrog_steps=16
-)  # longer trajectories only follow the contours of a single mode
+# longer trajectories only follow the contours of a single mode
+_AUTO = HMC(target_accept=0.9, max_leapfrog_steps=16)
 _BATCH_SIZE = 4096
 _LASTING = ("level", "log_evidence")  # keep their last values when a replicate is finished
 
@@ -125,12 +124,9 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
     def annealing(self, path: LawPath) -> Annealing:
         """How the path is followed."""
         method = _AUTO if isinstance(self.move, str) else self.move
+        transition, accept = method.transition(), float(method.target_accept)
         moves = CloudMoves(
-            method.transition(),
-            float(method.target_accept),
-            self.max_correlation,
-            self.max_moves,
-            batch_size=self.batch_size,
+            transition, accept, self.max_correlation, self.max_moves, batch_size=self.batch_size
         )
         return Annealing(
             path,
@@ -197,12 +193,8 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
             return []
         stats = {name: np.asarray(x, float) for name, x in posterior.smc_stats.items()}
         survivors = np.nanmin(stats["unique_ancestors"]) * self.waste_free_length / posterior.num_draws
-        return [
-            *level_advice(stats),
-            *moves_advice(stats, ", or another move="),
-            *forced_advice(stats),
-            *survivors_advice(float(survivors)),
-        ]
+        path = [*level_advice(stats), *moves_advice(stats, ", or another move="), *forced_advice(stats)]
+        return [*path, *survivors_advice(float(survivors))]
 
 
 @dataclass(frozen=True, kw_only=True)

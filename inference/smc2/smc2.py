@@ -189,7 +189,14 @@ class SMC2(ReplicateMethod[NestedPlan]):
 
     @override
     def calibrated(self, plan: NestedPlan, key: Key) -> NestedPlan:
-        _check_key(key)
+        impl = str(jax.random.key_impl(key))
+        if not impl.startswith("threefry"):  # with whose keys draws do not depend on what is drawn with them
+            raise MethodError(
+                "SMC2 runs filters again from their keys, and draws by keys of this kind would differ",
+                expected="a key of JAX's default implementation",
+                found=impl,
+                remedy="key=jax.random.key(0, impl='threefry2x32')",
+            )
         return plan
 
     @override
@@ -211,9 +218,8 @@ class SMC2(ReplicateMethod[NestedPlan]):
     def cloud(self, plan: NestedPlan, key: Key, state: SMCState, *, complete: bool) -> Cloud:
         key_draws = stream(key, Stream.NESTED_DRAWS)
         if complete:
-            x, log_p, sites, same = smc2_draws(
-                plan.nesting, plan.model.conditional, plan.data, key_draws, state
-            )
+            conditional = plan.model.conditional
+            x, log_p, sites, same = smc2_draws(plan.nesting, conditional, plan.data, key_draws, state)
             return Cloud(sites, x, {"lp": log_p}, same)
         x, log_p, sites = params_so_far(plan.model.marginal, key_draws, state)
         return Cloud(sites, x, {"lp": log_p})
@@ -243,10 +249,10 @@ class SMC2(ReplicateMethod[NestedPlan]):
         found = {}
         for name, x in stats.items():
             x = x[:, 1:] if name in _OF_MOVES else x[:, :times]
-            missing = ((0, 0), (0, times - x.shape[1]))
-            found[name] = (
-                np.pad(x.astype(float), missing, constant_values=np.nan) if x.shape[1] < times else x
-            )
+            missing = times - x.shape[1]
+            if missing > 0:
+                x = np.pad(x.astype(float), ((0, 0), (0, missing)), constant_values=np.nan)
+            found[name] = x
         return found
 
     @override
@@ -272,18 +278,6 @@ def _refuse_lengths(model: MarginalModel) -> None:
             site=", ".join(lengths),
             found=", ".join(f"{name}: {count}" for name, count in lengths.items()),
             remedy="mcx.PMMH() takes blocks of any length",
-        )
-
-
-def _check_key(key: Key) -> None:
-    """Raise for keys whose draws depend on what else is drawn with them."""
-    impl = str(jax.random.key_impl(key))
-    if not impl.startswith("threefry"):
-        raise MethodError(
-            "SMC2 runs filters again from their keys, and draws by keys of this kind would differ",
-            expected="a key of JAX's default implementation",
-            found=impl,
-            remedy="key=jax.random.key(0, impl='threefry2x32')",
         )
 
 

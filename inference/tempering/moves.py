@@ -100,17 +100,9 @@ class CloudMoves(Settings):
         def once(key: Key, state: PyTree, size: Scalar) -> tuple[PyTree, Scalar, Scalar]:
             return self.once(key, log_density, state, size, covariance)
 
-        return until_decorrelated(
-            key,
-            once,
-            self.start(log_density, x),
-            lambda state: state[:2],
-            jnp.asarray(step_size, x.dtype),
-            covariance,
-            self.max_correlation,
-            self.max_moves,
-            rest,
-        )
+        begin, size = self.start(log_density, x), jnp.asarray(step_size, x.dtype)
+        limits = (self.max_correlation, self.max_moves)
+        return until_decorrelated(key, once, begin, lambda state: state[:2], size, covariance, *limits, rest)
 
     def waste_free(
         self,
@@ -227,15 +219,11 @@ def correlation(before: Float[Array, "n d"], after: Float[Array, "n d"], covaria
     """Largest absolute correlation of a coordinate with its former value, both whitened by a covariance."""
     if covariance.ndim == 2:
         factor = jnp.linalg.cholesky(covariance)
-
-        def white(x: Float[Array, "n d"]) -> Array:
-            return jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T
+        solve = jax.scipy.linalg.solve_triangular
+        before, after = (solve(factor, x.T, lower=True).T for x in (before, after))
     else:
-
-        def white(x: Float[Array, "n d"]) -> Array:
-            return x / jnp.sqrt(covariance)
-
-    return _correlation(white(before), white(after))
+        before, after = (x / jnp.sqrt(covariance) for x in (before, after))
+    return _correlation(before, after)
 
 
 def _correlation(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Scalar:

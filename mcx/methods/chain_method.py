@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self, override
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.methods.initial_points import as_initial_points
-from mcx.methods.method import Method, interrupted
+from mcx.methods.method import Coords, Method, interrupted
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_start, refuse_unsupported
 from mcx.model.compile import compile_model
@@ -23,7 +23,10 @@ from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
 from mcx.types import Array, Float, Key, PyTree
 
-__all__ = ["ChainMethod", "ChainPlan"]
+__all__ = ["ChainMethod", "ChainPlan", "Refuse"]
+
+type Refuse = Callable[[PyTree], None]
+"""Raises if a chain found no initial point, given the states with a leading chain axis."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,7 @@ class ChainMethod[P: ChainPlan](Method):
         """The plan with whatever has to be measured before the run in its data; may be traced."""
         return plan
 
-    def tuned(
-        self, plan: P, start: PyTree, refuse_start: Callable[[PyTree], None], key: Key, **options: Any
-    ) -> P:
+    def tuned(self, plan: P, start: PyTree, refuse_start: Refuse, key: Key, **options: Any) -> P:
         """The plan after pilot runs, which pure programs do not make."""
         return plan
 
@@ -107,14 +108,7 @@ class ChainMethod[P: ChainPlan](Method):
 
     @override
     def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Key,
-        num_chains: int,
-        init: PyTree,
-        coords: Mapping[str, Sequence[object]],
-        **options: Any,
+        self, bound: BoundModel, *, key: Key, num_chains: int, init: PyTree, coords: Coords, **options: Any
     ) -> Posterior:
         plan = self.calibrated(self.plan(bound), key)
         start = self.initial_points(plan, init, num_chains, stream(key, self._start_stream))

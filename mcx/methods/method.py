@@ -16,7 +16,10 @@ from mcx.run.driver import Run
 from mcx.target import Target
 from mcx.types import Key, PyTree
 
-__all__ = ["Method", "checked_target", "interrupted"]
+__all__ = ["Coords", "Method", "checked_target", "interrupted"]
+
+type Coords = Mapping[str, Sequence[object]]
+"""Labels of the results' dimensions, as the user gave them."""
 
 
 class Method(Settings):
@@ -34,14 +37,7 @@ class Method(Settings):
     default_chains: ClassVar[int] = 4
 
     def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Key,
-        num_chains: int,
-        init: PyTree,
-        coords: Mapping[str, Sequence[object]],
-        **options: Any,
+        self, bound: BoundModel, *, key: Key, num_chains: int, init: PyTree, coords: Coords, **options: Any
     ) -> Posterior:
         """Draw from the posterior. Users call :func:`mcx.infer`, which checks the arguments and the result.
 

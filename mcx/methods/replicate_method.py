@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, override
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import MethodError
-from mcx.methods.method import Method, interrupted
+from mcx.methods.method import Coords, Method, interrupted
 from mcx.model.bound import BoundModel
 from mcx.results.evidence import log_mean_evidence, replicate_log_weights
 from mcx.results.faults import FaultAdvice, raise_faults
@@ -150,14 +150,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
 
     @override
     def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Key,
-        num_chains: int,
-        init: PyTree,
-        coords: Mapping[str, Sequence[object]],
-        **options: Any,
+        self, bound: BoundModel, *, key: Key, num_chains: int, init: PyTree, coords: Coords, **options: Any
     ) -> Posterior:
         if init is not None:
             raise MethodError(

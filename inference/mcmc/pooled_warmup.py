@@ -200,11 +200,10 @@ def step(
     def new_metric(s: PooledState) -> PooledState:
         old = s.shared
         step_size = final(old.averaging)
-        cov = covariance(old.moments, old.inverse_mass_matrix)
-        inverse, mass = metric_of(cov, dense)
-        blank = Moments.blank(position.shape[0], dense)
-        changed = {"inverse_mass_matrix": inverse, "mass_matrix": mass, "moments": blank}
-        return with_step_size(s, step_size, length=trajectory_length.restart(old.length), **changed)
+        inverse, mass = metric_of(covariance(old.moments, old.inverse_mass_matrix), dense)
+        blank, length = Moments.blank(position.shape[0], dense), trajectory_length.init(old.length.length)
+        changed = {"inverse_mass_matrix": inverse, "mass_matrix": mass, "moments": blank, "length": length}
+        return with_step_size(s, step_size, **changed)
 
     def finish(s: PooledState) -> PooledState:
         step_size = final(s.shared.averaging)

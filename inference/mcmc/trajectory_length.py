@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from mcx.ops import collectives
 from mcx.types import Covariance, Flags, Scalar, Vector
 
-__all__ = ["LengthState", "Proposal", "final", "init", "restart", "slope", "update"]
+__all__ = ["LengthState", "Proposal", "final", "init", "slope", "update"]
 
 _LEARNING_RATE = 0.05
 _DECAY = 0.95
@@ -59,11 +59,6 @@ def init(length: ArrayLike) -> LengthState:
     """The state before the first update."""
     first, zero = jnp.asarray(length, float), jnp.zeros(())
     return LengthState(first, zero, jnp.log(first), zero)
-
-
-def restart(state: LengthState) -> LengthState:
-    """The state with the same length, without memory of how it was reached."""
-    return init(state.length)
 
 
 def slope(proposal: Proposal, mass_matrix: Covariance, travelled: Scalar) -> Scalar:

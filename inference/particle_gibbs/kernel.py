@@ -93,8 +93,6 @@ class GibbsKernel(Kernel):
     mcmc: MCMCKernel
     whole: TargetFunctions
 
-    # start -----------------------------------------------------------------------------------------
-
     @override
     def init(self, data: BlockData, key: Key, start: GibbsStart) -> GibbsState:
         """Search for parameters and paths with a finite joint density and gradient.
@@ -141,8 +139,6 @@ class GibbsKernel(Kernel):
 
         sites = capture.record(self.whole.run(data.model), key=key, substitute_fn=improper).sites
         return {k: jnp.asarray(sites[k]["value"], self.mcmc.sites[k].dtype) for k in self.drawn}
-
-    # sweep -----------------------------------------------------------------------------------------
 
     @override
     def step(
@@ -203,8 +199,6 @@ class GibbsKernel(Kernel):
         target = self.mcmc.target((data.model, dict(others)))
         moved = target.constrain(target.unravel(position))
         return {**others, **{name: moved[name] for name, _ in self.mcmc.shapes}}
-
-    # results ---------------------------------------------------------------------------------------
 
     @override
     def collect(self, state: GibbsState, info: dict[str, Array]) -> tuple[PyTree, Mapping[str, Array]]:

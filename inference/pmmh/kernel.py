@@ -175,8 +175,6 @@ class PMMHKernel(ChainKernel):
     def _keys(self, data: BlockData, key: Key) -> list[tuple[str, Key]]:
         return [(name, jax.random.fold_in(key, i)) for i, name in enumerate(sorted(data.spaces))]
 
-    # results ---------------------------------------------------------------------------------------
-
     @override
     def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
         return (state.point.paths, state.point.position), info

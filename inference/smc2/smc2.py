@@ -153,8 +153,6 @@ class SMC2(ReplicateMethod[NestedPlan]):
     def _grows(self) -> bool:
         return self.num_particles is None if self.grow is None else self.grow
 
-    # the run ------------------------------------------------------------------------------------------
-
     @property
     @override
     def particles(self) -> int:

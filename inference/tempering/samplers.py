@@ -115,8 +115,6 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
         ):
             self.refuse("levels", "increasing numbers in (0, 1], 1 the last")
 
-    # the run ------------------------------------------------------------------------------------------
-
     def path(self, target: Target) -> tuple[LawPath, LawPathData]:
         """The path of laws and its data."""
         raise NotImplementedError

@@ -153,14 +153,10 @@ class OnlineFilter:
 
     def refuse_faults(self, state: OnlineState, result: object = None) -> None:
         """Raise where the weights say nothing any more; the error has ``result``, by default the state."""
-        raise_faults(
-            fault_stats(state.system.info),
-            self.settings.num_particles,
-            self.method.max_nonfinite,
-            FILTER_ADVICE,
-            result=state if result is None else result,
-            first=int(state.time),
-        )
+        stats, tolerance = fault_stats(state.system.info), self.method.max_nonfinite
+        result, first = state if result is None else result, int(state.time)
+        num = self.settings.num_particles
+        raise_faults(stats, num, tolerance, FILTER_ADVICE, result=result, first=first)
 
 
 def _by_key(values: PyTree) -> dict[str, PyTree]:

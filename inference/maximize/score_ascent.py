@@ -133,15 +133,8 @@ def maximize_model(
     information, notes = np.full((len(found), len(found)), np.nan), ["no standard errors were asked for"]
     covariance = information
     if method.num_information and result.complete:
-        information = _information(
-            kernel,
-            data,
-            stream(key, Stream.OBSERVED_INFORMATION),
-            found,
-            method.num_information,
-            progress,
-            checkpoint,
-        )
+        own, count = stream(key, Stream.OBSERVED_INFORMATION), method.num_information
+        information = _information(kernel, data, own, found, count, progress, checkpoint)
         covariance, notes = _inverse(information)
     se = {k: np.sqrt(np.einsum("...i,ij,...j->...", j, covariance, j)) for k, j in jacobians.items()}
     return Maximum(
@@ -175,8 +168,7 @@ def _information(
 ) -> Float[np.ndarray, "d d"]:
     """Minus the derivative of the score, by central differences about one standard error wide.
 
-    Louis' identity needs no differences, but subtracts two numbers that grow with T and differ by little: at
-    thousands of times its noise is many times the information.
+    Louis' identity needs no differences, but subtracts two numbers that grow with T and differ by little.
     """
     dim = len(z)
     still = replace(kernel, optimizer=_STILL)

@@ -219,15 +219,8 @@ def climb(
     judged = None
     if method.num_checks and not isinstance(method.kernel, ParticleGibbs):
         judged = quality(stream(key, Stream.FIT_QUALITY), fitted, target, method.num_checks)
-    return Approximation.of(
-        fitted,
-        params,
-        target,
-        judged,
-        stats,
-        RunInfo.of(method, result, key=key, coords={}, dtype=jnp.result_type(float)),
-        notes,
-    )
+    info = RunInfo.of(method, result, key=key, coords={}, dtype=jnp.result_type(float))
+    return Approximation.of(fitted, params, target, judged, stats, info, notes)
 
 
 def _chains(

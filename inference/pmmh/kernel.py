@@ -143,10 +143,9 @@ class PMMHKernel(ChainKernel):
     def decide(self, key: Key, old: Point, new: Point) -> tuple[Point, dict[str, PyTree]]:
         """Accept or reject a point that a symmetric law proposed.
 
-        This leaves a law of parameters, particles and path invariant, whose density is prior times estimated
-        evidence. As the estimate is unbiased, its marginal law of parameters and path is the posterior.
-
-        Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
+        This leaves a law of parameters, particles and path invariant whose density is prior times estimated
+        evidence. As the estimate is unbiased, its marginal law of parameters and path is the posterior
+        (Andrieu, Doucet and Holenstein 2010, section 2.4.2).
         """
         log_ratio = (new.log_density - old.log_density) + (new.log_evidence - old.log_evidence)
         accepted = accept(key, log_ratio)

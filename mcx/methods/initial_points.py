@@ -112,11 +112,7 @@ def _positions(target: Target, init: Mapping[str, ArrayLike], num_chains: int) -
 
 
 def value_by_chain(site: Site, value: ArrayLike, num_chains: int) -> Float[Array, "chain ..."]:
-    """A site's initial value for every chain, from a value of the site's shape or one with a chain axis.
-
-    Raises:
-        InitializationError: if it has another shape.
-    """
+    """The user's value of a site with a leading chain axis: as it has one, or the same for all chains."""
     value = jnp.asarray(value, site.dtype if site.kind == "discrete" else jnp.result_type(float))
     if value.shape == site.shape:
         value = jnp.broadcast_to(value, (num_chains, *site.shape))

@@ -58,8 +58,8 @@ class Method(Settings):
     def advice(self, posterior: Posterior) -> list[Advice]:
         """What this method finds wrong with a finished run, worst first.
 
-        What may go wrong in any run (an early stop, draws that are not finite, chains that disagree) is
-        diagnosed elsewhere, for all methods alike.
+        What may go wrong in any run (an early stop, draws that are not finite) is diagnosed for all methods
+        alike.
         """
         return []
 

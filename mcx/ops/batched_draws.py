@@ -78,10 +78,9 @@ _Sampler = Callable[..., Any]  # (key, size, *leaves) -> (size, *shape)
 def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) -> _Sampler | None:
     """The fastest correct way to draw all batch entries from one key, or None if there is none.
 
-    A distribution that is made of others (LogNormal, StudentT, mixtures, ...) may draw parts of it once for
-    all batch entries when only its own parameters are batched, which the shape of the draw does not show. So
-    a way is correct if, source by source, it draws as many random numbers for the batch as single draws of
-    all entries take.
+    A distribution that is made of others (LogNormal, mixtures, ...) may draw parts of it once for all entries
+    when only its own parameters are batched, which the draw's shape does not show. So a way is correct if,
+    source by source, it draws as many random numbers for the batch as single draws of all entries take.
     """
 
     def make(leaves: PyTree) -> Distribution:

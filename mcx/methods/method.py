@@ -17,7 +17,10 @@ from mcx.run.driver import Run
 from mcx.target import Target
 from mcx.types import Key, PyTree
 
-__all__ = ["Method", "checked_target", "interrupted"]
+__all__ = ["Coords", "Method", "checked_target", "interrupted"]
+
+type Coords = Mapping[str, Sequence[object]]
+"""Labels of the results' dimensions, as the user gave them."""
 
 
 class Method(Settings):
@@ -34,20 +37,8 @@ class Method(Settings):
 
     default_chains: ClassVar[int] = 4
 
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
-
     def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Key,
-        num_chains: int,
-        init: PyTree,
-        coords: Mapping[str, Sequence[object]],
-        **options: Any,
+        self, bound: BoundModel, *, key: Key, num_chains: int, init: PyTree, coords: Coords, **options: Any
     ) -> Posterior:
         """Draw from the posterior. Users call :func:`mcx.infer`, which checks the arguments and the result.
 
@@ -67,7 +58,6 @@ class Method(Settings):
 
     def advice(self, posterior: Posterior) -> list[Advice]:
         """What this method finds wrong with a finished run, worst first.
-
         What may go wrong in any run (an early stop, draws that are not finite, chains that disagree) is
         diagnosed for all methods alike, see :meth:`diagnose`.
         """
@@ -79,12 +69,7 @@ class Method(Settings):
 
 
 def checked_target(bound: BoundModel) -> Target:
-    """The compiled posterior of a model that has something to infer, once its data are checked.
-
-    Raises:
-        CapabilityError: if the model has no latent site.
-        DataError: if data are NaN or of a wrong kind.
-    """
+    """The compiled posterior of a model that has a latent site, once its data are checked."""
     target = compile_model(bound)
     refuse_data(target)
     if target.dim == 0:
@@ -95,10 +80,7 @@ def checked_target(bound: BoundModel) -> Target:
 
 
 def interrupted(method: str, during: str, result: Run, remedy: str = "") -> NoReturn:
-    """Raise because a run was interrupted before there were draws.
-
-    The error carries the driver's result as ``.result``.
-    """
+    """Raise because a run, ``error.result``, was interrupted before there were draws."""
     text = f"{method} was interrupted during its {during}; there are no draws yet"
     error = KeyboardInterrupt(text + (f". {remedy}" if remedy else ""))
     error.result = result  # type: ignore[attr-defined]

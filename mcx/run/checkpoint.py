@@ -77,17 +77,9 @@ def recording(
     arrays: PyTree,
     hosts: Hosts = ALONE,
 ) -> Iterator[Recorder | None]:
-    """Hold a checkpoint's directory during a run.
+    """Hold a checkpoint's directory during a run, and yield the recorder that saves it; None without one.
 
-    Args:
-        checkpoint: as the user gave it.
-        about: further parts of the run's identity.
-        key: of the run.
-        arrays: what the run depends on.
-        hosts: the processes of the run.
-
-    Yields:
-        The recorder that saves the run; None without a checkpoint.
+    ``about`` and ``arrays`` are what the run depends on.
 
     Raises:
         CheckpointError: if the directory cannot be used, or holds another run.
@@ -183,17 +175,7 @@ class Recorder:
         self._chains = 0
 
     def resume(self, programs: Programs, state: PyTree, num_chains: int) -> tuple[int, PyTree]:
-        """How far the run came before: the number of steps taken, and the state after them.
-
-        Args:
-            programs: of the run.
-            state: at step 0, with a leading chain axis; it may have no leaves.
-            num_chains: number of chains.
-
-        Raises:
-            CheckpointCorrupt: if a file is damaged.
-            CheckpointMismatch: if it was another run.
-        """
+        """How many steps the run took before, and the state after them; ``state`` is that at step 0."""
         identity = {**self.identity, _CODE: of_code(programs.code)}
         if self.store.manifest is None:
             self.store.begin(identity)
@@ -209,11 +191,7 @@ class Recorder:
         return manifest.steps, self._state
 
     def chunks(self, programs: Programs, discard: int) -> Iterator[tuple[int, PyTree, PyTree]]:
-        """Saved chunks: numbers of steps, statistics, and draws, which are None for discarded steps.
-
-        Raises:
-            CheckpointCorrupt: if a file is damaged.
-        """
+        """Saved chunks: numbers of steps, statistics, and draws, which are None for discarded steps."""
         manifest = self.store.manifest
         for entry in manifest.chunks if manifest is not None else ():
             like: PyTree = (programs.stats,) if entry.first < discard else (programs.stats, programs.emitted)
@@ -229,8 +207,8 @@ class Recorder:
     def save(self, complete: bool, *, now: bool) -> None:
         """Start to write what was taken if it is time to, or write it all ``now`` and wait for that.
 
-        A full disk does not stop the run: it goes on in memory, and the next save tries again. A slow disk
-        does not either, until much is pending.
+        A full disk does not stop the run: the next save tries again. A slow one does not either, until much
+        is pending.
         """
         pending = sum(chunk.size for chunk in self._pending)
         much = pending >= _MOST_PENDING

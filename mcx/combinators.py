@@ -1,5 +1,20 @@
 """Combinators: functions that take models and give Feynman-Kac models, of which algorithms are composed.
 
+=============================== ==============================================================
+``smc``                         runs any :class:`FeynmanKac`
+``target``                      the posterior of a bound model
+``tempered``, ``annealed_data`` a path of laws from the prior to a posterior
+``with_moves``                  the SMC sampler of such a path
+``marginal_model``              parameters apart from the Markov blocks
+``nested_filters``, ``nest``    parameters whose particles carry particle filters
+``with_pmmh``                   the same with moves of the parameters, which is SMC^2
+``grow``                        the same parameters with wider filters
+``conditional``, ``keep_first`` a particle system in which one particle follows a path
+``conditional_smc``             a new path by such a system
+``corrector``                   the reverse process of composed diffusion models
+``draw_path``, ``trace_paths``  paths from a genealogy
+=============================== ==============================================================
+
 mcx's own methods are built from these. ``docs/samplers.md`` composes SMC^2, particle marginal
 Metropolis-Hastings and particle Gibbs of them in a few lines each.
 """

@@ -368,6 +368,11 @@ class TestStartingPoints:
             (True, InitializationError, "not understood"),
             ({"slope": 0.0, "noise": 1.0}, InitializationError, "site 'intercept'.*no value"),
             (
+                {"intercept": "a", "slope": 0.0, "noise": 1.0},
+                InitializationError,
+                "site 'intercept'.*no number",
+            ),
+            (
                 {"intercept": 0.0, "slope": np.zeros(3), "noise": 1.0},
                 InitializationError,
                 "site 'slope'.*shape",

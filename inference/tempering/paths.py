@@ -111,30 +111,30 @@ class LawPath:
         return jnp.where(jnp.isnan(value) | (value == jnp.inf), -jnp.inf, value)
 
 
-def tempered(target: Target, start: Distribution | float | None = None) -> tuple[LawPath, LawPathData]:
+def tempered(target: Target, initial_law: Distribution | float | None = None) -> tuple[LawPath, LawPathData]:
     """The path from the prior to the posterior by powers of the likelihood.
 
     Args:
         target: the posterior.
-        start: a distribution of unconstrained vectors of event shape (d,) to start from in the prior's place,
-            or the standard deviation of a Gaussian; the powers are then those of prior times likelihood over
-            its density. Needed if the prior is improper.
+        initial_law: a distribution of unconstrained vectors of event shape (d,) to start from in the prior's
+            place, or the standard deviation of a Gaussian; the powers are then those of prior times
+            likelihood over its density. Needed if the prior is improper.
 
     Returns:
         The path, and its data.
 
     Raises:
-        CapabilityError: if the prior cannot be drawn from and there is no ``start``, or if the model has
-            discrete latent sites.
-        MethodError: if ``start`` is no distribution of vectors (d,).
+        CapabilityError: if the prior cannot be drawn from and there is no ``initial_law``, or if the model
+            has discrete latent sites.
+        MethodError: if ``initial_law`` is no distribution of vectors (d,).
 
     Source: Neal (2001), Annealed importance sampling; Del Moral, Doucet and Jasra (2006).
     """
-    return _path(target, start, 1, None)
+    return _path(target, initial_law, 1, None)
 
 
 def annealed_data(
-    target: Target, dim: str | None = None, start: Distribution | float | None = None
+    target: Target, dim: str | None = None, initial_law: Distribution | float | None = None
 ) -> tuple[LawPath, LawPathData]:
     """The path from the prior to the posterior that takes in observations, entry by entry of a dimension.
 
@@ -142,7 +142,7 @@ def annealed_data(
         target: the posterior.
         dim: a plate or time axis of observed sites; by default the only one that there is. Observations
             without it come in with its first entry.
-        start: as for :func:`tempered`.
+        initial_law: as for :func:`tempered`.
 
     Raises:
         CapabilityError, MethodError: as :func:`tempered`; or if no observed site has the dimension.
@@ -160,11 +160,11 @@ def annealed_data(
             found=repr(dim),
             remedy="put the observations into a plate, or use mcx.TemperedSMC, which needs none",
         )
-    return _path(target, start, sizes[dim], dim)
+    return _path(target, initial_law, sizes[dim], dim)
 
 
 def _path(
-    target: Target, start: Distribution | float | None, groups: int, dim: str | None
+    target: Target, initial_law: Distribution | float | None, groups: int, dim: str | None
 ) -> tuple[LawPath, LawPathData]:
     for site in target.sites.of_kind("discrete"):
         raise CapabilityError(
@@ -174,14 +174,14 @@ def _path(
         )
     if target.dim == 0:
         raise CapabilityError("the model has no latent site to draw")
-    if start is None and target.sample_prior is None:
+    if initial_law is None and target.sample_prior is None:
         raise CapabilityError(
             "the prior cannot be drawn from: it is improper, masked or scaled, or carries factors",
             site=next((s.name for s in target.sites if _not_drawn(s)), None),
             remedy="give a law to start from, on unconstrained space: initial_law=dist.Normal(0, 3).expand("
             f"[{target.dim}]).to_event(1), or initial_law=3.0 for short",
         )
-    law = None if start is None else _start_law(start, target.dim)
+    law = None if initial_law is None else _start_law(initial_law, target.dim)
     path = LawPath(target.functions, target.shapes, target.sites, groups, dim, law is not None)
     return path, LawPathData(target.data, law)
 

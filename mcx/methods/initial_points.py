@@ -112,8 +112,21 @@ def _positions(target: Target, init: Mapping[str, ArrayLike], num_chains: int) -
 
 
 def value_by_chain(site: Site, value: ArrayLike, num_chains: int) -> Float[Array, "chain ..."]:
-    """The user's value of a site with a leading chain axis: as it has one, or the same for all chains."""
-    value = jnp.asarray(value, site.dtype if site.kind == "discrete" else jnp.result_type(float))
+    """A site's initial value for every chain, from a value of the site's shape or one with a chain axis.
+
+    Raises:
+        InitializationError: if it is no array of numbers, or has another shape.
+    """
+    dtype = site.dtype if site.kind == "discrete" else jnp.result_type(float)
+    try:
+        value = jnp.asarray(value, dtype)
+    except (TypeError, ValueError):
+        raise InitializationError(
+            "init= has no number for this site",
+            site=site.name,
+            expected=f"an array of shape {site.shape}",
+            found=repr(value),
+        ) from None
     if value.shape == site.shape:
         value = jnp.broadcast_to(value, (num_chains, *site.shape))
     if value.shape != (num_chains, *site.shape):

@@ -58,6 +58,7 @@ class Method(Settings):
 
     def advice(self, posterior: Posterior) -> list[Advice]:
         """What this method finds wrong with a finished run, worst first.
+
         What may go wrong in any run (an early stop, draws that are not finite, chains that disagree) is
         diagnosed for all methods alike, see :meth:`diagnose`.
         """

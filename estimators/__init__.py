@@ -15,24 +15,26 @@ if not __name__.startswith("mcx."):
     )
 
 if TYPE_CHECKING:
-    from mcx.estimators.control_variates.posterior_controls import SteinControls
-    from mcx.estimators.control_variates.regression import regress
-    from mcx.estimators.control_variates.stein import stein_controls
-    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
-    from mcx.estimators.importance.expectations import expectations
-    from mcx.estimators.importance.known_means import EstimatedMeans, KnownMeans
-    from mcx.estimators.importance.proposals import Elliptical, Mixture, as_mixture
-    from mcx.estimators.importance.training import train_proposal
-    from mcx.estimators.pareto import pareto_khat, psis
-    from mcx.estimators.sensitivity.sobol_indices import sobol_indices
-    from mcx.estimators.sliced import (
-        SlicedTarget,
-        energy_sliced_wasserstein,
-        max_sliced_wasserstein,
-        sliced_wasserstein,
-        two_sample_test,
-        wasserstein_1d,
-    )
+    from mcx.estimators.control_variates.posterior_controls import SteinControls as SteinControls
+    from mcx.estimators.control_variates.regression import regress as regress
+    from mcx.estimators.control_variates.stein import stein_controls as stein_controls
+    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance as AdaptiveImportance
+    from mcx.estimators.importance.expectations import expectations as expectations
+    from mcx.estimators.importance.known_means import EstimatedMeans as EstimatedMeans
+    from mcx.estimators.importance.known_means import KnownMeans as KnownMeans
+    from mcx.estimators.importance.proposals import Elliptical as Elliptical
+    from mcx.estimators.importance.proposals import Mixture as Mixture
+    from mcx.estimators.importance.proposals import as_mixture as as_mixture
+    from mcx.estimators.importance.training import train_proposal as train_proposal
+    from mcx.estimators.pareto import pareto_khat as pareto_khat
+    from mcx.estimators.pareto import psis as psis
+    from mcx.estimators.sensitivity.sobol_indices import sobol_indices as sobol_indices
+    from mcx.estimators.sliced import SlicedTarget as SlicedTarget
+    from mcx.estimators.sliced import energy_sliced_wasserstein as energy_sliced_wasserstein
+    from mcx.estimators.sliced import max_sliced_wasserstein as max_sliced_wasserstein
+    from mcx.estimators.sliced import sliced_wasserstein as sliced_wasserstein
+    from mcx.estimators.sliced import two_sample_test as two_sample_test
+    from mcx.estimators.sliced import wasserstein_1d as wasserstein_1d
 
 # name -> module that defines it, imported on first use
 _LAZY = {
@@ -58,28 +60,7 @@ _LAZY = {
     "wasserstein_1d": "sliced",
 }
 
-__all__ = [
-    "AdaptiveImportance",
-    "Elliptical",
-    "EstimatedMeans",
-    "KnownMeans",
-    "Mixture",
-    "SlicedTarget",
-    "SteinControls",
-    "as_mixture",
-    "energy_sliced_wasserstein",
-    "expectations",
-    "max_sliced_wasserstein",
-    "pareto_khat",
-    "psis",
-    "regress",
-    "sliced_wasserstein",
-    "sobol_indices",
-    "stein_controls",
-    "train_proposal",
-    "two_sample_test",
-    "wasserstein_1d",
-]
+__all__ = list(_LAZY)
 
 
 def __getattr__(name: str) -> Any:

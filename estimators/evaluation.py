@@ -28,18 +28,12 @@ _PROGRAMS: weakref.WeakKeyDictionary[Callable[..., Any], Callable[[PyTree], PyTr
 
 
 def at_points(function: Callable[[Any], PyTree]) -> Callable[[PyTree], PyTree]:
-    """A compiled program that evaluates a function of one point at many.
+    """A compiled program that evaluates a function of one point, a pytree, at many: 4096 at a time.
 
-    The same function object has the same program for as long as it lives: a second call with points of the
-    same shape traces nothing. Values that it reads from outside are those of the first call, as under
-    ``jax.jit``. A function that cannot be hashed is traced again by every call of this one.
-
-    Args:
-        function: of one point, a pytree of arrays.
-
-    Returns:
-        A function of points with a leading axis (n, ...), whose values have the same leading axis. It needs
-        memory for 4096 points at once, and for all values. The caller has to keep ``function`` alive.
+    The same function object has the same program for as long as it lives (the caller has to keep it alive),
+    so that a second call with points of the same shape traces nothing. Values that it reads from outside are
+    those of the first call, as under ``jax.jit``. A function that cannot be hashed is traced again by every
+    call.
     """
     try:
         found = _PROGRAMS.get(function)
@@ -61,11 +55,7 @@ def _program(get: Callable[[], Callable[[Any], PyTree] | None]) -> Callable[[PyT
 
 
 def refuse_nothing(leaves: list[Array], name: str = "the function") -> None:
-    """Raise where a function's values hold no number; leaves have a leading axis of points.
-
-    Raises:
-        DataError: naming the function.
-    """
+    """Raise DataError where a function's values hold no number; leaves have a leading axis of points."""
     if not sum(int(np.prod(leaf.shape[1:])) for leaf in leaves):
         raise DataError(
             f"{name} returns no number",
@@ -76,14 +66,11 @@ def refuse_nothing(leaves: list[Array], name: str = "the function") -> None:
 
 @dataclass(frozen=True)
 class Values:
-    """A function of points, evaluated at many of them, its values in one row.
+    """A function of points, evaluated at many of them, its J values in one row.
 
     Attributes:
-        function: of one point.
-        program: the same of many; see :func:`at_points`.
+        program: the function of many points; see :func:`at_points`.
         structure: tree and shapes of what the function returns, to give results its shape.
-        size: J, how many numbers it returns.
-        name: of the function, for errors.
     """
 
     function: Callable[[Array], PyTree]
@@ -96,11 +83,7 @@ class Values:
     def of(
         cls, function: Callable[[Array], PyTree], event: tuple[int, ...], name: str = "the function"
     ) -> Values:
-        """Describe a function of a point of shape ``event`` that returns a number, an array or a pytree.
-
-        Raises:
-            DataError: if it returns no number.
-        """
+        """Describe a function of a point of shape ``event``; raises DataError if it returns no number."""
         program = at_points(function)
         like = jax.eval_shape(program, jax.ShapeDtypeStruct((1, *event), jnp.result_type(float)))
         leaves, tree = jax.tree_util.tree_flatten(like)
@@ -113,9 +96,7 @@ class Values:
     ) -> Float[Array, "n J"]:
         """The function at points, (n, J); 0 where they do not count, (n,). None: all count.
 
-        Raises:
-            NonFiniteError: if a value that counts is NaN or infinite.
-            MethodError: if values depend on what JAX traces outside.
+        Raises NonFiniteError if a value that counts is not finite, MethodError if JAX traces the values.
         """
         found, bad = _rows(jax.tree_util.tree_leaves(self.program(x)), x)
         refuse_tracing("estimators", "call it outside of jit, vmap and grad", found)
@@ -154,16 +135,7 @@ def leaves_at(
     draws: Mapping[str, Array | np.ndarray],
     counts: Bool[Array, " n"] | np.ndarray | None = None,
 ) -> tuple[list[Array], PyTreeDef]:
-    """Values of a function of the sites' values at draws, and their tree.
-
-    Args:
-        name: of the function, for errors.
-        function: of a dictionary.
-        draws: by name, (n, ...).
-        counts: (n,), whether a draw counts; None where all do.
-
-    Returns:
-        Leaves (n, ...), and the tree that puts values together.
+    """Values (n, ...) of a function of the sites' values at draws, and the tree that puts values together.
 
     Raises:
         DataError: if the function returns no number.

@@ -141,7 +141,9 @@ def khat_of(values: ArrayLike, log_weights: ArrayLike) -> Float[Array, "..."]:
     counted = jnp.where(w > 0, integrand.T, 0.0)  # (..., S)
     mean = jnp.sum(counted * w, -1, keepdims=True) / jnp.sum(w)
     spread = jnp.log(jnp.abs(counted - mean)) + log_w
-    return jnp.fmax(pareto_khat(spread, log=True), of_weights).T
+    constant = jnp.max(spread, -1) == -jnp.inf  # estimated without error, whatever the weights
+    of_integrand = jnp.where(constant, jnp.nan, pareto_khat(spread, log=True))
+    return jnp.fmax(of_integrand, of_weights).T
 
 
 def _draws(values: ArrayLike) -> Array:

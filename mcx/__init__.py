@@ -38,32 +38,46 @@ from mcx.verbs.infer import infer, program
 from mcx.verbs.state_space import filter, forecast, maximize, smooth
 
 if TYPE_CHECKING:
-    from mcx import combinators, diffusion, methods, testing
-    from mcx.cache import enable_compilation_cache
-    from mcx.estimators.control_variates.posterior_controls import SteinControls
-    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance
-    from mcx.estimators.sliced.sliced import sliced_wasserstein
-    from mcx.estimators.sliced.target import SlicedTarget
-    from mcx.estimators.sliced.two_sample import two_sample_test
-    from mcx.estimators.sliced.variants import energy_sliced_wasserstein, max_sliced_wasserstein
-    from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC
-    from mcx.inference.diffusion.guided.guided_diffusion import GuidedDiffusion
-    from mcx.inference.diffusion.guided.guided_gibbs import GuidedGibbs
-    from mcx.inference.diffusion.models.prior import ScorePrior
-    from mcx.inference.filtering.online import OnlineFilter
-    from mcx.inference.filtering.particle_filter import ParticleFilter
-    from mcx.inference.mcmc.chees import ChEES
-    from mcx.inference.mcmc.hmc import HMC
-    from mcx.inference.mcmc.mala import MALA
-    from mcx.inference.mcmc.nuts import NUTS
-    from mcx.inference.mcmc.random_walk import RandomWalk
-    from mcx.inference.particle_gibbs.numpyro_block import PathGibbs
-    from mcx.inference.particle_gibbs.particle_gibbs import ParticleGibbs
-    from mcx.inference.pmmh.pmmh import PMMH
-    from mcx.inference.smc.smc import smc
-    from mcx.inference.smc2.smc2 import SMC2
-    from mcx.inference.tempering.samplers import DataAnnealedSMC, TemperedSMC
-    from mcx.results.saved import load
+    from mcx import combinators as combinators
+    from mcx import diffusion as diffusion
+    from mcx import functionals as functionals
+    from mcx import methods as methods
+    from mcx import testing as testing
+    from mcx.cache import enable_compilation_cache as enable_compilation_cache
+    from mcx.estimators.control_variates.posterior_controls import SteinControls as SteinControls
+    from mcx.estimators.importance.adaptive_importance import AdaptiveImportance as AdaptiveImportance
+    from mcx.estimators.sliced.sliced import sliced_wasserstein as sliced_wasserstein
+    from mcx.estimators.sliced.target import SlicedTarget as SlicedTarget
+    from mcx.estimators.sliced.two_sample import two_sample_test as two_sample_test
+    from mcx.estimators.sliced.variants import energy_sliced_wasserstein as energy_sliced_wasserstein
+    from mcx.estimators.sliced.variants import max_sliced_wasserstein as max_sliced_wasserstein
+    from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC as ConditionalSMC
+    from mcx.inference.diffusion.guided.guided_diffusion import GuidedDiffusion as GuidedDiffusion
+    from mcx.inference.diffusion.guided.guided_gibbs import GuidedGibbs as GuidedGibbs
+    from mcx.inference.diffusion.models.prior import ScorePrior as ScorePrior
+    from mcx.inference.filtering.online import OnlineFilter as OnlineFilter
+    from mcx.inference.filtering.particle_filter import ParticleFilter as ParticleFilter
+    from mcx.inference.maximize.score_ascent import ScoreAscent as ScoreAscent
+    from mcx.inference.maximize.score_climbing import ScoreClimbing as ScoreClimbing
+    from mcx.inference.mcmc.chees import ChEES as ChEES
+    from mcx.inference.mcmc.hmc import HMC as HMC
+    from mcx.inference.mcmc.mala import MALA as MALA
+    from mcx.inference.mcmc.nuts import NUTS as NUTS
+    from mcx.inference.mcmc.random_walk import RandomWalk as RandomWalk
+    from mcx.inference.particle_gibbs.numpyro_block import PathGibbs as PathGibbs
+    from mcx.inference.particle_gibbs.particle_gibbs import ParticleGibbs as ParticleGibbs
+    from mcx.inference.pmmh.pmmh import PMMH as PMMH
+    from mcx.inference.smc.smc import smc as smc
+    from mcx.inference.smc2.smc2 import SMC2 as SMC2
+    from mcx.inference.smoothing.additive import AdditiveFunctional as AdditiveFunctional
+    from mcx.inference.smoothing.ffbs import FFBS as FFBS
+    from mcx.inference.smoothing.online import OnlineSmoother as OnlineSmoother
+    from mcx.inference.smoothing.paris import PaRIS as PaRIS
+    from mcx.inference.smoothing.ppg import PPG as PPG
+    from mcx.inference.tempering.samplers import DataAnnealedSMC as DataAnnealedSMC
+    from mcx.inference.tempering.samplers import TemperedSMC as TemperedSMC
+    from mcx.results.estimate import Estimate as Estimate
+    from mcx.results.saved import load as load
 
 # name -> module that defines it, imported on first use
 _LAZY = {
@@ -71,6 +85,7 @@ _LAZY = {
     "AdditiveFunctional": "mcx.inference.smoothing.additive",
     "ChEES": "mcx.inference.mcmc.chees",
     "ConditionalSMC": "mcx.inference.conditional_smc.conditional_smc",
+    "DataAnnealedSMC": "mcx.inference.tempering.samplers",
     "Estimate": "mcx.results.estimate",
     "FFBS": "mcx.inference.smoothing.ffbs",
     "GuidedDiffusion": "mcx.inference.diffusion.guided.guided_diffusion",
@@ -91,10 +106,9 @@ _LAZY = {
     "ScoreAscent": "mcx.inference.maximize.score_ascent",
     "ScoreClimbing": "mcx.inference.maximize.score_climbing",
     "ScorePrior": "mcx.inference.diffusion.models.prior",
-    "TemperedSMC": "mcx.inference.tempering.samplers",
-    "DataAnnealedSMC": "mcx.inference.tempering.samplers",
     "SlicedTarget": "mcx.estimators.sliced.target",
     "SteinControls": "mcx.estimators.control_variates.posterior_controls",
+    "TemperedSMC": "mcx.inference.tempering.samplers",
     "enable_compilation_cache": "mcx.cache",
     "energy_sliced_wasserstein": "mcx.estimators.sliced.variants",
     "load": "mcx.results.saved",
@@ -103,81 +117,42 @@ _LAZY = {
     "smc": "mcx.inference.smc.smc",
     "two_sample_test": "mcx.estimators.sliced.two_sample",
 }
-_LAZY_MODULES = ("combinators", "diffusion", "estimators", "functionals", "inference", "methods", "testing")
+_LAZY_MODULES = ("combinators", "diffusion", "functionals", "methods", "testing")
 
 __all__ = [
-    "FFBS",
-    "HMC",
-    "MALA",
-    "NUTS",
-    "PMMH",
-    "PPG",
-    "SMC2",
-    "AdaptiveImportance",
-    "AdditiveFunctional",
     "BoundModel",
-    "ChEES",
     "Checkpoint",
-    "ConditionalSMC",
-    "DataAnnealedSMC",
-    "Estimate",
     "FeynmanKac",
-    "GuidedDiffusion",
-    "GuidedGibbs",
     "Kernel",
     "Model",
-    "OnlineFilter",
-    "OnlineSmoother",
-    "PaRIS",
-    "ParticleFilter",
-    "ParticleGibbs",
-    "PathGibbs",
     "Posterior",
     "Predictions",
-    "RandomWalk",
     "Run",
-    "ScoreAscent",
-    "ScoreClimbing",
-    "ScorePrior",
-    "SlicedTarget",
-    "SteinControls",
     "Target",
-    "TemperedSMC",
     "__version__",
-    "combinators",
     "deterministic",
-    "diffusion",
     "dist",
-    "enable_compilation_cache",
-    "energy_sliced_wasserstein",
     "errors",
     "expect",
     "factor",
     "filter",
     "forecast",
-    "functionals",
     "infer",
-    "load",
     "markov",
-    "max_sliced_wasserstein",
     "maximize",
-    "methods",
     "model",
     "plate",
     "predict",
     "program",
     "run",
     "sample",
-    "sliced_wasserstein",
-    "smc",
     "smooth",
-    "testing",
-    "two_sample_test",
 ]
+__all__ += [*_LAZY_MODULES, *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
+    if name in (*_LAZY_MODULES, "estimators", "inference"):
         return importlib.import_module(f"mcx.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'mcx' has no attribute {name!r}")

@@ -204,20 +204,11 @@ class FeynmanKac:
             object.__setattr__(self, "prepare", jax.tree_util.Partial(self.prepare))
 
     def functions_only(self, num_times: int = 1) -> FeynmanKac:
-        """The functions without the data: equal for equal programs, so that compiled code is found again.
-
-        Args:
-            num_times: of the model that is returned; its own where the program depends on it.
-        """
+        """The functions without the data: equal for equal programs, so that compiled code is found again."""
         return replace(self, num_times=num_times, inputs=None, prepare=_SAME)
 
     def check(self) -> None:
-        """Raise unless the number of times and the inputs fit each other.
-
-        Raises:
-            MethodError: if ``num_times`` is no positive int.
-            ModelError: if an input has another leading axis.
-        """
+        """Raise MethodError for a wrong number of times, ModelError for inputs that do not fit it."""
         validated("FeynmanKac", "num_times", self.num_times, integer(1))
         for path, leaf in jax.tree_util.tree_flatten_with_path(self.inputs)[0]:
             if jnp.shape(leaf)[:1] != (self.num_times,):

@@ -18,7 +18,7 @@ import mcx.estimators
 # From the bottom to the top. A module imports from its own folder and from those on the lines before; folders
 # on one line do not import each other. The longest prefix counts.
 LAYERS = [
-    ["mcx.errors", "mcx.types", "mcx._version", "mcx.dist", "mcx.cache"],
+    ["mcx.errors", "mcx.types", "mcx._version", "mcx.dist", "mcx.cache", "mcx.sites"],
     ["mcx.ops"],
     ["mcx.target"],
     ["mcx.model"],
@@ -45,7 +45,7 @@ LAYERS = [
     ],
     ["mcx.verbs"],
     # what collects names for users, and what tests use
-    ["mcx.testing", "mcx.diffusion", "mcx.functionals", "mcx.composition"],
+    ["mcx.testing", "mcx.diffusion", "mcx.functionals", "mcx.combinators"],
     ["mcx.inference", "mcx.inference.diffusion"],
     ["mcx"],
     ["mcx.__main__"],
@@ -166,11 +166,15 @@ def _is_protocol(value):
     return getattr(value, "_is_protocol", False)
 
 
+REFERENCE = re.compile(r"attributes are those of :class:`(?:mcx\.)?(\w+)`")
+
+
 def documentation(value):
-    """The docstring, and those of base classes of mcx, whose fields it has too."""
+    """The docstring, and those of classes of mcx whose fields it has too: bases, and what it refers to."""
     if not inspect.isclass(value):
         return inspect.getdoc(value) or ""
     docs = [c.__doc__ for c in value.__mro__ if c.__module__.startswith("mcx") and c.__doc__]
+    docs += [getattr(mcx, name).__doc__ for doc in docs for name in REFERENCE.findall(doc)]
     return "\n\n".join(inspect.cleandoc(doc) for doc in docs)
 
 

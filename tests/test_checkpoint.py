@@ -30,7 +30,7 @@ SCRIPT = """
 import sys, jax, numpy as np, mcx
 sys.path.insert(0, sys.argv[1])
 from checkpoint_problems import Walk
-done = mcx.run(Walk(), key=3, num_steps=6000, num_chains=2, num_discard=500, chunk_size=30, progress=False,
+done = mcx.run(Walk(), key=3, num_steps=60_000, num_chains=2, num_discard=500, chunk_size=30, progress=False,
                checkpoint=mcx.Checkpoint(sys.argv[2], interval=0.0))
 print("steps", done.num_steps)
 """
@@ -75,7 +75,7 @@ def test_killed_at_random_moments(tmp_path, kills):
             store.load(entry)
     assert killed >= min(5, kills)
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-    options = {"key": 3, "num_steps": 6000, "num_chains": 2, "num_discard": 500, "progress": False}
+    options = {"key": 3, "num_steps": 60_000, "num_chains": 2, "num_discard": 500, "progress": False}
     whole = mcx.run(Walk(), **options)
     resumed = mcx.run(Walk(), checkpoint=path, **options)
     for a, b in zip(

@@ -18,7 +18,6 @@ from mcx.inference.mcmc.chees import ChEESKernel
 from mcx.methods.initial_points import as_initial_points
 from mcx.model.compile import compile_model
 from mcx.ops import collectives
-from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
 
 SHORT = mcx.ChEES(num_warmup=60, num_samples=20)
@@ -240,7 +239,7 @@ class TestDisagreement:
         """With e^-4 of the mass: its chains stay, and the message says how much lower they are."""
         post = infer(two_modes(jnp.array([0.0, -4.0])), mcx.ChEES(), key)
         assert not post.warmup_stats["relocated"].any()
-        text = {a.code: a.text for a in diagnose(post)}["MCX-W005"]
+        text = {a.code: a.text for a in mcx.ChEES().diagnose(post)}["MCX-W005"]
         low = post.draws["x"].mean(1) > 0
         difference = post.stats["lp"][low].mean() - post.stats["lp"][~low].mean()
         assert difference == pytest.approx(-4.0, abs=0.2)
@@ -253,14 +252,14 @@ class TestDisagreement:
         """With e^-60 of the mass, in one dimension: no draw should come from it."""
         post = infer(two_modes(jnp.array([0.0, -60.0])), mcx.ChEES(), key, init=10.0)
         assert post.warmup_stats["relocated"].any()
-        assert (post.draws["x"] < 0).all() and diagnose(post) == []
+        assert (post.draws["x"] < 0).all() and mcx.ChEES().diagnose(post) == []
 
     @pytest.mark.slow
     def test_no_false_alarm_on_a_gaussian(self, key):
         post = infer(gaussian(np.ones(5, np.float32)), mcx.ChEES(num_samples=150), key)
         table = post.summary()
         assert max(table[name]["r_hat"] for name in table) > 1.005  # 4 long chains had less
-        assert diagnose(post) == []
+        assert mcx.ChEES().diagnose(post) == []
 
 
 def test_pools_over_lanes_and_devices():

@@ -49,7 +49,7 @@ def rank_test(rho):
 def test_the_product_law_is_left_as_it_is(key):
     """alpha 1e-6. Points: their mean, and y^2 - rho^2, whose mean does not depend on the level; finds a fifth
     of their sds."""
-    found = run(key)
+    found = run(key, num_chains=2 * CHAINS)
     assert rank_test(found.rho[:, -1]) > 1e-6
     y, rho = np.asarray(found.noisy[:, -1], float), found.rho[:, -1]
     mean, second = moments()

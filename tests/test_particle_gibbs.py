@@ -27,7 +27,6 @@ from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target
 from mcx.model.series.state_space import BlockData, state_space
 from mcx.ops.random import choose
-from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean, enumerate_outcomes
 
 ONE = {"num_chains": 1, "progress": False, "warnings": "ignore"}  # of many draws: it compiles fastest
@@ -119,19 +118,21 @@ def test_parameters_of_the_sweep_before_are_found_out():
 # --- posteriors against quadrature -----------------------------------------------------------------
 
 
+BOTH = mcx.ParticleGibbs(
+    states={
+        "a": mcx.ConditionalSMC(num_particles=10),
+        "b": mcx.ConditionalSMC(num_particles=10, backward="ancestor"),
+    },
+    params=mcx.RandomWalk(),
+    num_warmup=500,
+    num_samples=24_000,
+)
+
+
 @pytest.fixture(scope="module")
 def both():
     """A run on two chains, one path drawn backwards and one with ancestor sampling."""
-    method = mcx.ParticleGibbs(
-        states={
-            "a": mcx.ConditionalSMC(num_particles=10),
-            "b": mcx.ConditionalSMC(num_particles=10, backward="ancestor"),
-        },
-        params=mcx.RandomWalk(),
-        num_warmup=500,
-        num_samples=24_000,
-    )
-    return mcx.infer(two_chains(Y), method, key=mcx.testing.key_for("two chains"), **ONE)
+    return mcx.infer(two_chains(Y), BOTH, key=mcx.testing.key_for("two chains"), **ONE)
 
 
 @pytest.mark.slow
@@ -181,12 +182,12 @@ def test_a_path_that_does_not_move_is_told(both):
     stuck = both.smc_stats["a.update_rate"].copy()
     stuck[:, :3] = 0.02
     posterior = dataclasses.replace(both, smc_stats={**both.smc_stats, "b.update_rate": stuck})
-    (found,) = [a.text for a in diagnose(posterior) if a.code == "MCX-W008"]
+    (found,) = [a.text for a in BOTH.diagnose(posterior) if a.code == "MCX-W008"]
     assert "path of 'b'" in found and "at 3 of 12 times" in found and 'backward="exact"' in found
     posterior = dataclasses.replace(both, smc_stats={**both.smc_stats, "a.update_rate": stuck})
-    (found,) = [a.text for a in diagnose(posterior) if a.code == "MCX-W008"]
+    (found,) = [a.text for a in BOTH.diagnose(posterior) if a.code == "MCX-W008"]
     assert "Use more particles" in found
-    assert not [a for a in diagnose(both) if a.code == "MCX-W008"]
+    assert not [a for a in BOTH.diagnose(both) if a.code == "MCX-W008"]
 
 
 SCANS = [

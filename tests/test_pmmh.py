@@ -32,7 +32,6 @@ from numpyro.contrib.control_flow import scan
 import mcx
 import mcx.dist as dist
 from mcx.errors import CapabilityError, InitializationError, MethodError, ModelError, SupportError
-from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
 
 ONE = {"num_chains": 1, "progress": False, "warnings": "ignore"}  # of many draws: it compiles fastest
@@ -41,11 +40,13 @@ ONE = {"num_chains": 1, "progress": False, "warnings": "ignore"}  # of many draw
 # --- posteriors against quadrature -----------------------------------------------------------------
 
 
+FEW = mcx.PMMH(20, num_warmup=1000, num_samples=30_000)
+
+
 @pytest.fixture(scope="module")
 def few():
     """A run with 20 particles."""
-    method = mcx.PMMH(20, num_warmup=1000, num_samples=30_000)
-    return mcx.infer(persistence(Y[0]), method, key=mcx.testing.key_for("few particles"), **ONE)
+    return mcx.infer(persistence(Y[0]), FEW, key=mcx.testing.key_for("few particles"), **ONE)
 
 
 @pytest.mark.slow
@@ -105,11 +106,11 @@ def test_forecast(few, key):
 def test_noise_in_the_evidence_is_told(few):
     info = few.info
     assert info.settings["num_particles"] == 20 and 0.3 < info.settings["log_evidence_sd"] < 1.2
-    assert not [a for a in diagnose(few) if a.code == "MCX-W009"]
+    assert not [a for a in FEW.diagnose(few) if a.code == "MCX-W009"]
     for sd, words in ((2.4, "standard deviation of 2.4(.|\n)*about 80 particles"), (np.inf, "Take more")):
         settings = {**info.settings, "log_evidence_sd": sd}
         noisy = dataclasses.replace(few, info=dataclasses.replace(info, settings=settings))
-        (found,) = [a.text for a in diagnose(noisy) if a.code == "MCX-W009"]
+        (found,) = [a.text for a in FEW.diagnose(noisy) if a.code == "MCX-W009"]
         assert re.search(words, found)
 
 
@@ -176,7 +177,7 @@ def scale():
 @pytest.mark.parametrize(
     ("bound", "message"),
     [
-        (mcx.model(no_chain)(), "no_chain has no Markov chain(.|\n)*mcx.NUTS"),
+        (mcx.model(no_chain)(), "no_chain has no Markov block(.|\n)*mcx.NUTS"),
         (chain_model(), "has no parameters"),
         (chain_model(extra=scale, obs=None, length=5), "site 'x_obs': the emission is not observed"),
         (chain_model(extra=lambda: mcx.sample("k", dist.Bernoulli(0.5))), "site 'k': a discrete"),

@@ -192,7 +192,9 @@ class TestIntegrand:
         of_weights = compiled["khat"](log_w, log=True)
         rare = (jnp.arange(1000) < 10).astype(float)  # nothing to fit: ties at zero
         values = jnp.stack([jnp.exp(-log_w), rare, jnp.zeros(1000)], 1)
-        assert (np.asarray(compiled["khat_of"](values, log_w)) >= np.asarray(of_weights)).all()
+        khat = compiled["khat_of"](values, log_w)
+        assert (np.asarray(khat) >= np.asarray(of_weights)).all()
+        assert khat[2] == of_weights  # a constant is found without error
         assert compiled["khat_of"](values[:, 0], log_w).shape == ()
 
     def test_infinite_values(self, compiled, key):

@@ -113,6 +113,12 @@ def test_a_pytree_of_parameters():
     assert jax.jit(lambda p: p)(prior(1.0)).event_shape == (3,)
 
 
+def test_leaves_have_the_same_order_in_every_process():
+    """NumPyro's is that of a set of strings, which hashing randomises: a checkpoint was refused by chance."""
+    prior = mcx.ScorePrior(GaussianMixture.of([0.0], 1.0), num_steps=8)
+    assert jax.tree_util.tree_leaves(prior)[0] is prior.rho
+
+
 def test_plates_and_shapes():
     @mcx.model
     def images():

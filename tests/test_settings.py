@@ -182,7 +182,7 @@ CALLS = {
     },
     "sliced_wasserstein": lambda: {"num_projections": 16, **SAMPLES},
     "energy_sliced_wasserstein": lambda: {"num_projections": 16, **SAMPLES},
-    "max_sliced_wasserstein": lambda: {"num_starts": 2, "num_steps": 3, **SAMPLES},
+    "max_sliced_wasserstein": lambda: {"num_starts": 2, "num_updates": 3, **SAMPLES},
     "two_sample_test": lambda: {"num_projections": 8, "num_permutations": 19, **SAMPLES},
     "regress": lambda: {"values": SAMPLES["x"][:, 0], "controls": SAMPLES["x"][:, 1:2], "fit": "cross_fit"},
     "stein_controls": lambda: {
@@ -192,7 +192,7 @@ CALLS = {
     "sobol_indices": lambda: {"function": square, "law": UNIT, "budget": 400, "key": 0},
     "train_proposal": lambda: {
         "build": lambda params: dist.Normal(params, 1.0).to_event(1), "params": jnp.zeros(2), "law": UNIT,
-        "function": square, "num_steps": 2, "batch_size": 8, "key": 0,
+        "function": square, "num_updates": 2, "batch_size": 8, "key": 0,
     },
     "EstimatedMeans": lambda: {"functions": (square,), "num_draws": 100},
     "correct": lambda: {

@@ -31,7 +31,6 @@ from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.smc import loop_with
 from mcx.inference.smc2.nested import nest, nested_filters
 from mcx.inference.smc2.nested_moves import PMMHMoves, with_pmmh
-from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
 
 SMALL = {"num_params": 64, "num_particles": 8}
@@ -77,7 +76,7 @@ def test_results_of_smc2(many):
     assert tree["posterior"]["x"].dims == ("chain", "draw", "time") and "smc_stats" in tree.children
     assert many.info.settings["paths_that_differ"] < 0.01
     assert many.info.settings["num_particles"] == 8 and 1 < many.info.settings["log_evidence_sd"] < 3
-    assert not [a for a in diagnose(many) if a.code in ("MCX-W010", "MCX-W012")]
+    assert not [a for a in mcx.SMC2().diagnose(many) if a.code in ("MCX-W010", "MCX-W012")]
 
 
 # --- what it is made of ----------------------------------------------------------------------------
@@ -176,7 +175,7 @@ def test_refusals_of_smc2():
     for bound, error, message in (
         (mcx.model(unequal)(Y[0]), CapabilityError, "'a, b'(.|\n)*of the same length(.|\n)*PMMH"),
         (chain_model(), CapabilityError, "has no parameters"),
-        (regimes(Y[0], seen=0.4), CapabilityError, "improper(.|\n)*start="),
+        (regimes(Y[0], seen=0.4), CapabilityError, "improper(.|\n)*initial_law="),
     ):
         with pytest.raises(error, match=message):
             run(bound, method, 0)
@@ -231,16 +230,15 @@ def test_filters_that_are_no_numbers():
 def test_stopped_early(key):
     """Parameters given the observations so far, and their evidence; exported, and said."""
     y = np.tile(Y[0], 3)
-    post = mcx.infer(
-        persistence(y), mcx.SMC2(256, 8), key=key, progress=StopsAfter(), num_chains=8, warnings="ignore"
-    )
+    method = mcx.SMC2(256, 8)
+    post = mcx.infer(persistence(y), method, key=key, progress=StopsAfter(), num_chains=8, warnings="ignore")
     assert not post.complete and list(post.draws) == ["phi"] and post["phi"].shape == (8, 256)
     known = np.isfinite(post.smc_stats["log_evidence"]).all(0)
     seen = int(known.sum())
     assert 1 < seen < len(y) and known[:seen].all() and post.smc_stats["ess"].shape == (8, len(y))
     exact = log_evidences(y)[seen - 1]
     assert post.log_evidence == pytest.approx(exact, abs=5 * post.log_evidence_se)
-    (found,) = [a.text for a in diagnose(post) if a.code == "MCX-W010"]
+    (found,) = [a.text for a in method.diagnose(post) if a.code == "MCX-W010"]
     assert f"after {seen} of {len(y)} observations" in found
     tree = post.to_datatree()
     assert tree["smc_stats"]["ess"].dims == ("chain", "time") and "log_likelihood" not in tree.children

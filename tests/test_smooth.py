@@ -213,6 +213,20 @@ def test_what_is_printed_and_stored(key, tmp_path):
     np.testing.assert_allclose(within.se, 1 / 1000**0.5, rtol=0.3)
 
 
+@pytest.mark.parametrize(
+    "method", [mcx.PaRIS(8), mcx.FFBS(num_particles=8, num_paths=4)], ids=["PaRIS", "FFBS"]
+)
+def test_smoothers_without_a_state_are_saved(key, tmp_path, method):
+    """They have nothing to go on from but their results, which a second call opens."""
+
+    def run(**options):
+        found = smooth(ar(data(3)), lambda a, b, t: a * b, method=method, key=key, **options)
+        return np.asarray(found.value)
+
+    first, again = run(checkpoint=tmp_path), run(checkpoint=tmp_path)
+    assert first == again == run()
+
+
 def test_smoothing_refuses_what_it_cannot_do(key):
     y = data(T)
     with pytest.raises(MethodError, match="not an additive functional"):

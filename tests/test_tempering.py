@@ -16,7 +16,6 @@ from mcx.inference.tempering.annealing import Annealing, with_moves
 from mcx.inference.tempering.moves import CloudMoves
 from mcx.inference.tempering.paths import annealed_data, tempered
 from mcx.model.compile import compile_model
-from mcx.results.diagnose import diagnose
 from mcx.testing import check_mean
 
 SMALL = {"num_particles": 256, "move": mcx.RandomWalk()}
@@ -50,7 +49,8 @@ class TestClosedForms:
 
         The evidence itself is unbiased but for adaptation, of order 1 / N.
         """
-        post = run(counts(COUNTS), mcx.TemperedSMC(**SMALL), key, num_chains=64)
+        method = mcx.TemperedSMC(**SMALL)
+        post = run(counts(COUNTS), method, key, num_chains=64)
         log_z, law = evidence_of_counts(COUNTS)
         ratio = np.exp(post.smc_stats["log_evidence"][:, -1] - log_z)
         check_mean(ratio, 1.0, delta=0.1, independent=True)
@@ -58,7 +58,7 @@ class TestClosedForms:
         check_mean(mean, law.mean(), delta=0.1 * law.std(), independent=True)
         check_mean((post["rate"] ** 2).mean(1), law.var() + law.mean() ** 2, delta=0.8, independent=True)
         assert post.log_evidence == pytest.approx(log_z, abs=5 * post.log_evidence_se)
-        assert post.log_evidence_se < 0.02 and not diagnose(post)
+        assert post.log_evidence_se < 0.02 and not method.diagnose(post)
         assert (np.diff(post.smc_stats["level"], axis=1) >= 0).all()
 
     @pytest.mark.slow
@@ -91,14 +91,15 @@ class TestClosedForms:
             x = mcx.sample("x", dist.Normal(0, 1))
             mcx.factor("above", jnp.where(x > 2, 0.0, -jnp.inf))
 
-        post = run(truncated(), mcx.TemperedSMC(**SMALL), key, num_chains=64)
+        method = mcx.TemperedSMC(**SMALL)
+        post = run(truncated(), method, key, num_chains=64)
         law = scipy.stats.truncnorm(2, np.inf)
         ratio = np.exp(post.smc_stats["log_evidence"][:, -1]) / scipy.stats.norm.sf(2)
         # a binomial share of 256 draws, of relative sd 0.4
         check_mean(ratio, 1.0, delta=0.4, independent=True)
         assert (post["x"] > 2).all()
         check_mean(post["x"].mean(1), law.mean(), delta=0.5 * law.std(), independent=True)
-        assert "MCX-W013" in {a.code for a in diagnose(post)}
+        assert "MCX-W013" in {a.code for a in method.diagnose(post)}
 
     @pytest.mark.slow
     def test_two_modes_apart(self, key):
@@ -202,9 +203,10 @@ class TestRuns:
             assert again.complete and again.log_evidence == whole.log_evidence
 
     def test_too_few_stages_are_reported(self, key):
-        post = run(counts(COUNTS), mcx.TemperedSMC(**SMALL, max_stages=2), key, num_chains=64)
+        method = mcx.TemperedSMC(**SMALL, max_stages=2)
+        post = run(counts(COUNTS), method, key, num_chains=64)
         assert not post.complete
-        assert {"MCX-W001", "MCX-W010"} <= {a.code for a in diagnose(post)}
+        assert {"MCX-W001", "MCX-W010"} <= {a.code for a in method.diagnose(post)}
 
     @pytest.mark.slow
     def test_particles_over_devices_and_in_batches(self, key):
@@ -219,8 +221,9 @@ class TestRuns:
 
     @pytest.mark.slow
     def test_moves_that_do_not_forget_are_reported(self, key):
-        post = run(counts(COUNTS), mcx.TemperedSMC(**SMALL, max_moves=1), key, num_chains=2)
-        assert "MCX-W011" in {a.code for a in diagnose(post)}
+        method = mcx.TemperedSMC(**SMALL, max_moves=1)
+        post = run(counts(COUNTS), method, key, num_chains=2)
+        assert "MCX-W011" in {a.code for a in method.diagnose(post)}
 
     def test_in_arviz(self, key):
         post = run(counts(COUNTS), mcx.TemperedSMC(**SMALL), key, num_chains=64)

@@ -77,7 +77,9 @@ class SteinControls(Settings):
         z = np.asarray(posterior.unconstrained)
         weights = posterior.draw_weights()
         w = np.full(z.shape[:2], 1 / (z.shape[0] * z.shape[1])) if weights is None else weights
-        degree = self._degree(1 / np.sum(w**2), z.shape[-1])
+        degree = self.degree
+        if degree is None:
+            degree = highest_degree(z.shape[-1], int(1 / np.sum(w**2)) // _DRAWS_PER_CONTROL, 2)
         if degree and z.shape[-1] != target.dim:
             raise CapabilityError(
                 "these draws have no unconstrained point of every latent site",
@@ -93,7 +95,8 @@ class SteinControls(Settings):
             shared["ess"] = 1 / np.sum(w**2)
         own = weights is not None and bool(np.ptp(w, 1).any())  # not only those of replicates
         if own:
-            log_w = _log(w).ravel()
+            with np.errstate(divide="ignore"):
+                log_w = np.log(w).ravel()
             shared["khat"] = float(_khat(log_w))
         notes = _of_replicates(w) if cloud else ()
         results = {}
@@ -111,19 +114,9 @@ class SteinControls(Settings):
             results[name] = Estimate(value, se, stats=stats, notes=notes)
         return results
 
-    def _degree(self, effective: float, d: int) -> int:
-        if self.degree is not None:
-            return self.degree
-        return highest_degree(d, int(effective) // _DRAWS_PER_CONTROL, 2)
-
 
 _khat = jax.jit(lambda log_w: pareto_khat(log_w, log=True))
 _khat_of = jax.jit(lambda x, log_w: jnp.max(khat_of(x, log_w)))
-
-
-def _log(w: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log(w)
 
 
 def _controls(target: Target, z: np.ndarray, w: np.ndarray, degree: int) -> np.ndarray:

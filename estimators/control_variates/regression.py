@@ -1,10 +1,8 @@
 """Means of samples with the help of control variates: least squares, ridge, and errors that hold.
 
-Control variates are functions with a known mean, here zero. The mean of ``values - controls @ b`` is that of
-``values`` for every fixed ``b``; the best ``b`` is the regression coefficient, which has to be estimated.
-With many controls for few samples the residuals are then far smaller than the errors, so standard errors come
-from leave-one-out residuals (HC3), or from coefficients fitted on other samples (cross-fitting), which also
-leaves the estimate unbiased.
+Control variates are functions of mean zero. With many of them for few samples residuals are far smaller than
+errors, so standard errors come from leave-one-out residuals (HC3), or from coefficients fitted on other
+samples (cross-fitting), which also leaves the estimate unbiased.
 """
 
 from __future__ import annotations
@@ -165,11 +163,7 @@ def decompose(h: Float[Array, "n K"], w: Float[Array, " n"]) -> Decomposed:
 
 
 class Solved(NamedTuple):
-    """A least-squares fit to values (n, J) with an intercept.
-
-    value: (J,) the intercept; part: (n, J) each sample's part in it; residual: (n, J); coefficients: (K, J);
-    factors: (r, J) what is kept of each singular direction; explained: (J,) share of the variance.
-    """
+    """A least-squares fit with an intercept: each sample's part in it, factors kept of singular values."""
 
     value: Float[Array, " J"]
     part: Float[Array, "n J"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from mcx.estimators.polynomials.hermite import hermite_basis
 from mcx.estimators.polynomials.orthonormal import products, univariate
+from mcx.ops.validation import integer, validated
 from mcx.target import Target
 from mcx.types import Array, Float
 
@@ -38,8 +39,12 @@ def stein_controls(
         vanishes at the boundary, as it does on unconstrained space. Expectations of polynomials of that
         degree under a Gaussian are found without error. Costs O(n K d^2).
 
+    Raises:
+        MethodError: if the degree is no positive integer.
+
     Sources: Assaraf and Caffarel (1999); Mira, Solgi and Imparato (2013); Oates, Girolami and Chopin (2017).
     """
+    degree = validated("stein_controls", "degree", degree, integer(1))
     d = x.shape[1]
     z = jax.scipy.linalg.solve_triangular(scale_tril, (x - loc).T, lower=True).T
     slope = score @ scale_tril  # the gradient with respect to z

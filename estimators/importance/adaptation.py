@@ -25,22 +25,11 @@ def fit_populations(
     df: float | None = None,
     shrink_to: Float[Array, "J d d"] | None = None,
 ) -> tuple[Elliptical, Float[Array, "J k"]]:
-    """For each column of weights, the mixture that is closest to the weighted points.
+    """For each column of log weights, the mixture of k components that is closest to the weighted points.
 
-    Closest in Kullback-Leibler divergence from the weighted points: the cross-entropy method. One component
-    has their moments; several come from EM, started by cutting the points along their longest direction.
-
-    Args:
-        x: (n, d).
-        log_w: (n, J), one column a target; -inf where a point does not count.
-        num_components: k, of each target.
-        df: degrees of freedom of Student t's; None for Gaussians.
-        shrink_to: (J, d, d) covariances that count where few points have weight; see
-            :func:`~mcx.estimators.importance.proposals.fit_elliptical`.
-
-    Returns:
-        J k components, those of a target one after another, and their log weights (J, k). Costs O(n J k d^2)
-        for each of 30 steps of EM.
+    Closest in Kullback-Leibler divergence: the cross-entropy method. One component has the points' moments;
+    several come from EM, started by cutting the points along their longest direction. Returns J k components,
+    those of a target one after another, and their log weights. Costs O(n J k d^2) for each of 30 steps of EM.
 
     Sources: Rubinstein and Kroese (2004) for cross-entropy; Cappe, Douc, Guillin, Marin and Robert (2008) for
     EM on weighted populations.
@@ -93,15 +82,9 @@ def mixture_weights(
 ) -> Float[Array, " C"]:
     """Mixture weights a that minimise the sum over points of r_i / (sum_k a_k g_k(x_i)): a convex problem.
 
-    Args:
-        log_components: (n, C), log g_k(x_i).
-        excess: (n,), r_i: squared deviations, divided by the density that the points come from.
-        log_weights: (C,) to start from.
-        fixed: (C,) weights that stay as they are where they are not NaN, such as that of a defensive
-            component.
-
-    Returns:
-        (C,) log weights, normalised. Costs O(n C) for each of 200 steps, each of which lowers the sum.
+    ``excess`` holds r_i, squared deviations over the density that points come from. Weights that are
+    ``fixed`` stay, the others have NaN there. Returns normalised log weights. Costs O(n C) for each of 200
+    steps.
 
     Source: for the criterion, Demange-Chryst, Bachoc and Morio (2022), the minimisation over alpha; for the
     multiplicative iteration with exponent 1/2, Silvey, Titterington and Torgersen (1978).

@@ -106,12 +106,11 @@ class AdaptiveImportance(Settings):
         """Raise unless the budget leaves enough draws for each iteration and the final sample."""
         final = self.budget - self.num_iterations * self.iteration_size
         if min(self.iteration_size, final) < _LEAST_DRAWS:
-            self.refuse(
-                "budget",
+            least = (
                 f"at least {_LEAST_DRAWS} draws for each of {self.num_iterations} iterations, which share "
-                f"{self.exploration:g} of the budget, and for the final sample",
-                "raise budget=, or lower num_iterations=",
             )
+            least += f"{self.exploration:g} of the budget, and for the final sample"
+            self.refuse("budget", least, "raise budget=, or lower num_iterations=")
 
     @property
     def iteration_size(self) -> int:
@@ -120,13 +119,10 @@ class AdaptiveImportance(Settings):
 
 
 class Iteration[P: AdaptiveProposal](NamedTuple):
-    """What one iteration leads to.
+    """What one iteration leads to: the history with its draws, and the proposal fitted to all draws so far.
 
-    history: with the draws of this iteration.
-    following: the proposal fitted to all draws so far.
-    deviation: root of the variance of one draw of the present proposal, summed over integrands; infinite
-        where nothing is known of it.
-    relative: largest relative standard deviation of one draw; infinite where nothing is known of it.
+    deviation: root of the variance of one draw of the present proposal, summed over integrands.
+    relative: largest relative standard deviation of one draw; both infinite where nothing is known of them.
     """
 
     history: History
@@ -150,15 +146,7 @@ def explore[P: AdaptiveProposal](
     proposal: P,
     keys: Iterator[Key],
 ) -> Explored[P]:
-    """Adapt a proposal until the predicted variance of the result no longer falls.
-
-    Args:
-        method: settings.
-        iterate: draws from a proposal, adds the draws to the history, and fits the next proposal.
-        history: without draws.
-        proposal: the first one.
-        keys: one is taken for each iteration.
-    """
+    """Adapt a proposal, a key an iteration, until the predicted variance of the result no longer falls."""
     predicted, lowest, best = np.inf, np.inf, proposal
     for t in range(method.num_iterations):
         history, following, deviation, relative = iterate(next(keys), history, proposal)

@@ -14,13 +14,7 @@ from mcx.estimators.importance.adaptive_importance import AdaptiveImportance, It
 from mcx.estimators.importance.history import History, all_draws
 from mcx.estimators.importance.integrals import Integrals, integrals
 from mcx.estimators.importance.known_means import EstimatedMeans, KnownMeans
-from mcx.estimators.importance.law_proposals import (
-    Adaptation,
-    LawProposal,
-    digest,
-    empty_history,
-    own_slopes,
-)
+from mcx.estimators.importance.law_proposals import Adaptation, LawProposal, digest, empty_history, own_slopes
 from mcx.estimators.importance.proposals import as_part
 from mcx.estimators.importance.weighted_average import estimate_from
 from mcx.ops.keys import as_key

@@ -52,14 +52,7 @@ class History:
 
     @classmethod
     def empty(cls, dim: int, values: PyTree, first: AdaptiveProposal, num_iterations: int) -> History:
-        """Room for the draws and proposals of ``num_iterations`` iterations.
-
-        Args:
-            dim: d.
-            values: (room, ...) what stands where nothing has been evaluated yet.
-            first: the first proposal.
-            num_iterations: at most.
-        """
+        """Room for the draws and proposals of ``num_iterations`` iterations; ``values`` are placeholders."""
         room = len(jax.tree_util.tree_leaves(values)[0])
         stacked = jax.tree_util.tree_map(lambda a: jnp.stack([a] * num_iterations), first.kept)
         return cls(jnp.zeros((room, dim)), values, jnp.zeros(room), stacked, jnp.asarray(0, "int32"))
@@ -79,14 +72,7 @@ class History:
 
 
 def append(history: History, x: Float[Array, "n d"], values: PyTree, proposal: AdaptiveProposal) -> History:
-    """Add the draws of one iteration, and its proposal's density to the sums of all.
-
-    Args:
-        history: so far.
-        x: draws of this iteration.
-        values: what was evaluated there.
-        proposal: what they were drawn from.
-    """
+    """Add the draws of one iteration, and its proposal's density to the sums of all."""
     put, t = jax.lax.dynamic_update_slice_in_dim, history.iteration
     begin = t * len(x)
     now = replace(
@@ -109,14 +95,7 @@ def append(history: History, x: Float[Array, "n d"], values: PyTree, proposal: A
 def all_draws(
     history: History, proposal: AdaptiveProposal, x: Float[Array, "n d"], *, count: int
 ) -> tuple[Float[Array, "total d"], Float[Array, " total"]]:
-    """Draws of the iterations and of a final sample, and the log density they come from taken together.
-
-    Args:
-        history: of the iterations.
-        proposal: what the final sample was drawn from.
-        x: the final sample.
-        count: draws of the iterations; static.
-    """
+    """The iterations' ``count`` draws and a final sample; the log density they come from taken together."""
     of_past = proposal.log_past(history.proposals, x)
     used = jnp.arange(len(of_past))[:, None] < history.iteration
     of_past = jnp.where(used, of_past, -jnp.inf)

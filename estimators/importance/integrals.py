@@ -50,11 +50,7 @@ class Integrals:
         return max(self.num_laws, self.num_functions)
 
     def values(self, x: Float[Array, "n d"]) -> Float[Array, "n J"]:
-        """The function at points; 0 where no law has mass.
-
-        Raises:
-            NonFiniteError: if a value is NaN or infinite where there is.
-        """
+        """The function at points, 0 where no law has mass; raises NonFiniteError where it is not finite."""
         return self.function(x, self.counts(x))
 
     def counts(self, x: Float[Array, "n d"]) -> Bool[Array, " n"] | None:
@@ -67,11 +63,7 @@ class Integrals:
 
 
 def integrals(function: Callable[[Array], PyTree], law: dist.Distribution) -> Integrals:
-    """Describe the expectations of a function under a law, or laws.
-
-    Args:
-        function: of a point (d,); returns a number, an array or a pytree, and is traced by JAX.
-        law: a NumPyro distribution with one event dimension; with a batch (J,), J laws.
+    """Describe the expectations of a function of a point (d,) under a law, or laws; see ``expectations``.
 
     Raises:
         DataError: if the law has another shape or no density on R^d, if there are several laws and several

@@ -47,12 +47,7 @@ class KnownMeans:
     means: PyTree
 
     def prepare(self, problem: Integrals, key: Key) -> Prepared:
-        """Check the means; the key is not used.
-
-        Raises:
-            DataError: if they do not have the structure of the functions' values, or are not finite.
-            MethodError: if there are several laws.
-        """
+        """Check the means; raises DataError where they do not fit, and MethodError for several laws."""
         values = _values(self.functions, problem)
         tree, shapes = values.structure
         leaves, found = jax.tree_util.tree_flatten(self.means)
@@ -93,12 +88,7 @@ class EstimatedMeans(Settings):
         return {"num_draws": integer(100)}
 
     def prepare(self, problem: Integrals, key: Key) -> Prepared:
-        """Draw from the law, and estimate the means.
-
-        Raises:
-            MethodError: if there are several laws.
-            NonFiniteError: if a control function is not finite.
-        """
+        """Draw from the law, and estimate the means; NonFiniteError if a control function is not finite."""
         values = _values(self.functions, problem)
         size = min(self.num_draws, _DRAWS_AT_ONCE)
         count = -(-self.num_draws // size)

@@ -33,11 +33,8 @@ _FURTHER = 2.0  # by how much the search for an integrand that was zero at all d
 
 
 class Adaptation(NamedTuple):
-    """How proposals follow the draws; hashable, as it shapes programs.
+    """How proposals follow the draws; hashable, as it shapes programs. See ``AdaptiveImportance``.
 
-    num_components: for each integrand.
-    df: their degrees of freedom; None for Gaussians.
-    defensive: share of the mixture that the laws keep.
     relative: whether relative errors count, or absolute ones.
     controls: whether the result will have control variates.
     """
@@ -70,10 +67,7 @@ class LawProposal:
 
     @classmethod
     def first(cls, problem: Integrals, adaptation: Adaptation, fixed: tuple[Part, ...] = ()) -> LawProposal:
-        """The laws, and an equal share of the fixed parts; the fitted components have none.
-
-        All proposals have the same structure, and so share their programs.
-        """
+        """The laws, and an equal share of the fixed parts; the fitted components have no share yet."""
         d, count = problem.law.event_shape[0], problem.count * adaptation.num_components
         dtype = jnp.result_type(float)
         tril = np.broadcast_to(np.eye(d), (count, d, d))
@@ -133,17 +127,9 @@ def digest(
 ) -> tuple[History, LawProposal, Scalar, Scalar]:
     """Add the draws of one iteration to the history, and fit the next proposal.
 
-    Args:
-        history: so far.
-        proposal: what was drawn from.
-        x: the draws.
-        values: of the function there.
-        adaptation: how to adapt.
-
-    Returns:
-        The history, the next proposal, the root of the variance of one draw from the present one, summed over
-        integrands, and the largest relative standard deviation of one: both infinite where an integrand was
-        zero at all of the draws, which says nothing about it.
+    Also returns the root of the variance of one draw from the present proposal, summed over integrands, and
+    the largest relative standard deviation of one: both infinite where an integrand was zero at all of the
+    draws.
     """
     log_laws = log_densities(proposal.law, x)
     now = append(history, x, (values, log_laws), proposal)
@@ -185,11 +171,7 @@ def _predicted(
 
 
 def _next(history: History, proposal: LawProposal, adaptation: Adaptation) -> LawProposal:
-    """Fit components to all integrands, and mix them.
-
-    An integrand that was zero at all draws is looked for in a law twice as wide after the first iteration,
-    four times after the second, and so on.
-    """
+    """Fit components to all integrands, and mix them; unseen integrands are looked for ever further out."""
     x, drawn, log_h = history.x, history.drawn(), history.log_sampling()
     values, log_laws = history.values
     log_w = log_laws - log_h[:, None]  # -inf where there is no draw

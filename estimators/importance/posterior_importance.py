@@ -17,14 +17,7 @@ from mcx.estimators.evaluation import leaves_at
 from mcx.estimators.importance.adaptation import fit_populations
 from mcx.estimators.importance.adaptive_importance import AdaptiveImportance, Iteration, explore
 from mcx.estimators.importance.history import History, all_draws, append
-from mcx.estimators.importance.proposals import (
-    Elliptical,
-    Mixture,
-    Part,
-    as_part,
-    log_parts,
-    num_components,
-)
+from mcx.estimators.importance.proposals import Elliptical, Mixture, Part, as_part, log_parts, num_components
 from mcx.estimators.pareto import khat_of, pareto_khat
 from mcx.estimators.polynomials.hermite import highest_degree
 from mcx.model.bound import BoundModel
@@ -53,19 +46,10 @@ def expect_by_importance(
     """Adapt a mixture of Student t's and the user's proposals to the posterior; average a fresh sample.
 
     Iterations fit the mixture to all draws so far, weighted by the balance heuristic. Weights that a few
-    draws would dominate are tempered, so that the first iterations find their way. The estimates are a
-    weighted regression on Stein control variates; that of the evidence is one on the ratios of the mixture's
-    components to it.
-
-    Args:
-        bound: a model and its data; every latent site continuous.
-        functions: by name, of the sites' values.
-        method: budget, iterations, components, tails, share of the wide first law, control variates ("all" or
-            "none"), fit, samples; ``proposals`` are laws of points (d,) on unconstrained space, sites in
-            program order, each flattened, and their shares adapt. ``relative_error`` ends the exploration
-            as soon as the largest relative standard error is below, as an iteration's draws predict it
-            without control variates.
-        key: of the run.
+    draws would dominate are tempered, so that the first iterations find their way. Estimates are a weighted
+    regression on Stein control variates; that of the evidence is one on the ratios of the mixture's
+    components to it. See :func:`mcx.expect`. ``relative_error`` is of an iteration's draws without control
+    variates. Costs ``method.budget`` log densities, and a gradient for each draw of the final sample.
 
     Raises:
         CapabilityError: if the model has no latent site.
@@ -73,8 +57,6 @@ def expect_by_importance(
         MethodError: if the method has settings that mean nothing here.
         NonFiniteError: if a function is not finite at a draw of positive weight; it is named.
         WeightCollapse: if no draw has a positive density.
-
-    Costs ``method.budget`` log densities, and a gradient for each draw of the final sample.
 
     Sources: Cornuet, Marin, Mira and Robert (2012); Koblents and Miguez (2015) for tempered weights; Leluc,
     Portier, Segers and Zhuman (2022) for the regression.
@@ -153,11 +135,7 @@ def _mixture(parts: tuple[Part, ...], shares: Array, wide: Elliptical, share: fl
 def _shares(
     x: Array, log_w: Array, parts: tuple[Part, ...], wide: Elliptical, share: float, fitted: Array
 ) -> Array:
-    """Log shares of the fitted components and the user's, by likelihood.
-
-    ``fitted`` are the shares of the fitted components among themselves. EM starts as if these together were
-    one more of the user's; each step raises the weighted likelihood of the mixture with the wide law.
-    """
+    """Log shares of the fitted components, which share ``fitted`` among them, and the user's, by EM."""
     others = sum(map(num_components, parts[1:]))
     if not others:
         return fitted

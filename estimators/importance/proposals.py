@@ -230,16 +230,10 @@ def fit_elliptical(
 ) -> Elliptical:
     """Gaussians with the moments of weighted points: the closest of all in Kullback-Leibler divergence.
 
-    Args:
-        x: (n, d).
-        log_w: (n, C), one column a component; need not be normalised.
-        df: degrees of freedom of Student t's in place of Gaussians, of the same covariance where it exists.
-        jitter: added to the covariances, as a share of the points' own variances.
-        shrink_to: (C, d, d) covariances that count as d + 1 points beside each component's effective number:
-            few points say little about a covariance, and one nothing. None for no shrinkage.
-
-    Returns:
-        C components. Costs O(n C d^2).
+    Each column of log weights gives a component, or a Student t of the same covariance where it exists.
+    ``jitter`` is added to covariances, as a share of the points' own variances; those of ``shrink_to`` count
+    as d + 1 points beside a component's effective number, as few points say little about a covariance. Costs
+    O(n C d^2).
     """
     w = jax.nn.softmax(jnp.where(jnp.isnan(log_w), -jnp.inf, log_w), 0)  # (n, C)
     loc = w.T @ x

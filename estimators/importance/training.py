@@ -82,15 +82,7 @@ def train_proposal(
     if optimizer is None:
         descent = optax.adam(optax.cosine_decay_schedule(0.01, num_updates))
         optimizer = optax.chain(optax.clip_by_global_norm(_MOST_NORM), descent)
-    step = partial(
-        _step,
-        batch_size=batch_size,
-        build=build,
-        optimizer=optimizer,
-        problem=problem,
-        loss=loss,
-        defensive=defensive,
-    )
+    step = partial(_step, batch_size, build, optimizer, problem, loss, defensive)
 
     @jax.jit
     def trained(params: PyTree, keys: Key) -> tuple[PyTree, Array]:
@@ -112,16 +104,15 @@ def train_proposal(
 
 
 def _step(
-    params: PyTree,
-    state: PyTree,
-    key: Key,
-    *,
     batch_size: int,
     build: Callable[[PyTree], Any],
     optimizer: optax.GradientTransformation,
     problem: Integrals,
     loss: str,
     defensive: float,
+    params: PyTree,
+    state: PyTree,
+    key: Key,
 ) -> tuple[PyTree, PyTree, Scalar]:
     law, laws = problem.law, problem.num_laws
 

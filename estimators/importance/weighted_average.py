@@ -29,10 +29,8 @@ _POINTS_PER_CONTROL = 40
 
 
 class KnownControls(NamedTuple):
-    """Control variates of the user's: functions whose means under the law are known or estimated.
+    """The user's control variates at the points, and their means under the law, known or estimated.
 
-    values: (n, K), of the functions at the points.
-    means: (K,).
     error: (K, K), a root of the covariance of estimated means, R'R; None of known ones.
     """
 
@@ -109,10 +107,9 @@ class _Chosen(NamedTuple):
 
 
 def _most_certain(tried: list[tuple[Fitted, int]], added: int) -> _Chosen:
-    """Take for each value the fit of the smallest standard error, and the slopes of the ``added`` controls.
+    """Take for each value the fit of the smallest standard error, and its first ``added`` slopes.
 
-    The added controls come first. Polynomials of high degree fit where the law has its mass; where proposals
-    are elsewhere they do more harm than good.
+    Polynomials of high degree do more harm than good where proposals go beyond the law's mass.
     """
     se = jnp.stack([found.se for found, _ in tried])
     best = jnp.argmin(jnp.where(jnp.isnan(se), jnp.inf, se), 0)  # (J,)
@@ -177,31 +174,28 @@ def estimate_from(
     fit: str = "cross_fit",
     num_evaluations: int | None = None,
 ) -> Estimate:
-    """Estimate expectations from points of a known density, with all control variates that fit.
+    """Estimate expectations from independent draws of a known density, with all control variates that fit.
 
     Args:
         problem: what to estimate.
-        x: (n, d) independent draws.
+        x: the draws.
         values: the function there, as ``Integrals.values`` gives it.
-        log_q: (n,) log density they were drawn from.
-        log_components: (n, C) log densities of other normalised laws, such as the components of a mixture;
-            their ratios to the sampling density are control variates.
-        own: log densities (n, J) of a normalised law for each integrand, whose ratio to the sampling density
-            is its only control variate, and coefficients (J,) that are known beforehand.
+        log_q: their log density.
+        log_components: log densities of other normalised laws, such as the components of a mixture; their
+            ratios to the sampling density are control variates.
+        own: log densities of a normalised law for each integrand, whose ratio to the sampling density is its
+            only control variate, and coefficients that are known beforehand.
         known: further control variates of a single law.
-        controls: whether to use polynomials as control variates, where the laws are Gaussian or the
-            components of a single one are known to be independent, the weights of a single law, whose mean
-            is 1, and ``log_components``. Without, and without ``own`` and ``known``, estimates are plain
-            averages.
+        controls: whether to use polynomials, where laws are Gaussian or have independent components, the
+            weights of a single law, whose mean is 1, and ``log_components``.
         fit: see :func:`~mcx.estimators.control_variates.regression.regress`.
         num_evaluations: of the function, in all; n by default.
 
     Returns:
         Values and standard errors in the structure of the function's, or (J,) for J laws. ``stats``: ``ess``
         (the least over laws, of the weights), ``khat``, ``khat_integrand`` (J,), ``num_samples``,
-        ``num_controls``, ``num_evaluations``. With polynomials there are three fits, to all of them, to
-        those up to half the degree, and to none; each value takes the one with the smallest standard error,
-        and ``num_controls`` is the largest number of columns of those taken. Costs O(n K^2).
+        ``num_controls``, ``num_evaluations``. Of fits to all polynomials, to those up to half the degree, and
+        to none, each value takes the one with the smallest standard error. Costs O(n K^2).
 
     Raises:
         NonFiniteError: if an estimate or a standard error is not finite.
@@ -234,14 +228,14 @@ def estimate_from(
         "num_controls": int(found["num_controls"]),
         "num_evaluations": n if num_evaluations is None else num_evaluations,
     }
-    notes = []
+    notes: tuple[str, ...] = ()
     if unseen := found["unseen"].sum():
-        notes.append(
+        zero = (
             f"{unseen} of {problem.count} integrands are zero at all samples: their errors of 0 mean nothing"
         )
-    return Estimate(
-        problem.shaped(found["value"]), problem.shaped(found["se"]), stats=stats, notes=tuple(notes)
-    )
+        notes = (zero,)
+    value, se = (problem.shaped(found[name]) for name in ("value", "se"))
+    return Estimate(value, se, stats=stats, notes=notes)
 
 
 def _reference(problem: Integrals, degree: int, dtype: DTypeLike) -> tuple[tuple[Array, Array] | None, Array]:

@@ -46,17 +46,7 @@ class Basis(ABC):
         return dpp_by_rejection(key, self.draw, self.values, self.size)
 
     def __call__(self, x: ArrayLike) -> Float[Array, "... m"]:
-        """Evaluate the functions.
-
-        Args:
-            x: points (..., d).
-
-        Returns:
-            (..., m).
-
-        Raises:
-            MethodError: if points have another dimension.
-        """
+        """Evaluate the functions at points (..., d); raises MethodError if they are of another dimension."""
         x = jnp.asarray(x)
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise MethodError(

@@ -71,17 +71,11 @@ def design(basis: Basis, n: int, *, scheme: str = "volume", key: KeyLike) -> Des
     scheme = validated("design", "scheme", scheme, one_of(*SCHEMES))
     n = validated("design", "n", n, integer(1))
     if n < m:
-        refuse(
-            "design", "n", n, f"at least {m}, the number of functions", "raise n=, or take a smaller basis"
-        )
+        least = f"at least {m}, the number of functions"
+        refuse("design", "n", n, least, "raise n=, or take a smaller basis")
     if scheme == "dpp" and n % m:
-        refuse(
-            "design",
-            "n",
-            n,
-            f"a multiple of {m}, the size of a projection DPP",
-            'round n=, or take scheme="volume"',
-        )
+        multiple = f"a multiple of {m}, the size of a projection DPP"
+        refuse("design", "n", n, multiple, 'round n=, or take scheme="volume"')
     return _draw(as_key(key), basis, n, scheme)
 
 

@@ -100,11 +100,12 @@ def on_grid(fn: Callable[[Array], Array], points: ArrayLike, masses: ArrayLike |
             "the candidates are no list of points", expected="(M, d)", found=str(candidates.shape)
         )
     mass: Array = jnp.ones(candidates.shape[0], candidates.dtype) if masses is None else as_float(masses)
-    if mass.shape != candidates.shape[:1] or not _is_measure(np.asarray(mass)):
+    known = np.asarray(mass)
+    if known.shape != candidates.shape[:1] or not ((known >= 0).all() and 0 < known.sum() < np.inf):
         raise MethodError(
             "the masses are no measure on the candidates",
             expected=f"({candidates.shape[0]},), finite, none negative, not all zero",
-            found=f"shape {mass.shape}, values {np.asarray(mass)}",
+            found=f"shape {known.shape}, values {known}",
         )
     raw = jax.eval_shape(jax.vmap(fn), candidates)
     if raw.ndim != 2 or raw.shape[0] < raw.shape[1]:
@@ -125,10 +126,6 @@ def on_grid(fn: Callable[[Array], Array], points: ArrayLike, masses: ArrayLike |
             remedy="leave functions out, take orthogonal polynomials instead of monomials, or use float64",
         )
     return GridBasis(candidates, mass, factor, fn)
-
-
-def _is_measure(masses: np.ndarray) -> bool:
-    return bool((masses >= 0).all() and 0 < masses.sum() < np.inf)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.estimators.least_squares.basis import Basis
-from mcx.estimators.polynomials.orthonormal import products, univariate
+from mcx.estimators.polynomials.orthonormal import exponents_of_degree, products, univariate
 from mcx.ops.validation import integer, one_of, validated
 from mcx.types import Array, Float, Key
 
@@ -57,10 +56,7 @@ class Polynomials(Basis):
         return products(univariate(x, self.family, self._degree), np.asarray(self.exponents))
 
     def draw(self, key: Key, n: int) -> Float[Array, "n d"]:
-        """Draw n points of density k_m / m: that of the square of a function picked at random.
-
-        Each coordinate inverts an exact distribution function by bisection. Costs O(n d) times the degree.
-        """
+        """Draw n points of density k_m / m by bisection of distribution functions; O(n d degree)."""
         u = jax.random.uniform(key, (n, 1 + self.dim))
         which = jnp.minimum((u[:, 0] * self.size).astype(int), self.size - 1)
         return _invert(u[:, 1:], jnp.asarray(self.exponents)[which], self.family, self._degree)
@@ -96,21 +92,11 @@ def _exponents(owner: str, degree: int, dim: int, index_set: str) -> tuple[tuple
     degree = validated(owner, "degree", degree, integer(0))
     dim = validated(owner, "dim", dim, integer(1))
     index_set = validated(owner, "index_set", index_set, one_of("total", "tensor"))
-    rows = (
-        itertools.product(range(degree + 1), repeat=dim)
-        if index_set == "tensor"
-        else (e for total in range(degree + 1) for e in _of_degree(total, dim))
-    )
+    if index_set == "tensor":
+        rows = list(itertools.product(range(degree + 1), repeat=dim))
+    else:
+        rows = [tuple(e) for k in range(degree + 1) for e in exponents_of_degree(dim, k).tolist()]
     return tuple(sorted(rows, key=lambda e: (sum(e), [-k for k in e])))
-
-
-def _of_degree(total: int, dim: int) -> Iterator[tuple[int, ...]]:
-    if dim == 1:
-        yield (total,)
-        return
-    for first in range(total, -1, -1):
-        for rest in _of_degree(total - first, dim - 1):
-            yield (first, *rest)
 
 
 def _cdf(x: Array, degrees: Array, family: str, degree: int) -> Array:

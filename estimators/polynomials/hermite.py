@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mcx.estimators.polynomials.orthonormal import products, univariate
+from mcx.estimators.polynomials.orthonormal import exponents_of_degree, products, univariate
 from mcx.types import Array, Float
 
 __all__ = ["Hermite", "hermite_basis", "highest_degree"]
@@ -59,18 +58,12 @@ class Hermite(NamedTuple):
 @lru_cache(maxsize=64)
 def hermite_basis(d: int, degree: int) -> np.ndarray:
     """Exponents (K, d) of all polynomials of total degree 1 to ``degree``, lower degrees first."""
-    rows = []
-    for total in range(1, degree + 1):
-        for which in itertools.combinations_with_replacement(range(d), total):
-            rows.append(np.bincount(which, minlength=d))
-    return np.asarray(rows, int).reshape(-1, d)
+    rows = [exponents_of_degree(d, total) for total in range(1, degree + 1)]
+    return np.concatenate([np.zeros((0, d), int), *rows])
 
 
 def highest_degree(d: int, most: int, limit: int = 8) -> int:
-    """The highest total degree with at most ``most`` polynomials in d variables; at most ``limit``.
-
-    Polynomials of higher degrees have much of their mass where samples do not go.
-    """
+    """The highest total degree, at most ``limit``, with at most ``most`` polynomials in d variables."""
     degree = 0
     while degree < limit and math.comb(d + degree + 1, d) - 1 <= most:
         degree += 1

@@ -73,11 +73,7 @@ class Inputs:
 
     @classmethod
     def of(cls, law: dist.Distribution | Sequence[dist.Distribution]) -> Inputs:
-        """Take a distribution of vectors with independent components, or several of numbers.
-
-        Raises:
-            DataError: for anything else, and where components may depend on each other.
-        """
+        """Take a law of vectors with independent components, or laws of numbers; DataError for others."""
         if isinstance(law, Sequence):
             for i, part in enumerate(law):
                 if getattr(part, "event_shape", None) != () or part.batch_shape != ():
@@ -112,9 +108,8 @@ class Inputs:
     def sound_families(self) -> tuple[str | None, ...]:
         """The families, with None where the standard form of draws does not have the law that it should.
 
-        A distribution function that is known in theory may be useless in float32, as far out in a tail. It is
-        where the moments of draws in standard form are 6 standard errors off those of N(0, 1), or of the
-        uniform law.
+        A distribution function known in theory may be useless in float32, as far out in a tail: moments of
+        draws in standard form are then 6 standard errors off those of N(0, 1), or of the uniform law.
         """
         families = self.families
         if not any(families):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mcx.types import Array, Float
 
-__all__ = ["products", "univariate"]
+__all__ = ["exponents_of_degree", "products", "univariate"]
 
 
 def univariate(x: Float[Array, "..."], family: str, degree: int) -> Float[Array, "degree+1 ..."]:
-    """All polynomials up to a degree, (degree + 1, *x.shape).
-
-    Args:
-        x: where to evaluate them, of any shape.
-        family: "legendre", orthonormal under the uniform law on [-1, 1], or "hermite", under N(0, 1).
-        degree: the highest.
-    """
+    """All polynomials up to a degree: "legendre" for the uniform law on [-1, 1], or "hermite" for N(0, 1)."""
     b = _recurrence(family, degree)
 
     def step(carry: tuple[Array, Array], coefficients: Array) -> tuple[tuple[Array, Array], Array]:
@@ -40,16 +36,14 @@ def _recurrence(family: str, degree: int) -> np.ndarray:
 
 
 def products(table: Float[Array, "degree+1 n d"], degrees: np.ndarray) -> Float[Array, "n m"]:
-    """Products of univariate polynomials over the variables.
-
-    Args:
-        table: (degree + 1, n, d), from :func:`univariate`.
-        degrees: (m, d) integers, static.
-
-    Returns:
-        (n, m). Costs O(n m d).
-    """
+    """Products over the variables of :func:`univariate` polynomials of static degrees (m, d); O(n m d)."""
     found = jnp.ones((table.shape[1], len(degrees)), table.dtype)
     for i in range(degrees.shape[1]):
         found = found * table[degrees[:, i], :, i].T
     return found
+
+
+def exponents_of_degree(d: int, total: int) -> np.ndarray:
+    """Exponents (K, d) of all monomials of a total degree in d variables."""
+    factors = itertools.combinations_with_replacement(range(d), total)
+    return np.stack([np.bincount(which, minlength=d) for which in factors])

@@ -32,15 +32,11 @@ class Pairs(NamedTuple):
 
 
 def draw_pairs(key: Key, inputs: Inputs, most: int, kind: str) -> Pairs:
-    """Draw at most ``most`` pairs.
+    """Draw at most ``most`` pairs, at least 16 for Sobol' points: "random", or "sobol".
 
-    Args:
-        key: random key.
-        inputs: independent variables.
-        most: at least 16 for Sobol' points.
-        kind: "random"; or "sobol": 8 to 15 sequences in 2 d dimensions, of a power of two of points each,
-            scrambled independently: as long as they can be with enough of them for a standard error. Inputs
-            without a quantile function are drawn at random.
+    That is 8 to 15 sequences in 2 d dimensions, of a power of two of points each, scrambled independently: as
+    long as they can be with enough of them for a standard error. Inputs without a quantile function are drawn
+    at random.
 
     Source: Saltelli and others (2010) for pairs from one sequence of 2 d dimensions; Owen (1997), Monte Carlo
     variance of scrambled net quadrature, for errors from independent scramblings.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
 from mcx.ops.validation import integer, one_of, refuse, validated
 from mcx.results.estimate import Estimate
-from mcx.types import Array, Float, KeyLike, PyTree, Scalar
+from mcx.types import Array, KeyLike, PyTree
 
 __all__ = ["sobol_indices"]
 
@@ -28,6 +27,8 @@ _FOLDS = 5
 _LEAST = 50  # blocks
 _MOST = 500  # polynomials: their cost grows with the square of their number
 _BLOCKS_PER_CONTROL = 5
+
+type _Found = dict[str, Array]  # of each output, with mean 0 and variance 1: indices (J, d), and numbers (J,)
 
 
 def sobol_indices(
@@ -126,7 +127,7 @@ def sobol_indices(
     families = inputs.sound_families() if controls == "polynomials" else (None,) * d
     polynomials = Products.at_most(families, min(_MOST, n * (folds - 1) // _BLOCKS_PER_CONTROL))
     found = _analysed(t, y, polynomials=polynomials, groups=groups)
-    found = {name: np.asarray(x, np.float64) for name, x in found._asdict().items()}
+    found = {name: np.asarray(x, np.float64) for name, x in found.items()}
 
     def pair(first: str, total: str) -> dict[str, PyTree]:
         both = {"first": found[first], "total": found[total]}
@@ -154,21 +155,6 @@ def _blocks(a: Array, b: Array) -> Array:
     """A, B, and A with one coordinate of B: (n, d + 2, d)."""
     mixed = jnp.where(jnp.eye(a.shape[1], dtype=bool), b[:, None], a[:, None])
     return jnp.concatenate([a[:, None], b[:, None], mixed], 1)
-
-
-class _Found(NamedTuple):
-    """Of each output, of values with mean 0 and variance 1; indices are (J, d), the others (J,)."""
-
-    first: Float[Array, "J d"]
-    first_se: Float[Array, "J d"]
-    total: Float[Array, "J d"]
-    total_se: Float[Array, "J d"]
-    mean: Float[Array, " J"]
-    mean_se: Float[Array, " J"]
-    variance: Float[Array, " J"]
-    variance_se: Float[Array, " J"]
-    r_squared: Float[Array, " J"]
-    khat: Float[Array, " J"]
 
 
 @partial(jax.jit, static_argnames=("polynomials", "groups"))
@@ -221,7 +207,9 @@ def _cross_fitted(t: Array, y: Array, polynomials: Products) -> Array:
     return jnp.take_along_axis(fits, best[:, None, None], 1)[:, 0]
 
 
-def _indices(t: Array, y: Array, coefficients: Array, polynomials: Products, groups: int | None) -> _Found:
+def _indices(
+    t: Array, y: Array, coefficients: Array, polynomials: Products, groups: int | None
+) -> dict[str, Array]:
     """Of one output: values (F, n, d + 2) and coefficients (F, K)."""
     folds, n, points, d = t.shape
     exponents = polynomials.exponents
@@ -268,24 +256,21 @@ def _indices(t: Array, y: Array, coefficients: Array, polynomials: Products, gro
             tail = pareto_khat(jnp.abs(found.residuals - found.value))
             return start[i] + found.value / variance.value, found.se / variance.value, tail
 
-        value, se, tail = jax.lax.map(one, jnp.arange(d))
-        return value, jnp.hypot(se, 4 * jnp.finfo(y.dtype).eps), _largest(tail)
+        value, se, tails = jax.lax.map(one, jnp.arange(d))
+        tail = jax.lax.reduce(jnp.ravel(tails), jnp.asarray(-jnp.inf, tails.dtype), jnp.fmax, (0,))
+        return value, jnp.hypot(se, 4 * jnp.finfo(y.dtype).eps), tail
 
     first, first_se, first_tail = index("first")
     total, total_se, total_tail = index("total")
     mean = means(constant + jnp.mean(r, 1), None)
     explained = 1 - jnp.mean(r**2) / jnp.mean(y**2)
-    return _Found(
-        first, first_se, total, total_se, mean.value, mean.se, variance.value, variance.se, explained,
-        jnp.fmax(first_tail, total_tail),
-    )  # fmt: skip
+    return {
+        **{"first": first, "first_se": first_se, "total": total, "total_se": total_se},
+        **{"mean": mean.value, "mean_se": mean.se, "variance": variance.value, "variance_se": variance.se},
+        **{"r_squared": explained, "khat": jnp.fmax(first_tail, total_tail)},
+    }
 
 
 def _contrasts(x: Array) -> Array:
     """Deviations from the mean along axis 1."""
     return x - jnp.mean(x, 1, keepdims=True)
-
-
-def _largest(k: Array) -> Scalar:
-    """The largest estimate, leaving out those that are NaN."""
-    return jax.lax.reduce(jnp.ravel(k), jnp.asarray(-jnp.inf, k.dtype), jnp.fmax, (0,))

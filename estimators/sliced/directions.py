@@ -37,16 +37,7 @@ class Directions(NamedTuple):
 
 
 def direction_kind(kind: str, d: int, owner: str = "sliced_wasserstein") -> str:
-    """Choose the set of directions.
-
-    Args:
-        kind: one of ``KINDS``; "auto" is equispaced angles in the plane, Fibonacci's hemisphere in space,
-            Sobol' points up to dimension 8, and orthogonal frames above.
-        d: dimension.
-        owner: the function that the user called, for errors.
-
-    Raises:
-        MethodError: if the kind is unknown, or does not exist in that dimension.
+    """Check the kind of directions in dimension d, and choose it for "auto"; errors name ``owner``.
 
     Source: for the choice by dimension, Nguyen, Bariletto and Ho (2024), Quasi-Monte Carlo for 3D sliced
     Wasserstein, and measurements of mcx.
@@ -67,7 +58,7 @@ def direction_kind(kind: str, d: int, owner: str = "sliced_wasserstein") -> str:
 def draw_directions(
     key: Key, kind: str, num: int, d: int, dtype: DTypeLike = jnp.float32, num_replicates: int = 4
 ) -> Directions:
-    """Draw directions.
+    """Draw about ``num`` directions: frames and replicates are full ones.
 
     Args:
         key: random key.
@@ -75,20 +66,16 @@ def draw_directions(
             of Sobol' points, mapped by the normal quantile function and normalised), "fibonacci" and
             "spiral" (of a hemisphere, since opposite directions are equivalent; randomly rotated),
             "equispaced" (angles of half a circle, with a random start).
-        num: about how many: frames and replicates are full ones.
+        num: how many.
         d: dimension, at least 2.
         dtype: of the result.
-        num_replicates: a point set is drawn this many times independently, each with ``num / num_replicates``
-            points. With one replicate errors are smaller, but their size is not known: the standard error is
-            then that of independent directions, usually far too large.
+        num_replicates: independent draws of a point set. With one errors are smaller, but their size is not
+            known: the standard error is then that of independent directions, usually far too large.
 
-    Returns:
-        The directions. Costs O(L d), and O(L d^2) for orthogonal frames.
-
-    Frames are independent of each other. With fewer than 8 of them the spread between frames says too little.
-    Within a frame, the degree-4 part of an integrand has correlation at most 3 / (d^2 - 1), the degree-2
-    part a negative one, higher degrees next to none. So standard errors from independence, multiplied by
-    sqrt(1 + 3 / (d + 1)), are large enough.
+    Frames are independent of each other, but fewer than 8 of them say too little of their spread. Within a
+    frame the degree-4 part of an integrand has correlation at most 3 / (d^2 - 1), the degree-2 part a
+    negative one, higher degrees next to none: standard errors from independence times sqrt(1 + 3 / (d + 1))
+    are large enough.
     """
     if kind == "iid":
         return Directions(_normalised(jax.random.normal(key, (num, d), dtype)))
@@ -109,10 +96,7 @@ def draw_directions(
 
 
 def random_rotation(key: Key, d: int, dtype: DTypeLike = jnp.float32) -> Float[Array, "d d"]:
-    """A uniformly random orthogonal matrix (d, d); O(d^3).
-
-    Source: Mezzadri (2007), How to generate random matrices from the classical compact groups.
-    """
+    """A uniformly random orthogonal matrix (d, d); O(d^3). Source: Mezzadri (2007)."""
     q, r = jnp.linalg.qr(jax.random.normal(key, (d, d), dtype))
     return q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0).astype(dtype)
 

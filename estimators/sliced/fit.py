@@ -35,18 +35,10 @@ class ControlFit(NamedTuple):
 def fit_controls(
     values: Float[Array, " n"], controls: Float[Array, "n K"] | None = None, *, num_groups: int | None = None
 ) -> ControlFit:
-    """Estimate a mean by least squares on controls of mean zero.
+    """Estimate a mean by least squares on controls (n, K) of mean zero; redundant columns do no harm.
 
-    Args:
-        values: (n,).
-        controls: (n, K) of mean zero, functions of the same draws; None for no controls. Redundant columns
-            and columns of zeros do no harm.
-        num_groups: the draws are this many independent groups, one after the other and equally large, within
-            which they may depend on each other; None: all are independent.
-
-    Returns:
-        The fit; O(n K^2). Its value and first derivatives are those of least squares, in values and in
-        controls.
+    The draws are ``num_groups`` independent groups, one after the other and equally large; None: all are
+    independent. Value and first derivatives are those of least squares, in values and in controls; O(n K^2).
 
     The standard error is a jackknife: leave out a group, or a draw, and fit again, for which a closed form
     exists (HC3; CR3 for groups). The spread of residuals is far too small where controls are many for the

@@ -28,12 +28,7 @@ class Moments(NamedTuple):
 
 
 def moments(x: Float[Array, "n d"], weights: Float[Array, " n"] | None = None) -> Moments:
-    """Mean and covariance; O(n d^2).
-
-    Args:
-        x: (n, d).
-        weights: (n,), not necessarily normalised; None for equal ones.
-    """
+    """Mean and covariance of points with weights of any scale, or equal ones; O(n d^2)."""
     w = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype) if weights is None else weights / jnp.sum(weights)
     mean = jnp.matmul(w, x, precision="highest")
     centred = x - mean
@@ -41,17 +36,9 @@ def moments(x: Float[Array, "n d"], weights: Float[Array, " n"] | None = None) -
 
 
 def bounds(theta: Float[Array, "L d"], x: Moments, y: Moments, which: str) -> Float[Array, "L K"]:
-    """Bounds of the transport cost between projected Gaussians, each minus its mean over the sphere.
+    """The "lower" or "upper" bound of the cost between projected Gaussians, or both ("bounds"), centred.
 
-    Args:
-        theta: (L, d).
-        x: moments of one sample.
-        y: of the other.
-        which: "lower", "upper", or "bounds" for both.
-
-    Returns:
-        (L, 1) or (L, 2). The lower bound is the squared difference of the means; the upper one adds both
-        variances.
+    The lower bound is the squared difference of the means; the upper one adds both variances.
 
     Source: Nguyen and Ho (2024), Sliced Wasserstein estimation with control variates.
     """
@@ -63,17 +50,7 @@ def bounds(theta: Float[Array, "L d"], x: Moments, y: Moments, which: str) -> Fl
 
 
 def gaussian_cost(theta: Float[Array, "L d"], x: Moments, y: Moments, p: float = 2.0) -> Float[Array, " L"]:
-    """The squared Wasserstein distance between Gaussians of the projections' moments, to the power p / 2.
-
-    Args:
-        theta: (L, d).
-        x: moments of one sample.
-        y: of the other.
-        p: power.
-
-    Returns:
-        (L,); O(d^2) a direction, whatever the size of the samples.
-    """
+    """Squared Wasserstein distances of projected Gaussians, to the power p / 2; O(d^2) a direction."""
     tiny = jnp.finfo(theta.dtype).tiny
     sd_x, sd_y = (jnp.sqrt(jnp.maximum(_form(theta, side.cov), tiny)) for side in (x, y))
     square = _dot(theta, x.mean - y.mean) ** 2 + (sd_x - sd_y) ** 2
@@ -81,17 +58,9 @@ def gaussian_cost(theta: Float[Array, "L d"], x: Moments, y: Moments, p: float =
 
 
 def gaussian_mean(key: Key, x: Moments, y: Moments, p: float, num: int) -> tuple[Scalar, Scalar]:
-    """Mean of :func:`gaussian_cost` over the sphere, from many cheap directions.
+    """Mean of :func:`gaussian_cost` over the sphere, and its standard error, from ``num`` cheap directions.
 
-    Args:
-        key: random key.
-        x: moments of one sample.
-        y: of the other.
-        p: power.
-        num: about how many directions.
-
-    Returns:
-        Mean and standard error. O(num d^2) in time; memory is bounded.
+    Costs O(num d^2) in time; memory is bounded.
     """
     d = x.mean.shape[0]
     if 3 < d <= _SOBOL_DIMENSION:

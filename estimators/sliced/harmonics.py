@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import jax.numpy as jnp
 import numpy as np
 
+from mcx.estimators.polynomials.orthonormal import exponents_of_degree
 from mcx.types import Array, Float
 
 __all__ = ["even_polynomials", "largest_degree", "monomial_means", "num_polynomials"]
@@ -27,22 +27,17 @@ def largest_degree(d: int, most: int, limit: int = 16) -> int:
 
 
 def even_polynomials(theta: Float[Array, "L d"], degree: int) -> Float[Array, "L K"]:
-    """A basis of the even polynomials on the sphere, each minus its mean.
+    """A basis of the even polynomials of a static even degree on the sphere, each minus its mean.
 
-    Args:
-        theta: (L, d) unit vectors.
-        degree: even; static.
-
-    Returns:
-        (L, K): the homogeneous monomials of that degree but one, whose sum makes a constant. They span
-        all spherical harmonics of degrees 2, 4, ..., ``degree``. O(L K d).
+    It has the homogeneous monomials of that degree but one, whose sum makes a constant: they span all
+    spherical harmonics of degrees 2, 4, ..., ``degree``. O(L K d).
 
     Source: Leluc, Dieuleveut, Portier, Segers and Zhuman (2024), Sliced-Wasserstein estimation with spherical
     harmonics as control variates, for their use; Folland (2001), How to integrate a polynomial over a sphere,
     for the means.
     """
     d = theta.shape[-1]
-    exponents = _exponents(d, degree)[:-1]
+    exponents = exponents_of_degree(d, degree)[:-1]
     if not len(exponents):
         return jnp.zeros((theta.shape[0], 0), theta.dtype)
     result = jnp.ones((theta.shape[0], len(exponents)), theta.dtype)
@@ -55,14 +50,7 @@ def even_polynomials(theta: Float[Array, "L d"], degree: int) -> Float[Array, "L
 
 
 def monomial_means(exponents: np.ndarray) -> np.ndarray:
-    """Means of monomials over the unit sphere.
-
-    Args:
-        exponents: (K, d).
-
-    Returns:
-        (K,): the product of (a_i - 1)!! over d (d + 2) ... (d + |a| - 2), or 0 where any a_i is odd.
-    """
+    """Means over the unit sphere: (a_i - 1)!! products over d (d + 2) ... (d + |a| - 2), 0 for an odd a_i."""
     d = exponents.shape[1]
     odd_factorials = np.array(
         [math.prod(range(a - 1, 0, -2)) for a in range(int(exponents.max(initial=0)) + 1)]
@@ -70,11 +58,3 @@ def monomial_means(exponents: np.ndarray) -> np.ndarray:
     totals = [math.prod(d + 2 * k for k in range(int(a) // 2)) for a in exponents.sum(1)]
     means = odd_factorials[exponents].astype(np.float64).prod(1) / np.array(totals, np.float64)
     return np.where((exponents % 2).any(1), 0.0, means)
-
-
-def _exponents(d: int, degree: int) -> np.ndarray:
-    """All exponents of monomials of that degree; (K, d)."""
-    rows = []
-    for factors in itertools.combinations_with_replacement(range(d), degree):
-        rows.append(np.bincount(factors, minlength=d))
-    return np.stack(rows)

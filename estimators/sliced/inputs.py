@@ -10,22 +10,18 @@ from mcx.errors import DataError
 from mcx.ops.tracing import is_traced
 from mcx.types import Array, Float
 
-__all__ = ["as_pair", "as_points", "as_weights"]
+__all__ = ["Samples", "as_pair", "as_points", "as_weights"]
+
+type Samples = tuple[
+    Float[Array, "n d"], Float[Array, "m d"], Float[Array, " n"] | None, Float[Array, " m"] | None
+]
+"""Two samples, and their weights where those are not equal."""
 
 
 def as_pair(
     x: ArrayLike, y: ArrayLike, x_weights: ArrayLike | None = None, y_weights: ArrayLike | None = None
-) -> tuple[Float[Array, "n d"], Float[Array, "m d"], Float[Array, " n"] | None, Float[Array, " m"] | None]:
-    """Check two samples, and bring them to one dtype.
-
-    Args:
-        x: (n, d), or (n,) for d = 1.
-        y: (m, d), likewise.
-        x_weights: (n,); None for equal weights.
-        y_weights: (m,), likewise.
-
-    Returns:
-        Both samples, (n, d) and (m, d), and their weights or None.
+) -> Samples:
+    """Check two samples, (n, d) or (n,), and their weights or None, and bring them to one dtype.
 
     Raises:
         DataError: if samples are empty, not finite, or of different dimension, or if weights are negative,
@@ -39,14 +35,9 @@ def as_pair(
             found=f"{x.shape} and {y.shape}",
         )
     dtype = jnp.result_type(x, y)
-    of_x = as_weights(x_weights, x.shape[0], "x_weights")
-    of_y = as_weights(y_weights, y.shape[0], "y_weights")
-    return (
-        x.astype(dtype),
-        y.astype(dtype),
-        None if of_x is None else of_x.astype(dtype),
-        None if of_y is None else of_y.astype(dtype),
-    )
+    weights = as_weights(x_weights, x.shape[0], "x_weights"), as_weights(y_weights, y.shape[0], "y_weights")
+    of_x, of_y = (None if w is None else w.astype(dtype) for w in weights)
+    return x.astype(dtype), y.astype(dtype), of_x, of_y
 
 
 def as_points(x: ArrayLike, name: str) -> Float[Array, "n d"]:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mcx.errors import MethodError, PosteriorShapeError
-from mcx.estimators.sliced.inputs import as_pair, as_weights
+from mcx.estimators.sliced.inputs import Samples, as_pair, as_weights
 from mcx.model.compile import model_sites
 from mcx.results.posterior import Posterior
 from mcx.types import Array, Float
@@ -21,17 +21,8 @@ def as_samples(
     y: Posterior | ArrayLike,
     x_weights: ArrayLike | None = None,
     y_weights: ArrayLike | None = None,
-) -> tuple[Float[Array, "n d"], Float[Array, "m d"], Float[Array, " n"] | None, Float[Array, " m"] | None]:
-    """Check two samples of points or two posteriors, and bring them to one dtype.
-
-    Args:
-        x: (n, d), or (n,) for d = 1; or a posterior, whose latent sites are flattened to columns.
-        y: (m, d), likewise; both are posteriors or neither.
-        x_weights: (n,); None for equal weights, or a posterior's own.
-        y_weights: (m,), likewise.
-
-    Returns:
-        Both samples, (n, d) and (m, d), and their weights or None. Posteriors are whitened together.
+) -> Samples:
+    """Check two samples of points, or two posteriors, whose latent sites are whitened; with their weights.
 
     Raises:
         DataError: as :func:`~mcx.estimators.sliced.inputs.as_pair`.
@@ -56,15 +47,7 @@ def as_samples(
 
 
 def draws_of_both(x: Posterior, y: Posterior) -> tuple[np.ndarray, np.ndarray]:
-    """Latent sites of two posteriors as columns, (chains x draws, d) in float64, chain by chain.
-
-    Args:
-        x: any posterior.
-        y: one of the same sites.
-
-    Raises:
-        PosteriorShapeError: if their sites differ.
-    """
+    """Latent sites of two posteriors as columns, chain by chain; PosteriorShapeError if they differ."""
     (a, names_a), (b, names_b) = _columns(x), _columns(y)
     if names_a != names_b or a.shape[1] != b.shape[1]:
         raise PosteriorShapeError(
@@ -88,14 +71,7 @@ def whiten(
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
     """Standardise both samples together: their equal mixture gets mean zero and covariance one.
 
-    Args:
-        x: (n, d).
-        y: (m, d).
-        x_weights: (n,), or None.
-        y_weights: (m,), or None.
-
-    Returns:
-        Both in the new coordinates. Directions in which neither varies are zero.
+    Directions in which neither varies are zero.
     """
     mean = (np.average(x, 0, x_weights) + np.average(y, 0, y_weights)) / 2
     x, y = np.asarray(x, np.float64) - mean, np.asarray(y, np.float64) - mean

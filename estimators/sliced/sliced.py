@@ -14,13 +14,14 @@ from mcx.estimators.sliced.directions import Directions, direction_kind, draw_di
 from mcx.estimators.sliced.fit import ControlFit, fit_controls
 from mcx.estimators.sliced.gaussian import Moments, bounds, gaussian_cost, gaussian_mean, moments
 from mcx.estimators.sliced.harmonics import even_polynomials, largest_degree, num_polynomials
+from mcx.estimators.sliced.inputs import Samples
 from mcx.estimators.sliced.posterior_draws import as_samples
 from mcx.estimators.sliced.wasserstein_1d import Ordered, match, order
 from mcx.ops.keys import as_key
 from mcx.ops.validation import Rule, integer, number, one_of, optional, refuse, validated
 from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
-from mcx.types import Array, Float, Key, KeyLike, PyTree, Scalar
+from mcx.types import Array, Float, Key, KeyLike, PyTree
 
 __all__ = ["CONTROLS", "POWER", "SlicedSettings", "sliced_powers", "sliced_wasserstein", "to_estimate"]
 
@@ -81,14 +82,14 @@ class SlicedSettings(NamedTuple):
         elif degree is None:
             degree = largest_degree(d, most - 1)
         elif degree % 2 or degree < 2 or num_polynomials(d, degree) > num_projections - 2:
-            refuse(
-                owner,
-                "degree",
-                degree,
-                f"an even degree with at most {num_projections - 2} polynomials in dimension {d}",
-                "take more directions, or a lower degree",
-            )
+            fits = f"an even degree with at most {num_projections - 2} polynomials in dimension {d}"
+            refuse(owner, "degree", degree, fits, "take more directions, or a lower degree")
         return cls(p, num_projections, kind, controls, degree, num_replicates, batch_size)
+
+    def draw(self, key: Key, x: Float[Array, "n d"]) -> Directions:
+        """Directions for a sample."""
+        num, d = self.num_projections, x.shape[1]
+        return draw_directions(key, self.directions, num, d, x.dtype, self.num_replicates)
 
 
 def _auto(kind: str, d: int, most: int) -> str | None:
@@ -164,22 +165,20 @@ def sliced_wasserstein(
         samples[0].shape[1], p, num_projections, directions, control_variates, degree, num_replicates,
         batch_size, owner="sliced_wasserstein",
     )  # fmt: skip
-    return _estimate(as_key(key), *samples, settings)
+    return _estimate(as_key(key), samples, settings)
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _estimate(
-    key: Key, x: Array, y: Array, x_weights: Array | None, y_weights: Array | None, settings: SlicedSettings
-) -> Estimate:
-    d = x.shape[1]
-    if d == 1:
+@functools.partial(jax.jit, static_argnums=2)
+def _estimate(key: Key, samples: Samples, settings: SlicedSettings) -> Estimate:
+    x, y, x_weights, y_weights = samples
+    if x.shape[1] == 1:
         power = match(order(x[:, 0], x_weights), order(y[:, 0], y_weights), settings.p)
-        return _exact(power, settings.p)
+        zero = jnp.zeros_like(power)
+        exact = ControlFit(power, zero, zero[None], zero[None], zero, jnp.zeros((), jnp.int32))
+        return to_estimate(exact, settings.p, 1)
     x, y = centred(x, y)
     key_directions, key_controls = jax.random.split(key)
-    chosen = draw_directions(
-        key_directions, settings.directions, settings.num_projections, d, x.dtype, settings.num_replicates
-    )
+    chosen = settings.draw(key_directions, x)
     values = sliced_powers(chosen.theta, x, y, x_weights, y_weights, settings.p, settings.batch_size)
     sides = None
     if settings.controls is not None and settings.controls != "polynomial":
@@ -205,22 +204,11 @@ def sliced_powers(
     p: float = 2.0,
     batch_size: int | None = None,
 ) -> Float[Array, " L"]:
-    """W_p^p between projections, for each of many directions.
+    """W_p^p between projections, for each of many directions, ``batch_size`` of them in memory at once.
 
-    Args:
-        theta: (L, d).
-        x: (n, d).
-        y: (m, d); or y's sorted projections, from :func:`order`, with leading axis L.
-        x_weights: (n,), or None.
-        y_weights: (m,), or None.
-        p: power; static.
-        batch_size: directions at once; static.
-
-    Returns:
-        (L,). Only the projections of one batch are in memory; a gradient computes them again.
+    ``y`` is a sample, or its sorted projections, from :func:`order`. A gradient computes projections again.
     """
-    fixed = y if isinstance(y, Ordered) else None
-    free = None if isinstance(y, Ordered) else y
+    fixed, free = (y, None) if isinstance(y, Ordered) else (None, y)
     points = x.shape[0] + (y.values.shape[-1] if isinstance(y, Ordered) else y.shape[0])
 
     @jax.checkpoint
@@ -276,16 +264,7 @@ def fit_with_controls(
     settings: SlicedSettings,
     num_points: int,
 ) -> ControlFit:
-    """Average over directions with the chosen control variates.
-
-    Args:
-        key: for the mean of the Gaussian cost.
-        values: (L,).
-        chosen: the directions.
-        sides: moments of both samples; None where the controls do not need them.
-        settings: of the estimate.
-        num_points: of both samples.
-    """
+    """Average over directions with the chosen controls; ``sides`` are both samples' moments where needed."""
     kinds = (settings.controls or "").split("+")
     theta, columns, gaussian_se = chosen.theta, [], None
     if "gaussian" in kinds and sides is not None:
@@ -326,9 +305,3 @@ def to_estimate(fit: ControlFit, p: float, num_directions: int) -> Estimate:
         "clipped": fit.value < 0,
     }
     return Estimate(value, jax.lax.stop_gradient(se), stats=jax.lax.stop_gradient(stats))
-
-
-def _exact(power: Scalar, p: float) -> Estimate:
-    zero = jnp.zeros_like(power)
-    fit = ControlFit(power, zero, zero[None], zero[None], zero, jnp.zeros((), jnp.int32))
-    return to_estimate(fit, p, 1)

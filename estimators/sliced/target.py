@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from mcx.errors import DataError, MethodError
-from mcx.estimators.sliced.directions import Directions, draw_directions
+from mcx.estimators.sliced.directions import Directions
 from mcx.estimators.sliced.gaussian import Moments, moments
 from mcx.estimators.sliced.inputs import as_points, as_weights
 from mcx.estimators.sliced.sliced import SlicedSettings, fit_with_controls, sliced_powers, to_estimate
@@ -138,21 +138,15 @@ class SlicedTarget:
 def _layout(settings: SlicedSettings, y: Array) -> Directions:
     """The static fields of the directions, without drawing any."""
     found: list[Directions] = []
-    jax.eval_shape(lambda key: found.append(_draw(key, settings, y.shape[1], y.dtype)), jax.random.key(0))
+    jax.eval_shape(lambda key: found.append(settings.draw(key, y)), jax.random.key(0))
     return found[0]
-
-
-def _draw(key: Key, settings: SlicedSettings, d: int, dtype: DTypeLike) -> Directions:
-    return draw_directions(
-        key, settings.directions, settings.num_projections, d, dtype, settings.num_replicates
-    )
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _prepare(
     key: Key, y: Array, y_weights: Array | None, settings: SlicedSettings
 ) -> tuple[Array, Ordered, Array, Moments]:
-    theta = _draw(key, settings, y.shape[1], y.dtype).theta
+    theta = settings.draw(key, y).theta
     middle = jnp.mean(y, 0)
     y = y - middle
     projections = order(jnp.matmul(theta, y.T, precision="highest"), y_weights)

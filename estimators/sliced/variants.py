@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from mcx.estimators.sliced.directions import draw_directions
 from mcx.estimators.sliced.fit import fit_controls
+from mcx.estimators.sliced.inputs import Samples
 from mcx.estimators.sliced.posterior_draws import as_samples
 from mcx.estimators.sliced.sliced import POWER, SlicedSettings, centred, sliced_powers, to_estimate
 from mcx.ops.keys import as_key
@@ -78,25 +79,18 @@ def max_sliced_wasserstein(
     validate = functools.partial(validated, "max_sliced_wasserstein")
     num_starts = validate("num_starts", num_starts, integer(1))
     num_updates = validate("num_updates", num_updates, integer(1))
-    return _ascend(as_key(key), *samples, (float(validate("p", p, POWER)), num_starts, num_updates))
+    return _ascend(as_key(key), samples, (float(validate("p", p, POWER)), num_starts, num_updates))
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _ascend(
-    key: Key,
-    x: Array,
-    y: Array,
-    x_weights: Array | None,
-    y_weights: Array | None,
-    settings: tuple[float, int, int],
-) -> MaxSliced:
+@functools.partial(jax.jit, static_argnums=2)
+def _ascend(key: Key, samples: Samples, settings: tuple[float, int, int]) -> MaxSliced:
+    x, y, x_weights, y_weights = samples
     p, num_starts, num_updates = settings
     x, y = centred(x, y)
     held = jax.lax.stop_gradient((x, y, x_weights, y_weights))
 
-    def powers(theta: Array, sample: tuple[Array, Array, Array | None, Array | None]) -> Array:
-        x, y, x_weights, y_weights = sample
-        return sliced_powers(theta, x, y, x_weights, y_weights, p)
+    def powers(theta: Array, samples: Samples) -> Array:
+        return sliced_powers(theta, *samples, p)
 
     d = x.shape[1]
     tried = draw_directions(key, "iid", 16 * num_starts, d, x.dtype).theta
@@ -186,23 +180,15 @@ def energy_sliced_wasserstein(
     settings = SlicedSettings.of(
         d, p, num_projections, directions, None, None, num_replicates, batch_size, owner=owner
     )
-    return _weighted(as_key(key), *samples, settings, energy)
+    return _weighted(as_key(key), samples, settings, energy)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _weighted(
-    key: Key,
-    x: Array,
-    y: Array,
-    x_weights: Array | None,
-    y_weights: Array | None,
-    settings: SlicedSettings,
-    energy: str,
-) -> Estimate:
-    p, num, kind, _, _, replicates, batch_size = settings
-    x, y = centred(x, y)
-    chosen = draw_directions(key, kind, num, x.shape[1], x.dtype, replicates)
-    values = sliced_powers(chosen.theta, x, y, x_weights, y_weights, p, batch_size)
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _weighted(key: Key, samples: Samples, settings: SlicedSettings, energy: str) -> Estimate:
+    p = settings.p
+    x, y = centred(*samples[:2])
+    chosen = settings.draw(key, x)
+    values = sliced_powers(chosen.theta, x, y, *samples[2:], p, settings.batch_size)
     if energy == "exp":
         share = jax.nn.softmax(values)
     else:

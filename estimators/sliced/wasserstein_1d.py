@@ -26,14 +26,9 @@ class Ordered(NamedTuple):
 
 
 def order(values: Float[Array, "... n"], weights: Float[Array, " n"] | None = None) -> Ordered:
-    """Sort samples, and add up their weights.
+    """Sort samples, and add up their weights, the same for all leading axes; O(n log n).
 
-    Args:
-        values: (..., n).
-        weights: (n,), non-negative, of any scale; the same for all leading axes. None for equal weights.
-
-    Returns:
-        The sorted samples; O(n log n) each. Differentiable in values and weights.
+    Differentiable in values and weights.
     """
     if weights is None:
         return Ordered(sort(values))
@@ -45,20 +40,12 @@ def order(values: Float[Array, "... n"], weights: Float[Array, " n"] | None = No
 
 
 def match(x: Ordered, y: Ordered, p: float = 2.0) -> Float[Array, "..."]:
-    """The p-th power of the Wasserstein distance between sorted samples.
+    """The p-th power of the Wasserstein distance between sorted samples; O(n + m).
 
-    The optimal plan on the line matches quantiles: W_p^p is the integral over u in (0, 1) of
-    |F^-1(u) - G^-1(u)|^p, a finite sum over the steps of either function.
-
-    Args:
-        x: n samples, sorted.
-        y: m samples, sorted; leading axes broadcast.
-        p: at least 1; static.
-
-    Returns:
-        Of the shape of the leading axes; O(n + m). Differentiable almost everywhere: in values, and in
-        weights, where the gradient is the dual potential. For equal weights and n different from m, the
-        positions of the steps do not depend on the samples, and no third sort is needed.
+    The optimal plan on the line matches quantiles: W_p^p is the integral over u in (0, 1) of |F^-1(u) -
+    G^-1(u)|^p, a finite sum over the steps of either function. Differentiable almost everywhere: in values,
+    and in weights, where the gradient is the dual potential. For equal weights and n different from m, the
+    positions of the steps do not depend on the samples, and no third sort is needed.
 
     Source: Peyré and Cuturi (2019), Computational Optimal Transport, remark 2.30.
     """
@@ -102,6 +89,8 @@ def wasserstein_1d(
 
     Returns:
         Of the shape of the leading axes; see :func:`order` and :func:`match`. Costs O(n log n + m log m).
+
+    Source: Peyré and Cuturi (2019), Computational Optimal Transport, remark 2.30.
     """
     return match(order(x, x_weights), order(y, y_weights), p)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mcx.errors import CapabilityError
 from mcx.inference.conditional_smc.system import conditional, pinned
 from mcx.inference.smc.backward import backward_path
-from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.engine import SMCSettings, SMCState, first_and_rest, initialize, move, prepended
 from mcx.inference.smc.genealogy import trace_paths, unique_ancestors
 from mcx.ops.random import choose
 from mcx.ops.validation import Rule, Settings, fraction, integer, one_of
@@ -115,10 +115,7 @@ def sweep(
     model = conditional(fk, path)
     settings = SMCSettings(method.num_particles, method.threshold)
     key_start, key_run, key_back = jax.random.split(key, 3)
-    first, rest = (
-        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], model.inputs)
-        for part in (0, slice(1, None))
-    )
+    first, rest = first_and_rest(model.inputs)
     state = initialize(key_start, model, ctx, first, settings)
 
     def step(state: SMCState, x: tuple[Key, PyTree]) -> tuple[SMCState, PyTree]:
@@ -130,9 +127,7 @@ def sweep(
     start = (state.particles, state.log_w, state.ancestors, state.info.ess)
     keys = jax.random.split(key_run, fk.num_times - 1)
     state, later = jax.lax.scan(step, state, (keys, rest))
-    particles, log_w, ancestors, ess = jax.tree_util.tree_map(
-        lambda a, b: jnp.concatenate([a[None], b]), start, later
-    )
+    particles, log_w, ancestors, ess = prepended(start, later)
     if method.backward == "exact":
         new, index = backward_path(key_back, fk, ctx, particles, log_w)
         updated = index != 0
@@ -145,11 +140,7 @@ def sweep(
 
 
 def refuse_backward(method: ConditionalSMC, space: StateSpace) -> None:
-    """Raise if paths cannot be drawn in this way.
-
-    Raises:
-        CapabilityError: for backward and ancestor sampling without a transition density; says what keeps it.
-    """
+    """Raise if drawing paths in this way needs a transition density that the model lacks; says why."""
     if method.backward != "none" and space.no_density:
         raise CapabilityError(
             f"ConditionalSMC(backward={method.backward!r}) needs the density of the transition, but "

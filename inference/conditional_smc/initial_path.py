@@ -24,19 +24,10 @@ _MIN_PARTICLES = 100  # a path of positive density is needed, and the filter run
 def starting_path(
     key: Key, fk: FeynmanKac, ctx: PyTree, num_particles: int, *, backward: bool
 ) -> tuple[PyTree, Scalar]:
-    """Draw a path from a particle filter.
+    """A path from a filter of at least 100 particles, and its log evidence: -inf after a collapse.
 
-    Args:
-        key: a typed key.
-        fk: the model.
-        ctx: what ``fk.prepare`` gave.
-        num_particles: N; 100 if that is more.
-        backward: draw backwards among all particles, rather than follow a line of descent; needs the density
-            of the transition.
-
-    Returns:
-        The path, a pytree of (T, ...), and the filter's log evidence: -inf where it collapsed, and then the
-        path has density zero. Costs O(T N).
+    The path is drawn backwards among all particles, which needs the transition density, or along a line of
+    descent. Costs O(T N).
     """
     key_filter, key_path = jax.random.split(key)
     settings = SMCSettings(max(num_particles, _MIN_PARTICLES), resampling=systematic)
@@ -53,12 +44,6 @@ def filtered_path(
     key: Key, space: StateSpace, values: SiteValues, method: ConditionalSMC
 ) -> tuple[dict[str, Array], Scalar]:
     """Values of such a path by site, and the filter's log evidence.
-
-    Args:
-        key: a typed key.
-        space: the state-space model.
-        values: constrained values of its parameters, among others.
-        method: how paths will be drawn later.
 
     Raises:
         WeightCollapse: if no particle explains an observation; not where this is traced.

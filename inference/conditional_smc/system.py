@@ -43,8 +43,7 @@ def conditional(fk: FeynmanKac, path: PyTree) -> FeynmanKac:
         return follow(particle_key, fk.transition(randomness(particle_key), ctx, x_prev, u[0]), u[1])
 
     def log_potential(ctx: PyTree, x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
-        value: Scalar = fk.log_potential(ctx, x_prev, x, u[0])
-        return value
+        return fk.log_potential(ctx, x_prev, x, u[0])
 
     density, look = fk.log_transition, fk.log_lookahead
     return replace(
@@ -60,18 +59,9 @@ def conditional(fk: FeynmanKac, path: PyTree) -> FeynmanKac:
 
 
 def pinned(model: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, draw_ancestor: bool) -> Resampling:
-    """The resampling scheme of conditional SMC for one step.
+    """The resampling scheme of conditional SMC for a step with input ``u``: multinomial but for particle 0.
 
-    Args:
-        model: what :func:`conditional` made.
-        ctx: what ``fk.prepare`` gave.
-        state: the system before the step.
-        u: the model's input of the step.
-        draw_ancestor: whether the ancestor of particle 0 is drawn, by how well it leads to the path
-            (ancestor sampling); otherwise it is particle 0.
-
-    Returns:
-        Multinomial resampling but for particle 0.
+    The ancestor of that particle is itself; or drawn by how well it leads to the path (ancestor sampling).
     """
 
     def scheme(key: Key, log_w: LogWeights, num: int) -> Index:

@@ -34,17 +34,7 @@ def filtering_tree(
     record: Record,
     coords: Mapping[str, Any],
 ) -> xr.DataTree:
-    """The groups that :meth:`Filtered.to_datatree` describes.
-
-    Args:
-        bound: the model and its data.
-        space: the state-space model that was filtered.
-        summaries: mean, sd and quantiles by site; None where they were not kept.
-        quantile_levels: probabilities of the quantiles.
-        stats: by name, chain x T.
-        record: what the history kept.
-        coords: labels of the dimensions.
-    """
+    """The groups that :meth:`Filtered.to_datatree` describes; ``summaries``: mean, sd, quantiles by site."""
     from arviz_base import dict_to_dataset
     from xarray import DataTree
 

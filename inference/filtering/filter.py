@@ -95,10 +95,7 @@ def filter_model(
 
 
 def _bytes_kept(kernel: FilterKernel, entries: int) -> int:
-    """Of a step's record, for states of this many numbers.
-
-    They are counted, as tracing the kernel for the shapes takes longer than filtering.
-    """
+    """Bytes of a step's record; counted, as tracing the kernel for the shapes takes longer than filtering."""
     kind, num_quantiles = kernel.keep.kind, len(kernel.keep.quantiles)
     summaries = (0 if kind == "none" else 2) + num_quantiles
     per_particle = {"none": 0, "moments": 0, "ancestors": 2, "full": 2 + entries}[kind]

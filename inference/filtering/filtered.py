@@ -169,7 +169,7 @@ class Filtered:
 
         Source: Kitagawa (1996), section 4.
         """
-        self._require("full", "paths")
+        self._require_particles("paths")
         num_draws = validated("paths", "num_draws", num_draws, integer(1))
         key_chain, key_particle = jax.random.split(as_key(key))
         log_z = jnp.asarray(self.stats["log_evidence"][:, -1])
@@ -199,7 +199,7 @@ class Filtered:
 
         Source: Kitagawa and Sato (2001).
         """
-        self._require("full", "smoothed_mean")
+        self._require_particles("smoothed_mean")
         lag = validated("smoothed_mean", "lag", lag, integer(0))
         states = jax.vmap(jax.vmap(jax.vmap(self.space.states)))(self.record.particles)
         means = jax.vmap(lambda a, w, x: fixed_lag_means(a, w, x, lag))(
@@ -209,12 +209,12 @@ class Filtered:
         share = _shares(self.stats["log_evidence"].astype(np.float64)[:, ahead])
         return {k: _average(share, np.asarray(v)) for k, v in means.items()}
 
-    def _require(self, kind: str, verb: str) -> None:
+    def _require_particles(self, verb: str) -> None:
         if self.record.particles is None:
             raise MethodError(
                 f"{verb} needs the particles of every time",
-                expected=f"a filter with history={kind!r}",
-                remedy=f"mcx.filter(..., history={kind!r}); it keeps T x N particles",
+                expected="a filter with history='full'",
+                remedy="mcx.filter(..., history='full'); it keeps T x N particles",
             )
 
     def to_datatree(self) -> xr.DataTree:
@@ -239,7 +239,29 @@ class Filtered:
         return tree
 
     def __repr__(self) -> str:
-        return _describe(self)
+        if not isinstance(self.ess, np.ndarray):
+            return f"Filtered({self.space.name}, traced)"
+        info, ess = self.info, self.ess
+        replicates = f", {self.num_chains} replicates" if self.num_chains > 1 else ""
+        lines = [
+            f"{info.method} of '{self.space.name}': {self.num_times} times, "
+            f"{info.settings['num_particles']} particles{replicates}"
+            f"{'' if info.complete else ' (stopped early)'}",
+            f"log evidence {self.log_evidence:.3f}" + _plus_minus(self),
+            f"effective sample size: smallest {ess.min():.0f} at time {int(ess.argmin())}, "
+            f"median {np.median(ess):.0f}; resampled at {self.stats['resampled'].mean():.0%} of the steps",
+        ]
+        bad = int(self.stats["nonfinite"].sum())
+        if bad:
+            lines.append(f"potentials that were NaN or +inf, taken as zero: {bad}")
+        for name, mean in (self.mean or {}).items():
+            sd = (self.sd or {})[name]
+            if mean.ndim == 1:
+                lines.append(f"{name} at the last time: {mean[-1]:.4g}, sd {sd[-1]:.3g}")
+            else:
+                lines.append(f"{name}: mean and sd of shape {mean.shape}")
+        lines.append(f"compiled in {info.compile_time:.1f} s, ran for {info.run_time:.2f} s on {info.device}")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         return f"<pre>{self!r}</pre>"
@@ -256,32 +278,6 @@ def _average(share: Float[np.ndarray, "chain T"], values: np.ndarray) -> np.ndar
     """Average over replicates of values of every time, (chain, T, ...)."""
     weights = share.reshape(share.shape + (1,) * (values.ndim - 2))
     return np.asarray((weights * values).sum(0), values.dtype)
-
-
-def _describe(filtered: Filtered) -> str:
-    if not isinstance(filtered.ess, np.ndarray):
-        return f"Filtered({filtered.space.name}, traced)"
-    info, ess = filtered.info, filtered.ess
-    replicates = f", {filtered.num_chains} replicates" if filtered.num_chains > 1 else ""
-    lines = [
-        f"{info.method} of '{filtered.space.name}': {filtered.num_times} times, "
-        f"{info.settings['num_particles']} particles{replicates}"
-        f"{'' if info.complete else ' (stopped early)'}",
-        f"log evidence {filtered.log_evidence:.3f}" + _plus_minus(filtered),
-        f"effective sample size: smallest {ess.min():.0f} at time {int(ess.argmin())}, "
-        f"median {np.median(ess):.0f}; resampled at {filtered.stats['resampled'].mean():.0%} of the steps",
-    ]
-    bad = int(filtered.stats["nonfinite"].sum())
-    if bad:
-        lines.append(f"potentials that were NaN or +inf, taken as zero: {bad}")
-    for name, mean in (filtered.mean or {}).items():
-        sd = (filtered.sd or {})[name]
-        if mean.ndim == 1:
-            lines.append(f"{name} at the last time: {mean[-1]:.4g}, sd {sd[-1]:.3g}")
-        else:
-            lines.append(f"{name}: mean and sd of shape {mean.shape}")
-    lines.append(f"compiled in {info.compile_time:.1f} s, ran for {info.run_time:.2f} s on {info.device}")
-    return "\n".join(lines)
 
 
 def _plus_minus(filtered: Filtered) -> str:

@@ -55,23 +55,7 @@ def forecast_particles(
     num_draws: int,
     inputs: PyTree,
 ) -> Forecast:
-    """Draw what comes after weighted particles at the last time.
-
-    Args:
-        bound: the model and its data.
-        block: its Markov block.
-        params: constrained values of its parameters.
-        particles: a pytree with a leading axis of N.
-        log_w: their log weights, (N,).
-        horizon: number of times ahead.
-        key: a typed key.
-        num_draws: number of paths.
-        inputs: of these times, with a leading axis of ``horizon``, or None.
-
-    Raises:
-        MethodError: for counts below 1.
-        ModelError: if inputs are missing or of another structure.
-    """
+    """Draw what comes after N weighted particles at the last time; see :meth:`Filtered.forecast`."""
     horizon = validated("forecast", "horizon", horizon, integer(1))
     num_draws = validated("forecast", "num_draws", num_draws, integer(1))
     space, future = _continued(bound, block, inputs, horizon)
@@ -85,20 +69,7 @@ def forecast_particles(
 def forecast_draws(
     bound: BoundModel, draws: Draws, *, horizon: int, key: Key, inputs: PyTree, block: str | None
 ) -> Forecast:
-    """Draw what comes after draws of parameters and paths; see :func:`mcx.forecast`.
-
-    Args:
-        bound: the model and its data.
-        draws: by site, chain x draw x event.
-        horizon: number of times ahead.
-        key: a typed key.
-        inputs: of these times, with a leading axis of ``horizon``, or None.
-        block: the Markov block, where the model has several.
-
-    Raises:
-        MethodError: for a horizon below 1.
-        ModelError: if inputs are missing or of another structure, or the draws have no path.
-    """
+    """Draw what comes after draws of parameters and paths, chain x draw x event; see :func:`mcx.forecast`."""
     horizon = validated("forecast", "horizon", horizon, integer(1))
     space, future = _continued(bound, block, inputs, horizon, whole=True)
     values = {}
@@ -190,5 +161,4 @@ def _ahead(
         y = jax.vmap(space.observe, (0, axis, 0, None))(keys, ctx, x, u)
         return x, {**jax.vmap(space.states)(x), **y}
 
-    drawn: dict[str, Array] = jax.lax.scan(step, x, (keys, future))[1]
-    return drawn
+    return jax.lax.scan(step, x, (keys, future))[1]

@@ -43,30 +43,25 @@ class FilterKernel(ParticleKernel):
 
     @override
     def init(self, data: PyTree, key: Key, start: PyTree) -> SMCState:
-        """The system at t = 0."""
         ctx, u = data
         return self._spread(initialize(key, self.fk, ctx, u, self.settings))
 
     @override
     def step(self, data: PyTree, key: Key, state: SMCState, u: PyTree) -> tuple[SMCState, None]:
-        """One step of the engine."""
         return self._spread(move(key, self.fk, data[0], state, u, self.settings)), None
 
     @override
     def end_block(self, state: SMCState) -> SMCState:
-        """Account for the error of the evidence."""
         return end_block(state)
 
     @override
     def collect(self, state: SMCState, info: None) -> tuple[PyTree, Mapping[str, Scalar]]:
-        """What the history keeps, and the step's statistics."""
         kept = record(state, self.keep)
         draw = {k: v for k, v in kept._asdict().items() if k not in ("info", "log_evidence")}
         return draw, step_stats(state)
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Log evidence, effective sample size and faults of a chunk."""
         last = stats["log_evidence"][-1]
         shown = {"log evidence": float(np.mean(last)), "ESS": float(np.min(stats["ess"]))}
         bad = int(np.sum(stats["nonfinite"]))

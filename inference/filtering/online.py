@@ -81,12 +81,9 @@ class OnlineFilter:
         name: str | None = None,
     ) -> None:
         num_particles = validated("OnlineFilter", "num_particles", num_particles, integer(1))
-        self.method: ParticleFilter = validated(
-            "OnlineFilter",
-            "method",
-            ParticleFilter() if method is None else method,
-            instance(ParticleFilter, "mcx.ParticleFilter(...)"),
-        )
+        method = ParticleFilter() if method is None else method
+        rule = instance(ParticleFilter, "mcx.ParticleFilter(...)")
+        self.method: ParticleFilter = validated("OnlineFilter", "method", method, rule)
         self.space = self.method.state_space(bound, name)
         self.params = check_params(bound, self.space, params)
         self.context = self.space.feynman_kac.prepare(self.params)
@@ -155,20 +152,11 @@ class OnlineFilter:
         return jax.tree_util.tree_map_with_path(cast, template, seen)
 
     def refuse_faults(self, state: OnlineState, result: object = None) -> None:
-        """Raise where the weights say nothing any more.
-
-        Args:
-            state: after the step.
-            result: what goes with the error; the state by default.
-        """
-        raise_faults(
-            fault_stats(state.system.info),
-            self.settings.num_particles,
-            self.method.max_nonfinite,
-            FILTER_ADVICE,
-            result=state if result is None else result,
-            first=int(state.time),
-        )
+        """Raise where the weights say nothing any more; the error has ``result``, by default the state."""
+        stats, tolerance = fault_stats(state.system.info), self.method.max_nonfinite
+        result, first = state if result is None else result, int(state.time)
+        num = self.settings.num_particles
+        raise_faults(stats, num, tolerance, FILTER_ADVICE, result=result, first=first)
 
 
 def _by_key(values: PyTree) -> dict[str, PyTree]:

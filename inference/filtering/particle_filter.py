@@ -55,18 +55,8 @@ class ParticleFilter(Settings):
             "batch_size": optional(integer(1)),
         }
 
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
-
     def state_space(self, bound: BoundModel, block: str | None = None, *, whole: bool = False) -> StateSpace:
-        """The Feynman-Kac model that the filter runs.
-
-        Args:
-            bound: a model with data.
-            block: its Markov block, where it has several.
-            whole: for methods on whole paths, see :func:`~mcx.model.series.state_space.state_space`.
+        """The Feynman-Kac model that the filter runs on a block; ``whole`` is for methods on whole paths.
 
         Raises:
             CapabilityError: if the block lacks the proposal or look-ahead that ``kind`` asks for.

@@ -70,7 +70,6 @@ class AscentKernel(Kernel):
 
     @override
     def step(self, data: PyTree, key: Key, state: AscentState, u: PyTree) -> tuple[AscentState, PyTree]:
-        """One update along the averaged score."""
         target, fk = data
         smoother = self.smoother
         summand = summand_of(Score(), fk, lambda x: x)
@@ -86,7 +85,7 @@ class AscentKernel(Kernel):
             if not smoother.has_path:
                 return None, *sweep(None, key)[1]
             path, (scores, log_z) = jax.lax.scan(sweep, path, jax.random.split(key, smoother.num_sweeps))
-            return path, jnp.mean(scores[smoother.num_discarded :], 0), log_z[-1]
+            return path, jnp.mean(scores[smoother.num_warmup :], 0), log_z[-1]
 
         paths, scores, log_z = jax.vmap(one)(jax.random.split(key, self.num_smoothers), state.paths)
         score = jnp.mean(scores, 0)
@@ -103,8 +102,7 @@ class AscentKernel(Kernel):
 
     @override
     def emit(self, data: PyTree, draw: PyTree) -> PyTree:
-        target, _ = data
-        return constrained(target, self.params, draw[0]), draw
+        return constrained(data[0], self.params, draw[0]), draw
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:

@@ -36,10 +36,6 @@ from mcx.types import Float, Key, PyTree, SiteValues, Vector
 __all__ = ["ScoreAscent", "maximize_model"]
 
 
-def _adam() -> optax.GradientTransformation:
-    return _ADAM
-
-
 _ADAM = optax.adam(0.05, b1=0.8, b2=0.99)
 _STILL = optax.set_to_zero()
 _FIRST_STEP, _STEPS = 0.1, (0.02, 0.5)  # of differences, in unconstrained coordinates
@@ -68,7 +64,7 @@ class ScoreAscent(Settings):
     """
 
     smoother: Smoother = field(default_factory=lambda: PPG(num_warmup=0, num_samples=2))
-    optimizer: optax.GradientTransformation = field(default_factory=_adam)
+    optimizer: optax.GradientTransformation = field(default_factory=lambda: _ADAM)
     num_updates: int = 500
     num_smoothers: int = 4
     average: float = 0.5
@@ -83,14 +79,9 @@ class ScoreAscent(Settings):
             "optimizer": instance(optax.GradientTransformation, "an optax gradient transformation"),
             "num_updates": integer(2),
             "num_smoothers": integer(1),
-            "average": number(above=0, most=1)._replace(expected="a share of the updates, above 0"),
+            "average": number(above=0, most=1),
             "num_information": integer(0),
         }
-
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
 
 
 def maximize_model(
@@ -142,15 +133,8 @@ def maximize_model(
     information, notes = np.full((len(found), len(found)), np.nan), ["no standard errors were asked for"]
     covariance = information
     if method.num_information and result.complete:
-        information = _information(
-            kernel,
-            data,
-            stream(key, Stream.OBSERVED_INFORMATION),
-            found,
-            method.num_information,
-            progress,
-            checkpoint,
-        )
+        own, count = stream(key, Stream.OBSERVED_INFORMATION), method.num_information
+        information = _information(kernel, data, own, found, count, progress, checkpoint)
         covariance, notes = _inverse(information)
     se = {k: np.sqrt(np.einsum("...i,ij,...j->...", j, covariance, j)) for k, j in jacobians.items()}
     return Maximum(
@@ -184,8 +168,7 @@ def _information(
 ) -> Float[np.ndarray, "d d"]:
     """Minus the derivative of the score, by central differences about one standard error wide.
 
-    Louis' identity needs no differences, but subtracts two numbers that grow with T and differ by little: at
-    thousands of times its noise is many times the information.
+    Louis' identity needs no differences, but subtracts two numbers that grow with T and differ by little.
     """
     dim = len(z)
     still = replace(kernel, optimizer=_STILL)

@@ -42,10 +42,6 @@ _FAMILIES = {"full_rank": FULL_RANK, "mean_field": MEAN_FIELD}
 _ADAM = optax.adam(0.02)
 
 
-def _adam() -> optax.GradientTransformation:
-    return _ADAM
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoreClimbing(Settings):
     """Markov score climbing: a variational family, fitted to Markov chains that draw from the posterior.
@@ -76,7 +72,7 @@ class ScoreClimbing(Settings):
     kernel: MCMCMethod | ParticleGibbs | None = None
     num_updates: int = 4000
     num_samples: int = 16
-    optimizer: optax.GradientTransformation = field(default_factory=_adam)
+    optimizer: optax.GradientTransformation = field(default_factory=lambda: _ADAM)
     average: float = 0.5
     num_checks: int = 20_000
 
@@ -91,14 +87,9 @@ class ScoreClimbing(Settings):
             "num_updates": integer(2),
             "num_samples": integer(1),
             "optimizer": instance(optax.GradientTransformation, "an optax gradient transformation"),
-            "average": number(above=0, most=1)._replace(expected="a share of the updates, above 0"),
+            "average": number(above=0, most=1),
             "num_checks": integer(0),
         }
-
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
 
 
 class _State(NamedTuple):
@@ -228,15 +219,8 @@ def climb(
     judged = None
     if method.num_checks and not isinstance(method.kernel, ParticleGibbs):
         judged = quality(stream(key, Stream.FIT_QUALITY), fitted, target, method.num_checks)
-    return Approximation.of(
-        fitted,
-        params,
-        target,
-        judged,
-        stats,
-        RunInfo.of(method, result, key=key, coords={}, dtype=jnp.result_type(float)),
-        notes,
-    )
+    info = RunInfo.of(method, result, key=key, coords={}, dtype=jnp.result_type(float))
+    return Approximation.of(fitted, params, target, judged, stats, info, notes)
 
 
 def _chains(

@@ -13,12 +13,7 @@ _BFMI = 0.3  # Betancourt (2016), Diagnosing suboptimal cotangent disintegration
 
 
 def transition_advice(posterior: Posterior, target_accept: float) -> list[Advice]:
-    """Findings about the transitions of Hamiltonian methods, worst first.
-
-    Args:
-        posterior: with the statistics of its transitions.
-        target_accept: acceptance probability that the step size was adapted to.
-    """
+    """Findings about the transitions of Hamiltonian methods, worst first."""
     return [*_divergences(posterior, target_accept), *_deep_trees(posterior), *_energy(posterior)]
 
 
@@ -28,26 +23,22 @@ def _divergences(posterior: Posterior, target_accept: float) -> list[Advice]:
         return []
     share = divergent / max(1, posterior.num_chains * posterior.num_draws)
     higher = 0.95 if target_accept < 0.95 else 1 - (1 - target_accept) / 4
-    return [
-        Advice(
-            "MCX-W003",
-            f"{divergent} divergent transitions ({share:.2%}): parts of the posterior may be missed. "
-            f"Raise target_accept to {higher:.3g}, or reparametrise (non-centred scales, tighter priors)",
-        )
-    ]
+    text = (
+        f"{divergent} divergent transitions ({share:.2%}): parts of the posterior may be missed. "
+        f"Raise target_accept to {higher:.3g}, or reparametrise (non-centred scales, tighter priors)"
+    )
+    return [Advice("MCX-W003", text)]
 
 
 def _deep_trees(posterior: Posterior) -> list[Advice]:
     deep = int(np.sum(posterior.stats.get("reached_max_treedepth", 0)))
     if not deep:
         return []
-    return [
-        Advice(
-            "MCX-W004",
-            f"{deep} transitions hit the maximum tree depth: correct but slow. Rescale parameters, "
-            "use dense_mass=True, or raise max_tree_depth",
-        )
-    ]
+    text = (
+        f"{deep} transitions hit the maximum tree depth: correct but slow. Rescale parameters, "
+        "use dense_mass=True, or raise max_tree_depth"
+    )
+    return [Advice("MCX-W004", text)]
 
 
 def _energy(posterior: Posterior) -> list[Advice]:
@@ -59,10 +50,8 @@ def _energy(posterior: Posterior) -> list[Advice]:
     low = int(np.sum(bfmi < _BFMI))
     if not low:
         return []
-    return [
-        Advice(
-            "MCX-W007",
-            f"energy varies too little between draws in {low} chains (E-BFMI {np.min(bfmi):.2f} < {_BFMI}): "
-            "heavy tails are explored slowly. Reparametrise",
-        )
-    ]
+    text = (
+        f"energy varies too little between draws in {low} chains (E-BFMI {np.min(bfmi):.2f} < {_BFMI}): "
+        "heavy tails are explored slowly. Reparametrise"
+    )
+    return [Advice("MCX-W007", text)]

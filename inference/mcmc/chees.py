@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mcx.inference.mcmc import pooled_warmup
 from mcx.inference.mcmc.hmc import TRAJECTORY_RULES, hmc_move
-from mcx.inference.mcmc.kernel import ChainKernel, MCMCState
+from mcx.inference.mcmc.kernel import ChainKernel, MCMCState, vector_density
 from mcx.inference.mcmc.method import UnconstrainedMethod
 from mcx.inference.mcmc.trajectory_length import Proposal
 from mcx.ops import collectives
@@ -36,11 +36,6 @@ class ChEESKernel(ChainKernel):
 
     @property
     @override
-    def uses_gradient(self) -> bool:
-        return True
-
-    @property
-    @override
     def pooled(self) -> bool:
         return True
 
@@ -60,20 +55,9 @@ class ChEESKernel(ChainKernel):
         num_steps = pooled_warmup.num_leapfrogs(adapted.shared, u, self.max_leapfrog_steps)
         step_size = pooled_warmup.step_size_of(adapted, u)
         old = (state.position, state.log_density, state.gradient)
-        new, stats, info = hmc_move(
-            key,
-            old,
-            lambda x: target.log_density(target.unravel(x)),
-            step_size,
-            adapted.shared.inverse_mass_matrix,
-            num_steps,
-        )
-        stats = {
-            "lp": new[1],
-            **stats,
-            "step_size": step_size,
-            "trajectory_length": adapted.shared.length.length,
-        }
+        metric, length = adapted.shared.inverse_mass_matrix, adapted.shared.length.length
+        new, stats, info = hmc_move(key, old, vector_density(target), step_size, metric, num_steps)
+        stats = {"lp": new[1], **stats, "step_size": step_size, "trajectory_length": length}
         end = info.proposal
         usable = ~info.is_divergent & jnp.isfinite(info.acceptance_rate)
         proposal = Proposal(
@@ -133,7 +117,6 @@ class ChEES(UnconstrainedMethod):
     trajectory_length: float = 2.0
     max_leapfrog_steps: int = 1000
     default_chains: ClassVar[int] = 64
-
     former: ClassVar[Mapping[str, str]] = {"max_leapfrog_steps": "max_num_steps"}
 
     @override
@@ -142,15 +125,8 @@ class ChEES(UnconstrainedMethod):
 
     @override
     def kernel(self, target: Target) -> ChEESKernel:
-        return ChEESKernel(
-            target.functions,
-            target.shapes,
-            target.sites,
-            float(self.target_accept),
-            float(self.step_size),
-            self.takes_dense(target, True),
-            float(self.trajectory_length),
-            self.max_leapfrog_steps,
+        return self.kernel_of(
+            ChEESKernel, target, True, float(self.trajectory_length), self.max_leapfrog_steps
         )
 
     @override

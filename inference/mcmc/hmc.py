@@ -13,14 +13,14 @@ from blackjax.mcmc import hmc
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import Point, whitened
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
 from mcx.ops.validation import Rule, integer, number
-from mcx.types import Array, Covariance, Int, Key, PyTree, Scalar, Vector
+from mcx.types import Array, Covariance, Int, Key, PyTree, Scalar
 
 __all__ = ["HMC", "TRAJECTORY_RULES", "hmc_move"]
 
 TRAJECTORY_RULES: Mapping[str, Rule] = {
-    "trajectory_length": number(above=0)._replace(expected="a positive number"),
+    "trajectory_length": number(above=0),
     "max_leapfrog_steps": integer(1),
 }
 
@@ -32,31 +32,22 @@ class _HMCTransition:
     uses_gradient: ClassVar[bool] = True
 
     def __call__(
-        self,
-        key: Key,
-        state: Point,
-        log_density: Callable[[Vector], Scalar],
-        step_size: Scalar,
-        inverse_mass_matrix: Covariance,
-    ) -> tuple[Point, dict[str, PyTree]]:
+        self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
+    ) -> NewPoint:
         key_length, key_move = jax.random.split(key)
         move = self.shared(key_length, step_size)
-        return move(key_move, state, log_density, step_size, inverse_mass_matrix)
+        return move(key_move, state, log_density, step_size, covariance)
 
-    def shared(self, key: Key, step_size: Scalar) -> Callable[..., tuple[Point, dict[str, PyTree]]]:
+    def shared(self, key: Key, step_size: Scalar) -> Callable[..., NewPoint]:
         """The transition with a length drawn for many chains at once, so that none waits for the longest."""
         # a random length, drawn independently of the state, avoids periodic orbits (Neal 2011, section 3.2)
         length = self.trajectory_length * jax.random.uniform(key, minval=0.5, maxval=1.5)
         num_steps = jnp.clip(jnp.ceil(length / step_size), 1, self.max_leapfrog_steps).astype(jnp.int32)
 
         def move(
-            key: Key,
-            state: Point,
-            log_density: Callable[[Vector], Scalar],
-            step_size: Scalar,
-            inverse_mass_matrix: Covariance,
-        ) -> tuple[Point, dict[str, PyTree]]:
-            new, stats, info = hmc_move(key, state, log_density, step_size, inverse_mass_matrix, num_steps)
+            key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
+        ) -> NewPoint:
+            new, stats, info = hmc_move(key, state, log_density, step_size, covariance, num_steps)
             return new, {**stats, "outside": info.proposal.logdensity == -jnp.inf}
 
         return move
@@ -65,18 +56,17 @@ class _HMCTransition:
 def hmc_move(
     key: Key,
     state: Point,
-    log_density: Callable[[Vector], Scalar],
+    log_density: LogDensity,
     step_size: Scalar,
-    inverse_mass_matrix: Covariance,
+    covariance: Covariance,
     num_steps: Int[Array, ""],
 ) -> tuple[Point, dict[str, PyTree], hmc.HMCInfo]:
     """A trajectory of ``num_steps`` leapfrog steps, which is accepted or rejected.
 
-    Returns:
-        The new ``(position, log_density, gradient)``; statistics by ArviZ's names; and BlackJAX's information
-        about the move, with the proposal in the original coordinates.
+    Gives the new point, statistics by ArviZ's names, and BlackJAX's information about the move, with the
+    proposal in the original coordinates.
     """
-    here = whitened(state, log_density, inverse_mass_matrix)
+    here = whitened(state, log_density, covariance)
     new, info = hmc.build_kernel()(
         key, hmc.HMCState(*here.start), here.log_density, step_size, here.metric, num_steps
     )

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.inference.mcmc import warmup
-from mcx.inference.mcmc.whitening import Point
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point
 from mcx.methods.initial_points import InitialPoints
 from mcx.run.kernel import Kernel
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 from mcx.types import Covariance, Flags, Key, PyTree, Scalar, Stats, Vector
 
-__all__ = ["ChainKernel", "MCMCKernel", "MCMCState", "Transition"]
+__all__ = ["ChainKernel", "MCMCKernel", "MCMCState", "Transition", "vector_density"]
 
 
 class Transition(Protocol):
@@ -27,13 +27,8 @@ class Transition(Protocol):
     uses_gradient: ClassVar[bool]
 
     def __call__(
-        self,
-        key: Key,
-        state: Point,
-        log_density: Callable[[Vector], Scalar],
-        step_size: Scalar,
-        inverse_mass_matrix: Covariance,
-    ) -> tuple[Point, dict[str, PyTree]]:
+        self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
+    ) -> NewPoint:
         """The new ``(position, log_density, gradient)``, and statistics by ArviZ's names."""
         ...
 
@@ -53,6 +48,11 @@ class MCMCState(NamedTuple):
     gradient: Vector
     warmup: PyTree
     started: Flags
+
+
+def vector_density(target: Target) -> LogDensity:
+    """The log density of a target at vectors (d,)."""
+    return lambda x: target.log_density(target.unravel(x))
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,16 @@ class ChainKernel(Kernel):
     @property
     def uses_gradient(self) -> bool:
         """Whether the chain needs the gradient of the log density."""
-        raise NotImplementedError
+        return True
+
+    @property
+    def tuning(self) -> warmup.Tuning:
+        """What warm-up aims at."""
+        return warmup.Tuning(self.target_accept, self.dense_mass, self.uses_gradient)
 
     def adaptation(self, gradient: Vector) -> PyTree:
         """Adaptation state before the first step, given the gradient of the log density there."""
-        raise NotImplementedError
+        return warmup.init(gradient, self.step_size, self.tuning)
 
     def target(self, data: PyTree) -> Target:
         """The target with these data."""
@@ -90,9 +95,7 @@ class ChainKernel(Kernel):
     def init(self, data: PyTree, key: Key, start: InitialPoints) -> PyTree:
         """Search for a point with a finite log density and gradient."""
         target = self.target(data)
-        evaluate = self._evaluate(target)
-        dim = target.dim
-        zero = jnp.zeros(())
+        evaluate, dim = self._evaluate(target), target.dim
 
         def unfinished(carry: PyTree) -> Flags:
             tries, _, _, _, ok = carry
@@ -105,33 +108,27 @@ class ChainKernel(Kernel):
             value, gradient = evaluate(position)
             return tries + 1, position, value, gradient, jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
 
-        blank = (jnp.int32(0), jnp.zeros(dim), zero, jnp.zeros(dim), jnp.asarray(False))
+        blank = (jnp.int32(0), jnp.zeros(dim), jnp.zeros(()), jnp.zeros(dim), jnp.asarray(False))
         _, position, value, gradient, ok = jax.lax.while_loop(unfinished, attempt, blank)
         return MCMCState(position, value, gradient, self.adaptation(gradient), ok)
 
     def _evaluate(self, target: Target) -> Callable[[Vector], tuple[Scalar, Vector]]:
-        def log_density(x: Vector) -> Scalar:
-            return target.log_density(target.unravel(x))
-
+        log_density = vector_density(target)
         if self.uses_gradient:
-            both: Callable[[Vector], tuple[Scalar, Vector]] = jax.value_and_grad(log_density)
-            return both
+            return jax.value_and_grad(log_density)
         return lambda x: (log_density(x), jnp.zeros_like(x))
 
     @override
     def collect(self, state: MCMCState, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """The position and the transition's statistics."""
         return state.position, info
 
     @override
     def emit(self, data: PyTree, draw: Vector) -> PyTree:
-        """A draw as values by site, and as the unconstrained vector that they came from."""
         target = self.target(data)
         return target.constrain(target.unravel(draw)), draw
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Step size, acceptance, leapfrog steps and divergences of a chunk."""
         shown: dict[str, float] = {
             "step size": float(np.mean(stats["step_size"][-1])),
             "acceptance": float(np.mean(stats["acceptance_rate"])),
@@ -157,15 +154,6 @@ class MCMCKernel(ChainKernel):
     def uses_gradient(self) -> bool:
         return self.transition.uses_gradient
 
-    @property
-    def tuning(self) -> warmup.Tuning:
-        """What warm-up aims at."""
-        return warmup.Tuning(self.target_accept, self.dense_mass, self.uses_gradient)
-
-    @override
-    def adaptation(self, gradient: Vector) -> warmup.WarmupState:
-        return warmup.init(gradient, self.step_size, self.tuning)
-
     def at(self, data: PyTree, position: Vector) -> MCMCState:
         """The state at a point, before any adaptation."""
         value, gradient = self._evaluate(self.target(data))(position)
@@ -184,12 +172,9 @@ class MCMCKernel(ChainKernel):
         """One transition, then adaptation as ``u`` says, an entry of :func:`.warmup.schedule`."""
         target = self.target(data)
         adapted = state.warmup
+        here = (state.position, state.log_density, state.gradient)
         (position, value, gradient), stats = self.transition(
-            key,
-            (state.position, state.log_density, state.gradient),
-            lambda x: target.log_density(target.unravel(x)),
-            adapted.step_size,
-            adapted.inverse_mass_matrix,
+            key, here, vector_density(target), adapted.step_size, adapted.inverse_mass_matrix
         )
         stats = dict(stats)
         outside = stats.pop("outside", jnp.asarray(False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, override
 
@@ -10,8 +9,8 @@ from blackjax.mcmc import mala
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import Point, whitened
-from mcx.types import Covariance, Key, PyTree, Scalar, Vector
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
+from mcx.types import Covariance, Key, Scalar
 
 __all__ = ["MALA"]
 
@@ -21,19 +20,12 @@ class _MALATransition:
     uses_gradient: ClassVar[bool] = True
 
     def __call__(
-        self,
-        key: Key,
-        state: Point,
-        log_density: Callable[[Vector], Scalar],
-        step_size: Scalar,
-        inverse_mass_matrix: Covariance,
-    ) -> tuple[Point, dict[str, PyTree]]:
-        here = whitened(state, log_density, inverse_mass_matrix)
+        self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
+    ) -> NewPoint:
+        here = whitened(state, log_density, covariance)
         new, info = mala.build_kernel()(key, mala.MALAState(*here.start), here.log_density, step_size)
-        return here.back(tuple(new)), {
-            "acceptance_rate": info.acceptance_rate,
-            "accepted": info.is_accepted,
-        }
+        stats = {"acceptance_rate": info.acceptance_rate, "accepted": info.is_accepted}
+        return here.back(tuple(new)), stats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, override
 
@@ -18,8 +18,6 @@ from mcx.ops.validation import Rule, number, one_of
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.target import Target
-
-pass
 
 __all__ = ["AdaptiveMethod", "MCMCMethod", "UnconstrainedMethod"]
 
@@ -48,9 +46,9 @@ class AdaptiveMethod[P: ChainPlan](ChainMethod[P]):
     def rules(self) -> Mapping[str, Rule]:
         return {
             **super().rules(),
-            "target_accept": number(above=0, below=1)._replace(expected="a number between 0 and 1"),
+            "target_accept": number(above=0, below=1),
             "dense_mass": one_of(True, False, "auto"),
-            "step_size": number(above=0)._replace(expected="a positive number"),
+            "step_size": number(above=0),
         }
 
     def takes_dense(self, target: Target, uses_gradient: bool) -> bool:
@@ -58,6 +56,14 @@ class AdaptiveMethod[P: ChainPlan](ChainMethod[P]):
         if self.dense_mass == "auto":
             return uses_gradient and target.dim <= _DENSE_DIM
         return bool(self.dense_mass)
+
+    def kernel_of[K: ChainKernel](
+        self, kind: Callable[..., K], target: Target, uses_gradient: bool, *own: object
+    ) -> K:
+        """A kernel on a target with these settings, and with fields of its ``own``."""
+        dense = self.takes_dense(target, uses_gradient)
+        accept, step_size = float(self.target_accept), float(self.step_size)
+        return kind(target.functions, target.shapes, target.sites, accept, step_size, dense, *own)
 
     @override
     def advice(self, posterior: Posterior) -> list[Advice]:
@@ -89,15 +95,7 @@ class MCMCMethod(UnconstrainedMethod):
     @override
     def kernel(self, target: Target) -> MCMCKernel:
         transition = self.transition()
-        return MCMCKernel(
-            target.functions,
-            target.shapes,
-            target.sites,
-            float(self.target_accept),
-            float(self.step_size),
-            self.takes_dense(target, transition.uses_gradient),
-            transition,
-        )
+        return self.kernel_of(MCMCKernel, target, transition.uses_gradient, transition)
 
     @override
     def inputs(self) -> np.ndarray:

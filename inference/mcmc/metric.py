@@ -43,18 +43,14 @@ def update(moments: Moments, position: Vector, gradient: Vector) -> Moments:
 
 
 def estimate(moments: Moments, old: Covariance, uses_gradient: bool) -> Covariance:
-    """The inverse mass matrix, (d,) or (d, d): an estimate of the target's covariance.
+    """The inverse mass matrix, (d,) or (d, d): an estimate of the target's covariance from moments.
 
     With gradients it is the matrix A that makes draws and gradients alike, ``A cov(g) A = cov(x)``: the
     geometric mean of cov(x) and of the inverse of cov(g), which minimises the Fisher divergence between the
     target in the new coordinates and a standard normal. For a Gaussian it is exact from d + 1 draws on,
     however they came about; directions in which no draw moved keep the diagonal's scale. Without gradients it
-    is the covariance of the draws, shrunk as in Stan.
-
-    Args:
-        moments: of a window.
-        old: the metric so far, which is kept if the new one would not be finite.
-        uses_gradient: whether there are gradients.
+    is the covariance of the draws, shrunk as in Stan. The old metric is kept if the new one would not be
+    finite.
 
     Cost: O(d), or O(d^3) for a matrix. Source: Seyboldt, Carlson and Carpenter (2026), "Preconditioning
     Hamiltonian Monte Carlo by minimizing Fisher divergence", arXiv 2603.18845; Stan reference manual,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, override
 
@@ -11,9 +11,9 @@ from blackjax.mcmc.hmc import HMCState
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import Point, whitened
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
 from mcx.ops.validation import Rule, integer
-from mcx.types import Covariance, Key, PyTree, Scalar, Vector
+from mcx.types import Covariance, Key, Scalar
 
 __all__ = ["NUTS"]
 
@@ -24,14 +24,9 @@ class _NUTSTransition:
     uses_gradient: ClassVar[bool] = True
 
     def __call__(
-        self,
-        key: Key,
-        state: Point,
-        log_density: Callable[[Vector], Scalar],
-        step_size: Scalar,
-        inverse_mass_matrix: Covariance,
-    ) -> tuple[Point, dict[str, PyTree]]:
-        here = whitened(state, log_density, inverse_mass_matrix)
+        self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
+    ) -> NewPoint:
+        here = whitened(state, log_density, covariance)
         new, info = nuts.build_kernel()(
             key, HMCState(*here.start), here.log_density, step_size, here.metric, self.max_tree_depth
         )

@@ -1,12 +1,10 @@
 """A metric from all chains at once, before and after they reach the typical set.
 
-Far from the typical set, variances say where chains were put, not what the posterior looks like. But the
-gradients of a Gaussian density are positions times the precision, wherever chains start, so the ratio of the
-spread of positions to that of gradients is the posterior's variance. This is the first estimate. Spreads are
-geometric means over chains, because gradients of distant chains differ by many orders of magnitude. Once
-chains have arrived, the second estimate is the covariance of their draws.
-
-Source: the sampler nutpie takes its diagonal metric from the same ratio, along one chain.
+Far from it, variances say where chains were put. But gradients of a Gaussian density are positions times the
+precision, so the ratio of the spread of positions to that of gradients is the posterior's variance. Spreads
+are geometric means over chains, as gradients differ by orders of magnitude. Once chains have arrived, the
+metric is the covariance of their draws. Source: the sampler nutpie takes its diagonal metric from the same
+ratio.
 """
 
 from __future__ import annotations
@@ -95,8 +93,7 @@ def _product(x: Vector, y: Vector, dense: bool) -> Covariance:
 def covariance(moments: Moments, otherwise: Covariance) -> Covariance:
     """Covariance (d, d) or variances (d,) of the draws; those of ``otherwise`` where no chain moved.
 
-    Correlations are shrunk as if there were ``d`` more draws without any, so that any number of draws will
-    do.
+    Correlations are shrunk as if there were ``d`` more draws without any, so any number of draws will do.
     """
     cov = moments.scatter / jnp.maximum(moments.count, 1.0)
     if cov.ndim == 1:

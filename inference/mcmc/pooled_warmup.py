@@ -1,18 +1,12 @@
 """Warm-up of many chains together: each finds the typical set by itself, then all tune one sampler.
 
-Approach. Chains start far away, where the log density may be 10^9 below its maximum and each chain needs
-another step size. With a common step size, either that of the worst chain is too small for the others to
-move, or theirs keeps it from moving. So each chain has its own (dual averaging) and takes short trajectories,
-while the metric is common to all, from the spread of gradients (:mod:`~mcx.inference.mcmc.pooled_metric`).
-Chains that are left behind on a plateau or in a mode without mass are moved to where another chain is, see
-:func:`relocate`.
-
-Tuning. Now chains share the step size (dual averaging of the harmonic mean of their acceptance
-probabilities), the trajectory length (:mod:`~mcx.inference.mcmc.trajectory_length`) and the metric
-(covariance of all their draws).
-
-Afterwards all of these are frozen, and chains are independent given the tuning. Codes say what happens at a
-step, so that one program serves any length of warm-up and the sampling after it.
+Approach. Chains start where the log density may be 10^9 below its maximum, and each needs another step size:
+a common one is too small for most, or too large for some. So each chain adapts its own, on short
+trajectories, while the metric is common to all (:mod:`~mcx.inference.mcmc.pooled_metric`); chains that are
+left behind are moved, see :func:`relocate`. Tuning. Chains share the step size (by the harmonic mean of their
+acceptance probabilities), the trajectory length (:mod:`~mcx.inference.mcmc.trajectory_length`) and the
+metric. Afterwards all is frozen, and chains are independent given it. Codes say what happens at a step, so
+that one program serves any length of warm-up.
 """
 
 from __future__ import annotations
@@ -101,11 +95,14 @@ class PooledState(NamedTuple):
     shared: Shared
 
 
+type _Branch = Callable[[PooledState], PooledState]
+
+
 def schedule(num_warmup: int, num_samples: int) -> WarmupPlan:
     """The plan of all steps: approach, tuning, then sampling.
 
-    The approach takes half of the warm-up; at its half, its three quarters and its end, chains that are left
-    behind are looked for. The metric is renewed after a fifth and after a half of the tuning.
+    Half of the warm-up is the approach, within which chains left behind are looked for three times. The
+    metric is renewed after a fifth and after a half of the tuning.
     """
     total = num_warmup + num_samples
     phase, event = np.full(total, FROZEN, np.int32), np.full(total, NOTHING, np.int32)
@@ -167,18 +164,7 @@ def step(
     target_accept: float,
     most: int,
 ) -> PooledState:
-    """Adapt after a transition.
-
-    Args:
-        state: adaptation state that the transition used; ``shared`` is one value for all chains.
-        plan: of this step.
-        position: where the transition ended, (d,).
-        gradient: of the log density there.
-        proposal: the trajectory.
-        num_steps: its number of leapfrog steps.
-        target_accept: harmonic mean of acceptance probabilities that the step size is adapted to.
-        most: largest number of leapfrog steps of a trajectory.
-    """
+    """Adapt after a transition of ``num_steps`` leapfrog steps, of ``most``, that ended at ``position``."""
     dense = state.shared.inverse_mass_matrix.ndim == 2
     _, own_update, _ = dual_averaging_adaptation(_APPROACH_ACCEPT)
     restart, update, final = dual_averaging_adaptation(target_accept, gamma=_PULL)
@@ -214,11 +200,10 @@ def step(
     def new_metric(s: PooledState) -> PooledState:
         old = s.shared
         step_size = final(old.averaging)
-        cov = covariance(old.moments, old.inverse_mass_matrix)
-        inverse, mass = metric_of(cov, dense)
-        blank = Moments.blank(position.shape[0], dense)
-        changed = {"inverse_mass_matrix": inverse, "mass_matrix": mass, "moments": blank}
-        return with_step_size(s, step_size, length=trajectory_length.restart(old.length), **changed)
+        inverse, mass = metric_of(covariance(old.moments, old.inverse_mass_matrix), dense)
+        blank, length = Moments.blank(position.shape[0], dense), trajectory_length.init(old.length.length)
+        changed = {"inverse_mass_matrix": inverse, "mass_matrix": mass, "moments": blank, "length": length}
+        return with_step_size(s, step_size, **changed)
 
     def finish(s: PooledState) -> PooledState:
         step_size = final(s.shared.averaging)
@@ -229,11 +214,8 @@ def step(
     def same(s: PooledState) -> PooledState:
         return s
 
-    def choose(
-        code: PyTree, branches: tuple[Callable[[PooledState], PooledState], ...], s: PooledState
-    ) -> PooledState:
-        chosen: PooledState = jax.lax.switch(code, [lambda s, f=f: as_types(f(s), s) for f in branches], s)
-        return chosen
+    def choose(code: PyTree, branches: tuple[_Branch, ...], s: PooledState) -> PooledState:
+        return jax.lax.switch(code, [lambda s, f=f: as_types(f(s), s) for f in branches], s)
 
     state = choose(plan.phase, (same, approach, tune), state)
     return choose(plan.event, (same, gather, new_metric, finish), state)
@@ -251,21 +233,12 @@ def _harmonic_mean(proposal: trajectory_length.Proposal) -> Scalar:
 
 
 def relocate(key: Key, chain: PyTree, log_density: Scalar, dim: int) -> tuple[PyTree, Flags]:
-    """Move a chain that was left behind to where a random other one is.
+    """Move a chain that was left behind to where a random other one is; also whether it was moved.
 
-    A chain is left behind if its log density is more than 20 + 5 d nats below the upper quartile of all. A
-    mode that low would have to be e^5 = 150 times as wide in every dimension to hold as much mass as the
-    others, so it is a plateau on the way, or a mode that no draw should come from. Modes that compete are
-    closer than that and keep their chains.
-
-    Args:
-        key: of this chain.
-        chain: the state of this chain, a pytree.
-        log_density: of this chain.
-        dim: d.
-
-    Returns:
-        The state of this chain or of another one, and whether it is another one's.
+    Left behind is a log density more than 20 + 5 d nats below the upper quartile of all. A mode that low
+    would have to be e^5 = 150 times as wide in every dimension to hold as much mass as the others, so it is a
+    plateau on the way, or a mode that no draw should come from. Modes that compete are closer and keep their
+    chains.
     """
     everywhere = collectives.every(log_density)
     everywhere = jnp.where(jnp.isfinite(everywhere), everywhere, -jnp.inf)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, override
 
@@ -11,8 +10,8 @@ from blackjax.mcmc import random_walk
 
 from mcx.inference.mcmc.kernel import Transition
 from mcx.inference.mcmc.method import MCMCMethod
-from mcx.inference.mcmc.whitening import Point, Whitening
-from mcx.types import Covariance, Key, PyTree, Scalar, Vector
+from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, Whitening
+from mcx.types import Covariance, Key, Scalar
 
 __all__ = ["RandomWalk"]
 
@@ -22,27 +21,17 @@ class _RandomWalkTransition:
     uses_gradient: ClassVar[bool] = False
 
     def __call__(
-        self,
-        key: Key,
-        state: Point,
-        log_density: Callable[[Vector], Scalar],
-        step_size: Scalar,
-        inverse_mass_matrix: Covariance,
-    ) -> tuple[Point, dict[str, PyTree]]:
+        self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
+    ) -> NewPoint:
         position, value, gradient = state
-        whitening = Whitening(inverse_mass_matrix)
+        whitening = Whitening(covariance)
         propose = random_walk.normal(jnp.ones(position.shape))
-        kernel = random_walk.build_additive_step()
-        new, info = kernel(
-            key,
-            random_walk.RWState(position, value),
-            log_density,
-            lambda key, x: whitening(step_size * propose(key, x)),
+        here = random_walk.RWState(position, value)
+        new, info = random_walk.build_additive_step()(
+            key, here, log_density, lambda key, x: whitening(step_size * propose(key, x))
         )
-        return (new.position, new.logdensity, gradient), {
-            "acceptance_rate": info.acceptance_rate,
-            "accepted": info.is_accepted,
-        }
+        stats = {"acceptance_rate": info.acceptance_rate, "accepted": info.is_accepted}
+        return (new.position, new.logdensity, gradient), stats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,9 @@
 """The length of trajectories, by gradient ascent of all chains together on the ChEES criterion.
 
-The criterion is the expected squared change of the squared distance from the mean,
-``E[(|x' - E x'|^2 - |x - E x|^2)^2] / 4`` for a proposal x' from x. Its derivative by the logarithm of the
-trajectory length is estimated from the proposals of one step, weighted by their acceptance probabilities, and
-followed by Adam without momentum.
-
-Source: Hoffman, Radul and Sountsov (2021), "An adaptive-MCMC scheme for setting trajectory lengths in
-Hamiltonian Monte Carlo", AISTATS, section 3 and algorithm 1. Distances are in units of the metric.
+The criterion is ``E[(|x' - E x'|^2 - |x - E x|^2)^2] / 4`` for a proposal x' from x, with distances in units
+of the metric. Its derivative by the log length is estimated from the proposals of one step, weighted by their
+acceptance probabilities, and followed by Adam without momentum. Source: Hoffman, Radul and Sountsov (2021),
+"An adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo", AISTATS, algorithm 1.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from jax.typing import ArrayLike
 from mcx.ops import collectives
 from mcx.types import Covariance, Flags, Scalar, Vector
 
-__all__ = ["LengthState", "Proposal", "final", "init", "restart", "slope", "update"]
+__all__ = ["LengthState", "Proposal", "final", "init", "slope", "update"]
 
 _LEARNING_RATE = 0.05
 _DECAY = 0.95
@@ -64,19 +61,8 @@ def init(length: ArrayLike) -> LengthState:
     return LengthState(first, zero, jnp.log(first), zero)
 
 
-def restart(state: LengthState) -> LengthState:
-    """The state with the same length, without memory of how it was reached."""
-    return init(state.length)
-
-
 def slope(proposal: Proposal, mass_matrix: Covariance, travelled: Scalar) -> Scalar:
-    """Estimated derivative of the criterion by the log length, the same for all chains.
-
-    Args:
-        proposal: of this chain.
-        mass_matrix: of the trajectories, (d,) or (d, d).
-        travelled: integration time of the trajectories.
-    """
+    """Estimated derivative of the criterion by the log length, from trajectories of this integration time."""
     start, end, momentum, weight, _ = proposal
     # a trajectory that diverged has weight 0, but 0 times infinity is NaN
     end = jnp.where(jnp.isfinite(end), end, start)

@@ -1,8 +1,8 @@
 """Warm-up of a single chain: step size by dual averaging, metric over windows of growing length.
 
-Dual averaging is BlackJAX's (Nesterov 2009 as in Hoffman and Gelman 2014, algorithm 5). The windows are
-short at first, because a metric learned from gradients needs few draws, and the steps before it cost most. A
-code says what happens at a step, so that one program serves any length of warm-up and the sampling after it.
+Dual averaging is BlackJAX's (Hoffman and Gelman 2014, algorithm 5). Windows are short at first, because a
+metric learned from gradients needs few draws. A code says what happens at a step, so that one program serves
+any run.
 """
 
 from __future__ import annotations
@@ -63,10 +63,7 @@ class WarmupState(NamedTuple):
 def schedule(num_warmup: int, num_samples: int, first_window: int = _FIRST_WINDOW) -> np.ndarray:
     """Codes of all steps, (num_warmup + num_samples,): windows, the step size alone, then sampling.
 
-    Args:
-        num_warmup: number of steps of adaptation.
-        num_samples: number of steps after it.
-        first_window: length of the first window; longer for methods that learn less from a step.
+    The first window is longer for methods that learn less from a step.
     """
     codes = np.full(num_warmup + num_samples, KEEP, np.int32)
     if not num_warmup:
@@ -88,11 +85,8 @@ def schedule(num_warmup: int, num_samples: int, first_window: int = _FIRST_WINDO
 def init(gradient: Vector, step_size: float, tuning: Tuning) -> WarmupState:
     """The state before the first step.
 
-    Args:
-        gradient: of the log density at the initial point, (d,). Where it is steep, scales are small: the
-            geometric mean of 1 and 1 / g^2 is the first guess of a variance.
-        step_size: the first one.
-        tuning: what to aim at.
+    Where the gradient is steep, scales are small: the first guess of a variance is the geometric mean of 1
+    and 1 / g^2.
     """
     averaging, _, _ = dual_averaging_adaptation(tuning.target_accept)
     dim = gradient.shape[0]
@@ -115,18 +109,11 @@ def step(
     tuning: Tuning,
     outside: Flags | bool = False,
 ) -> WarmupState:
-    """Adapt after a transition.
+    """Adapt after a transition that ended at ``position``, as ``code`` says, an entry of :func:`schedule`.
 
-    Args:
-        state: adaptation state that the transition used.
-        code: what happens at this step; an entry of :func:`schedule`.
-        position: where the transition ended, (d,).
-        gradient: of the log density there.
-        acceptance_rate: its mean acceptance probability; NaN counts as 0.
-        tuning: what to aim at.
-        outside: whether a trajectory of fixed length ended where the density is zero. A hard bound is
-            overstepped with any step size, and adapting to that would shrink the step size without end. So
-            such trajectories do not count unless fewer than a fifth end inside.
+    A trajectory of fixed length may end ``outside``, where the density is zero. A hard bound is overstepped
+    with any step size, and adapting to that would shrink it without end: so such trajectories do not count
+    unless fewer than a fifth end inside. An acceptance rate that is NaN counts as 0.
     """
     averaging_init, averaging_update, averaging_final = dual_averaging_adaptation(tuning.target_accept)
     acceptance_rate = jnp.nan_to_num(acceptance_rate, nan=0.0)
@@ -161,13 +148,9 @@ def step(
         lambda s, branch=branch: as_types(branch(s), s)
         for branch in (keep, tune_step_size, gather, end_metric, end_window, finish)
     ]
-    new: WarmupState = jax.lax.switch(code, branches, state)
-    return new
+    return jax.lax.switch(code, branches, state)
 
 
 def as_types[T](new: T, old: T) -> T:
     """A pytree with the dtypes of another one; branches of a conditional have to agree."""
-    cast: T = jax.tree_util.tree_map(
-        lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old
-    )
-    return cast
+    return jax.tree_util.tree_map(lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old)

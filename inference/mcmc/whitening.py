@@ -1,8 +1,7 @@
-"""The linear change of variables x = x_0 + L w, where L L^T is the adapted covariance, diagonal or dense.
+"""The change of variables x = x_0 + L w, where L L^T is the adapted covariance, diagonal or dense.
 
-In w the metric is the identity, so kinetic energies are sums of squares. With a dense metric they would be
-sums of terms of both signs, which overflow to minus infinity after steps that are too long: those would be
-accepted.
+In w kinetic energies are sums of squares. With a dense metric they would be sums of terms of both signs,
+which overflow to minus infinity after steps that are too long: those would be accepted.
 """
 
 from __future__ import annotations
@@ -13,12 +12,16 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import jax.scipy.linalg
 
-from mcx.types import Covariance, Scalar, Vector
+from mcx.types import Covariance, PyTree, Scalar, Vector
 
-__all__ = ["Point", "Whitened", "Whitening", "whitened"]
+__all__ = ["LogDensity", "NewPoint", "Point", "Whitened", "Whitening", "whitened"]
 
 type Point = tuple[Vector, Scalar, Vector]
 """Position, log density there, gradient."""
+
+type LogDensity = Callable[[Vector], Scalar]
+type NewPoint = tuple[Point, dict[str, PyTree]]
+"""The point after a transition, and statistics by ArviZ's names."""
 
 
 class Whitening:
@@ -60,13 +63,13 @@ class Whitened(NamedTuple):
     """
 
     start: Point
-    log_density: Callable[[Vector], Scalar]
+    log_density: LogDensity
     metric: Vector
     whitening: Whitening
     back: Callable[[Point], Point]
 
 
-def whitened(state: Point, log_density: Callable[[Vector], Scalar], covariance: Covariance) -> Whitened:
+def whitened(state: Point, log_density: LogDensity, covariance: Covariance) -> Whitened:
     """Whiten about the present position, so that displacements lose no digits to its size."""
     position, value, gradient = state
     whitening = Whitening(covariance)

@@ -16,12 +16,7 @@ UPDATE_RATE = 0.1  # least share of the sweeps that change a path at a time: a d
 
 
 def path_advice(posterior: Posterior, states: ConditionalSMC | Mapping[str, ConditionalSMC]) -> list[Advice]:
-    """Findings about the paths of all Markov blocks, as a rule at early times.
-
-    Args:
-        posterior: with statistics by time.
-        states: how the paths were drawn.
-    """
+    """Findings about the paths of all Markov blocks; ``states`` says how they were drawn."""
     found = []
     for name, by_time in posterior.smc_stats.items():
         block, _, statistic = name.rpartition(".")
@@ -33,13 +28,11 @@ def path_advice(posterior: Posterior, states: ConditionalSMC | Mapping[str, Cond
             continue
         method = states if isinstance(states, ConditionalSMC) else states[block]
         remedy = "more particles" if method.backward == "exact" else 'backward="exact" or more particles'
-        found.append(
-            Advice(
-                "MCX-W008",
-                f"the path of '{block}' hardly moves at {int(slow.sum())} of {len(rates)} times: it is "
-                f"renewed at time {int(rates.argmin())} in {rates.min():.1%} of the sweeps. Use {remedy} in "
-                f"ConditionalSMC (now {method.num_particles}, backward={method.backward!r}), or give "
-                "mcx.markov a proposal that looks at the observation",
-            )
+        text = (
+            f"the path of '{block}' hardly moves at {int(slow.sum())} of {len(rates)} times: it is "
+            f"renewed at time {int(rates.argmin())} in {rates.min():.1%} of the sweeps. Use {remedy} in "
+            f"ConditionalSMC (now {method.num_particles}, backward={method.backward!r}), or give "
+            "mcx.markov a proposal that looks at the observation"
         )
+        found.append(Advice("MCX-W008", text))
     return found

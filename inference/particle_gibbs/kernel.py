@@ -93,15 +93,13 @@ class GibbsKernel(Kernel):
     mcmc: MCMCKernel
     whole: TargetFunctions
 
-    # start -----------------------------------------------------------------------------------------
-
     @override
     def init(self, data: BlockData, key: Key, start: GibbsStart) -> GibbsState:
         """Search for parameters and paths with a finite joint density and gradient.
 
-        Paths come from a particle filter at the starting parameters, unless the user gave them. Of several
-        starting parameters those of the largest evidence are taken: from bad ones a path follows that fits
-        them, which then holds on to the parameters.
+        Paths come from a filter, unless the user gave them. Of several starting parameters those of the
+        largest evidence are taken: from bad ones a path follows that fits them, which then holds on to the
+        parameters.
         """
 
         def attempt(number: Int[Array, ""]) -> tuple[Scalar, GibbsState]:
@@ -127,8 +125,7 @@ class GibbsKernel(Kernel):
             state = GibbsState(others, params, averages, jnp.zeros((), jnp.int32))
             return jnp.where(state.started, log_z, -jnp.inf), state
 
-        best: GibbsState = best_initial_point(attempt, start.params)
-        return best
+        return best_initial_point(attempt, start.params)
 
     def _prior_draws(self, data: BlockData, key: Key) -> dict[str, Array]:
         """Values of the sites that updates give, until these do: from the prior, where it is proper."""
@@ -143,18 +140,14 @@ class GibbsKernel(Kernel):
         sites = capture.record(self.whole.run(data.model), key=key, substitute_fn=improper).sites
         return {k: jnp.asarray(sites[k]["value"], self.mcmc.sites[k].dtype) for k in self.drawn}
 
-    # sweep -----------------------------------------------------------------------------------------
-
     @override
     def step(
         self, data: BlockData, key: Key, state: GibbsState, u: PyTree
     ) -> tuple[GibbsState, dict[str, Array]]:
         """One sweep; ``u`` holds the adaptation code and whether the sweep counts.
 
-        Leaves the posterior invariant (without adaptation): each part draws from a kernel that leaves its
-        conditional law given all others invariant, the others being as they are at that moment.
-
-        Source: Andrieu, Doucet and Holenstein (2010), section 2.4.3.
+        Without adaptation each part draws from a kernel that leaves its conditional law given the others
+        invariant. Source: Andrieu, Doucet and Holenstein (2010), section 2.4.3.
         """
         key_paths, key_params = jax.random.split(key)
         state, swept = self.move_paths(data, key_paths, state)
@@ -207,23 +200,18 @@ class GibbsKernel(Kernel):
         moved = target.constrain(target.unravel(position))
         return {**others, **{name: moved[name] for name, _ in self.mcmc.shapes}}
 
-    # results ---------------------------------------------------------------------------------------
-
     @override
     def collect(self, state: GibbsState, info: dict[str, Array]) -> tuple[PyTree, Mapping[str, Array]]:
-        """Paths and parameters, and the sweep's statistics."""
         return (state.values, state.params.position), info
 
     @override
     def emit(self, data: BlockData, draw: PyTree) -> tuple[dict[str, Array], Vector]:
-        """A draw as sites, deterministic ones too, and the unconstrained parameters among it."""
         others, position = draw
         target = self.mcmc.target((data.model, others))
         return {**target.constrain(target.unravel(position)), **others}, position
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Update rates of the paths, and what the Markov chain method shows."""
         rates = [np.mean(stats[f"{name}.update_rate"]) for name, _ in self.blocks]
         shown = {"update rate": float(min(rates))}
         return {**shown, **self.mcmc.report(stats)} if self.mcmc.shapes else shown

@@ -96,12 +96,7 @@ class PathGibbs(MCMCKernel):
         model_args: tuple[Any, ...],
         model_kwargs: dict[str, Any] | None,
     ) -> PathGibbsState:
-        """A first path, from a particle filter given the other blocks' first values.
-
-        Raises:
-            CapabilityError: if the block's sites are not those of the chain, or paths cannot be drawn so.
-            WeightCollapse: if no particle explains an observation.
-        """
+        """A first path, from a particle filter given the other blocks' first values."""
         space = self._space(model_args, model_kwargs)
         refuse_backward(self._states, space)
         sites = path_sites(space)

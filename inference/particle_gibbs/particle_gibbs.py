@@ -211,9 +211,6 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
         return [*moved, *path_advice(posterior, self.states)]
 
 
-# --- settings ----------------------------------------------------------------------------------------
-
-
 def _parts(params: Any) -> tuple[Any, ...]:
     return params if isinstance(params, tuple) else (params,)
 
@@ -240,9 +237,6 @@ _PARAMS = Rule(
     "at most one method",
     _params,
 )
-
-
-# --- models ------------------------------------------------------------------------------------------
 
 
 def _refuse_discrete(target: Target, drawn: tuple[str, ...]) -> None:

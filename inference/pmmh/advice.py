@@ -12,21 +12,14 @@ _MOST_SD = 1.8  # beyond it more particles pay at any cost, Sherlock et al. (201
 
 
 def noise_advice(sd: float, num_particles: int) -> list[Advice]:
-    """Whether the log evidence is so noisy that chains get stuck where it was overestimated.
-
-    Args:
-        sd: standard deviation of the log evidence near the posterior mean.
-        num_particles: number of particles of a filter.
-    """
+    """Whether the log evidence, of this sd at the posterior mean, keeps chains where it was overestimated."""
     if sd <= _MOST_SD:
         return []
     more = f"about {num_particles * (sd / 1.2) ** 2:.2g}" if np.isfinite(sd) else "more"
-    return [
-        Advice(
-            "MCX-W009",
-            f"the log evidence is estimated with a standard deviation of {sd:.2g} near the posterior mean; "
-            f"beyond {_MOST_SD} chains get stuck where it was overestimated. Take {more} particles (now "
-            f"{num_particles}), a proposal for mcx.markov that looks at the observation, or "
-            "mcx.ParticleGibbs()",
-        )
-    ]
+    text = (
+        f"the log evidence is estimated with a standard deviation of {sd:.2g} near the posterior mean; "
+        f"beyond {_MOST_SD} chains get stuck where it was overestimated. Take {more} particles (now "
+        f"{num_particles}), a proposal for mcx.markov that looks at the observation, or "
+        "mcx.ParticleGibbs()"
+    )
+    return [Advice("MCX-W009", text)]

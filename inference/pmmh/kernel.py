@@ -86,15 +86,6 @@ class PMMHKernel(ChainKernel):
     def uses_gradient(self) -> bool:
         return False
 
-    @property
-    def tuning(self) -> warmup.Tuning:
-        """What warm-up aims at."""
-        return warmup.Tuning(self.target_accept, self.dense_mass, False)
-
-    @override
-    def adaptation(self, gradient: Vector) -> warmup.WarmupState:
-        return warmup.init(gradient, self.step_size, self.tuning)
-
     @override
     def init(self, data: BlockData, key: Key, start: InitialPoints) -> PyTree:
         """The best of several initial points, by the evidence that filters estimate there."""
@@ -113,16 +104,7 @@ class PMMHKernel(ChainKernel):
     def step(
         self, data: BlockData, key: Key, state: PMMHState, u: dict[str, Array]
     ) -> tuple[PMMHState, dict[str, PyTree]]:
-        """Propose, accept or reject, then adapt.
-
-        Args:
-            data: target and state-space models.
-            key: a typed key.
-            state: of the chain.
-            u: "code" says how to adapt; "learned", whether the covariance was estimated from draws.
-
-        Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
-        """
+        """Propose, accept or reject, then adapt by ``u``: a code, and whether a covariance is learned."""
         key_propose, key_filter, key_accept = jax.random.split(key, 3)
         adapted = state.warmup
         bounded = jnp.clip(adapted.step_size, *(c / state.point.position.shape[0] ** 0.5 for c in _SCALES))
@@ -131,14 +113,8 @@ class PMMHKernel(ChainKernel):
         noise = jax.random.normal(key_propose, state.point.position.shape)
         proposal = self.at(data, key_filter, state.point.position + whitening(scale * noise))
         point, stats = self.decide(key_accept, state.point, proposal)
-        adapting = warmup.step(
-            adapted,
-            u["code"],
-            point.position,
-            jnp.zeros_like(point.position),
-            stats["acceptance_rate"],
-            self.tuning,
-        )
+        none, rate = jnp.zeros_like(point.position), stats["acceptance_rate"]
+        adapting = warmup.step(adapted, u["code"], point.position, none, rate, self.tuning)
         return PMMHState(point, adapting, state.started), {**stats, "step_size": scale}
 
     def at(self, data: BlockData, key: Key, position: Vector) -> Point:
@@ -161,18 +137,15 @@ class PMMHKernel(ChainKernel):
     def log_evidence(self, data: BlockData, key: Key, position: Vector) -> Scalar:
         """Estimate the log evidence of the blocks alone. This costs O(T N), and memory O(N)."""
         _, values = self._values(data, position)
-        runs = [
-            self._filter(data, name, key_block, values, "none") for name, key_block in self._keys(data, key)
-        ]
+        runs = [self._filter(data, name, own, values, "none") for name, own in self._keys(data, key)]
         return sum((run.log_evidence for run in runs), start=jnp.zeros(()))
 
     def decide(self, key: Key, old: Point, new: Point) -> tuple[Point, dict[str, PyTree]]:
         """Accept or reject a point that a symmetric law proposed.
 
-        This leaves a law of parameters, particles and path invariant, whose density is prior times estimated
-        evidence. As the estimate is unbiased, its marginal law of parameters and path is the posterior.
-
-        Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
+        This leaves a law of parameters, particles and path invariant whose density is prior times estimated
+        evidence. As the estimate is unbiased, its marginal law of parameters and path is the posterior
+        (Andrieu, Doucet and Holenstein 2010, section 2.4.2).
         """
         log_ratio = (new.log_density - old.log_density) + (new.log_evidence - old.log_evidence)
         accepted = accept(key, log_ratio)
@@ -187,9 +160,8 @@ class PMMHKernel(ChainKernel):
         }
 
     def _filter(self, data: BlockData, name: str, key: Key, values: SiteValues, history: str) -> SMCResult:
-        space = data.spaces[name]
-        fk = space.feynman_kac
-        ctx = fk.prepare({k: values[k] for k in space.params})
+        fk, params = data.spaces[name].feynman_kac, data.spaces[name].params
+        ctx = fk.prepare({k: values[k] for k in params})
         return loop(key, fk, ctx, self.settings, HistorySettings(history))
 
     def _values(self, data: BlockData, position: Vector) -> tuple[Target, dict[str, Array]]:
@@ -202,23 +174,18 @@ class PMMHKernel(ChainKernel):
     def _keys(self, data: BlockData, key: Key) -> list[tuple[str, Key]]:
         return [(name, jax.random.fold_in(key, i)) for i, name in enumerate(sorted(data.spaces))]
 
-    # results ---------------------------------------------------------------------------------------
-
     @override
     def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """Paths and parameters, and the statistics of the step."""
         return (state.point.paths, state.point.position), info
 
     @override
     def emit(self, data: BlockData, draw: PyTree) -> PyTree:
-        """A draw as values by site, deterministic sites too, and its unconstrained parameters."""
         paths, position = draw
         z = self.target(None).unravel(position)
         return {**self.conditional.constrain((data.model, paths), z), **paths}, position
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Step size, acceptance, log evidence and number of non-finite potentials of a chunk."""
         shown = {**super().report(stats), "log evidence": float(np.mean(stats["log_evidence"][-1]))}
         bad = int(np.sum(stats["nonfinite"]))
         return {**shown, "non-finite": bad} if bad else shown

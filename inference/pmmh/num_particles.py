@@ -1,10 +1,8 @@
 """The number of particles, from replicates of the log evidence where the posterior's mass is.
 
-The variance of averages over a chain falls with the number of particles, while the cost of a step grows with
-it. Their product is least where the log evidence has a standard deviation of 1.0 to 1.7, and 1.2 does well
-whether or not the chain would mix well with the exact likelihood (Doucet et al. 2015); for random walks in
-many dimensions the best value is 1.8 (Sherlock et al. 2015). Both assume that the variance falls as 1 / N and
-that the cost grows as N.
+The variance of a chain's averages falls with the number of particles, as their cost grows. The product is
+least where the log evidence has a standard deviation of 1.0 to 1.7, and 1.2 does well for any chain (Doucet
+et al. 2015); for random walks in many dimensions 1.8 is best (Sherlock et al. 2015).
 """
 
 from __future__ import annotations
@@ -44,15 +42,9 @@ _MOST_AT_ONCE = 2**19
 
 
 def enough_particles(kernel: Callable[[int], PMMHKernel], data: BlockData, position: Vector, key: Key) -> int:
-    """The number of particles that gives the log evidence a standard deviation of about 1.2; at least 50.
+    """Particles, at least 50, that give the log evidence a standard deviation of about 1.2 at a position.
 
-    Args:
-        kernel: the kernel with a number of particles.
-        data: for the kernel.
-        position: a point where the posterior has mass, (d,).
-        key: a typed key.
-
-    Costs a compilation and 64 filters for each number that is tried, of which there are at most four.
+    It costs a compilation and 64 filters for each number that is tried, of which there are at most four.
     """
     number = PILOT_PARTICLES
     for i in range(_ROUNDS):
@@ -92,11 +84,7 @@ def sd_of(log_evidences: ArrayLike) -> float:
 
 
 def nearest_to_mean(draws: Float[np.ndarray, "chain draw d"]) -> Float[np.ndarray, " d"]:
-    """The draw nearest to the mean, in units of standard deviations; the mean itself may have no density.
-
-    Args:
-        draws: chain x draw x d.
-    """
+    """The draw nearest to the mean, in units of standard deviations; the mean itself may have no density."""
     flat = np.asarray(draws, np.float64).reshape(-1, draws.shape[-1])
     scale = np.where(np.ptp(flat, axis=0) > 0, flat.std(0), 1.0)
     distance = np.sum(((flat - flat.mean(0)) / scale) ** 2, 1)

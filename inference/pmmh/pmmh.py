@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self, override
 
 import jax
@@ -23,7 +24,7 @@ from mcx.inference.pmmh.num_particles import (
     log_evidence_sd,
     nearest_to_mean,
 )
-from mcx.methods.chain_method import ChainPlan
+from mcx.methods.chain_method import ChainPlan, Refuse
 from mcx.methods.initial_points import MAX_TRIES, InitialPoints, as_initial_points
 from mcx.methods.method import interrupted
 from mcx.model.bound import BoundModel
@@ -136,12 +137,7 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
 
     @override
     def tuned(
-        self,
-        plan: MarginalPlan,
-        start: InitialPoints,
-        refuse_start: Callable[[PyTree], None],
-        key: Key,
-        **options: Any,
+        self, plan: MarginalPlan, start: InitialPoints, refuse_start: Refuse, key: Key, **options: Any
     ) -> MarginalPlan:
         """The plan with as many particles as give the log evidence the intended standard deviation."""
         if self.num_particles is not None:
@@ -165,9 +161,7 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
         ends = jax.device_get(result.state.point)
         best = ends.position[np.argmax(ends.log_target)]
 
-        def kernel(number: int) -> PMMHKernel:
-            return pmmh_kernel(self, plan.model, number)
-
+        kernel = partial(pmmh_kernel, self, plan.model)
         return replace(plan, kernel=kernel(enough_particles(kernel, plan.data, best, key_sd)))
 
     @override
@@ -195,18 +189,9 @@ class PMMH(AdaptiveMethod[MarginalPlan]):
 
 def pmmh_kernel(method: PMMH, model: MarginalModel, num_particles: int) -> PMMHKernel:
     """The kernel for the driver, with filters of ``num_particles`` particles."""
-    marginal = model.marginal
-    return PMMHKernel(
-        marginal.functions,
-        marginal.shapes,
-        marginal.sites,
-        float(method.target_accept),
-        float(method.step_size),
-        method.takes_dense(marginal, False),
-        model.conditional.functions,
-        # no lag, because the error of the evidence within a run is not needed
-        replace(method.filter.settings(num_particles), lag=None),
-    )
+    # no lag, because the error of the evidence within a run is not needed
+    settings = replace(method.filter.settings(num_particles), lag=None)
+    return method.kernel_of(PMMHKernel, model.marginal, False, model.conditional.functions, settings)
 
 
 def _inputs(num_warmup: int, num_samples: int) -> dict[str, np.ndarray]:

@@ -1,10 +1,9 @@
 """Backward kernels of a particle system: which particle of the time before may have led to this one.
 
-Given a particle x at time t, the backward kernel draws an index l of the system at t - 1 with probability in
-proportion to ``W_l m_t(x_l, x) G_t(x_l, x)``, where W are that system's weights. Exact draws cost O(N) each.
-Independent Metropolis-Hastings steps that propose from the weights cost O(1) each and leave the same law
-invariant; started at the particle's ancestor, which has that law already, they need not converge to anything:
-one or two of them renew the index (Dau and Chopin 2023).
+Given a particle x at t, the backward kernel draws index l at t - 1 in proportion to
+``W_l m_t(x_l, x) G_t(x_l, x)``. Exact draws cost O(N) each. Independent Metropolis-Hastings steps cost O(1)
+and leave the same law invariant; started at the particle's ancestor, which has that law already, one or two
+of them renew the index (Dau and Chopin 2023).
 """
 
 from __future__ import annotations
@@ -22,30 +21,13 @@ from mcx.ops.random import accept, choose
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, Int, Key, LogWeights, PyTree, Scalar
 
-__all__ = [
-    "backward_path",
-    "backward_paths",
-    "backward_weights",
-    "check_backward",
-    "parents",
-]
+__all__ = ["backward_path", "backward_paths", "backward_weights", "check_backward", "parents"]
 
 _MAX_ENTRIES = 2**24  # of a table of pairs of particles: beyond, its rows are made batch by batch
 
 
 def check_backward(method: str, fk: FeynmanKac, kind: str, reason: str = "") -> None:
-    """Raise unless a model has what backward sampling needs.
-
-    Args:
-        method: who asks.
-        fk: the model.
-        kind: of the backward draws.
-        reason: why it has no transition density, if it is known.
-
-    Raises:
-        CapabilityError: without a transition density, with kernels that adapt to the population, and for
-            "hybrid" without a bound of the density.
-    """
+    """Raise unless a model has what backward draws of a kind need; ``reason`` says why it has no density."""
     if fk.adapt is not None:
         raise CapabilityError(
             f"{method} needs Markov kernels that do not depend on the other particles",
@@ -78,22 +60,12 @@ def parents(
     kind: str,
     num_mh_steps: int,
 ) -> Int[Array, "n M"]:
-    """Draw from the backward kernel of every particle.
+    """Draw from the backward kernel of every particle, independently given the systems and the ancestors.
 
-    Args:
-        key: a typed key.
-        fk: the model, with a transition density.
-        ctx: what ``fk.prepare`` gave.
-        before: particles of t - 1, (N, ...), and their log weights (N,).
-        after: particles of t, (n, ...), and the indices of their ancestors, (n,) int32.
-        u: input of t.
-        num_draws: draws a particle, M; independent given the systems and the ancestors.
-        kind: "exact", "imh", or "hybrid": exact draws by rejection as long as that pays.
-        num_mh_steps: Metropolis-Hastings steps of a draw, for "imh"; 0 gives the ancestors.
-
-    Returns:
-        int32 indices (n, M). Costs O(n M num_mh_steps + N), exact draws O(n (N + M log N)), "hybrid" between
-        O(n M + N) and a small multiple of the latter, as proposals are accepted or not.
+    ``before`` has the particles of t - 1 and their log weights, ``after`` those of t and their ancestors. The
+    kind is "exact"; "imh", Metropolis-Hastings steps, of which 0 give the ancestors; or "hybrid", exact by
+    rejection as long as that pays. Costs O(n M num_mh_steps + N), exact draws O(n (N + M log N)), "hybrid"
+    between O(n M + N) and a small multiple of the latter.
     """
     x_prev, log_w = before
     x, ancestors = after
@@ -151,21 +123,10 @@ def backward_paths(
     kind: str,
     num_mh_steps: int = 1,
 ) -> tuple[PyTree, Int[Array, "T P"]]:
-    """Draw paths from a filter's history, from the last time back.
+    """Draw P independent paths (T, P, ...) and their indices from a filter's history, backwards.
 
-    Args:
-        key: a typed key.
-        fk: the model, with a transition density.
-        ctx: what ``fk.prepare`` gave.
-        history: particles, a pytree of (T, N, ...); log weights and ancestors of the filter, (T, N).
-        num_paths: P; independent given the history.
-        kind: "exact" or "imh".
-        num_mh_steps: of "imh".
-
-    Returns:
-        The paths, a pytree of (T, P, ...), and their indices (T, P). Costs as :func:`parents` a time.
-
-    Source: Godsill, Doucet and West (2004), algorithm 1; Bunch and Godsill (2013) for "imh".
+    The history has particles, log weights and ancestors. Costs as :func:`parents` a time. Source: Godsill,
+    Doucet and West (2004), algorithm 1; Bunch and Godsill (2013) for "imh".
     """
     particles, log_w, ancestors = history
     key_last, key_run = jax.random.split(key)
@@ -195,8 +156,7 @@ def backward_path(
     key: Key, fk: FeynmanKac, ctx: PyTree, particles: PyTree, log_w: Float[Array, "T N"]
 ) -> tuple[PyTree, Int[Array, " T"]]:
     """Draw one path exactly; see :func:`backward_paths`. The path is (T, ...), its indices (T,)."""
-    anyone = jnp.zeros(log_w.shape, jnp.int32)
-    history = (particles, log_w, anyone)
+    history = (particles, log_w, jnp.zeros(log_w.shape, jnp.int32))
     path, indices = backward_paths(key, fk, ctx, history, num_paths=1, kind="exact")
     return jax.tree_util.tree_map(lambda x: x[:, 0], path), indices[:, 0]
 
@@ -206,7 +166,7 @@ def _pair(
 ) -> Callable[[PyTree, PyTree], Scalar]:
     """``(x_prev, x) -> log m_t(x_prev, x) G_t(x_prev, x)``, without G where that is a constant of x_prev.
 
-    Where it has to be bounded by ``fk.log_transition_bound``, G must be such a constant.
+    Where the bound is that of ``fk.log_transition_bound``, G must be such a constant.
     """
     density = fk.log_transition
     assert density is not None

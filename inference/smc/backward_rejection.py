@@ -23,25 +23,13 @@ def by_rejection(
     rows: tuple[Key, PyTree],
     num_draws: int,
 ) -> Int[Array, "n M"]:
-    """Indices with probability in proportion to weight times density.
+    """Indices with probability in proportion to weight times density, ``log_ratio`` over its bound.
 
     Rounds of proposals from the weights, for all draws at once, go on as long as the last one spared more
-    evaluations of the density than it took. Then those that are left are drawn exactly: the time that
+    evaluations of the density than it took. Then those that are left are drawn ``exactly``: the time that
     rejection takes alone may have an infinite mean. Whether and when a draw is accepted says nothing about
-    its value, so the law is the same however many rounds there are.
-
-    Args:
-        key: a typed key.
-        log_w: log weights of the N particles.
-        log_ratio: of indices (n, M): log density over its bound.
-        exactly: ``(key, particle) -> (M,)`` exact draws.
-        rows: keys and particles, n of each, for ``exactly``.
-        num_draws: M.
-
-    Returns:
-        int32 indices (n, M).
-
-    Source: Dau and Chopin (2023); by rejection alone: Douc, Garivier, Moulines and Olsson (2011).
+    its value, so the law is the same however many rounds there are. Source: Dau and Chopin (2023); by
+    rejection alone: Douc, Garivier, Moulines and Olsson (2011).
     """
     num, size = rows[0].shape[0], log_w.shape[0]
     shape = (num, num_draws)

@@ -19,7 +19,17 @@ from mcx.ops.validation import Rule, Settings, fraction, integer, optional
 from mcx.target import FeynmanKac
 from mcx.types import Array, Flags, Float, Index, Int, Key, LogWeights, PyTree, Scalar
 
-__all__ = ["Extras", "SMCInfo", "SMCSettings", "SMCState", "end_block", "initialize", "move"]
+__all__ = [
+    "Extras",
+    "SMCInfo",
+    "SMCSettings",
+    "SMCState",
+    "end_block",
+    "first_and_rest",
+    "initialize",
+    "move",
+    "prepended",
+]
 
 
 @dataclass(frozen=True)
@@ -106,8 +116,7 @@ class SMCState(NamedTuple):
     @property
     def log_evidence(self) -> Scalar:
         """Log of the estimated evidence so far."""
-        total: Scalar = value(self.log_z)
-        return total
+        return value(self.log_z)
 
     @property
     def collapsed(self) -> Flags:
@@ -115,16 +124,21 @@ class SMCState(NamedTuple):
         return self.info.ess == 0
 
 
-def initialize(key: Key, fk: FeynmanKac, ctx: PyTree, u: PyTree, settings: SMCSettings) -> SMCState:
-    """The particle system at t = 0: N draws from M_0, weighted by G_0.
+def first_and_rest(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """A pytree's entries of time 0, and those of all later times."""
+    first, rest = (
+        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], tree) for part in (0, slice(1, None))
+    )
+    return first, rest
 
-    Args:
-        key: a typed key.
-        fk: the model; only its functions are used.
-        ctx: what ``fk.prepare`` gave.
-        u: input of t = 0.
-        settings: of the system.
-    """
+
+def prepended(first: PyTree, rest: PyTree) -> PyTree:
+    """The entries of all times, from those of :func:`first_and_rest`."""
+    return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+
+
+def initialize(key: Key, fk: FeynmanKac, ctx: PyTree, u: PyTree, settings: SMCSettings) -> SMCState:
+    """The particle system at t = 0: N draws from M_0, weighted by G_0; only its functions are used."""
     num = settings.num_particles
     each = partial(vmap_in_batches, batch_size=settings.batch_size)
     particles = _per_particle(fk, fk.initial, key, settings, ctx, (), (u,))
@@ -142,23 +156,12 @@ def initialize(key: Key, fk: FeynmanKac, ctx: PyTree, u: PyTree, settings: SMCSe
 def move(
     key: Key, fk: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, settings: SMCSettings
 ) -> SMCState:
-    """One step: resample where the weights ask for it, draw from M_t, weight by G_t.
+    """One step: resample where the weights ask for it, draw from M_t, weight by G_t. Costs O(N).
 
-    Args:
-        key: a typed key, a new one for every step.
-        fk: the model.
-        ctx: what ``fk.prepare`` gave.
-        state: at t - 1.
-        u: input of t.
-        settings: of the system.
-
-    Returns:
-        The state at t. E[evidence estimate] is the evidence for every N, threshold and unbiased resampling.
-        Costs O(N). The gradient through ``log_potential`` and the transition's draws is, in expectation, that
-        of the evidence: resampled weights carry their ancestors' derivative (Scibior and Wood 2021).
-
-    Source: Chopin and Papaspiliopoulos (2020), algorithms 10.1 (generic), 10.3 (adaptive resampling) and
-    section 10.3.3 (look-ahead).
+    E[evidence estimate] is the evidence for every N, threshold and unbiased resampling. The gradient through
+    ``log_potential`` and the transition's draws is, in expectation, that of the evidence: resampled weights
+    carry their ancestors' derivative (Scibior and Wood 2021). Source: Chopin and Papaspiliopoulos (2020),
+    algorithms 10.1 and 10.3, and section 10.3.3 (look-ahead).
     """
     each = partial(vmap_in_batches, batch_size=settings.batch_size)
     key_resample, key_move = jax.random.split(key)

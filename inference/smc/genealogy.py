@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mcx.ops.logspace import weighted_sum
 from mcx.ops.random import choose
 from mcx.ops.validation import integer, validated
 from mcx.types import Array, Float, Index, Int, Key, LogWeights, PyTree
@@ -56,21 +57,9 @@ def draw_path(key: Key, ancestors: Int[Array, "T N"], particles: PyTree, log_w: 
 def fixed_lag_means(
     ancestors: Int[Array, "T N"], log_w: Float[Array, "T N"], states: PyTree, lag: int
 ) -> PyTree:
-    """Means of each time's state given observations up to ``lag`` steps later.
+    """Means (T, ...) of each time's state given observations up to ``lag`` steps later, or to the last.
 
-    Args:
-        ancestors: (T, N), see :func:`trace_paths`.
-        log_w: (T, N) normalised log weights.
-        states: pytree of (T, N, ...).
-        lag: how far to look ahead, at least 0; at the end, as far as there is.
-
-    Returns:
-        Pytree of (T, ...); NaN where all weights are zero. Costs O(lag T N); a bias that shrinks, and a
-        variance that grows, with the lag.
-
-    Raises:
-        MethodError: for a negative lag.
-
+    NaN where all weights are zero. A longer lag has less bias and more variance, and costs O(lag T N).
     Source: Kitagawa and Sato (2001).
     """
     lag = validated("fixed_lag_means", "lag", lag, integer(0))
@@ -91,10 +80,7 @@ def fixed_lag_means(
     w = jnp.where(jnp.max(log_w, 1, keepdims=True) == -jnp.inf, jnp.nan, jnp.exp(log_w))
 
     def average(x: Float[Array, "N ..."], index: Index, w: Float[Array, " N"]) -> Float[Array, "..."]:
-        x = x[index].astype(w.dtype)
-        return jnp.tensordot(
-            w, jnp.where((w == 0).reshape(-1, *(1,) * (x.ndim - 1)), 0.0, x), 1, precision="highest"
-        )
+        return weighted_sum(w, x[index].astype(w.dtype))
 
     return jax.tree_util.tree_map(lambda x: jax.vmap(average)(x, line, w), states)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mcx.inference.smc.engine import SMCInfo, SMCState
 from mcx.ops.cdf import monotone_cdf
-from mcx.ops.logspace import largest, relative_weights
+from mcx.ops.logspace import largest, relative_weights, weighted_sum
 from mcx.ops.sort import argsort
 from mcx.ops.validation import Rule, Settings, fraction, one_of, tuple_of
 from mcx.types import Array, Float, LogWeights, PyTree, Scalar
@@ -80,11 +80,8 @@ def record(state: SMCState, settings: HistorySettings) -> Record:
     kept = kept._replace(mean=mean, sd=sd)
     if settings.quantiles:
         probabilities = jnp.asarray(settings.quantiles, state.log_w.dtype)
-        kept = kept._replace(
-            quantiles=jax.tree_util.tree_map(
-                lambda x: weighted_quantiles(x, state.log_w, probabilities), states
-            )
-        )
+        found = jax.tree_util.tree_map(lambda x: weighted_quantiles(x, state.log_w, probabilities), states)
+        kept = kept._replace(quantiles=found)
     if settings.kind in ("ancestors", "full"):
         kept = kept._replace(ancestors=state.ancestors, log_w=state.log_w)
     if settings.kind == "full":
@@ -93,31 +90,17 @@ def record(state: SMCState, settings: HistorySettings) -> Record:
 
 
 def _moments(states: PyTree, w: Float[Array, " N"]) -> tuple[PyTree, PyTree]:
-    def average(x: Float[Array, "N ..."]) -> Float[Array, "..."]:
-        # particles of weight zero may be anywhere, infinity included
-        return jnp.tensordot(w, jnp.where(_column(w == 0, x), 0.0, x), 1, precision="highest")
-
-    mean = jax.tree_util.tree_map(lambda x: average(x.astype(w.dtype)), states)
-    square = jax.tree_util.tree_map(lambda x, m: average((x.astype(w.dtype) - m) ** 2), states, mean)
+    mean = jax.tree_util.tree_map(lambda x: weighted_sum(w, x.astype(w.dtype)), states)
+    square = jax.tree_util.tree_map(lambda x, m: weighted_sum(w, (x.astype(w.dtype) - m) ** 2), states, mean)
     return mean, jax.tree_util.tree_map(jnp.sqrt, square)
-
-
-def _column(x: Array, like: Array) -> Array:
-    return x.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
 def weighted_quantiles(
     x: Float[Array, "N ..."], log_w: LogWeights, probabilities: Float[Array, " k"]
 ) -> Float[Array, "k ..."]:
-    """Quantiles of a weighted sample: the smallest value whose cumulative weight reaches p.
+    """Quantiles (k, ...) of a weighted sample: the smallest value whose cumulative weight reaches p.
 
-    Args:
-        x: (N, ...).
-        log_w: log weights (N,).
-        probabilities: (k,).
-
-    Returns:
-        (k, ...); NaN where all weights are zero. Costs a sort of N for every entry.
+    NaN where all weights are zero. Costs a sort of N for every entry.
     """
     columns = x.reshape(x.shape[0], -1).astype(log_w.dtype)
     w = relative_weights(log_w)

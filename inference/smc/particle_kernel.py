@@ -35,12 +35,10 @@ class ParticleKernel(Kernel):
     @override
     def over_mesh(self, mesh: Mesh) -> Self:
         """The same, its particles spread over a mesh; resampling gathers what it needs from all devices."""
-        changed: Self = dataclasses.replace(self, mesh=mesh)  # type: ignore[type-var]
-        return changed
+        return dataclasses.replace(self, mesh=mesh)  # type: ignore[type-var]
 
     def _spread(self, state: SMCState) -> SMCState:
-        spread_state: SMCState = spread(state, self.mesh, self.size)
-        return spread_state
+        return spread(state, self.mesh, self.size)
 
 
 def step_stats(state: SMCState) -> dict[str, Scalar]:

@@ -12,11 +12,7 @@ __all__ = ["equal_draws", "orders"]
 
 
 def orders(key: Key, chains: int, num: int) -> Int[Array, "replicate draw"]:
-    """A random order of every replicate's particles, (replicate, draw).
-
-    Neighbours after resampling often are copies of one particle, which diagnostics would take for
-    autocorrelation.
-    """
+    """A random order of every replicate's particles, whose neighbours often are copies after resampling."""
     return jax.vmap(lambda k: jax.random.permutation(k, num))(jax.random.split(key, chains))
 
 

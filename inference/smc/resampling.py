@@ -183,8 +183,7 @@ def adaptive(resampling: str | Resampling, threshold: float) -> Callable[..., Re
         if threshold == 0:
             return keep(key, log_w, particles)
         low = (effective_sample_size(log_w) if ess is None else ess) < threshold * log_w.shape[0]
-        result: Resampled = jax.lax.cond(low, draw, keep, key, log_w, particles)
-        return result
+        return jax.lax.cond(low, draw, keep, key, log_w, particles)
 
     return step
 

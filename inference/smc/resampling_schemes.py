@@ -126,16 +126,11 @@ def killing(key: Key, log_w: LogWeights, num: int) -> Index:
     Most particles stay where they are, which suits weights that hardly vary, and the limit of many small
     steps in time. Costs O(n log n).
 
-    Args:
-        key: a typed key.
-        log_w: log weights, (n,), unnormalised.
-        num: number of offspring; has to be n.
-
     Returns:
         int32 ancestors (num,); independent given the weights.
 
     Raises:
-        MethodError: if ``num`` is not n.
+        MethodError: if ``num`` is not n, the number of weights.
 
     Source: Del Moral (2004), Section 2.5.3; Chopin, Singh, Soto & Vihola (2022), "killing".
     """
@@ -154,16 +149,11 @@ def birth_death(key: Key, log_w: LogWeights, num: int) -> Index:
     as few particles as possible are replaced. In the limit of many small steps in time it is the jump process
     that kills at the rate by which potentials are below average. Costs O(n log n).
 
-    Args:
-        key: a typed key.
-        log_w: log weights, (n,), unnormalised.
-        num: number of offspring; has to be n.
-
     Returns:
         int32 ancestors (num,); independent given the weights.
 
     Raises:
-        MethodError: if ``num`` is not n.
+        MethodError: if ``num`` is not n, the number of weights.
 
     Source: for the jump process, Rousset (2006); Skreta et al. (2025), Feynman-Kac correctors in diffusion.
     """

@@ -8,7 +8,16 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mcx.inference.smc.engine import Extras, SMCSettings, SMCState, end_block, initialize, move
+from mcx.inference.smc.engine import (
+    Extras,
+    SMCSettings,
+    SMCState,
+    end_block,
+    first_and_rest,
+    initialize,
+    move,
+    prepended,
+)
 from mcx.inference.smc.faults import FILTER_ADVICE, fault_stats
 from mcx.inference.smc.history import HISTORY, QUANTILES, HistorySettings, Record, record
 from mcx.inference.smc.resampling import Resampling, as_resampling
@@ -107,8 +116,7 @@ def loop_with(
     key_start: Key, keys: Key, fk: FeynmanKac, ctx: PyTree, settings: SMCSettings, keep: HistorySettings
 ) -> SMCResult:
     """The same, given the key of every step."""
-    first = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[0], fk.inputs)
-    rest = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
+    first, rest = first_and_rest(fk.inputs)
     state = initialize(key_start, fk, ctx, first, settings)
 
     def body(state: SMCState, x: PyTree) -> tuple[SMCState, Record]:
@@ -120,7 +128,7 @@ def loop_with(
 
     start = record(state, keep)
     state, later = jax.lax.scan(body, state, (keys, jnp.arange(1, fk.num_times), rest))
-    history = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+    history = prepended(start, later)
     se = jnp.full_like(state.log_w[0], jnp.nan)
     if state.origins is not None:
         se = jnp.sqrt(jnp.maximum(log_evidence_variance(state.origins, state.log_w), 0.0))

@@ -1,12 +1,10 @@
 """Variance of the log evidence from one run, by tracing where the final particles came from.
 
-The estimator of Lee and Whiteley (2018) compares the weight that descends from different particles of an
-earlier time: with ``S_e`` the normalised weight of the descendants of particle e and r resampling steps
-since, ``m = (N / (N - 1))^(r + 1) (1 - sum_e S_e^2)`` times the squared evidence estimate has the squared
-evidence as its mean. The relative variance of the estimate is thus about ``1 - m``, and the variance of its
-logarithm about ``-log m``. Both degenerate once all particles descend from a few; so contributions of early
-times are cut off after a lag, as Olsson and Douc (2019) do for expectations: differences of ``log m`` between
-successive origins telescope to the whole.
+The estimator of Lee and Whiteley (2018): with ``S_e`` the normalised weight of the descendants of particle e
+and r resampling steps since, ``m = (N / (N - 1))^(r + 1) (1 - sum_e S_e^2)`` times the squared evidence
+estimate has the squared evidence as its mean, so the variance of its logarithm is about ``-log m``. That
+degenerates once all particles descend from a few; so early times are cut off after a lag, as Olsson and Douc
+(2019) do for expectations: differences of ``log m`` between successive origins telescope to the whole.
 """
 
 from __future__ import annotations
@@ -49,12 +47,7 @@ def origins(num_particles: int, dtype: DTypeLike) -> Origins:
 
 
 def move_on(state: Origins, log_w: LogWeights) -> Origins:
-    """Put the newer origin where the particles are now, and take stock of the older one's share.
-
-    Args:
-        state: registers of the system.
-        log_w: its normalised log weights, (N,).
-    """
+    """Put the newer origin where the particles are now, and take stock of the older one's share."""
     older, newer = _log_variances(state, log_w)
     fresh = jnp.arange(log_w.shape[0], dtype=jnp.int32)
     return Origins(
@@ -69,14 +62,9 @@ def move_on(state: Origins, log_w: LogWeights) -> Origins:
 def log_evidence_variance(state: Origins, log_w: LogWeights) -> Scalar:
     """Estimated variance of the log evidence of one particle system.
 
-    Args:
-        state: registers of the system.
-        log_w: its normalised log weights, (N,).
-
-    Returns:
-        A scalar; infinite where all lineages have coalesced, NaN after a collapse and for a single particle.
-        Right for multinomial resampling only: other schemes' offspring are not independent, and the estimate
-        is then too small, or negative. Past a variance of about 1 it is too small as well.
+    It is infinite where all lineages have coalesced, NaN after a collapse and for a single particle. It is
+    right for multinomial resampling only: other schemes' offspring are not independent, and it is then too
+    small, or negative. Past a variance of about 1 it is too small as well.
     """
     older, _ = _log_variances(state, log_w)
     return state.variance + older

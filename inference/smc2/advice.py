@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from mcx.inference.pmmh.advice import noise_advice
@@ -24,25 +22,19 @@ def smc2_advice(posterior: Posterior) -> list[Advice]:
     if "log_evidence_sd" in settings:
         found += noise_advice(float(settings["log_evidence_sd"]), int(settings["num_particles"]))
     if not posterior.complete:
-        found.append(_stopped(stats))
+        seen = int(np.isfinite(stats["log_evidence"]).all(0).sum())
+        text = (
+            f"the run was stopped after {seen} of {stats['log_evidence'].shape[1]} observations: "
+            "parameters and evidence are those given these observations, and there are no paths"
+        )
+        found.append(Advice("MCX-W010", text))
     share = float(settings.get("paths_that_differ", 0.0))
     if share > _OTHER_PATHS:
-        found.append(
-            Advice(
-                "MCX-W014",
-                f"{share:.1%} of the filters came out differently when they were run again for their "
-                "paths: those paths are from filters that were not weighted, with an error of order "
-                "1 / num_particles",
-            )
+        text = (
+            f"{share:.1%} of the filters came out differently when they were run again for their "
+            "paths: those paths are from filters that were not weighted, with an error of order "
+            "1 / num_particles"
         )
+        found.append(Advice("MCX-W014", text))
     survivors = float(np.nanmin(stats["unique_ancestors"]) / posterior.num_draws)
     return [*found, *moves_advice(stats), *survivors_advice(survivors)]
-
-
-def _stopped(stats: Mapping[str, np.ndarray]) -> Advice:
-    seen = int(np.isfinite(stats["log_evidence"]).all(0).sum())
-    return Advice(
-        "MCX-W010",
-        f"the run was stopped after {seen} of {stats['log_evidence'].shape[1]} observations: "
-        "parameters and evidence are those given these observations, and there are no paths",
-    )

@@ -29,11 +29,9 @@ _SAME = 1e-2  # log evidences of a filter and of its repetition differ by roundi
 def smc2_draws(
     nesting: NestedFilters, conditional: Target, data: NestedFilterData, key: Key, state: SMCState
 ) -> tuple[Points, Values, dict[str, Array], Bool[Array, "chain draw"]]:
-    """Draws of all replicates in random order, with paths.
+    """Parameters of all replicates in random order, their log densities, values by site with paths.
 
-    Returns:
-        Parameters (chain, draw, d), their log densities, values by site, and whether the filters of a draw
-        came out as before, judged by their evidence.
+    The last result says whether the filters of a draw came out as before, judged by their evidence.
     """
     position, log_p, order = _points(key, state)
     chains, num, _ = position.shape

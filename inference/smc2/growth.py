@@ -35,23 +35,12 @@ def run_growing(
     checkpoint: Checkpoint | None,
     **options: Any,
 ) -> tuple[NestedFilters, Run]:
-    """Run SMC^2 in parts, each with at least as many inner particles as the one before.
+    """Run SMC^2 in parts, each with at least as many inner particles as the one before; gives all as one run.
 
     A part ends where moves of a replicate are accepted less often than the kernel's ``least_acceptance``.
     Filters of all replicates then grow if the log evidence at a central parameter has a standard deviation
     above the best one for PMMH; if it has not, more particles would not help. The last moves, from which the
     draws come, are a part of their own, before which filters grow if that standard deviation is above 1.8.
-
-    Args:
-        kernel: with the settings of the first part.
-        data: for the kernel.
-        key: a typed key.
-        title: for the progress display.
-        checkpoint: with a directory for every part.
-        options: for the driver.
-
-    Returns:
-        The nesting of the last part, and all parts as one run.
     """
     state, done, total = None, 0, data.num_times
     parts: list[Run] = []

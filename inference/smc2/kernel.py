@@ -47,7 +47,6 @@ class SMC2Kernel(ParticleKernel):
 
     @override
     def init(self, data: NestedFilterData, key: Key, start: PyTree) -> SMCState:
-        """The system at time 0, or ``start``."""
         if start is not None:
             return self._spread(start)
         now = Times(jnp.int32(0), jnp.asarray(False))
@@ -66,10 +65,7 @@ class SMC2Kernel(ParticleKernel):
 
     @override
     def collect(self, state: SMCState, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """Statistics of the step; there is no draw, as particles stay on the device.
-
-        The statistics of the moves, and of the resampling before them, belong to the time before.
-        """
+        """Statistics of the step; those of its moves and resampling belong to the time before."""
         stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
         moved = stage.moved
         # counted as if the potentials of all particles of a filter failed together
@@ -93,7 +89,6 @@ class SMC2Kernel(ParticleKernel):
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Log evidence, effective number of parameters, acceptance of the last moves."""
         shown: dict[str, float] = {
             "log evidence": float(np.mean(stats["log_evidence"][-1])),
             "ESS": float(np.min(stats["ess"])),

@@ -16,7 +16,7 @@ from mcx.inference.pmmh.marginal import MarginalModel
 from mcx.inference.smc.engine import SMCSettings, SMCState, initialize, move
 from mcx.inference.tempering.paths import LawPath, LawPathData, tempered
 from mcx.target import FeynmanKac, StateSpace
-from mcx.types import Array, Bool, Flags, Int, IntLike, Key, PyTree, Scalar, SiteValues, UInt32, Vector
+from mcx.types import Array, Bool, Flags, Int, IntLike, Key, Keys, PyTree, Scalar, SiteValues, UInt32, Vector
 
 __all__ = [
     "Context",
@@ -65,7 +65,7 @@ class Times(NamedTuple):
 
 def times(num_times: int) -> Times:
     """The inputs of T observations, without the end."""
-    return Times(jnp.arange(num_times), jnp.zeros(num_times, bool))
+    return Times(np.arange(num_times), np.zeros(num_times, bool))
 
 
 class Stage(NamedTuple):
@@ -231,17 +231,7 @@ def _functions(nesting: NestedFilters) -> FeynmanKac:
 def populate(
     nesting: NestedFilters, data: NestedFilterData, key: Key, position: Vector, t: IntLike
 ) -> Nested:
-    """A particle with these parameters and new systems, run from time 0 to t.
-
-    Args:
-        nesting: the law of the parameters, and settings of the filters.
-        data: of both.
-        key: a typed key.
-        position: the unconstrained parameters, (d,).
-        t: last time; may be traced.
-
-    Costs O(t N), and memory O(N).
-    """
+    """A particle with these parameters and new systems, run from time 0 to t. Costs O(t N); memory O(N)."""
     base, terms = nesting.path.parts(data.path, position)
     values = values_at(nesting.path, data, position)
     times = jnp.arange(data.num_times, dtype=jnp.uint32)
@@ -249,25 +239,23 @@ def populate(
     systems = {}
     for i, (name, space) in enumerate(sorted(data.spaces.items())):
         fk, own = space.feynman_kac, prepared(space, values)
-        inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
-
-        def step(
-            s: Int[Array, ""],
-            state: SMCState,
-            i: int = i,
-            fk: FeynmanKac = fk,
-            own: PyTree = own,
-            us: PyTree = inputs,
-        ) -> SMCState:
-            u = jax.tree_util.tree_map(lambda x: x[s], us)
-            return move(jax.random.fold_in(keys[s], i), fk, own, state, u, nesting.settings)
-
-        u0 = jax.tree_util.tree_map(lambda x: x[0], inputs)
-        first = initialize(jax.random.fold_in(keys[0], i), fk, own, u0, nesting.settings)
-        systems[name] = jax.lax.fori_loop(1, t + 1, step, first) if not isinstance(t, int) or t > 0 else first
+        systems[name] = _run(fk, own, keys, i, t, nesting.settings)
     zero = jnp.zeros_like(base)
     stage = Stage(jnp.asarray(False), zero, jnp.int32(0), zero, zero)
     return Nested(position, base, terms[0], jax.random.key_data(keys), systems, stage)
+
+
+def _run(fk: FeynmanKac, ctx: PyTree, keys: Keys, number: int, t: IntLike, settings: SMCSettings) -> SMCState:
+    """The system of this number after its steps up to time t."""
+    inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
+
+    def step(s: Int[Array, ""], state: SMCState) -> SMCState:
+        u = jax.tree_util.tree_map(lambda x: x[s], inputs)
+        return move(jax.random.fold_in(keys[s], number), fk, ctx, state, u, settings)
+
+    u0 = jax.tree_util.tree_map(lambda x: x[0], inputs)
+    first = initialize(jax.random.fold_in(keys[0], number), fk, ctx, u0, settings)
+    return jax.lax.fori_loop(1, t + 1, step, first) if not isinstance(t, int) or t > 0 else first
 
 
 # Values and contexts are computed again at every time: the contexts of all parameters may take more memory

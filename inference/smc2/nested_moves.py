@@ -58,8 +58,8 @@ class PMMHMoves(Settings):
     @override
     def rules(self) -> Mapping[str, Rule]:
         return {
-            "threshold": number(above=0, most=1)._replace(expected="a fraction between 0 and 1"),
-            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "threshold": number(above=0, most=1),
+            "max_correlation": number(above=0, below=1),
             "max_moves": integer(1),
             "batch_size": optional(integer(1)),
         }
@@ -107,11 +107,9 @@ def _functions(plain: FeynmanKac, nesting: NestedFilters, moves: PMMHMoves) -> F
 
         def go_on(particles: Nested) -> Nested:
             step = vmap_in_batches(lambda k, x: plain.transition(k, ctx, x, u), (0, 0), moves.batch_size)
-            stepped: Nested = step(jax.random.split(key_step, len(particles.position)), particles)
-            return stepped
+            return step(jax.random.split(key_step, len(particles.position)), particles)
 
-        found: Nested = jax.lax.cond(u.last, lambda particles: particles, go_on, particles)
-        return found
+        return jax.lax.cond(u.last, lambda particles: particles, go_on, particles)
 
     return replace(plain, transition=transition, adapt=adapt, population=True)
 

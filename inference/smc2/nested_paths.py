@@ -29,14 +29,10 @@ def nested_path(
 ) -> tuple[dict[str, Array], Scalar]:
     """A path from a particle's systems, which are run again from their keys with their histories kept.
 
-    Returns:
-        Values by site; and the log evidence of the systems, which shows whether they came out as before:
-        another program rounds sums differently, which may change an ancestor.
-
-    Costs O(T N), and memory O(T N).
-
-    Source: Chopin, Jacob and Papaspiliopoulos (2013), section 3.3: given the parameters, the path of a final
-    particle drawn by its weight follows the smoothing law, if parameters keep their weights.
+    The log evidence of the systems shows whether they came out as before: another program rounds sums
+    differently, which may change an ancestor. Costs O(T N), and memory O(T N). Source: Chopin, Jacob and
+    Papaspiliopoulos (2013), section 3.3: given the parameters, the path of a final particle drawn by its
+    weight follows the smoothing law, if parameters keep their weights.
     """
     paths, log_evidence = _drawn(nesting, data, key, particle, data.num_times)
     return {

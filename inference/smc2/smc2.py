@@ -130,10 +130,10 @@ class SMC2(ReplicateMethod[NestedPlan]):
             "num_particles": optional(integer(1), "to have it grow from 64"),
             "grow": optional(boolean()),
             "filter": instance(ParticleFilter, "mcx.ParticleFilter(...)"),
-            "threshold": number(above=0, most=1)._replace(expected="a fraction between 0 and 1"),
-            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "threshold": number(above=0, most=1),
+            "max_correlation": number(above=0, below=1),
             "max_moves": integer(1),
-            "least_acceptance": number(0, below=1)._replace(expected="a probability below 1"),
+            "least_acceptance": number(0, below=1),
             "resampling": resampling_rule(),
             "batch_size": optional(integer(1)),
             "max_nonfinite": fraction(),
@@ -152,8 +152,6 @@ class SMC2(ReplicateMethod[NestedPlan]):
     @property
     def _grows(self) -> bool:
         return self.num_particles is None if self.grow is None else self.grow
-
-    # the run ------------------------------------------------------------------------------------------
 
     @property
     @override
@@ -189,7 +187,14 @@ class SMC2(ReplicateMethod[NestedPlan]):
 
     @override
     def calibrated(self, plan: NestedPlan, key: Key) -> NestedPlan:
-        _check_key(key)
+        impl = str(jax.random.key_impl(key))
+        if not impl.startswith("threefry"):  # with whose keys draws do not depend on what is drawn with them
+            raise MethodError(
+                "SMC2 runs filters again from their keys, and draws by keys of this kind would differ",
+                expected="a key of JAX's default implementation",
+                found=impl,
+                remedy="key=jax.random.key(0, impl='threefry2x32')",
+            )
         return plan
 
     @override
@@ -211,9 +216,8 @@ class SMC2(ReplicateMethod[NestedPlan]):
     def cloud(self, plan: NestedPlan, key: Key, state: SMCState, *, complete: bool) -> Cloud:
         key_draws = stream(key, Stream.NESTED_DRAWS)
         if complete:
-            x, log_p, sites, same = smc2_draws(
-                plan.nesting, plan.model.conditional, plan.data, key_draws, state
-            )
+            conditional = plan.model.conditional
+            x, log_p, sites, same = smc2_draws(plan.nesting, conditional, plan.data, key_draws, state)
             return Cloud(sites, x, {"lp": log_p}, same)
         x, log_p, sites = params_so_far(plan.model.marginal, key_draws, state)
         return Cloud(sites, x, {"lp": log_p})
@@ -238,18 +242,15 @@ class SMC2(ReplicateMethod[NestedPlan]):
 
     @override
     def stages(self, plan: NestedPlan, result: Run, cloud: Cloud, stats: Stats) -> Stats:
-        """Statistics, chain x time, NaN for times that the run did not reach.
-
-        The moves of a step belong to the time before; the last step consists of moves alone.
-        """
+        """Statistics, chain x time, NaN for times not reached; moves belong to the time before them."""
         times = plan.num_steps
         found = {}
         for name, x in stats.items():
             x = x[:, 1:] if name in _OF_MOVES else x[:, :times]
-            missing = ((0, 0), (0, times - x.shape[1]))
-            found[name] = (
-                np.pad(x.astype(float), missing, constant_values=np.nan) if x.shape[1] < times else x
-            )
+            missing = times - x.shape[1]
+            if missing > 0:
+                x = np.pad(x.astype(float), ((0, 0), (0, missing)), constant_values=np.nan)
+            found[name] = x
         return found
 
     @override
@@ -275,18 +276,6 @@ def _refuse_lengths(model: MarginalModel) -> None:
             site=", ".join(lengths),
             found=", ".join(f"{name}: {count}" for name, count in lengths.items()),
             remedy="mcx.PMMH() takes blocks of any length",
-        )
-
-
-def _check_key(key: Key) -> None:
-    """Raise for keys whose draws depend on what else is drawn with them."""
-    impl = str(jax.random.key_impl(key))
-    if not impl.startswith("threefry"):
-        raise MethodError(
-            "SMC2 runs filters again from their keys, and draws by keys of this kind would differ",
-            expected="a key of JAX's default implementation",
-            found=impl,
-            remedy="key=jax.random.key(0, impl='threefry2x32')",
         )
 
 

@@ -55,14 +55,12 @@ class Score:
 
 
 Functional = AdditiveFunctional | Score
+type Pair = tuple[PyTree, PyTree]
+type Time = Int[Array, ""]
 
 
 def as_functional(functional: Any) -> Functional:
-    """An :class:`AdditiveFunctional` as it is; a bare function ``h(x_prev, x, t)`` made one.
-
-    Raises:
-        MethodError: if it is neither.
-    """
+    """An :class:`AdditiveFunctional` as it is; a bare function ``h(x_prev, x, t)`` made one."""
     if isinstance(functional, AdditiveFunctional | Score):
         return functional
     if callable(functional):
@@ -138,15 +136,7 @@ class Summand:
         """The term of time 0."""
         raise NotImplementedError
 
-    def step(
-        self,
-        fk: FeynmanKac,
-        ctx: PyTree,
-        extra: PyTree,
-        pair: tuple[PyTree, PyTree],
-        u: PyTree,
-        t: Int[Array, ""],
-    ) -> PyTree:
+    def step(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, pair: Pair, u: PyTree, t: Time) -> PyTree:
         """The term of time t, of states ``(x_prev, x)``."""
         raise NotImplementedError
 
@@ -181,15 +171,7 @@ class PathFunctional(Summand):
         return first
 
     @override
-    def step(
-        self,
-        fk: FeynmanKac,
-        ctx: PyTree,
-        extra: PyTree,
-        pair: tuple[PyTree, PyTree],
-        u: PyTree,
-        t: Int[Array, ""],
-    ) -> PyTree:
+    def step(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, pair: Pair, u: PyTree, t: Time) -> PyTree:
         return _float(self.functional.step(self.view(pair[0]), self.view(pair[1]), t))
 
 
@@ -210,8 +192,7 @@ class ScoreSummand(Summand):
             return _split(fk.prepare(unravel(flat)))[0]
 
         def along(direction: Vector) -> list[Array]:
-            tangents: list[Array] = jax.jvp(context, (flat,), (direction,))[1]
-            return tangents
+            return jax.jvp(context, (flat,), (direction,))[1]
 
         return params, jax.vmap(along)(jnp.eye(flat.shape[0], dtype=flat.dtype))
 
@@ -222,26 +203,14 @@ class ScoreSummand(Summand):
         return _along(extra, ctx, lambda c: density(c, x, u) + fk.log_potential(c, None, x, u))
 
     @override
-    def step(
-        self,
-        fk: FeynmanKac,
-        ctx: PyTree,
-        extra: PyTree,
-        pair: tuple[PyTree, PyTree],
-        u: PyTree,
-        t: Int[Array, ""],
-    ) -> PyTree:
+    def step(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, pair: Pair, u: PyTree, t: Time) -> PyTree:
         assert fk.log_transition is not None
         density = fk.log_transition
         return _along(extra, ctx, lambda c: density(c, *pair, u) + fk.log_potential(c, *pair, u))
 
 
 def summand_of(functional: Functional, fk: FeynmanKac, view: Callable[[PyTree], PyTree]) -> Summand:
-    """A functional as particle methods compute it.
-
-    Raises:
-        CapabilityError: if it is the score and the model has no density of x_0.
-    """
+    """A functional as particle methods compute it; the score needs a model with a density of x_0."""
     if isinstance(functional, AdditiveFunctional):
         return PathFunctional(functional, view)
     if fk.log_initial is None:

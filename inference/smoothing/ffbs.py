@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.backward import backward_paths
-from mcx.inference.smc.engine import SMCInfo
+from mcx.inference.smc.engine import SMCInfo, first_and_rest, prepended
 from mcx.inference.smc.history import HistorySettings
 from mcx.inference.smc.smc import loop
 from mcx.inference.smoothing.recursion import Recursion
@@ -55,16 +55,9 @@ class FFBS(Smoother):
 
 
 def ffbs_run(key: Key, recursion: Recursion, num_paths: int) -> tuple[PyTree, PyTree, SMCInfo]:
-    """Filter, draw paths, and average the functional over them.
+    """Filter, draw paths (T, P, ...), and average the functional over them; also what happened at each time.
 
-    Args:
-        key: a typed key.
-        recursion: model, functional and settings.
-        num_paths: P.
-
-    Returns:
-        The paths, a pytree of (T, P, ...); the average; what happened at each time of the filter. Costs
-        O(T (N + P)) by Metropolis-Hastings; memory O(T (N + P)).
+    Costs O(T (N + P)) by Metropolis-Hastings, in time and memory.
     """
     fk, ctx, _, _, smoothing = recursion
     key_filter, key_back = jax.random.split(key)
@@ -72,14 +65,9 @@ def ffbs_run(key: Key, recursion: Recursion, num_paths: int) -> tuple[PyTree, Py
     kept = filtered.history
     assert kept.info is not None
     history = (kept.particles, kept.log_w, kept.ancestors)
+    kind, num_mh_steps = smoothing.backward, smoothing.num_mh_steps
     paths, _ = backward_paths(
-        key_back,
-        fk,
-        ctx,
-        history,
-        num_paths=num_paths,
-        kind=smoothing.backward,
-        num_mh_steps=smoothing.num_mh_steps,
+        key_back, fk, ctx, history, num_paths=num_paths, kind=kind, num_mh_steps=num_mh_steps
     )
     gone = jnp.where(filtered.state.collapsed, jnp.nan, 0.0)
     average = jax.tree_util.tree_map(lambda x: x + gone, path_average(recursion, paths))
@@ -93,10 +81,7 @@ def path_average(recursion: Recursion, paths: PyTree) -> PyTree:
     def mean(terms: PyTree) -> PyTree:
         return jax.tree_util.tree_map(lambda h: jnp.mean(h, 0), terms)
 
-    first, later = (
-        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], (paths, fk.inputs))
-        for part in (0, slice(1, None))
-    )
+    first, later = first_and_rest((paths, fk.inputs))
     start = mean(jax.vmap(lambda x: summand.initial(fk, ctx, extra, x, first[1]))(first[0]))
 
     def step(carry: tuple[PyTree, PyTree], at: PyTree) -> tuple[PyTree, PyTree]:
@@ -110,4 +95,4 @@ def path_average(recursion: Recursion, paths: PyTree) -> PyTree:
     (_, total), terms = jax.lax.scan(step, (first[0], start), (jnp.arange(1, fk.num_times), later))
     if not summand.by_time:
         return total
-    return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, terms)
+    return prepended(start, terms)

@@ -77,12 +77,9 @@ class OnlineSmoother:
         method: PaRIS | None = None,
         name: str | None = None,
     ) -> None:
-        self.method: PaRIS = validated(
-            "OnlineSmoother",
-            "method",
-            PaRIS() if method is None else method,
-            instance(PaRIS, "mcx.PaRIS(...)"),
-        )
+        method = PaRIS() if method is None else method
+        rule = instance(PaRIS, "mcx.PaRIS(...)")
+        self.method: PaRIS = validated("OnlineSmoother", "method", method, rule)
         self.functional = as_functional(functional)
         if isinstance(self.functional, AdditiveFunctional) and self.functional.by_time:
             raise MethodError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, override
 
-from mcx.inference.smoothing.recursion import Recursion, Smoothing, forward, value
+from mcx.inference.smoothing.recursion import Recursion, forward, value
 from mcx.inference.smoothing.smoother import Smoother, Swept
 from mcx.ops.validation import Rule, integer, one_of
 from mcx.types import Key, PyTree
@@ -46,11 +46,6 @@ class PaRIS(Smoother):
     def rules(self) -> Mapping[str, Rule]:
         every = one_of("imh", "exact", "hybrid", "all")
         return {**super().rules(), "backward": every, "num_backward": integer(1)}
-
-    @property
-    @override
-    def smoothing(self) -> Smoothing:
-        return self._smoothing(self.num_backward)
 
     @override
     def sweep(self, key: Key, recursion: Recursion, path: PyTree) -> Swept:

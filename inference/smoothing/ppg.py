@@ -13,7 +13,7 @@ import numpy as np
 from mcx.inference.conditional_smc.system import conditional, pinned
 from mcx.inference.smc.engine import SMCState
 from mcx.inference.smc.genealogy import trace_paths
-from mcx.inference.smoothing.recursion import Recursion, Smoothing, forward, value
+from mcx.inference.smoothing.recursion import Recursion, forward, value
 from mcx.inference.smoothing.smoother import Smoother, Swept
 from mcx.ops.random import choose
 from mcx.ops.validation import Rule, integer
@@ -74,21 +74,6 @@ class PPG(Smoother):
         rest = {k: v for k, v in super().identifiers().items() if k not in ("num_warmup", "num_samples")}
         return {"num_particles": rest.pop("num_particles"), **own, **rest}
 
-    @property
-    @override
-    def num_discarded(self) -> int:
-        return self.num_warmup
-
-    @property
-    @override
-    def num_sweeps(self) -> int:
-        return self.num_warmup + self.num_samples
-
-    @property
-    @override
-    def smoothing(self) -> Smoothing:
-        return self._smoothing(self.num_backward)
-
     @override
     def sweep(self, key: Key, recursion: Recursion, path: PyTree) -> Swept:
         return ppg_sweep(key, recursion, path)
@@ -110,16 +95,9 @@ class PPG(Smoother):
 
 
 def ppg_sweep(key: Key, recursion: Recursion, path: PyTree) -> Swept:
-    """One conditional PaRIS sweep.
+    """One conditional PaRIS sweep given a path (T, ...); or an unconditional one, as at the start of a chain.
 
-    Args:
-        key: a typed key.
-        recursion: model, functional and settings.
-        path: the path to condition on, a pytree of (T, ...); None for none, as at the start of a chain.
-
-    Returns:
-        The new path, the estimate, where the new path left the old one, and what happened. Costs as PaRIS;
-        memory O(T N) for particles and one index each.
+    Costs as PaRIS; memory O(T N) for particles and one index each.
     """
     key_run, key_last = jax.random.split(key)
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mcx.inference.smc.backward import backward_weights, parents
-from mcx.inference.smc.engine import SMCInfo, SMCSettings, SMCState, initialize, move
+from mcx.inference.smc.engine import (
+    SMCInfo,
+    SMCSettings,
+    SMCState,
+    first_and_rest,
+    initialize,
+    move,
+    prepended,
+)
 from mcx.inference.smc.resampling import Resampling
 from mcx.inference.smoothing.additive import Summand
+from mcx.ops.logspace import weighted_sum
 from mcx.target import FeynmanKac
-from mcx.types import Array, Float, Index, Int, Key, PyTree
+from mcx.types import Array, Index, Int, Key, PyTree
 
 __all__ = ["Recursion", "Smoothing", "Trail", "forward", "value"]
 
@@ -50,13 +60,7 @@ def value(trail: Trail) -> PyTree:
     """The functional's expectation given the observations so far; NaN after a collapse."""
     system = trail.system
     w = jnp.where(system.collapsed, jnp.nan, jnp.exp(system.log_w))
-
-    def average(h: Float[Array, "N ..."]) -> Float[Array, "..."]:
-        # particles of weight zero may be anywhere, infinity included
-        zero = (w == 0).reshape(-1, *(1,) * (h.ndim - 1))
-        return jnp.tensordot(w, jnp.where(zero, 0.0, h), 1, precision="highest")
-
-    return jax.tree_util.tree_map(average, trail.statistic)
+    return jax.tree_util.tree_map(partial(weighted_sum, w), trail.statistic)
 
 
 class Recursion(NamedTuple):
@@ -77,9 +81,8 @@ class Recursion(NamedTuple):
 
     def start(self, system: SMCState, u: PyTree) -> Trail:
         """Statistics of the system at time 0."""
-        terms = jax.vmap(lambda x: self.summand.initial(self.fk, self.ctx, self.extra, x, u))(
-            system.particles
-        )
+        initial = partial(self.summand.initial, self.fk, self.ctx, self.extra)
+        terms = jax.vmap(lambda x: initial(x, u))(system.particles)
         if self.summand.by_time:
             terms = jax.tree_util.tree_map(
                 lambda h: jnp.zeros((h.shape[0], self.fk.num_times, *h.shape[1:]), h.dtype).at[:, 0].set(h),
@@ -90,18 +93,7 @@ class Recursion(NamedTuple):
     def advance(
         self, key: Key, old: Trail, new: SMCState, u: PyTree, t: Int[Array, ""]
     ) -> tuple[Trail, Index]:
-        """Carry the statistics over to a system that has moved on by a step.
-
-        Args:
-            key: a typed key.
-            old: the system before, with its statistics.
-            new: the system now.
-            u: input of the step.
-            t: its number.
-
-        Returns:
-            The new statistics; and the first parent drawn for each particle, int32 (N,).
-        """
+        """Carry the statistics over to a system at the next time t; also the first parent drawn for each."""
         before, smoothing = (old.system.particles, old.system.log_w), self.smoothing
 
         def terms(chosen: tuple[PyTree, PyTree], x: PyTree) -> PyTree:
@@ -116,17 +108,9 @@ class Recursion(NamedTuple):
 
             return Trail(new, jax.lax.map(expected, new.particles)), new.ancestors
 
-        drawn = parents(
-            key,
-            self.fk,
-            self.ctx,
-            before,
-            (new.particles, new.ancestors),
-            u,
-            num_draws=smoothing.num_backward,
-            kind=smoothing.backward,
-            num_mh_steps=smoothing.num_mh_steps,
-        )
+        _, kind, num_draws, num_mh_steps = smoothing
+        draw = partial(parents, num_draws=num_draws, kind=kind, num_mh_steps=num_mh_steps)
+        drawn = draw(key, self.fk, self.ctx, before, (new.particles, new.ancestors), u)
 
         def average(index: Int[Array, " M"], x: PyTree) -> PyTree:
             chosen = jax.tree_util.tree_map(lambda a: a[index], (before[0], old.statistic))
@@ -149,27 +133,15 @@ def forward(
     scheme: Callable[[SMCState, PyTree], Resampling] | None = None,
     keep: Callable[[SMCState, Index], PyTree] | None = None,
 ) -> tuple[Trail, SMCInfo, PyTree]:
-    """Run the recursion over all times.
+    """Run the recursion over all times: the last statistics, what happened at each time, and what was kept.
 
-    Args:
-        key: a typed key.
-        recursion: model, functional and settings.
-        system_of: the model that the particles follow, if it is another one: of the same kernels and
-            potentials, with inputs of its own.
-        scheme: ``(state, u) -> resampling scheme``, if it depends on the system; ``u`` of ``system_of``.
-        keep: ``(system, parents) -> what to keep of every time``.
-
-    Returns:
-        The last system with its statistics; what happened at each time, (T,); what was kept, (T, ...).
-        Costs O(T N M) by Metropolis-Hastings, memory O(N) and what is kept.
+    Particles may follow ``system_of``, a model of the same kernels and potentials with inputs of its own, and
+    a ``scheme`` of resampling that depends on the system. Costs O(T N M) by Metropolis-Hastings.
     """
     fk, settings = recursion.fk, recursion.smoothing.system
     model = fk if system_of is None else system_of
     key_start, key_run = jax.random.split(key)
-    at_start, later = (
-        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], (fk.inputs, model.inputs))
-        for part in (0, slice(1, None))
-    )
+    at_start, later = first_and_rest((fk.inputs, model.inputs))
     system = initialize(key_start, model, recursion.ctx, at_start[1], settings)
 
     def kept(system: SMCState, drawn: Index) -> tuple[SMCInfo, PyTree]:
@@ -187,5 +159,4 @@ def forward(
     start = kept(system, system.ancestors)
     trail = recursion.start(system, at_start[0])
     trail, rest = jax.lax.scan(step, trail, (keys, jnp.arange(1, fk.num_times), later))
-    info, history = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), start, rest)
-    return trail, info, history
+    return trail, *prepended(start, rest)

@@ -56,13 +56,11 @@ class SmootherKernel(Kernel):
 
     @override
     def step(self, data: PyTree, key: Key, state: PyTree, u: PyTree) -> tuple[PyTree, Swept]:
-        """One sweep."""
         swept = self.method.sweep(key, self.recursion(data), state)
         return swept.path, swept
 
     @override
     def collect(self, state: PyTree, info: Swept) -> tuple[PyTree, Mapping[str, Array]]:
-        """The sweep's estimate, and what happened at each time."""
         step = info.info
         stats = {
             "log_evidence": jnp.sum(step.log_increment),
@@ -78,12 +76,10 @@ class SmootherKernel(Kernel):
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Log evidence and the smallest effective sample size of a chunk."""
         return {"log evidence": float(np.mean(stats["log_evidence"])), "ESS": float(np.min(stats["ess"]))}
 
     @override
     def stop(self, stats: Stats) -> bool:
-        """Whether a filter collapsed: there is no point in going on."""
         return bool(np.any(stats["log_evidence"] == -np.inf))
 
 
@@ -114,14 +110,14 @@ def smooth_model(
         key=key,
         num_steps=method.num_sweeps,
         num_chains=num_chains,
-        num_discard=method.num_discarded,
+        num_discard=method.num_warmup,
         title=method.name,
         **options,
     )
     estimate = None
     if result.draws is not None:
         dtype = jax.tree_util.tree_leaves(result.draws)[0].dtype
-        stats = {k: v[:, method.num_discarded :] for k, v in result.stats.items()}
+        stats = {k: v[:, method.num_warmup :] for k, v in result.stats.items()}
         estimate = Estimate.of(
             result.draws,
             stats,

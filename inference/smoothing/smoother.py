@@ -36,6 +36,9 @@ class Smoother(Settings):
         backward: how a particle's possible parents are drawn.
         num_mh_steps: Metropolis-Hastings steps of a draw.
         threshold: resample where the effective sample size falls below this fraction of N; 1 is every step.
+        num_backward: draws a particle and step.
+        num_warmup: leading sweeps whose estimates do not count.
+        num_samples: sweeps that count.
         has_path: whether a sweep goes on from the path that the one before has drawn.
     """
 
@@ -43,7 +46,9 @@ class Smoother(Settings):
     backward: str
     num_mh_steps: int
     threshold: float
-
+    num_backward: int = 1
+    num_warmup: int = 0
+    num_samples: int = 1
     has_path: ClassVar[bool] = False
     former: ClassVar[Mapping[str, str]] = {"num_mh_steps": "num_steps"}
 
@@ -57,46 +62,22 @@ class Smoother(Settings):
         }
 
     @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
-
-    @property
-    def num_discarded(self) -> int:
-        """Leading sweeps whose estimates do not count."""
-        return 0
-
-    @property
     def num_sweeps(self) -> int:
-        """Number of sweeps, those included."""
-        return 1
+        """Number of all sweeps."""
+        return self.num_warmup + self.num_samples
 
     @property
     def smoothing(self) -> Smoothing:
         """Settings of the recursion."""
-        return self._smoothing(1)
-
-    def _smoothing(self, num_backward: int) -> Smoothing:
-        settings = SMCSettings(self.num_particles, self.threshold)
-        return Smoothing(settings, self.backward, num_backward, self.num_mh_steps)
+        system = SMCSettings(self.num_particles, self.threshold)
+        return Smoothing(system, self.backward, self.num_backward, self.num_mh_steps)
 
     def sweep(self, key: Key, recursion: Recursion, path: PyTree) -> Swept:
-        """One sweep over all times.
-
-        Args:
-            key: a typed key.
-            recursion: model and functional, with these settings.
-            path: of smoothers that go on from one, a pytree of (T, ...); else None.
-        """
+        """One sweep over all times; ``path`` is that of smoothers that go on from one, (T, ...)."""
         raise NotImplementedError
 
     def notes(self, draws: PyTree, stats: Stats) -> tuple[str, ...]:
-        """What to be wary of.
-
-        Args:
-            draws: estimates of the sweeps that count, chain x sweep x ...
-            stats: of the same sweeps.
-        """
+        """What to be wary of, from estimates and statistics of the sweeps that count, chain x sweep x ..."""
         biased = f"a bias of order T / N remains; N = {self.num_particles}"
         few = stats["ess"].shape[0] < 4
         return (biased, "no standard error from less than 4 chains") if few else (biased,)

@@ -48,7 +48,6 @@ class SamplerKernel(ParticleKernel):
 
     @override
     def init(self, data: LawPathData, key: Key, start: PyTree) -> SMCState:
-        """Particles drawn from the start of the path."""
         return self._spread(initialize(key, *self._model(data), None, self.settings))
 
     @override
@@ -65,7 +64,6 @@ class SamplerKernel(ParticleKernel):
 
     @override
     def collect(self, state: SMCState, info: Flags) -> tuple[PyTree, Mapping[str, PyTree]]:
-        """Statistics of the stage; there is no draw, as particles stay on the device."""
         stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
         stats = {
             "level": stage.level,
@@ -87,7 +85,6 @@ class SamplerKernel(ParticleKernel):
 
     @override
     def report(self, stats: Stats) -> Mapping[str, float]:
-        """Level, log evidence, acceptance and number of moves of the last stage."""
         last = {k: v[-1] for k, v in stats.items()}
         return {
             "level": float(np.min(last["level"])),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, override
 import jax
 import jax.numpy as jnp
 
+from mcx.inference.mcmc.whitening import LogDensity
 from mcx.ops.batches import vmap_in_batches
 from mcx.ops.validation import Rule, Settings, integer, number, optional
 from mcx.types import Array, Covariance, Flags, Float, Int, Key, LogWeights, PyTree, Scalar, Vector
@@ -49,13 +50,13 @@ class CloudMoves(Settings):
     @override
     def rules(self) -> Mapping[str, Rule]:
         return {
-            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "max_correlation": number(above=0, below=1),
             "max_moves": integer(1),
-            "spread": number(1)._replace(expected="a ratio >= 1"),
+            "spread": number(1),
             "batch_size": optional(integer(1)),
         }
 
-    def start(self, log_density: Callable[[Vector], Scalar], x: Float[Array, "n d"]) -> PyTree:
+    def start(self, log_density: LogDensity, x: Float[Array, "n d"]) -> PyTree:
         """States of the transition at points (n, d)."""
         if self.transition.uses_gradient:
             value, slope = self._each(jax.value_and_grad(log_density), 1)(x)
@@ -63,18 +64,9 @@ class CloudMoves(Settings):
         return x, self._each(log_density, 1)(x), jnp.zeros_like(x)
 
     def once(
-        self,
-        key: Key,
-        log_density: Callable[[Vector], Scalar],
-        state: PyTree,
-        step_size: Scalar,
-        covariance: Covariance,
+        self, key: Key, log_density: LogDensity, state: PyTree, step_size: Scalar, covariance: Covariance
     ) -> tuple[PyTree, Scalar, Scalar]:
-        """Move all particles once.
-
-        Returns:
-            Their new states, mean acceptance probability, and the adapted step size.
-        """
+        """Move all particles once: new states, mean acceptance probability, and the adapted step size."""
         key_shared, key_size, key_own = jax.random.split(key, 3)
         num = len(state[0])
         transition = self.transition
@@ -93,56 +85,36 @@ class CloudMoves(Settings):
     def until_decorrelated(
         self,
         key: Key,
-        log_density: Callable[[Vector], Scalar],
+        log_density: LogDensity,
         x: Float[Array, "n d"],
         step_size: Scalar,
         covariance: Covariance,
         rest: Flags | bool = False,
     ) -> Moved:
-        """Move a cloud until it is decorrelated from where it was, or ``max_moves`` times.
+        """Move a cloud, unless it is to ``rest``, until it is decorrelated, or ``max_moves`` times.
 
-        Args:
-            key: a typed key.
-            log_density: log density of a vector (d,), whose law the moves leave invariant.
-            x: points of the cloud, (n, d).
-            step_size: the first one.
-            covariance: the transition's metric, (d, d) or (d,).
-            rest: whether not to move at all.
-
-        Returns:
-            The cloud after its moves. To adapt by means over the cloud makes an error of order 1 / n.
+        The moves leave the law of ``log_density`` invariant; to adapt by means over the cloud makes an error
+        of order 1 / n.
         """
 
         def once(key: Key, state: PyTree, size: Scalar) -> tuple[PyTree, Scalar, Scalar]:
             return self.once(key, log_density, state, size, covariance)
 
-        return until_decorrelated(
-            key,
-            once,
-            self.start(log_density, x),
-            lambda state: state[:2],
-            jnp.asarray(step_size, x.dtype),
-            covariance,
-            self.max_correlation,
-            self.max_moves,
-            rest,
-        )
+        begin, size = self.start(log_density, x), jnp.asarray(step_size, x.dtype)
+        limits = (self.max_correlation, self.max_moves)
+        return until_decorrelated(key, once, begin, lambda state: state[:2], size, covariance, *limits, rest)
 
     def waste_free(
         self,
         key: Key,
-        log_density: Callable[[Vector], Scalar],
+        log_density: LogDensity,
         x: Float[Array, "n d"],
         step_size: Scalar,
         covariance: Covariance,
         length: int,
         rest: Flags | bool = False,
     ) -> tuple[Moved, Float[Array, "n p d"]]:
-        """Move a cloud ``length - 1`` times and keep all of its points.
-
-        Returns:
-            The cloud after its moves; and the points (n, length, d), of which ``x`` are the first.
-        """
+        """Move a cloud ``length - 1`` times and keep all of its points, of which ``x`` are the first."""
         begin = self.start(log_density, x)
 
         def body(i: Int[Array, ""], carry: PyTree) -> PyTree:
@@ -173,16 +145,7 @@ def until_decorrelated(
 ) -> Moved:
     """Move a cloud until it is decorrelated from where it was, or never will be, or ``max_moves`` times.
 
-    Args:
-        key: a typed key.
-        once: ``(key, state, step_size) -> (state, acceptance, step_size)``, a move of all particles.
-        begin: state of the cloud.
-        look: ``state -> (positions (n, d), log densities (n,))``.
-        step_size: the first one.
-        covariance: whitens positions, (d, d) or (d,).
-        max_correlation: largest correlation at which a cloud counts as decorrelated.
-        max_moves: largest number of moves.
-        rest: whether not to move at all.
+    ``once`` moves all particles, and ``look`` gives positions, whitened by the covariance, and log densities.
     """
     places, densities = look(begin)
     allowance = jnp.sqrt(2 * jnp.log(jnp.maximum(places.shape[1], 2)) / places.shape[0])  # of noise alone
@@ -235,15 +198,7 @@ class Moved(NamedTuple):
 
 
 def cloud_moments(x: Float[Array, "n d"], log_w: LogWeights, dense: bool) -> tuple[Vector, Covariance]:
-    """Mean (d,), and covariance (d, d) or variances (d,), of weighted points.
-
-    The covariance is shrunk a little towards its diagonal.
-
-    Args:
-        x: points, (n, d).
-        log_w: normalised log weights, (n,).
-        dense: whether to compute a covariance matrix.
-    """
+    """Mean, and covariance (d, d), shrunk a little to its diagonal, or variances (d,), of weighted points."""
     # draws from a prior may be rounded to the end of its support, which is infinitely far off
     fine = jnp.all(jnp.isfinite(x), 1)
     x = jnp.where(fine[:, None], x, 0.0)
@@ -264,15 +219,11 @@ def correlation(before: Float[Array, "n d"], after: Float[Array, "n d"], covaria
     """Largest absolute correlation of a coordinate with its former value, both whitened by a covariance."""
     if covariance.ndim == 2:
         factor = jnp.linalg.cholesky(covariance)
-
-        def white(x: Float[Array, "n d"]) -> Array:
-            return jax.scipy.linalg.solve_triangular(factor, x.T, lower=True).T
+        solve = jax.scipy.linalg.solve_triangular
+        before, after = (solve(factor, x.T, lower=True).T for x in (before, after))
     else:
-
-        def white(x: Float[Array, "n d"]) -> Array:
-            return x / jnp.sqrt(covariance)
-
-    return _correlation(white(before), white(after))
+        before, after = (x / jnp.sqrt(covariance) for x in (before, after))
+    return _correlation(before, after)
 
 
 def _correlation(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Scalar:

@@ -1,10 +1,9 @@
 """Paths of laws that lead from a law that can be drawn from to a posterior.
 
-A path is ``pi_s(z) ~ exp(base(z) + sum_k w_k(s) l_k(z))`` for levels s from 0 to 1: at 0 all weights are 0
-and the law is the base, at 1 all are 1 and it is the posterior. :func:`tempered` has one term, the log
-likelihood, and its weight is the inverse temperature. :func:`annealed_data` has a term for each group of
-observations, and takes in one group after another; between two whole numbers of groups the next one counts in
-part, so that a surprising group is taken in by small steps.
+A path is ``pi_s(z) ~ exp(base(z) + sum_k w_k(s) l_k(z))`` for levels s from 0 to 1: at 0 all weights are 0,
+at 1 all are 1. :func:`tempered` has one term, the log likelihood, weighted by the inverse temperature.
+:func:`annealed_data` has a term for each group of observations, and takes in one after another; between two
+whole numbers of groups the next one counts in part, so that a surprising group is taken in by small steps.
 """
 
 from __future__ import annotations

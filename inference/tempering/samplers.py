@@ -47,9 +47,8 @@ from mcx.types import Array, Bool, Float, Key, Stats
 
 __all__ = ["DataAnnealedSMC", "TemperedSMC", "constrained_draws"]
 
-_AUTO = HMC(
-    target_accept=0.9, max_leapfrog_steps=16
-)  # longer trajectories only follow the contours of a single mode
+# longer trajectories only follow the contours of a single mode
+_AUTO = HMC(target_accept=0.9, max_leapfrog_steps=16)
 _BATCH_SIZE = 4096
 _LASTING = ("level", "log_evidence")  # keep their last values when a replicate is finished
 
@@ -92,12 +91,12 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
         return {
             "num_particles": integer(2),
             "move": either(one_of("auto"), instance(MCMCMethod, move), expected=move),
-            "target_ess": number(above=0, below=1)._replace(expected="a fraction between 0 and 1"),
+            "target_ess": number(above=0, below=1),
             "waste_free_length": integer(1),
             "levels": optional(
                 tuple_of(number(above=0, most=1), "increasing numbers in (0, 1], 1 the last", least=1)
             ),
-            "max_correlation": number(above=0, below=1)._replace(expected="a correlation between 0 and 1"),
+            "max_correlation": number(above=0, below=1),
             "max_moves": integer(1),
             "max_stages": integer(1),
             "resampling": resampling_rule(),
@@ -116,8 +115,6 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
         ):
             self.refuse("levels", "increasing numbers in (0, 1], 1 the last")
 
-    # the run ------------------------------------------------------------------------------------------
-
     def path(self, target: Target) -> tuple[LawPath, LawPathData]:
         """The path of laws and its data."""
         raise NotImplementedError
@@ -125,12 +122,9 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
     def annealing(self, path: LawPath) -> Annealing:
         """How the path is followed."""
         method = _AUTO if isinstance(self.move, str) else self.move
+        transition, accept = method.transition(), float(method.target_accept)
         moves = CloudMoves(
-            method.transition(),
-            float(method.target_accept),
-            self.max_correlation,
-            self.max_moves,
-            batch_size=self.batch_size,
+            transition, accept, self.max_correlation, self.max_moves, batch_size=self.batch_size
         )
         return Annealing(
             path,
@@ -197,12 +191,8 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
             return []
         stats = {name: np.asarray(x, float) for name, x in posterior.smc_stats.items()}
         survivors = np.nanmin(stats["unique_ancestors"]) * self.waste_free_length / posterior.num_draws
-        return [
-            *level_advice(stats),
-            *moves_advice(stats, ", or another move="),
-            *forced_advice(stats),
-            *survivors_advice(float(survivors)),
-        ]
+        path = [*level_advice(stats), *moves_advice(stats, ", or another move="), *forced_advice(stats)]
+        return [*path, *survivors_advice(float(survivors))]
 
 
 @dataclass(frozen=True, kw_only=True)

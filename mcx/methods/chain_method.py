@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self, override
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mcx.methods.initial_points import as_initial_points
-from mcx.methods.method import Method, interrupted
+from mcx.methods.method import Coords, Method, interrupted
 from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_start, refuse_unsupported
 from mcx.model.compile import compile_model
@@ -21,9 +21,12 @@ from mcx.run.driver import Run, run
 from mcx.run.kernel import Kernel
 from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
-from mcx.types import Array, Float, Key, PyTree, Shaped, Stats
+from mcx.types import Array, Float, Key, PyTree
 
-__all__ = ["ChainMethod", "ChainPlan", "chain_posterior", "run_purely"]
+__all__ = ["ChainMethod", "ChainPlan", "Refuse"]
+
+type Refuse = Callable[[PyTree], None]
+"""Raises if a chain found no initial point, given the states with a leading chain axis."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,12 @@ class ChainMethod[P: ChainPlan](Method):
         """The plan with whatever has to be measured before the run in its data; may be traced."""
         return plan
 
-    def tuned(
-        self, plan: P, start: PyTree, refuse_start: Callable[[PyTree], None], key: Key, **options: Any
-    ) -> P:
+    def tuned(self, plan: P, start: PyTree, refuse_start: Refuse, key: Key, **options: Any) -> P:
         """The plan after pilot runs, which pure programs do not make."""
         return plan
 
     def refuse_start(self, plan: P, state: PyTree, key: Key) -> None:
-        """Raise if a chain found no initial point; ``state`` has a leading chain axis.
-
-        The default looks at ``started`` and ``position``, a vector of all unconstrained coordinates.
-        """
+        """Raise if a chain, an entry of ``state``, found no initial point; by default of all coordinates."""
         if not bool(jnp.all(state.started)):
             refuse_start(plan.target, state.position, key)
         refuse_unsupported(plan.target, state.position)
@@ -110,14 +108,7 @@ class ChainMethod[P: ChainPlan](Method):
 
     @override
     def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Key,
-        num_chains: int,
-        init: PyTree,
-        coords: Mapping[str, Sequence[object]],
-        **options: Any,
+        self, bound: BoundModel, *, key: Key, num_chains: int, init: PyTree, coords: Coords, **options: Any
     ) -> Posterior:
         plan = self.calibrated(self.plan(bound), key)
         start = self.initial_points(plan, init, num_chains, stream(key, self._start_stream))
@@ -141,15 +132,17 @@ class ChainMethod[P: ChainPlan](Method):
         )
         if result.draws is None:
             interrupted(self.name, "warm-up", result)
-        return chain_posterior(
-            bound,
-            plan.target,
-            self,
-            result,
-            key=key,
-            coords=coords,
-            settings=self.found(plan, result, key),
-            smc_stats=self.time_stats(plan, jax.device_get(result.state)),
+        draws, x = result.draws
+        split, settings = result.num_discard, self.found(plan, result, key)
+        return Posterior(
+            # compiled programs return the sites sorted by name; users expect the order of their program
+            draws={s.name: draws[s.name] for s in plan.target.sites if s.name in draws},
+            unconstrained=x,
+            stats={k: v[:, split:] for k, v in result.stats.items()},
+            warmup_stats={k: v[:, :split] for k, v in result.stats.items()},
+            bound=bound,
+            info=RunInfo.of(self, result, key=key, coords=coords, dtype=x.dtype, settings=settings),
+            smc_stats=dict(self.time_stats(plan, jax.device_get(result.state))),
         )
 
     @property
@@ -163,92 +156,26 @@ class ChainMethod[P: ChainPlan](Method):
 
         def run_program(key: Key, bound: BoundModel = bound) -> Posterior:
             plan = self.calibrated(template.at(bound), key)
+            kernel, data = plan.kernel, plan.data
             start = self.initial_points(template, None, num_chains, key)
-            last, (sites, unconstrained), stats = run_purely(
-                plan.kernel, plan.data, key, start, inputs, self.num_warmup, self.num_samples, num_chains
+            start_keys, keys = chain_keys(key, num_chains)
+            state = start_chains(kernel, data, start_keys, start)
+            warmup, kept = self.num_warmup, self.num_samples
+            last, draws, stats = run_steps(
+                kernel, data, keys, 0, warmup + kept, state, inputs, kept, discard=warmup
             )
-            info = RunInfo(self.name, fields_of(self), num_warmup=self.num_warmup)
-            by_time = self.time_stats(plan, last)
-            return Posterior(sites, unconstrained, stats, {}, bound, info, smc_stats=dict(by_time))
+            emitted = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))(data, draws)
+
+            def by_chain(x: Float[Array, "draw chain ..."]) -> Float[Array, "chain draw ..."]:
+                """Chain x draw; NaN in chains that found no initial point."""
+                x = jnp.swapaxes(x, 0, 1)
+                if not jnp.issubdtype(x.dtype, jnp.floating):
+                    return x
+                return jnp.where(state.started.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan)
+
+            (sites, unconstrained), stats = jax.tree_util.tree_map(by_chain, (emitted, stats))
+            info = RunInfo(self.name, fields_of(self), num_warmup=warmup)
+            by_time = dict(self.time_stats(plan, last))
+            return Posterior(sites, unconstrained, stats, {}, bound, info, smc_stats=by_time)
 
         return run_program
-
-
-def chain_posterior(
-    bound: BoundModel,
-    target: Target,
-    method: Method,
-    result: Run,
-    *,
-    key: Key,
-    coords: Mapping[str, Sequence[object]],
-    settings: Mapping[str, object] | None = None,
-    smc_stats: Stats | None = None,
-) -> Posterior:
-    """The posterior of a run of Markov chains whose draws are ``(values by site, unconstrained point)``.
-
-    Args:
-        bound: the model and its data.
-        target: the posterior, whose order of sites the draws take.
-        method: the method that ran.
-        result: of the driver.
-        key: of the run.
-        coords: as the user gave them.
-        settings: settings besides the method's fields.
-        smc_stats: statistics by time, chain x time.
-    """
-    draws, unconstrained = result.draws
-    split = result.num_discard
-    return Posterior(
-        # compiled programs return the sites sorted by name; users expect the order of their program
-        draws={s.name: draws[s.name] for s in target.sites if s.name in draws},
-        unconstrained=unconstrained,
-        stats={k: v[:, split:] for k, v in result.stats.items()},
-        warmup_stats={k: v[:, :split] for k, v in result.stats.items()},
-        bound=bound,
-        info=RunInfo.of(method, result, key=key, coords=coords, dtype=unconstrained.dtype, settings=settings),
-        smc_stats=dict(smc_stats or {}),
-    )
-
-
-def run_purely(
-    kernel: Kernel,
-    data: PyTree,
-    key: Key,
-    start: PyTree,
-    inputs: PyTree,
-    num_warmup: int,
-    num_samples: int,
-    num_chains: int,
-) -> tuple[PyTree, PyTree, dict[str, Shaped[Array, "chain draw ..."]]]:
-    """All steps of all chains as a pure function, which allows ``jit`` and ``vmap``.
-
-    Args:
-        kernel: its states have a field ``started``, which says whether the chain found an initial point.
-        data: for the kernel.
-        key: of the run.
-        start: initial points, with a leading chain axis.
-        inputs: of every step.
-        num_warmup: number of steps that are dropped.
-        num_samples: number of draws that are kept.
-        num_chains: number of chains.
-
-    Returns:
-        The last states; and what the kernel emits for every kept draw, and its statistics, chain x draw,
-        which are NaN in chains that found no initial point.
-    """
-    start_keys, keys = chain_keys(key, num_chains)
-    state = start_chains(kernel, data, start_keys, start)
-    total = num_warmup + num_samples
-    last, draws, stats = run_steps(
-        kernel, data, keys, 0, total, state, inputs, num_samples, discard=num_warmup
-    )
-    emitted = jax.vmap(jax.vmap(kernel.emit, (None, 0)), (None, 0))(data, draws)
-
-    def by_chain(x: Float[Array, "draw chain ..."]) -> Float[Array, "chain draw ..."]:
-        x = jnp.swapaxes(x, 0, 1)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        return jnp.where(state.started.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan)
-
-    return last, *jax.tree_util.tree_map(by_chain, (emitted, stats))

@@ -35,12 +35,8 @@ class InitialPoints(NamedTuple):
 def as_initial_points(target: Target, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
     """Turn ``init=`` into initial points.
 
-    Args:
-        target: the posterior.
-        init: None (uniform on (-2, 2) in unconstrained space), a radius, "prior", or a dictionary of
-            constrained values of the sites' shapes, or with a leading chain axis.
-        num_chains: number of chains.
-        key: for draws from the prior.
+    It is None (uniform on (-2, 2) in unconstrained space), a radius, "prior", or a dictionary of constrained
+    values of the sites' shapes, or with a leading chain axis.
 
     Raises:
         InitializationError, CapabilityError: if ``init`` does not fit the model.
@@ -67,15 +63,10 @@ def as_initial_points(target: Target, init: PyTree, num_chains: int, key: Key) -
 def best_initial_point(
     attempt: Callable[[Int[Array, ""]], tuple[Scalar, PyTree]], start: InitialPoints
 ) -> PyTree:
-    """The best of 16 initial points, or the first usable one where more of them are needed.
+    """The state of the largest score among 16 initial points of a chain, or the first usable one if none is.
 
-    Args:
-        attempt: ``number -> (score, state)``; a state has a field ``started``, which says whether its point
-            is usable.
-        start: of one chain; where it leaves no choice (radius 0), the first usable point is taken.
-
-    Returns:
-        The state with the largest score.
+    ``attempt`` makes of a try's number ``(score, state)``; ``state.started`` says whether its point is
+    usable. Where there is no choice (radius 0), the first usable point is taken.
     """
     wanted = jnp.where(start.radius > 0, _NUM_CANDIDATES, 1)
 

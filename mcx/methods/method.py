@@ -11,12 +11,16 @@ from mcx.model.check import refuse_data
 from mcx.model.compile import compile_model
 from mcx.ops.validation import Settings
 from mcx.results.advice import Advice
+from mcx.results.diagnose import diagnose
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 from mcx.target import Target
 from mcx.types import Key, PyTree
 
-__all__ = ["Method", "checked_target", "interrupted"]
+__all__ = ["Coords", "Method", "checked_target", "interrupted"]
+
+type Coords = Mapping[str, Sequence[object]]
+"""Labels of the results' dimensions, as the user gave them."""
 
 
 class Method(Settings):
@@ -33,20 +37,8 @@ class Method(Settings):
 
     default_chains: ClassVar[int] = 4
 
-    @property
-    def name(self) -> str:
-        """Name of the method."""
-        return type(self).__name__
-
     def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Key,
-        num_chains: int,
-        init: PyTree,
-        coords: Mapping[str, Sequence[object]],
-        **options: Any,
+        self, bound: BoundModel, *, key: Key, num_chains: int, init: PyTree, coords: Coords, **options: Any
     ) -> Posterior:
         """Draw from the posterior. Users call :func:`mcx.infer`, which checks the arguments and the result.
 
@@ -68,18 +60,17 @@ class Method(Settings):
         """What this method finds wrong with a finished run, worst first.
 
         What may go wrong in any run (an early stop, draws that are not finite, chains that disagree) is
-        diagnosed elsewhere, for all methods alike.
+        diagnosed for all methods alike, see :meth:`diagnose`.
         """
         return []
 
+    def diagnose(self, posterior: Posterior) -> list[Advice]:
+        """Everything that is wrong with a finished run of this method, worst first."""
+        return diagnose(posterior, self.advice(posterior))
+
 
 def checked_target(bound: BoundModel) -> Target:
-    """The compiled posterior of a model that has something to infer, once its data are checked.
-
-    Raises:
-        CapabilityError: if the model has no latent site.
-        DataError: if data are NaN or of a wrong kind.
-    """
+    """The compiled posterior of a model that has a latent site, once its data are checked."""
     target = compile_model(bound)
     refuse_data(target)
     if target.dim == 0:
@@ -90,10 +81,7 @@ def checked_target(bound: BoundModel) -> Target:
 
 
 def interrupted(method: str, during: str, result: Run, remedy: str = "") -> NoReturn:
-    """Raise because a run was interrupted before there were draws.
-
-    The error carries the driver's result as ``.result``.
-    """
+    """Raise because a run, ``error.result``, was interrupted before there were draws."""
     text = f"{method} was interrupted during its {during}; there are no draws yet"
     error = KeyboardInterrupt(text + (f". {remedy}" if remedy else ""))
     error.result = result  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, override
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import MethodError
-from mcx.methods.method import Method, interrupted
+from mcx.methods.method import Coords, Method, interrupted
 from mcx.model.bound import BoundModel
 from mcx.results.evidence import log_mean_evidence, replicate_log_weights
 from mcx.results.faults import FaultAdvice, raise_faults
@@ -22,7 +22,7 @@ from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
 from mcx.types import Array, Bool, Float, Key, PyTree, Stats
 
-__all__ = ["Cloud", "ReplicateMethod", "ReplicatePlan", "with_first"]
+__all__ = ["Cloud", "ReplicateMethod", "ReplicatePlan"]
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,11 @@ class ReplicateMethod[P: ReplicatePlan](Method):
 
     def log_evidence(self, state: PyTree) -> Float[Array, " chain"]:
         """Log evidence of each replicate, from its last state."""
-        found: Float[Array, " chain"] = jax.vmap(lambda s: s.log_evidence)(state)
-        return found
+        return jax.vmap(lambda s: s.log_evidence)(state)
 
     def lost(self, state: PyTree) -> Bool[Array, " chain"]:
         """Whether each replicate has no draws, by its last state."""
-        found: Bool[Array, " chain"] = jax.vmap(lambda s: s.collapsed)(state)
-        return found
+        return jax.vmap(lambda s: s.collapsed)(state)
 
     def finished(self, plan: P, result: Run) -> bool:
         """Whether all replicates came to their proper end."""
@@ -152,16 +150,12 @@ class ReplicateMethod[P: ReplicatePlan](Method):
 
     @override
     def infer(
-        self,
-        bound: BoundModel,
-        *,
-        key: Key,
-        num_chains: int,
-        init: PyTree,
-        coords: Mapping[str, Sequence[object]],
-        **options: Any,
+        self, bound: BoundModel, *, key: Key, num_chains: int, init: PyTree, coords: Coords, **options: Any
     ) -> Posterior:
-        self.refuse_init(init)
+        if init is not None:
+            raise MethodError(
+                f"{self.name} starts from a law, not from points", found="init=", remedy=self.start_advice
+            )
         plan = self.calibrated(self.plan(bound), key)
         first: list[Stats | None] = []
 
@@ -169,7 +163,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
             first.append(jax.device_get(self.first_stats(plan, state)))
 
         plan, result = self.execute(plan, key=key, num_chains=num_chains, on_start=on_start, **options)
-        stats = with_first(first[0], result.stats)
+        stats = _with_first(first[0], result.stats)
         if not stats:
             interrupted(self.name, "first stage", result)
         raise_faults(stats, self.particles, self.tolerance, self.fault_advice, result=result)
@@ -196,13 +190,6 @@ class ReplicateMethod[P: ReplicatePlan](Method):
             smc_stats=dict(self.stages(plan, result, cloud, stats)),
         )
 
-    def refuse_init(self, init: PyTree) -> None:
-        """Raise if there are initial points, as particles start from a law."""
-        if init is not None:
-            raise MethodError(
-                f"{self.name} starts from a law, not from points", found="init=", remedy=self.start_advice
-            )
-
     @override
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         template = self.plan(bound)
@@ -226,7 +213,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
         return run_program
 
 
-def with_first(first: Stats | None, later: Stats) -> dict[str, np.ndarray]:
+def _with_first(first: Stats | None, later: Stats) -> dict[str, np.ndarray]:
     """Statistics of all steps, chain x step: of the start, and of the steps that the driver took."""
     if first is None:
         return dict(later)

@@ -1,7 +1,6 @@
 """Everything that touches NumPyro's private parts, in one place; scans are in ``capture_scan.py`` beside it.
 
-The rest of mcx uses only what NumPyro documents; what these files rely on is pinned by
-``tests/test_numpyro_contract.py``, which runs on the lowest and on the newest supported release.
+What these files rely on is pinned by ``tests/test_numpyro_contract.py``.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from numpyro.distributions.distribution import Unit
 from numpyro.infer import util as infer_util
 
 from mcx.errors import ModelError
-from mcx.types import Key
+from mcx.types import Key, SiteValues
 
 __all__ = [
+    "Message",
     "SiteTrace",
     "StandIns",
     "SubmodelScope",
@@ -41,7 +41,11 @@ __all__ = [
     "unwrapped",
 ]
 
-SiteTrace = Mapping[str, dict[str, Any]]
+type Message = dict[str, Any]
+"""A site as NumPyro's effect handlers see it."""
+
+type SiteTrace = Mapping[str, Message]
+"""Recorded sites, by name."""
 
 _JACOBIAN = "jacobian"  # infer["mcx_kind"] of the factors that hold log Jacobians
 
@@ -64,7 +68,7 @@ def scope_prefix() -> str:
     return "".join(f"{h.prefix}{h.divider}" for h in scopes)
 
 
-def is_factor(site: Mapping[str, Any]) -> bool:
+def is_factor(site: Message) -> bool:
     """Whether a site is a ``factor`` statement (NumPyro writes it as an observed ``Unit``)."""
     return isinstance(unwrapped(site["fn"]), Unit)
 
@@ -74,18 +78,15 @@ def is_improper(fn: Distribution) -> bool:
     return isinstance(unwrapped(fn), dist.ImproperUniform)
 
 
-def is_jacobian(site: Mapping[str, Any]) -> bool:
-    """Whether a replayed site is the log Jacobian of a latent site's bijection.
-
-    A mark says so, not the name, because scopes put their prefix before the name a second time.
-    """
+def is_jacobian(site: Message) -> bool:
+    """Whether a replayed site is the log Jacobian of a latent site's bijection; it has a mark."""
     return site["infer"].get("mcx_kind") == _JACOBIAN
 
 
 class _DefaultKey(primitives.Messenger):
     """Give ``numpyro.prng_key()`` a fixed key where nothing seeds the model, as NumPyro's own MCMC does."""
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         # a seed handler further in has put its key into the message by now
         if msg["type"] == "prng_key" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
             msg["value"] = jax.random.key(0)
@@ -96,13 +97,13 @@ class _Recorder(primitives.Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sites: dict[str, dict[str, Any]] = {}
+        self.sites: dict[str, Message] = {}
         self.duplicates: list[str] = []
         self.clashes: list[str] = []  # names of both a plate and a site
         self.scanned: set[str] = set()  # names of the sites in bodies of scans
         self._after_scan = False  # whether sites that are repeated now come from a scan, not a cond
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "control_flow":
             self._after_scan = is_scan(msg)
         if "name" not in msg or msg["type"] in ("control_flow", "prng_key", "inspect"):
@@ -139,8 +140,8 @@ def record(
     fn: Callable[[], Any],
     *,
     key: jax.Array | None = None,
-    values: Mapping[str, Any] | None = None,
-    substitute_fn: Callable[[dict[str, Any]], Any] | None = None,
+    values: SiteValues | None = None,
+    substitute_fn: Callable[[Message], Array | None] | None = None,
     resample_observed: bool = False,
 ) -> _Recorder:
     """Run a program once and record its sites.
@@ -169,12 +170,11 @@ def record(
 class _Uncondition(numpyro.handlers.uncondition):
     """``numpyro.handlers.uncondition`` that reaches into scans and draws values of the observed shape.
 
-    Inside a scan the carry has to see the draw, so conditions on the scan's sites are lifted as well. Several
-    observed values of one distribution, outside of any plate, become as many independent draws. Factors have
-    nothing to draw and are left alone.
+    Conditions on a scan's sites are lifted as well, as the carry has to see the draw. Several observed values
+    of one distribution, outside of any plate, become as many independent draws. Factors are left alone.
     """
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         if msg["type"] == "control_flow":
             _enter_bodies(msg, _Uncondition)
             stack = msg["kwargs"]["substitute_stack"]
@@ -188,13 +188,12 @@ class _Uncondition(numpyro.handlers.uncondition):
 
 
 class SubmodelScope(numpyro.handlers.scope):
-    """``numpyro.handlers.scope`` that names the sites inside scans too.
+    """``numpyro.handlers.scope`` that names the sites inside scans too, while the scan runs.
 
-    Handlers further out look these up by full name while the scan runs, so a prefix put before them
-    afterwards, as NumPyro's scope does, comes too late: their values would never arrive.
+    Handlers further out look them up by full name: a prefix put before them afterwards comes too late.
     """
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         """Put the prefix before the names of a message."""
         if msg["type"] == "control_flow":
             _enter_bodies(msg, partial(SubmodelScope, prefix=self.prefix, divider=self.divider))
@@ -202,7 +201,7 @@ class SubmodelScope(numpyro.handlers.scope):
             super().process_message(msg)
 
 
-def _enter_bodies(msg: dict[str, Any], handler: Callable[[Any], Any]) -> None:
+def _enter_bodies(msg: Message, handler: Callable[[Any], Any]) -> None:
     """Apply a handler to the function of a ``scan`` message, or to the two of a ``cond`` message."""
     args = list(msg["args"])
     for i in (0,) if is_scan(msg) else (1, 2):
@@ -213,7 +212,7 @@ def _enter_bodies(msg: dict[str, Any], handler: Callable[[Any], Any]) -> None:
 class StandIns(primitives.Messenger):
     """Stand-ins for missing densities: numbers that depend on everything that a density would depend on."""
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         """Replace a distribution that has no density."""
         if msg["type"] == "sample" and getattr(unwrapped(msg["fn"]), "no_density", ""):
             msg["fn"] = _StandIn(msg["fn"])
@@ -245,37 +244,30 @@ def unwrapped(fn: Distribution) -> Distribution:
     return fn
 
 
-def is_scan(msg: Mapping[str, Any]) -> bool:
+def is_scan(msg: Message) -> bool:
     """Whether a ``control_flow`` message is that of a scan: its first argument is the body."""
     return callable(msg["args"][0])
 
 
-def _is_done(msg: Mapping[str, Any]) -> bool:
+def _is_done(msg: Message) -> bool:
     """Whether a message only repeats a site that ran inside a scan or cond, for handlers outside."""
     return bool(msg.get("_control_flow_done"))
 
 
 def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
-    """Run a program at an unconstrained point.
-
-    Bijections are rebuilt at every replay, so supports may depend on other sites' values. Log Jacobians
-    appear as factors, see :func:`is_jacobian`.
-    """
+    """Run a program at an unconstrained point; log Jacobians appear as factors, see :func:`is_jacobian`."""
     with _recording() as recorder:
         numpyro.handlers.substitute(fn, substitute_fn=partial(_constrain_site, z))()
     return recorder.sites
 
 
-def _constrain_site(z: Mapping[str, Any], site: dict[str, Any]) -> Array | None:
+def _constrain_site(z: Mapping[str, Any], site: Message) -> Array | None:
     with numpyro.handlers.infer_config(config_fn=lambda _: {"mcx_kind": _JACOBIAN}):
         return infer_util._unconstrain_reparam(z, site)
 
 
-def unconstrained_prototype(site: dict[str, Any]) -> Array | None:
-    """Value of a continuous latent site at the origin of unconstrained space (None for other sites).
-
-    Cheaper to trace than a prior draw, and defined for improper sites too.
-    """
+def unconstrained_prototype(site: Message) -> Array | None:
+    """Value of a continuous latent site at the origin of unconstrained space; None for other sites."""
     if site["type"] != "sample" or site["is_observed"] or site["fn"].support is None:
         return None
     fn = site["fn"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,14 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mcx.errors import (
-    BroadcastError,
-    DataError,
-    InitializationError,
-    ModelError,
-    SiteNameError,
-    SupportError,
-)
+from mcx.errors import BroadcastError, DataError, InitializationError, ModelError, SiteNameError, SupportError
 from mcx.model.compile import compile_model
 from mcx.model.density import capability_error
 from mcx.model.path_law import Emission
@@ -77,8 +69,7 @@ def check(bound: BoundProgram, key: Key) -> Report:
         return Report((error,))
     problems = list(static_problems(target.sites))
     notes = _notes(target)
-    unfit = capability_error(target.sites)
-    if unfit is not None:
+    if unfit := capability_error(target.sites):
         notes.append(f"methods on unconstrained space cannot take this model: {unfit}")
         return Report(tuple(problems), tuple(notes))
     trial = _Trial.run(target, key)
@@ -124,11 +115,7 @@ def _name_problems(site: Site, dims: set[str]) -> Iterator[ModelError]:
 
 
 def _broadcast_problems(site: Site) -> Iterator[ModelError]:
-    """Find a value that broadcasting repeats along an axis that no plate declares.
-
-    Scoring one value several times is legal where a plate says so, and only if the value does not at the
-    same time stretch the distribution along another axis.
-    """
+    """Find a value that broadcasting repeats along an axis that no plate declares."""
     batch, terms = site.batch_shape, site.terms_shape
     value = site.shape[: len(site.shape) - len(site.event_shape)]
     declared = {dim for _, dim, _ in site.plates}
@@ -188,18 +175,17 @@ class _Trial:
     def data_problems(self, sites: SiteTable) -> list[ModelError]:
         problems: list[ModelError] = []
         for name, count in self.missing.items():
-            if count:
-                if sites[name].markov:
-                    problems.append(
-                        DataError(
-                            f"{count} observed vectors are missing in part",
-                            site=name,
-                            expected="vectors that are missing as a whole, or independent components",
-                            remedy="write independent components with .to_event(1) or batch shape; for "
-                            "dependent ones set the whole vector to NaN",
-                        )
+            if count and sites[name].markov:
+                problems.append(
+                    DataError(
+                        f"{count} observed vectors are missing in part",
+                        site=name,
+                        expected="vectors that are missing as a whole, or independent components",
+                        remedy="write independent components with .to_event(1) or batch shape; for "
+                        "dependent ones set the whole vector to NaN",
                     )
-                    continue
+                )
+            elif count:
                 problems.append(
                     DataError(
                         f"{count} of the observed values are NaN",
@@ -243,17 +229,15 @@ class _Trial:
 
 @jax.jit
 def _evaluate(target: Target, positions: Array) -> PyTree:
-    return jax.vmap(partial(_evaluate_one, target))(positions)
+    def one(position: Vector) -> PyTree:
+        value, gradient = jax.value_and_grad(lambda x: target.log_density(target.unravel(x)))(position)
+        z = target.unravel(position)
+        terms = {**target.prior_terms(z), **target.pointwise(z)}
+        log_prob = {name: jnp.sum(term) for name, term in terms.items()}
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+        return log_prob, target.unravel(gradient), *_observed_flags(target, z), finite
 
-
-def _evaluate_one(target: Target, position: Vector) -> PyTree:
-    value, gradient = jax.value_and_grad(lambda x: target.log_density(target.unravel(x)))(position)
-    z = target.unravel(position)
-    terms = {**target.prior_terms(z), **target.pointwise(z)}
-    log_prob = {name: jnp.sum(term) for name, term in terms.items()}
-    supported, missing = _observed_flags(target, z)
-    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
-    return log_prob, target.unravel(gradient), supported, missing, finite
+    return jax.vmap(one)(positions)
 
 
 def _observed_flags(target: Target, z: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -285,19 +269,14 @@ def _no_start(trial: _Trial, sites: SiteTable) -> InitializationError:
 
 def refuse_data(target: Target) -> None:
     """Raise if the model has no density, or if there is a mistake in its structure."""
-    unfit = capability_error(target.sites)
-    if unfit is not None:
+    if unfit := capability_error(target.sites):
         raise unfit
     for problem in static_problems(target.sites):
         raise problem
 
 
 def refuse_unsupported(target: Target, positions: Array) -> None:
-    """Raise if observed values lie outside of their support at every starting point.
-
-    Several densities are finite outside of their support (a half-normal at -1), so nothing else would show
-    it.
-    """
+    """Raise if observed values lie outside of their support at every point, where densities may be finite."""
     if all(s.support in ("real", "real_vector") for s in target.sites.of_kind("observed")):
         return
     supported, _ = jax.device_get(_flags(target, positions))
@@ -307,10 +286,7 @@ def refuse_unsupported(target: Target, positions: Array) -> None:
 
 
 def refuse_observations(target: Target, positions: Array) -> None:
-    """Raise if observed values are missing, or outside of their support at all of these points.
-
-    Needs no density of the latent sites.
-    """
+    """Raise if observed values are missing or unsupported at all points; needs no density of latent sites."""
     supported, missing = jax.device_get(_flags(target, positions))
     trial = _Trial({}, {}, supported, {k: int(v[0]) for k, v in missing.items()}, np.zeros(0, bool))
     for problem in trial.data_problems(target.sites):

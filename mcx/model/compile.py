@@ -1,8 +1,4 @@
-"""Compile a bound model to a :class:`~mcx.target.Target`.
-
-The model's structure is read once, abstractly (no arithmetic runs); the functions close over nothing
-but the program, and take the data as an argument.
-"""
+"""Compile a bound model to a :class:`~mcx.target.Target`: its structure is read once, abstractly."""
 
 from __future__ import annotations
 
@@ -19,6 +15,7 @@ from jax import Array
 
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
+from mcx.model.capture import Message
 from mcx.model.density import (
     density_error,
     sample_sites,
@@ -33,7 +30,7 @@ from mcx.ops.fingerprint import of_code
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
-from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar, SiteValues
 
 __all__ = [
     "compile_model",
@@ -68,13 +65,7 @@ class _Compiled:
 
 
 def compile_model(bound: BoundProgram) -> Target:
-    """Compile a bound model.
-
-    Args:
-        bound: the model with its data.
-
-    Returns:
-        A target; models of one structure share its functions, so programs built on them are reused.
+    """Compile a bound model to a target; models of one structure share its functions.
 
     Raises:
         DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.
@@ -149,7 +140,7 @@ def _data(bound: BoundProgram, compiled: _Compiled) -> PyTree:
     return () if compiled.closed is not None else bound
 
 
-def _simulate(run: Callable[[Any], Any], data: PyTree, key: Key, values: Mapping[str, Any]) -> dict[str, Any]:
+def _simulate(run: Callable[[Any], Any], data: PyTree, key: Key, values: SiteValues) -> dict[str, Array]:
     recorder = capture.record(run(data), key=key, values=values, resample_observed=True)
     return {
         name: jnp.asarray(s["value"])
@@ -181,25 +172,24 @@ def refuse_improper(sites: SiteTable, verb: str) -> None:
             )
 
 
-def _log_joint(run: Callable[[Any], Any], data: PyTree, values: Mapping[str, Any]) -> Scalar:
+def _log_joint(run: Callable[[Any], Any], data: PyTree, values: SiteValues) -> Scalar:
     recorder = capture.record(run(data), values=values)
     return total([jnp.sum(_term(s)) for s in sample_sites(recorder.sites)])
 
 
-def _term(site: Mapping[str, Any]) -> Array:
+def _term(site: Message) -> Array:
     """Log density of a site; where it has none, the number that stands in for it."""
     fn = capture.unwrapped(site["fn"])
     return fn.stand_in(site["value"]) if getattr(fn, "no_density", "") else site_log_prob(site)
 
 
-def log_density(bound: BoundProgram, values: Mapping[str, Any]) -> jax.Array:
+def log_density(bound: BoundProgram, values: SiteValues) -> jax.Array:
     """Log joint density at constrained values. See :meth:`BoundModel.log_density`."""
     compiled = _compiled(bound)
     for site in compiled.sites.of_kind("plate"):
         if site.subsample_size is not None:
             raise subsampling_error(site)
-    unfit = density_error(compiled.sites)
-    if unfit is not None:
+    if unfit := density_error(compiled.sites):
         raise unfit
     latent = [s.name for s in compiled.sites.of_kind("latent", "discrete")]
     missing = [name for name in latent if name not in values]
@@ -223,13 +213,13 @@ def fingerprint_model(bound: BoundProgram) -> str:
     return of_code(jax.make_jaxpr(compiled.log_joint)(_data(bound, compiled), values))
 
 
-def observed_values(bound: BoundProgram) -> dict[str, Any]:
+def observed_values(bound: BoundProgram) -> dict[str, Array]:
     """Values of the observed sites by name, with the shapes that the model gives them."""
     compiled = _compiled(bound)
     found = compiled.observed(_data(bound, compiled))
     return {s.name: found[s.name] for s in compiled.sites if s.name in found}
 
 
-def _observed(run: Callable[[Any], Any], names: frozenset[str], data: PyTree) -> dict[str, Any]:
+def _observed(run: Callable[[Any], Any], names: frozenset[str], data: PyTree) -> dict[str, Array]:
     recorder = capture.record(run(data), key=jax.random.key(0), substitute_fn=capture.unconstrained_prototype)
     return {name: jnp.asarray(recorder.sites[name]["value"]) for name in names}

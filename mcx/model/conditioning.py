@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro
+from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError
@@ -23,17 +24,10 @@ _CACHE: LRUCache[tuple[Any, ...]] = LRUCache()
 
 
 def condition_target(target: Target, names: tuple[str, ...], hidden: tuple[str, ...] = ()) -> Target:
-    """The joint density as a function of the other sites.
+    """The joint density as a function of the other sites, without the densities of ``hidden`` ones.
 
-    Args:
-        target: the whole posterior.
-        names: latent sites to condition on, discrete ones too.
-        hidden: sites whose densities are left out; they may be observed or conditioned on, such as those of a
-            Markov block whose likelihood is known in another way.
-
-    Returns:
-        A target whose data are ``(the target's data, {site: constrained value})``, with values that are
-        placeholders; :meth:`Target.with_data` puts in others. Equal arguments share their functions.
+    The target's data are ``(the target's data, {site: constrained value})``, with values that are
+    placeholders; :meth:`Target.with_data` puts in others. Equal arguments share their functions.
 
     Raises:
         CapabilityError: if the support of another site depends on one of these, because its unconstrained
@@ -49,7 +43,7 @@ def condition_target(target: Target, names: tuple[str, ...], hidden: tuple[str, 
     return Target(data, *_CACHE.get((target.functions, names, hidden), make))
 
 
-def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Any]:
+def placeholders(sites: SiteTable, names: tuple[str, ...]) -> dict[str, Array]:
     """Zeros of the sites' shapes and dtypes."""
     return {name: jnp.zeros(sites[name].shape, sites[name].dtype) for name in names}
 
@@ -92,7 +86,7 @@ def _refuse_moving_supports(target: Target) -> None:
     z = {name: jnp.zeros(shape) for name, shape in target.shapes}
     model, values = target.data
 
-    def constrained(**values: PyTree) -> dict[str, Any]:
+    def constrained(**values: PyTree) -> dict[str, Array]:
         found = target.functions.constrain((model, values), z)
         return {name: found[name] for name in free}
 

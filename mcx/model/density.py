@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax import Array
 
 from mcx.errors import CapabilityError
 from mcx.model import capture
+from mcx.model.capture import Message
 from mcx.model.support import log_prob_in_support
 from mcx.sites import Site, SiteTable
 from mcx.target import LogParts, TargetFunctions
@@ -29,12 +30,7 @@ __all__ = [
 
 
 def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) -> TargetFunctions:
-    """Densities and transforms of a program.
-
-    Args:
-        run: ``data -> program``, a function without arguments.
-        sites: the program's sites.
-    """
+    """Densities and transforms of ``run(data)``, a program with these sites."""
     latent = tuple(s.name for s in sites.of_kind("latent"))
     refuse, no_density = space_error(sites), density_error(sites)
 
@@ -48,7 +44,7 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
             raise no_density
         return replayed(data, z)
 
-    def in_prior(site: Mapping[str, Any]) -> bool:
+    def in_prior(site: Message) -> bool:
         return (
             not site["is_observed"]
             or capture.is_jacobian(site)
@@ -62,32 +58,27 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
             (prior if in_prior(site) else likelihood).append(jnp.sum(site_log_prob(site)))
         return LogParts(total(prior), total(likelihood))
 
-    def constrain(data: PyTree, z: PyTree) -> dict[str, Any]:
+    def constrain(data: PyTree, z: PyTree) -> dict[str, Array]:
         trace = replayed(data, z)
         kept = {*latent, *(s.name for s in sites.of_kind("deterministic"))}
         return {name: jnp.asarray(trace[name]["value"]) for name in trace if name in kept}
 
-    def unconstrain(data: PyTree, values: PyTree) -> dict[str, Any]:
-        recorder = capture.record(run(data), values=values)
-        return {
-            name: dist.biject_to(recorder.sites[name]["fn"].support).inv(recorder.sites[name]["value"])
-            for name in latent
-        }
+    def inverted(trace: capture.SiteTrace) -> dict[str, Array]:
+        return {n: dist.biject_to(trace[n]["fn"].support).inv(trace[n]["value"]) for n in latent}
 
-    def pointwise(data: PyTree, z: PyTree) -> dict[str, Any]:
+    def unconstrain(data: PyTree, values: PyTree) -> dict[str, Array]:
+        return inverted(capture.record(run(data), values=values).sites)
+
+    def pointwise(data: PyTree, z: PyTree) -> dict[str, Array]:
         return {s["name"]: site_log_prob(s) for s in sample_sites(replayed(data, z)) if not in_prior(s)}
 
-    def prior_terms(data: PyTree, z: PyTree) -> dict[str, Any]:
+    def prior_terms(data: PyTree, z: PyTree) -> dict[str, Array]:
         trace = with_densities(data, z)
         terms = (s for s in sample_sites(trace) if in_prior(s) and not capture.is_jacobian(s))
         return {s["name"]: site_log_prob(s) for s in terms}
 
-    def sample_prior(data: PyTree, key: Key) -> dict[str, Any]:
-        recorder = capture.record(run(data), key=key)
-        return {
-            name: dist.biject_to(recorder.sites[name]["fn"].support).inv(recorder.sites[name]["value"])
-            for name in latent
-        }
+    def sample_prior(data: PyTree, key: Key) -> dict[str, Array]:
+        return inverted(capture.record(run(data), key=key).sites)
 
     proper = not any(
         s.improper or (s.kind == "latent" and s.weighted) or (s.kind == "factor" and not s.likelihood)
@@ -105,12 +96,12 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
     )
 
 
-def sample_sites(trace: capture.SiteTrace) -> list[dict[str, Any]]:
+def sample_sites(trace: capture.SiteTrace) -> list[Message]:
     """The sample sites of a recorded run, factors included."""
     return [site for site in trace.values() if site["type"] == "sample"]
 
 
-def site_log_prob(site: Mapping[str, Any]) -> Array:
+def site_log_prob(site: Message) -> Array:
     """Log density of a recorded site, one entry an independent draw; its scale is applied."""
     fn, value, scale = site["fn"], site["value"], site["scale"]
     intermediates = site["intermediates"]

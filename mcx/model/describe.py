@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpyro.distributions import Distribution
 
 from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
+from mcx.model.capture import Message
 from mcx.model.path_law import Emission, PathComponent
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
@@ -25,11 +25,7 @@ __all__ = ["describe"]
 
 
 def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
-    """Read the sites of a model without running its arithmetic.
-
-    Args:
-        bound: the model with its data.
-        concrete: close over the data instead of tracing it, for models that look at its values.
+    """Read the sites of a model without running its arithmetic; ``concrete`` closes over its data.
 
     Raises:
         DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.
@@ -78,7 +74,7 @@ def _with_time(sites: list[Site]) -> tuple[Site, ...]:
     return tuple(named)
 
 
-def _site(msg: dict[str, Any]) -> Site | None:
+def _site(msg: Message) -> Site | None:
     kind, name = msg["type"], msg["name"]
     if kind == "plate":
         size, subsample = msg["args"][0], msg["args"][1]
@@ -103,7 +99,7 @@ def _site(msg: dict[str, Any]) -> Site | None:
     return _sample_site(msg)
 
 
-def _sample_site(msg: dict[str, Any]) -> Site:
+def _sample_site(msg: Message) -> Site:
     name, fn, value = msg["name"], msg["fn"], msg["value"]
     batch, event, shape = tuple(fn.batch_shape), tuple(fn.event_shape), tuple(jnp.shape(value))
     plates, weighted = _plates(msg), _weighted(msg)
@@ -123,7 +119,7 @@ def _sample_site(msg: dict[str, Any]) -> Site:
             plates=plates,
         )
     common: dict[str, Any] = {
-        "distribution": _distribution_name(fn),
+        "distribution": distribution_name(fn),
         "batch_shape": batch,
         "event_shape": event,
         "shape": shape,
@@ -150,12 +146,6 @@ def _sample_site(msg: dict[str, Any]) -> Site:
     return Site(name, "latent", **common, unconstrained_shape=unconstrained, improper=capture.is_improper(fn))
 
 
-def _distribution_name(fn: Distribution) -> str:
-    if isinstance(fn, PathComponent):
-        return f"Markov({distribution_name(fn.law.start[fn.component])})"
-    return distribution_name(fn.first if isinstance(fn, Emission) else fn)
-
-
 def _terms_shape(name: str, fn: Distribution, value: Array) -> tuple[int, ...]:
     try:
         return tuple(jnp.shape(fn.log_prob(value)))
@@ -169,7 +159,7 @@ def _terms_shape(name: str, fn: Distribution, value: Array) -> tuple[int, ...]:
         ) from error
 
 
-def _weighted(msg: Mapping[str, Any]) -> bool:
+def _weighted(msg: Message) -> bool:
     fn, scale = msg["fn"], msg["scale"]
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
@@ -177,7 +167,7 @@ def _weighted(msg: Mapping[str, Any]) -> bool:
     return isinstance(fn, dist.MaskedDistribution) or not (scale is None or constant_one)
 
 
-def _plates(msg: Mapping[str, Any]) -> tuple[tuple[str, int, int], ...]:
+def _plates(msg: Message) -> tuple[tuple[str, int, int], ...]:
     frames = msg.get("cond_indep_stack") or ()
     return tuple((f.name, f.dim, f.size) for f in frames)
 
@@ -199,7 +189,9 @@ def _dtype(value: Array) -> str:
 
 def distribution_name(fn: Distribution) -> str:
     """Readable name of a distribution, wrappers peeled off."""
-    return type(capture.unwrapped(fn)).__name__
+    if isinstance(fn, PathComponent):
+        return f"Markov({distribution_name(fn.law.start[fn.component])})"
+    return type(capture.unwrapped(fn.first if isinstance(fn, Emission) else fn)).__name__
 
 
 def constraint_name(constraint: Any) -> str:

@@ -1,8 +1,7 @@
 """The law of a Markov chain's path, and of its emissions, as NumPyro distributions.
 
-To NumPyro a Markov block is one latent site for every component of the state, whose value is a path, and one
-observed site for every emission. Components of a structured state share one law: they are drawn together, and
-the density of one is conditional on the values of the others.
+Components of a structured state share one law: they are drawn together, and the density of one is conditional
+on the values of the others.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ __all__ = [
     "missing_filled",
 ]
 
-Laws = Callable[..., dict[str, Any]]
+type Laws = Callable[..., dict[str, Distribution]]
 
 
 def components(laws: Distribution | dict[str, Distribution]) -> dict[str, Any]:
@@ -48,12 +47,12 @@ def bare(values: dict[str, Any]) -> PyTree:
     return values[""] if "" in values else values
 
 
-def draw_components(particle_key: ParticleKey, laws: dict[str, Any]) -> dict[str, Any]:
+def draw_components(particle_key: ParticleKey, laws: dict[str, Distribution]) -> dict[str, Array]:
     """Draw every component; they are independent given the past."""
     return {name: draw(of_site(particle_key, i), law) for i, (name, law) in enumerate(laws.items())}
 
 
-def log_density(laws: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def log_density(laws: dict[str, Distribution], values: dict[str, Array]) -> dict[str, Array]:
     """Log density of every component, summed to a scalar each."""
     return {name: jnp.sum(log_prob_in_support(law, values[name])) for name, law in laws.items()}
 
@@ -64,10 +63,7 @@ class PathLaw:
 
     Attributes:
         name: of the Markov block, for errors.
-        initial: ``u_0 -> {component: distribution}``.
-        transition: ``(x_prev, u) -> {component: distribution}``.
         inputs: pytree with a leading axis of ``length``, or None.
-        length: T.
         values: paths by component, filled in as the sites get their values; densities need all of them.
         drawn: paths that were drawn together, until a component gets another value.
     """
@@ -77,8 +73,8 @@ class PathLaw:
     transition: Laws
     inputs: PyTree
     length: int
-    values: dict[str, Any] = field(default_factory=dict)
-    drawn: dict[str, Any] | None = None
+    values: dict[str, Array] = field(default_factory=dict)
+    drawn: dict[str, Array] | None = None
 
     def __post_init__(self) -> None:
         self.first_input = jax.tree_util.tree_map(lambda x: x[0], self.inputs)
@@ -120,7 +116,7 @@ class PathLaw:
                     remedy="write the state so that its support is the same at all times",
                 )
 
-    def sample(self, key: Key) -> dict[str, Any]:
+    def sample(self, key: Key) -> dict[str, Array]:
         """Draw all paths, (T, ...) each, forwards in time; those in ``values`` stay as they are."""
         key_start, key_run = jax.random.split(key)
         one = jnp.zeros((), jnp.int32)
@@ -129,7 +125,7 @@ class PathLaw:
             draw_components(ParticleKey(key_start, one), self.start), {k: v[0] for k, v in fixed.items()}
         )
 
-        def step(x: dict[str, Any], inputs: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+        def step(x: dict[str, Array], inputs: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
             t, u, known = inputs
             particle_key = ParticleKey(jax.random.fold_in(key_run, t), one)
             x = self._cast(draw_components(particle_key, self.transition(bare(x), u)), known)
@@ -140,7 +136,7 @@ class PathLaw:
         _, later = jax.lax.scan(step, x0, (times, self.later_inputs, later_fixed))
         return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
-    def _cast(self, x: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:
+    def _cast(self, x: dict[str, Array], fixed: dict[str, Array]) -> dict[str, Any]:
         return {k: v.astype(self.shapes[k].dtype) for k, v in (x | fixed).items()}
 
     def draw(self, key: Key, component: str) -> Array:
@@ -155,11 +151,8 @@ class PathLaw:
         if self.drawn is not None and self.drawn[component] is not path:
             self.drawn = None
 
-    def log_prob(self, component: str, values: dict[str, Any]) -> Array:
-        """Log density of one component's path given those of the others; they add up to the joint one.
-
-        Vectorised over time: no scan, so gradients are cheap.
-        """
+    def log_prob(self, component: str, values: dict[str, Array]) -> Array:
+        """Log density of one component's path given those of the others, vectorised over time."""
         first = jax.tree_util.tree_map(lambda x: x[0], values)
         before = jax.tree_util.tree_map(lambda x: x[:-1], values)
         after = jax.tree_util.tree_map(lambda x: x[1:], values)
@@ -172,11 +165,7 @@ class PathLaw:
 
 
 class PathComponent(dist.Distribution):
-    """The path of one component of a Markov block's state; event shape (T, ...).
-
-    ``log_prob`` is conditional on the other components' paths, those in ``law.values`` at the time of the
-    call.
-    """
+    """The path of one component of a state, conditional on those in ``law.values``; event shape (T, ...)."""
 
     arg_constraints: dict[str, Any] = {}
     checks_support = True
@@ -218,7 +207,7 @@ class Emission(dist.Distribution):
     checks_support = True
 
     def __init__(
-        self, laws: Laws, key: str, path: dict[str, Any], inputs: PyTree, missing: Array | None = None
+        self, laws: Laws, key: str, path: dict[str, Array], inputs: PyTree, missing: Array | None = None
     ) -> None:
         self.laws, self.key, self.path, self.inputs, self.missing = laws, key, path, inputs, missing
         x0, u0 = jax.tree_util.tree_map(lambda x: x[0], (path, inputs))
@@ -270,14 +259,8 @@ class Emission(dist.Distribution):
 def masked_log_prob(law: Distribution, y: Array, missing: Array | None = None) -> Array:
     """Log density of one time's observation, of the law's batch shape; 0 where it is missing.
 
-    Args:
-        law: its distribution.
-        y: value; NaN is missing.
-        missing: mask of ``y``'s shape or of the law's batch shape, for integers; or None.
-
-    Returns:
-        Log densities. A vector that is missing in part is summed over those of its independent components
-        that were observed; with dependent components it is NaN (checked beforehand where data are known).
+    A vector that is missing in part is summed over those of its independent components that were observed;
+    with dependent components it is NaN (checked beforehand where data are known).
     """
     gone, filled = missing_filled(law, y, missing)
     return _log_prob(law, filled, gone)

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import jax
 import numpyro
-from numpyro import deterministic
 from numpyro.distributions.distribution import Unit
 
 from mcx.errors import ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.capture import SubmodelScope, inside_model
+from mcx.types import PyTree
 
 __all__ = ["FACTOR_KINDS", "deterministic", "factor", "plate", "sample"]
 
@@ -85,6 +85,19 @@ class plate(numpyro.plate):
                 remedy="leave the plate out where there is nothing in it: if len(y): ...",
             )
         super().__init__(name, size, subsample_size, dim)
+
+
+def deterministic(name: str, value: PyTree) -> PyTree:
+    """Keep a value that follows from others among the draws.
+
+    Args:
+        name: name of the site; unique within the model, without "/".
+        value: an array, of any shape.
+
+    Returns:
+        The value.
+    """
+    return numpyro.deterministic(name, value)
 
 
 def factor(name: str, value: Any, kind: Literal["likelihood", "prior"] = "likelihood") -> None:

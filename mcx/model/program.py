@@ -46,10 +46,7 @@ def _as_data(leaf: Any) -> Any | None:
 
 @jax.tree_util.register_pytree_node_class
 class BoundProgram:
-    """A NumPyro program with its arguments. A pytree: array arguments are leaves, the rest is static.
-
-    Users see :class:`mcx.BoundModel`, which adds what can be done with one.
-    """
+    """A NumPyro program with its arguments, a pytree: array arguments are leaves, the rest is static."""
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from numpyro.infer.inspect import get_dependencies
 
@@ -16,15 +17,44 @@ from mcx.sites import Site
 __all__ = ["render"]
 
 
+class _Language(NamedTuple):
+    """What diagrams consist of: formats of an identifier and a title, or of an edge's ends."""
+
+    head: str
+    plate: str
+    latent: str
+    observed: str
+    end: str
+    edge: str
+    tail: tuple[str, ...]
+    escape: dict[int, str]
+
+
+_DOT_NODE = '{{0}} [label="{{1}}" style=filled fillcolor={}];'
+_LANGUAGES = {
+    "mermaid": _Language(
+        "graph TD", 'subgraph {}["{}"]', '{}(["{}"])', '{}["{}"]', "end", "{} --> {}", (),
+        str.maketrans({'"': "#quot;"}),
+    ),
+    "dot": _Language(
+        "digraph {", 'subgraph cluster_{} {{ label="{}";', _DOT_NODE.format("white"),
+        _DOT_NODE.format("lightgrey"), "}", "{} -> {};", ("}",),
+        str.maketrans({"\\": r"\\", '"': r"\""}),
+    ),
+}  # fmt: skip
+
+
 def render(bound: BoundProgram, format: str) -> str:
     """See :meth:`BoundModel.render`."""
+    if format not in tuple(_LANGUAGES):
+        raise MethodError("unknown diagram format", expected='"mermaid" or "dot"', found=repr(format))
+    language = _LANGUAGES[format]
     target = compile_model(bound)
     sites = target.sites
     shown = sites.of_kind("latent", "discrete", "observed")
     names = [s.name for s in shown]
-    program = (
-        target.data if isinstance(target.data, BoundProgram) else bound
-    )  # with JAX's arrays, if it can be
+    # with JAX's arrays, if it can be
+    program = target.data if isinstance(target.data, BoundProgram) else bound
 
     def run() -> None:
         with StandIns():
@@ -39,11 +69,19 @@ def render(bound: BoundProgram, format: str) -> str:
     sizes = {name: size for s in shown for name, _, size in s.plates}  # those inside of scans, too
     sizes |= {s.name: s.size or 0 for s in sites.of_kind("plate")}
     identifiers = _identifiers([*names, *sizes])
-    if format == "mermaid":
-        return _mermaid(groups, edges, sizes, identifiers)
-    if format == "dot":
-        return _dot(groups, edges, sizes, identifiers)
-    raise MethodError("unknown diagram format", expected='"mermaid" or "dot"', found=repr(format))
+    lines = []
+    for plates, members in groups.items():
+        for depth, plate in enumerate(plates):
+            label = "_".join(identifiers[p] for p in plates[: depth + 1])
+            title = f"{plate.translate(language.escape)} ({sizes[plate]})"
+            lines.append(language.plate.format(label, title))
+        for s in members:
+            node = language.observed if s.kind == "observed" else language.latent
+            title = f"{s.name.translate(language.escape)} ~ {s.distribution}"
+            lines.append(node.format(identifiers[s.name], title))
+        lines += [language.end] * len(plates)
+    lines += [language.edge.format(identifiers[a], identifiers[b]) for a, b in edges]
+    return "\n".join([language.head, *(f"  {line}" for line in lines), *language.tail])
 
 
 def _identifiers(names: Iterable[str]) -> dict[str, str]:
@@ -55,50 +93,3 @@ def _identifiers(names: Iterable[str]) -> dict[str, str]:
             identifier += "_"
         found[name] = identifier
     return found
-
-
-def _mermaid(
-    groups: Mapping[tuple[str, ...], list[Site]],
-    edges: list[tuple[str, str]],
-    sizes: Mapping[str, int],
-    identifiers: dict[str, str],
-) -> str:
-    def text(label: str) -> str:
-        return label.replace('"', "#quot;")
-
-    lines = ["graph TD"]
-    for plates, members in groups.items():
-        for depth, plate in enumerate(plates):
-            label = "_".join(identifiers[p] for p in plates[: depth + 1])
-            lines.append(f'  subgraph {label}["{text(plate)} ({sizes[plate]})"]')
-        for s in members:
-            shape = '["{}"]' if s.kind == "observed" else '(["{}"])'
-            lines.append(f"  {identifiers[s.name]}" + shape.format(text(f"{s.name} ~ {s.distribution}")))
-        lines += ["  end"] * len(plates)
-    lines += [f"  {identifiers[a]} --> {identifiers[b]}" for a, b in edges]
-    return "\n".join(lines)
-
-
-def _dot(
-    groups: Mapping[tuple[str, ...], list[Site]],
-    edges: list[tuple[str, str]],
-    sizes: Mapping[str, int],
-    identifiers: dict[str, str],
-) -> str:
-    def text(label: str) -> str:
-        return label.replace("\\", r"\\").replace('"', r"\"")
-
-    lines = ["digraph {"]
-    for plates, members in groups.items():
-        for depth, plate in enumerate(plates):
-            label = "_".join(identifiers[p] for p in plates[: depth + 1])
-            lines.append(f'  subgraph cluster_{label} {{ label="{text(plate)} ({sizes[plate]})";')
-        for s in members:
-            fill = "lightgrey" if s.kind == "observed" else "white"
-            lines.append(
-                f'  {identifiers[s.name]} [label="{text(s.name)} ~ {s.distribution}" style=filled '
-                f"fillcolor={fill}];"
-            )
-        lines += ["  }"] * len(plates)
-    lines += [f"  {identifiers[a]} -> {identifiers[b]};" for a, b in edges]
-    return "\n".join([*lines, "}"])

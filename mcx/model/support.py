@@ -16,12 +16,7 @@ def log_prob_in_support(fn: Distribution, value: Array, *intermediates: Any) -> 
     """Log density of a value; -inf outside of the support.
 
     NumPyro gives ``Uniform(0, 1).log_prob(5)`` the value 0 unless validation is on, which it is by default
-    from version 0.22 on.
-
-    Args:
-        fn: a NumPyro distribution; one whose attribute ``checks_support`` is true is taken as it is.
-        value: the point.
-        *intermediates: of the site, where it has some.
+    from version 0.22 on. A distribution whose attribute ``checks_support`` is true is taken as it is.
     """
     log_prob = fn.log_prob(value, *intermediates)
     if getattr(fn, "checks_support", False) or _validates(fn):

@@ -1,8 +1,7 @@
 """Batched draws: one draw for all particles, because a key for each particle would be slow.
 
-Particle code is written for one particle and vectorised by ``vmap``. A :class:`ParticleKey` holds the key of
-the step and the number of the particle. Under ``vmap`` over the particles' numbers :func:`draw` sees all of
-them at once, and draws the whole batch from one key.
+Particle code is written for one particle and vectorised by ``vmap`` over particles' numbers: :func:`draw`
+then sees all of them at once, and draws the whole batch from one key.
 """
 
 from __future__ import annotations
@@ -49,17 +48,11 @@ def of_site(particle_key: ParticleKey, site: int) -> ParticleKey:
 
 
 def draw(particle_key: ParticleKey, distribution: Distribution) -> Array:
-    """Draw from a distribution, independently for every particle.
+    """Draw from a NumPyro distribution, independently for every particle; parameters may differ between them.
 
-    Args:
-        particle_key: which particle, in which step.
-        distribution: a NumPyro distribution; its parameters may differ between particles.
-
-    Returns:
-        One draw, of the distribution's shape. Under ``vmap`` over ``particle_key.index`` the batch comes from
-        ``fold_in(key, index[0])``, so that two parts of one population do not repeat each other. For
-        distributions that cannot be batched in this way, each particle draws from a key of its own, which
-        gives the same law.
+    Under ``vmap`` over ``particle_key.index`` the batch comes from ``fold_in(key, index[0])``, so that two
+    parts of one population do not repeat each other. For distributions that cannot be batched in this way,
+    each particle draws from a key of its own, which gives the same law.
     """
     leaves, treedef = jax.tree_util.tree_flatten(distribution)
 
@@ -85,10 +78,9 @@ _Sampler = Callable[..., Any]  # (key, size, *leaves) -> (size, *shape)
 def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) -> _Sampler | None:
     """The fastest correct way to draw all batch entries from one key, or None if there is none.
 
-    A distribution that is made of others (LogNormal, StudentT, mixtures, ...) may draw parts of it once for
-    all batch entries when only its own parameters are batched, which the shape of the draw does not show. So
-    a way is correct if, source by source, it draws as many random numbers for the batch as single draws of
-    all entries take.
+    A distribution that is made of others (LogNormal, mixtures, ...) may draw parts of it once for all entries
+    when only its own parameters are batched, which the draw's shape does not show. So a way is correct if,
+    source by source, it draws as many random numbers for the batch as single draws of all entries take.
     """
 
     def make(leaves: PyTree) -> Distribution:

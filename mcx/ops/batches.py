@@ -18,11 +18,6 @@ def map_in_batches(fn: Callable[[Any], Any], points: PyTree, most: int) -> PyTre
     """``jax.vmap(fn)(points)``, with at most ``most`` entries at once, in batches of equal size.
 
     The last batch is filled up with copies of the first entry, so that ``fn`` is traced once.
-
-    Args:
-        fn: a function of one entry, traced.
-        points: a pytree of arrays with the same leading axis.
-        most: entries at once, at least 1; static.
     """
     n = jax.tree_util.tree_leaves(points)[0].shape[0]
     parts = -(-n // most)
@@ -41,17 +36,10 @@ def map_in_batches(fn: Callable[[Any], Any], points: PyTree, most: int) -> PyTre
 def vmap_in_batches(
     fn: Callable[..., Any], in_axes: tuple[int | None, ...], batch_size: int | None, axis_name: Any = None
 ) -> Callable[..., Any]:
-    """``jax.vmap`` over leading axes, ``batch_size`` entries at once.
+    """``jax.vmap`` over leading axes, ``batch_size`` entries at once; None is all of them.
 
-    Args:
-        fn: a function of one entry.
-        in_axes: 0 or None for every argument.
-        batch_size: entries at once; None is all of them. The last batch may be smaller.
-        axis_name: for collectives over the entries, where they are all there at once.
-
-    Returns:
-        A function of the same arguments and results as ``jax.vmap(fn, in_axes)``. Intermediate values take
-        memory for ``batch_size`` entries; batches run one after the other.
+    Intermediate values take memory for ``batch_size`` entries. The last batch may be smaller. ``axis_name``
+    is for collectives over the entries, where they are all there at once.
     """
     if batch_size is None:
         return jax.vmap(fn, in_axes, axis_name=axis_name)

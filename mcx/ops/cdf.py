@@ -1,8 +1,7 @@
 """Distribution functions and their inverses, in linear time and safe in float32.
 
-Parallel prefix sums are not monotone in floating point, and may differ from one entry to the next even where
-the weight between them is zero. So sums are taken of integers here, and a search never ends on an entry of
-weight zero.
+Parallel prefix sums are not monotone in floating point, even where weights are zero. So sums are taken of
+integers here, and a search never ends on an entry of weight zero.
 """
 
 from __future__ import annotations
@@ -16,16 +15,12 @@ __all__ = ["ancestors_from_cumulative", "invert_cdf", "monotone_cdf"]
 
 
 def monotone_cdf(weights: ArrayLike) -> Array:
-    """Distribution function of unnormalised weights.
+    """Distribution function of weights (n,), non-negative, finite, not all zero; n below 2^30. Costs O(n).
 
-    Args:
-        weights: (n,), non-negative and finite, with at least one positive; n below 2^30.
-
-    Returns:
-        (n,), in [0, 1] and non-decreasing; an entry of weight zero equals the one before it (or 0), and
-        entries from the last positive weight on are exactly 1. Costs O(n). Weights are rounded, up or down,
-        to multiples of 2^-30 of their sum (2^-52 in float64); so of weights smaller than that a few count as
-        more and the others as zero, which leaves the sum over many of them what it was.
+    It is non-decreasing in [0, 1]; an entry of weight zero equals the one before it (or 0), and entries from
+    the last positive weight on are exactly 1. Weights are rounded, up or down, to multiples of 2^-30 of their
+    sum (2^-52 in float64); of weights smaller than that a few count as more and the others as zero, which
+    leaves the sum over many of them what it was.
     """
     weights = jnp.asarray(weights)
     double = weights.dtype == jnp.float64
@@ -43,15 +38,9 @@ def monotone_cdf(weights: ArrayLike) -> Array:
 
 
 def invert_cdf(cdf: Array, u: ArrayLike) -> Array:
-    """Invert a distribution function: the first index at which ``cdf`` exceeds ``u``.
+    """The first indices at which a :func:`monotone_cdf` exceeds ``u`` in [0, 1); never of weight zero.
 
-    Args:
-        cdf: (n,), as :func:`monotone_cdf` gives it.
-        u: of any shape, in [0, 1); 1 counts as the largest number below.
-
-    Returns:
-        int32 indices of ``u``'s shape, none of them of an entry of weight zero. Costs O(m log n) for m
-        values, which need not be sorted; where they are, :func:`ancestors_from_cumulative` is O(n + m).
+    Costs O(m log n) for m values; where they are sorted, :func:`ancestors_from_cumulative` is O(n + m).
     """
     n = cdf.shape[0]
     u = jnp.minimum(u, 1 - jnp.finfo(cdf.dtype).epsneg)
@@ -68,16 +57,9 @@ def invert_cdf(cdf: Array, u: ArrayLike) -> Array:
 
 
 def ancestors_from_cumulative(counts_cumulative: Array, n: int) -> Array:
-    """Turn cumulative offspring counts into ancestors.
+    """Ancestors (n,), sorted, from the numbers of offspring of parents 0 to i, the last of which is ``n``.
 
-    Args:
-        counts_cumulative: (m,) integers, non-decreasing; the last is ``n``. Entry i is the number of
-            offspring of parents 0 to i.
-        n: number of offspring.
-
-    Returns:
-        Ancestors, int32 (n,), sorted; parent i appears as often as it has offspring. Costs O(m + n), without
-        a search or a sort.
+    Costs O(m + n), without a search or a sort.
     """
     # the ancestor of offspring k is the number of parents whose offspring all come before it. Adding them up
     # takes half the time, on CPU, of spreading each parent from its first slot by a running maximum

@@ -39,15 +39,9 @@ class ConvertedClosure(NamedTuple):
 
 
 def convert_closure(fn: Callable[..., Any], *args: PyTree) -> tuple[ConvertedClosure, tuple[Any, ...]]:
-    """Trace a function and take out the arrays that it closes over.
+    """Trace a function, and take out the arrays that it closes over, traced ones among them.
 
-    Args:
-        fn: the function.
-        *args: examples of its arguments, or their shapes and dtypes.
-
-    Returns:
-        The code and its constants: the values, traced ones among them, that ``fn`` closes over. Tracing the
-        same program again gives the same constants in the same order, with their new values.
+    Tracing the same program again gives the same constants in the same order, with their new values.
     """
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     consts = tuple(closed.consts)

@@ -1,8 +1,7 @@
 """Sums over all chains of a run, from within one chain: across the vectorised axis and across devices.
 
 Results are the same for every chain, and JAX knows it: a loop bound that is computed from them stays one
-number under ``vmap``. Where an axis does not exist (a single chain, a single device), nothing is pooled over
-it.
+number under ``vmap``. Over an axis that does not exist (a single chain, a single device) nothing is pooled.
 """
 
 from __future__ import annotations

@@ -48,13 +48,10 @@ def stream(key: Key, name: Stream) -> Key:
 
 
 def as_key(key: Any) -> jax.Array:
-    """Turn what a user passes as ``key=`` into a typed JAX key.
-
-    Args:
-        key: a typed key (``jax.random.key(0)``), or an int. Legacy uint32 keys are wrapped with a warning.
+    """Turn what a user passes as ``key=``, a typed key or an int, into a typed JAX key.
 
     Raises:
-        KeyTypeError: if the key is missing or is neither.
+        KeyTypeError: if the key is missing or is neither. Legacy uint32 keys are wrapped with a warning.
     """
     if key is None:
         raise KeyTypeError(

@@ -1,9 +1,7 @@
 """Weights kept as logarithms, and sums that keep the digits float32 drops.
 
-Two conventions hold for log weights anywhere in mcx: NaN counts as -inf, that is as weight zero (callers who
-want to know count them beforehand); and where some weights are +inf, only those count, equally.
-Everything here is differentiable and can be vmapped, and no gradient is NaN because a weight is zero, or
-because all are.
+Everywhere in mcx NaN counts as -inf, that is as weight zero, and where some weights are +inf, only those
+count, equally. All is differentiable, and no gradient is NaN because a weight is zero, or because all are.
 """
 
 from __future__ import annotations
@@ -27,79 +25,39 @@ __all__ = [
     "normalize",
     "relative_weights",
     "value",
+    "weighted_sum",
 ]
 
 
 def largest(log_w: ArrayLike, axis: int = -1) -> Array:
-    """Take the largest log weight.
-
-    Args:
-        log_w: log weights.
-        axis: along which they belong together.
-
-    Returns:
-        The maximum, without ``axis``.
-    """
+    """The largest log weight along an axis."""
     return _max(_without_nan(log_w), axis)
 
 
 def relative_weights(log_w: ArrayLike, axis: int = -1) -> Array:
-    """Divide weights by the largest of them.
+    """Weights in [0, 1], divided by the largest of them along an axis.
 
-    Args:
-        log_w: log weights, unnormalised.
-        axis: along which they belong together.
-
-    Returns:
-        Weights in [0, 1] of ``log_w``'s shape, the largest exactly 1. All ones where all of ``log_w`` is
-        -inf, so that draws in proportion to them are uniform. Weights too small for the dtype beside the
-        largest are 0.
+    All ones where all of ``log_w`` is -inf, so that draws in proportion to them are uniform.
     """
     shifted, top, _ = _shift(log_w, axis)
     return jnp.where(top == -jnp.inf, 1.0, jnp.exp(shifted))
 
 
 def log_sum_exp(log_w: ArrayLike, axis: int = -1) -> Array:
-    """Take the logarithm of a sum of weights.
-
-    Args:
-        log_w: log weights.
-        axis: to sum over.
-
-    Returns:
-        ``log(sum(exp(log_w)))``, without ``axis``. It is -inf where all of ``log_w`` is -inf and +inf where
-        any is +inf, in both cases with zero gradients.
-    """
+    """``log(sum(exp(log_w)))`` along an axis, with zero gradients where that is infinite."""
     shifted, top, shift = _shift(log_w, axis)
     log_total = jnp.where(jnp.isfinite(top), _log_share(shifted, axis) + shift, jax.lax.stop_gradient(top))
     return jnp.squeeze(log_total, axis)
 
 
 def normalize(log_w: ArrayLike, axis: int = -1) -> tuple[Any, Any]:
-    """Scale weights so that they sum to 1.
-
-    Args:
-        log_w: log weights, unnormalised.
-        axis: along which they belong together.
-
-    Returns:
-        The normalised log weights, of ``log_w``'s shape, and the logarithm of the weights' sum, without
-        ``axis``. Where all of ``log_w`` is -inf there is nothing to scale: both stay -inf.
-    """
+    """Log weights scaled to a sum of 1 along an axis, and the log of their sum; both -inf where all are."""
     shifted, _, _ = _shift(log_w, axis)
     return shifted - _log_share(shifted, axis), log_sum_exp(log_w, axis)
 
 
 def effective_sample_size(log_w: ArrayLike, axis: int = -1) -> Array:
-    """Count how many equal weights would be worth as much: ``(sum w)^2 / sum w^2``.
-
-    Args:
-        log_w: log weights, unnormalised, n along ``axis``.
-        axis: along which they belong together.
-
-    Returns:
-        A number in [1, n], without ``axis``; 0 where all of ``log_w`` is -inf. Adding a constant to
-        ``log_w`` changes nothing.
+    """How many equal weights would be worth as much: ``(sum w)^2 / sum w^2`` in [1, n]; 0 where all are zero.
 
     Source: Kong, Liu & Wong (1994).
     """
@@ -109,6 +67,12 @@ def effective_sample_size(log_w: ArrayLike, axis: int = -1) -> Array:
     # the largest weight is 1, so neither sum can underflow; rounding may leave the bounds by an ulp
     size = jnp.clip(jnp.sum(w, axis) ** 2 / jnp.sum(w**2, axis), 1.0, w.shape[axis])
     return jnp.where(empty, 0.0, size)
+
+
+def weighted_sum(w: Array, x: Array) -> Array:
+    """Sum of ``w_i x_i`` over leading axes; entries of weight zero may be anything, infinity included."""
+    zero = (w == 0).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.tensordot(w, jnp.where(zero, 0.0, x), 1, precision="highest")
 
 
 class Compensated(NamedTuple):
@@ -125,12 +89,10 @@ def compensated(x: ArrayLike) -> Compensated:
 
 
 def add(c: Compensated, x: Array) -> Compensated:
-    """Add ``x`` to a compensated sum, entry by entry.
+    """Add ``x`` to a compensated sum, with a relative error of at most 2 u^2, where u is the unit roundoff.
 
-    Relative error at most 2 u^2 an addition, where u is the unit roundoff (6e-8 for float32). Once the sum
-    is infinite it is the plain sum: -inf stays -inf.
-
-    Source: Joldes, Muller & Popescu (2017), Algorithm 4, with Knuth's TwoSum.
+    Once the sum is infinite it is the plain sum. Source: Joldes, Muller & Popescu (2017), Algorithm 4, with
+    Knuth's TwoSum.
     """
     a = c.total
     s = a + x
@@ -162,11 +124,7 @@ def _without_nan(log_w: ArrayLike) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _max(x: Array, axis: int) -> Array:
-    """Maximum of floats that are not NaN.
-
-    Floats of one sign are ordered as their bits are, and XLA on CPU takes the maximum of integers in a third
-    of the time, as it vectorises that.
-    """
+    """Maximum of floats that are not NaN, by their bits: on CPU that takes XLA a third of the time."""
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}"))
     magnitude = jnp.iinfo(bits.dtype).max
     top = jnp.max(jnp.where(bits < 0, bits ^ magnitude, bits), axis)

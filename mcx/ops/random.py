@@ -1,8 +1,7 @@
 """The two functions by which particle methods make discrete draws.
 
-Each is a jitted function of a known name, so that its call stays visible in a traced program, with all batch
-axes first. :mod:`mcx.testing.enumeration` finds these calls and tries every outcome, so that it enumerates
-the algorithm that is shipped, not a copy of it.
+Each is a jitted function of a known name, whose call stays visible in a traced program:
+:mod:`mcx.testing.enumeration` finds these calls and tries every outcome of the algorithm that is shipped.
 """
 
 from __future__ import annotations
@@ -28,35 +27,18 @@ ACCEPT = "mcx_accept"  # (keys (*batch), log_p (*batch, *shape)) -> booleans (*b
 
 
 def choose(key: Key, log_w: Array, shape: tuple[int, ...] = ()) -> Array:
-    """Draw indices independently, with probabilities proportional to ``exp(log_w)``.
+    """Draw indices of ``shape`` independently, with probabilities in proportion to ``exp(log_w)``.
 
-    Args:
-        key: a typed key.
-        log_w: log weights, (n,); unnormalised. Entries of -inf are never drawn; NaN counts as -inf. If all
-            are -inf, the draws are uniform; callers that care have to look at the weights.
-        shape: of the draws.
-
-    Returns:
-        int32 indices of ``shape``. Costs O(n + m log n) for m draws, by inversion of the distribution
-        function; ``jax.random.categorical`` costs O(n m).
+    Entries of -inf and NaN are never drawn. If all are, the draws are uniform; callers that care have to look
+    at the weights. Costs O(n + m log n) for m draws; ``jax.random.categorical`` costs O(n m).
     """
-    draws: Array = _chooser(tuple(shape))(key, jax.lax.stop_gradient(log_w))
-    return draws
+    return _chooser(tuple(shape))(key, jax.lax.stop_gradient(log_w))
 
 
 def accept(key: Key, log_p: ArrayLike) -> Array:
-    """Draw independent booleans, True with probability ``min(1, exp(log_p))``.
-
-    Args:
-        key: a typed key.
-        log_p: log probabilities, of any shape; NaN counts as -inf.
-
-    Returns:
-        Booleans of ``log_p``'s shape.
-    """
+    """Draw independent booleans, True with probability ``min(1, exp(log_p))``; NaN counts as -inf."""
     log_p = jnp.asarray(log_p)
-    draws: Array = _accepter(log_p.ndim)(key, jax.lax.stop_gradient(log_p))
-    return draws
+    return _accepter(log_p.ndim)(key, jax.lax.stop_gradient(log_p))
 
 
 def _choose_one(key: Key, log_w: Array, shape: tuple[int, ...]) -> Array:
@@ -112,5 +94,4 @@ def _marked(name: str, one: Callable[[Any, Any], Any], ndim: int) -> Callable[[A
             jnp.broadcast_to(keys, batch), jnp.broadcast_to(values, (*batch, *values.shape[deep:]))
         ), True
 
-    function: Callable[[Any, Any], Any] = call
-    return function
+    return call

@@ -21,11 +21,7 @@ _FLOAT32_BITS = 23
 
 
 def sobol_bits(num: int, d: int) -> np.ndarray:
-    """The first Sobol' points as 30-bit integers; (num, d) uint32. Costs the host O(num d).
-
-    Raises:
-        MethodError: beyond 21,201 dimensions.
-    """
+    """The first Sobol' points as 30-bit integers, (num, d) uint32; at most 21,201 dimensions."""
     from scipy.stats import qmc
 
     if d > MOST_DIMENSIONS:
@@ -48,10 +44,8 @@ def shifted(key: Key, bits: Array) -> Array:
 def scrambled(key: Key, bits: Array) -> Array:
     """Points (n, d) scrambled: random triangular matrices mix their digits, and a random shift follows.
 
-    Each point is uniform; the first 2^m of a Sobol' sequence are as evenly spread as they were. Costs
-    O(30 n d).
-
-    Source: Matousek (1998), On the L2-discrepancy for anchored boxes.
+    Each point is uniform; the first 2^m of a Sobol' sequence are as evenly spread as they were. Costs O(30 n
+    d). Source: Matousek (1998), On the L2-discrepancy for anchored boxes.
     """
     key_rows, key_shift = jax.random.split(key)
     # row i has a one for digit i, and random ones for those before it, which count more

@@ -1,9 +1,8 @@
 """Sorting: NumPy's vectorised sort on CPU, integer sorts elsewhere.
 
-XLA sorts floats by a comparison that accelerators' radix sorts do not take and that is slow on CPU. Measured
-on CPU with AVX-512, in million keys a second for rows of 100, 1e4 and 1e6 float32: ``jnp.sort`` 6, 3 and 2;
-the same keys as integers 24, 11 and 8; ``np.sort`` 450, 270 and 180. Of permutations: 10, 4 and 2; 21, 8 and
-6; 170, 50 and 25.
+XLA sorts floats by a comparison that is slow on CPU and that accelerators' radix sorts do not take. On CPU
+with AVX-512, in million keys a second for rows of 100, 1e4 and 1e6 float32: ``jnp.sort`` 6, 3 and 2; the same
+keys as integers 24, 11 and 8; ``np.sort`` 450, 270 and 180.
 """
 
 from __future__ import annotations
@@ -35,25 +34,14 @@ _SWITCH = "MCX_SORT"
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def sort(x: ArrayLike, axis: int = -1) -> Array:
-    """Sort along an axis, ascending, NaN last.
+    """Sort floats or integers along an axis, ascending, NaN last; the derivative costs an :func:`argsort`.
 
-    Args:
-        x: array of floats or integers.
-        axis: which axis.
-
-    Returns:
-        The sorted array, of ``x``'s shape. It is differentiable in both modes; the derivative is the
-        permutation, so that it costs an :func:`argsort`.
-
-    Raises:
-        MethodError: if the environment variable ``MCX_SORT`` has an unknown value.
-
-    On CPU, arrays of 2^15 entries or more are handed to NumPy, whose sort uses the vector units; large ones
-    are shared among the cores. Set ``MCX_SORT=xla`` before the first call where a program must not call
-    Python: to export it, or to keep it in the persistent compilation cache. ``MCX_SORT=host`` hands over
-    every sort. Under ``vmap`` the size of one batch entry counts. A program that XLA partitions over devices
-    by itself brings all entries to one of them for the call; within ``shard_map`` each device sorts its own.
-    Subnormal numbers may come back as zeros.
+    On CPU, arrays of 2^15 entries or more are handed to NumPy, whose sort uses the vector units and all
+    cores. Set ``MCX_SORT=xla`` before the first call where a program must not call Python: to export it, or
+    to keep it in the persistent compilation cache; ``MCX_SORT=host`` hands over every sort. Under ``vmap``
+    the size of one batch entry counts. A program that XLA partitions over devices by itself brings all
+    entries to one of them for the call; within ``shard_map`` each device sorts its own. Subnormal numbers may
+    come back as zeros.
     """
     return _along_last(x, axis, functools.partial(_dispatch, host=_host_sort, xla=_xla_sort))
 
@@ -66,27 +54,16 @@ def _sort_jvp(axis: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple
 
 
 def argsort(x: ArrayLike, axis: int = -1) -> Array:
-    """The permutation that sorts; see :func:`sort`.
-
-    Returns:
-        The permutation, int32, of ``x``'s shape. Equal entries come in any order, which may differ between
-        devices. It has no derivative.
-    """
+    """The int32 permutation that sorts, without derivative; ties come in an order that varies by device."""
     x = jax.lax.stop_gradient(jnp.asarray(x))
     run = functools.partial(_dispatch, host=_host_argsort, xla=_xla_argsort, dtype=np.int32)
     return _along_last(x, axis, run)
 
 
 def merge_order(a: Array, b: Array) -> Array:
-    """The permutation that merges sorted rows.
+    """The int32 permutation that sorts ``concatenate([a, b], -1)`` of sorted rows, ties of ``a`` first.
 
-    Args:
-        a: (..., n), ascending along the last axis, up to rounding.
-        b: (..., m), likewise; leading axes are those of ``a``.
-
-    Returns:
-        The permutation that sorts ``concatenate([a, b], -1)``, int32 (..., n + m), with entries of ``a``
-        before equal ones of ``b``. On CPU it costs O(n + m) instead of a sort. It has no derivative.
+    On CPU it costs O(n + m) instead of a sort. It has no derivative.
     """
     both = jax.lax.stop_gradient(jnp.concatenate([a, b], -1))
     return _dispatch(both, host=_host_stable, xla=_xla_stable, dtype=np.int32)

@@ -1,7 +1,7 @@
 """The one validator of settings and arguments.
 
-A rule says what a value has to be, and gives it back in a plain form: an integer of NumPy's or JAX's becomes
-an ``int``, so that settings are hashable, print alike, and find the same compiled programs.
+A rule says what a value has to be, and gives it in a plain form: NumPy's and JAX's integers become ``int``,
+so that settings are hashable, print alike, and find the same compiled programs.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ class Settings:
 
     former: ClassVar[Mapping[str, str]] = {}
 
+    @property
+    def name(self) -> str:
+        """Name of the class, under which results and progress show it."""
+        return type(self).__name__
+
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields, in the order in which they are checked."""
         return {}
@@ -95,16 +100,10 @@ def _identity(value: Any) -> str:
 
 
 def validated(owner: str, name: str, value: Any, rule: Rule) -> Any:
-    """The plain form of an argument.
-
-    Args:
-        owner: the function or class as the user called it, such as ``"filter"``.
-        name: of its argument.
-        value: what was given.
-        rule: what it has to keep.
+    """The plain form of an argument of a function or class ``owner``, named as the user wrote both.
 
     Raises:
-        MethodError: if it does not; the error names the argument, what was expected and what was found.
+        MethodError: if it breaks the rule.
     """
     try:
         return rule.plain(value)
@@ -227,12 +226,7 @@ def either(*rules: Rule, expected: str | None = None) -> Rule:
 
 
 def optional(rule: Rule, meaning: str = "") -> Rule:
-    """None, or a value that keeps a rule.
-
-    Args:
-        rule: of a value.
-        meaning: of None, such as "to have it chosen".
-    """
+    """None, or a value that keeps a rule; ``meaning`` is that of None, such as "to have it chosen"."""
 
     def plain(value: Any) -> Any:
         return None if value is None else rule.plain(value)
@@ -241,13 +235,7 @@ def optional(rule: Rule, meaning: str = "") -> Rule:
 
 
 def tuple_of(rule: Rule, expected: str, *, least: int = 0) -> Rule:
-    """A sequence of values that keep a rule, as a tuple; a single value is none.
-
-    Args:
-        rule: of the entries.
-        expected: in words.
-        least: number of entries.
-    """
+    """A sequence of at least ``least`` values that keep a rule, as a tuple; a single value is none."""
 
     def plain(value: Any) -> tuple[Any, ...]:
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__") or np.ndim(value) == 0:

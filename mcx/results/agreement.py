@@ -1,10 +1,7 @@
 """Do many short chains agree? A test that allows for the differences of their means by chance.
 
-Split r-hat compares the variance between half chains with that within them. With few long chains the former
-is close to zero if all is well. With many short ones it is not: r-hat is then about ``sqrt(1 + 1 / ess)``,
-where ``ess`` is the effective size of half a chain, so that chains of 100 effective draws have an r-hat of
-1.01 although nothing is wrong. Here the variance that chance explains is subtracted, and the rest has to be
-both large and unlikely.
+The split r-hat of chains of 100 effective draws is 1.01 although nothing is wrong. Here the variance that
+chance explains is subtracted, and the rest has to be both large and unlikely.
 """
 
 from __future__ import annotations
@@ -22,8 +19,7 @@ class Spread(NamedTuple):
     """How far apart chains are in one scalar.
 
     r_hat: split r-hat without the variance that chance explains; 1 where chains agree.
-    ratio: variance between half chains over its expectation.
-    freedom: degrees of freedom of both.
+    ratio: variance between half chains over its expectation, with both degrees of freedom.
     """
 
     r_hat: float
@@ -40,8 +36,8 @@ class Spread(NamedTuple):
 def spread_between(x: np.ndarray) -> Spread:
     """The variance between half chains of ranks of ``x`` (chain x draw), compared with its expectation.
 
-    The expected variance comes from autocovariances within half chains, averaged over all of them. Costs
-    O(chains x draws x log draws).
+    That comes from autocovariances within half chains, averaged over all. Costs O(chains x draws x log
+    draws).
     """
     from scipy.special import ndtri
     from scipy.stats import rankdata
@@ -58,14 +54,11 @@ def spread_between(x: np.ndarray) -> Spread:
 
 
 def _variance_of_mean(centred: np.ndarray) -> tuple[float, float]:
-    """Variance of the mean of a short series, from many centred ones (series x draw).
+    """Variance of the mean of a short series, from many centred ones (series x draw), and degrees of freedom.
 
     The sum of autocovariances up to three autocorrelation times (Sokal 1997, section 3), a quarter of the
     series at most. Centred at its own mean, a series lacks the variance of that mean at every lag, so that
     ``v = (sum of the window's + (2 window + 1) v) / length``.
-
-    Returns:
-        The estimate and its degrees of freedom.
     """
     count, length = centred.shape
     spectrum = np.abs(np.fft.rfft(centred, 2 * length, axis=1)) ** 2
@@ -82,8 +75,7 @@ def _variance_of_mean(centred: np.ndarray) -> tuple[float, float]:
 class Groups(NamedTuple):
     """Chains that are elsewhere than the others.
 
-    apart: their numbers.
-    mean, rest: mean of the scalar in them, and in the others.
+    mean, rest: mean of the scalar in the chains that are ``apart``, and in the others.
     log_density: mean of theirs less that of the others, None where it is not known.
     """
 
@@ -96,8 +88,7 @@ class Groups(NamedTuple):
 def groups(x: np.ndarray, log_density: np.ndarray | None) -> Groups | None:
     """The smaller of two groups of chains by their means of ``x`` (chain x draw); None if there is one group.
 
-    The split is that with the least variance within groups, which have to be 3 standard deviations of their
-    members' means apart.
+    The split is that of least variance within groups, which are 3 standard deviations of the means apart.
     """
     means = x.mean(1)
     order = np.argsort(means)

@@ -40,17 +40,7 @@ def to_datatree(
     attributes: Mapping[str, Any],
     groups: Mapping[str, Predictions | None],
 ) -> xr.DataTree:
-    """Convert a run; see :meth:`~mcx.results.posterior.Posterior.to_datatree`.
-
-    Args:
-        bound: the model and its data.
-        draws: by site, chain x draw x event.
-        sample_stats: by name, chain x draw.
-        smc_stats: by name, chain x time or chain x stage.
-        coords: labels by dimension.
-        attributes: of the root; strings and numbers.
-        groups: further groups of predictive draws, by name.
-    """
+    """Convert a run; see :meth:`~mcx.results.posterior.Posterior.to_datatree`."""
     from arviz_base import dict_to_dataset, from_dict
     from xarray import DataTree
 
@@ -115,10 +105,7 @@ def to_datatree(
 
 
 def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Log densities by site, prior and likelihood apart.
-
-    At constrained values, so that discrete sites have them too, and draws without an unconstrained point.
-    """
+    """Log densities by site at constrained values, of discrete sites too, prior and likelihood apart."""
     terms: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
     for site in sample_sites(record(target.functions.run(target.data), values=values).sites):
         if target.sites[site["name"]].no_density:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mcx.errors import DiagnosticWarning, InferenceWarning, MethodError
+from mcx.errors import DiagnosticWarning, InferenceWarning
 from mcx.model.compile import model_sites
 from mcx.results import agreement
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.results.summary import effective_sizes, scalars
 
-__all__ = ["Advice", "check_mode", "diagnose", "report_advice"]
+__all__ = ["Advice", "diagnose", "report_advice"]
 
 _MAX_SCALARS = 500
 _R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
@@ -24,12 +24,7 @@ _FALSE_ALARMS = 1e-4  # a run of many chains that agree is called in question th
 
 
 def diagnose(posterior: Posterior, advice: Sequence[Advice] = ()) -> list[Advice]:
-    """Findings about a finished run, worst first.
-
-    Args:
-        posterior: the run.
-        advice: what the method itself found.
-    """
+    """Findings about a finished run, worst first, those of the method itself included."""
     found: list[Advice] = []
     info = posterior.info
     if not info.complete:
@@ -131,26 +126,15 @@ def _worst(values: dict[str, float], pick: object, form: str) -> str:
     return shown + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
 
 
-def check_mode(mode: str) -> None:
-    """Raise on an unknown ``warnings=`` mode, before anything runs."""
-    if mode not in ("warn", "raise", "ignore"):
-        raise MethodError("unknown warnings mode", expected='"warn", "raise" or "ignore"', found=repr(mode))
-
-
-def report_advice(posterior: Posterior, mode: str, advice: Callable[[Posterior], Sequence[Advice]]) -> None:
-    """Say what :func:`diagnose` finds, in one block.
-
-    Args:
-        posterior: the finished run.
-        mode: "warn", "raise" (for CI) or "ignore".
-        advice: what the method itself finds, see :meth:`mcx.methods.method.Method.advice`.
+def report_advice(posterior: Posterior, mode: str, found_in: Callable[[Posterior], list[Advice]]) -> None:
+    """Say what a method's ``diagnose`` finds, in one block; ``mode`` is "warn", "raise" (for CI) or "ignore".
 
     Raises:
         DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.
     """
     if mode == "ignore":
         return
-    found = diagnose(posterior, advice(posterior))
+    found = found_in(posterior)
     if not found:
         return
     block = "\n".join(f"  {a.code}  {a.text}" for a in found)

@@ -55,18 +55,10 @@ class Estimate:
         notes: tuple[str, ...] = (),
         finish: Callable[[Any], Any] | None = None,
     ) -> Estimate:
-        """Average draws.
-
-        Args:
-            draws: pytree, chain x iteration x ...
-            stats: see :class:`Estimate`.
-            info: see :class:`Estimate`.
-            notes: see :class:`Estimate`.
-            finish: applied to the average; its standard error is a jackknife over chains.
-        """
+        """Average draws, chain x iteration x ..., and apply ``finish``, whose error is a jackknife."""
         draws = jax.tree_util.tree_map(np.asarray, draws)
         means = jax.tree_util.tree_map(lambda x: x.mean(1, dtype=np.float64), draws)  # chain x ...
-        value = _over_chains(means)
+        value = jax.tree_util.tree_map(lambda m: m.mean(0), means)
         if finish is None:
             se = jax.tree_util.tree_map(standard_error, draws)
         else:
@@ -115,10 +107,8 @@ class Estimate:
         if self.draws is None:
             groups["estimate_stats"] = dataset(named(self.stats, ""), [])
         else:
-            stats = {}
-            for name, x in self.stats.items():
-                dims = ["chain", "iteration", "time"][: np.ndim(x)]
-                stats[name] = (dims, np.asarray(x))
+            dims = ["chain", "iteration", "time"]
+            stats = {name: (dims[: np.ndim(x)], np.asarray(x)) for name, x in self.stats.items()}
             groups["draws"] = dataset(named(self.draws, ""), ["chain", "iteration"])
             groups["smc_stats"] = xr.Dataset(stats)
         tree = xr.DataTree.from_dict(groups, name="mcx")
@@ -139,12 +129,9 @@ class Estimate:
             return "Estimate: " + ", ".join(f"{n} {x.item():.4g}" for n, x in shown.items())
         info = self.info
         iterations = jax.tree_util.tree_leaves(self.draws)[0].shape[1]
-        size = (
-            f"{self.num_chains} chains x {iterations} iterations"
-            if iterations > 1
-            else f"{self.num_chains} runs"
-        )
-        head = f"{info.method}: {size}, {info.run_time:.1f} s (compile {info.compile_time:.1f} s)"
+        size = f"chains x {iterations} iterations" if iterations > 1 else "runs"
+        head = f"{info.method}: {self.num_chains} {size}, {info.run_time:.1f} s"
+        head += f" (compile {info.compile_time:.1f} s)"
         if not self.complete:
             head += ", stopped early"
         return head
@@ -153,11 +140,9 @@ class Estimate:
 def cautions(stats: Mapping[str, Any]) -> list[str]:
     """Reasons in the statistics of a weighted sample not to rely on an estimate's standard error.
 
-    Args:
-        stats: those of :class:`Estimate`: of interest are ``khat`` (of the weights) and ``khat_integrand``
-            (of integrand x weight, any shape), ``ess``, ``num_samples`` and ``num_controls``, where present.
-
-    Source: for the limits on k, Vehtari, Simpson, Gelman, Yao and Gabry (2024), section 3.2.4.
+    Of interest are ``khat`` (of the weights), ``khat_integrand`` (of integrand x weight), ``ess``,
+    ``num_samples`` and ``num_controls``, where present. Source: for the limits on k, Vehtari, Simpson,
+    Gelman, Yao and Gabry (2024), section 3.2.4.
     """
     found = []
     size = float(np.max(stats["num_samples"])) if "num_samples" in stats else math.inf
@@ -187,10 +172,6 @@ def _rows(value: PyTree, se: PyTree, most: int = 12) -> list[str]:
     if len(rows) > most:
         return [*rows[: most - 1], f"  ... and {len(rows) - most + 1} more"]
     return rows
-
-
-def _over_chains(means: PyTree) -> PyTree:
-    return jax.tree_util.tree_map(lambda m: m.mean(0), means)
 
 
 def standard_error(x: np.ndarray) -> np.ndarray:

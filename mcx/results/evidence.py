@@ -14,11 +14,7 @@ __all__ = ["log_mean_evidence", "replicate_log_weights"]
 
 
 def log_mean_evidence(log_z: Float[Array | np.ndarray, " replicate"]) -> tuple[Scalar, Scalar]:
-    """Log of the mean evidence over replicates, and its standard error by the jackknife (NaN of one).
-
-    Args:
-        log_z: (replicate,); results are in float64 where it is an array of NumPy's.
-    """
+    """Log of the mean evidence over replicates, and its standard error by the jackknife (NaN of one)."""
     xp: Any = jnp if isinstance(log_z, jax.Array) else np
     log_z = xp.asarray(log_z, None if xp is jnp else np.float64)
     runs = log_z.shape[0]
@@ -35,10 +31,7 @@ def log_mean_evidence(log_z: Float[Array | np.ndarray, " replicate"]) -> tuple[S
 def replicate_log_weights(
     log_z: Float[Array | np.ndarray, " replicate"], num_draws: int
 ) -> Float[Array, "replicate draw"] | None:
-    """Log weights of all replicates' draws, of sum 1; None of a single replicate.
-
-    A replicate's estimate of an expectation times its evidence, summed over replicates and divided by the sum
-    of the evidences, is the estimate of all of them together: that is how independent clouds become one.
+    """Log weights of all replicates' draws, of sum 1, in proportion to evidences; None of a single replicate.
 
     Source: Verge, Dubarry, Del Moral and Moulines (2015), On parallel implementation of sequential Monte
     Carlo methods: the island particle model.

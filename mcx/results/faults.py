@@ -14,12 +14,7 @@ __all__ = ["FaultAdvice", "raise_faults"]
 
 
 class FaultAdvice(NamedTuple):
-    """What a method advises.
-
-    Attributes:
-        collapse: where all particles have weight zero.
-        look_at: where potentials may have become NaN, such as "the emission".
-    """
+    """What a method advises for a collapse, and where potentials may be NaN, such as "the emission"."""
 
     collapse: str
     look_at: str

@@ -22,14 +22,7 @@ _CACHE: LRUCache[Any] = LRUCache()
 def map_draws(fn: Callable[[Any, Any], Any], data: PyTree, draws: PyTree, identity: Hashable) -> PyTree:
     """Evaluate ``fn(data, draw)`` at every draw of chain x draw; results leave the device in blocks.
 
-    Args:
-        fn: pure function of one draw.
-        data: passed through.
-        draws: pytree, chain x draw x ...
-        identity: hashable; equal identities mean equal ``fn``, so that the compiled program is reused.
-
-    Returns:
-        A pytree of numpy arrays, chain x draw x ...
+    Equal identities mean equal ``fn``, so that the compiled program is reused.
     """
     leading = np.shape(jax.tree_util.tree_leaves(draws)[0])[:2]
     total = math.prod(leading)

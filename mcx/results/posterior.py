@@ -74,17 +74,7 @@ class RunInfo:
         settings: Mapping[str, Any] | None = None,
         num_nonfinite: int | None = None,
     ) -> RunInfo:
-        """How a run of the driver went.
-
-        Args:
-            method: a dataclass of settings.
-            result: what the driver gave.
-            key: of the run.
-            coords: as the user gave them.
-            dtype: of the results.
-            settings: further ones than the method's fields.
-            num_nonfinite: where the driver's count of draws is not the right one.
-        """
+        """How a run of the driver went, with settings beside the method's fields."""
         return cls(
             method=type(method).__name__,
             settings={**fields_of(method), **(settings or {})},
@@ -205,12 +195,7 @@ class Posterior:
         return summarize(rows, prob, self.draw_weights(), self.info.cloud, head)
 
     def draw_weights(self) -> np.ndarray | None:
-        """Weights of the draws, chain x draw of sum 1; None where they weigh the same.
-
-        Raises:
-            PosteriorShapeError: if there is not one for each draw.
-            WeightCollapse: if no draw has a positive one.
-        """
+        """Weights of the draws, chain x draw of sum 1, or None; raises as :func:`~.weights.draw_weights`."""
         return draw_weights(self.weights, (self.num_chains, self.num_draws))
 
     def to_datatree(self, **groups: Predictions | None) -> xr.DataTree:

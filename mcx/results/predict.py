@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,19 +62,14 @@ def predict(
         values = _matching_draws(posterior, sites, resample)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(leading[0] * leading[1]))
     once = predict_once(bound)
-    drawn = map_draws(
-        _forward(once), bound, {"key": keys.reshape(leading), "values": values}, (once, "predict")
-    )
-    if posterior is not None:
-        drawn = {k: v for k, v in drawn.items() if k not in values}
-    return Predictions(drawn, "prior" if posterior is None else "posterior", sites)
 
-
-def _forward(once: Callable[..., dict[str, Array]]) -> Callable[[PyTree, PyTree], dict[str, Array]]:
     def forward(data: PyTree, draw: PyTree) -> dict[str, Array]:
         return once(data, draw["key"], draw["values"])
 
-    return forward
+    drawn = map_draws(forward, bound, {"key": keys.reshape(leading), "values": values}, (once, "predict"))
+    if posterior is not None:
+        drawn = {k: v for k, v in drawn.items() if k not in values}
+    return Predictions(drawn, "prior" if posterior is None else "posterior", sites)
 
 
 def _matching_draws(posterior: Posterior, sites: SiteTable, resample: Sequence[str]) -> dict[str, Any]:

@@ -106,11 +106,7 @@ def load(path: str | Path) -> Saved:
 
 
 def opened(store: Store) -> Manifest:
-    """The manifest of a directory that must have one.
-
-    Raises:
-        CheckpointError: if it has none; names those within, of runs that consist of several.
-    """
+    """The manifest of a directory; raises CheckpointError, naming those within, if it has none."""
     manifest = store.read()
     if manifest is None:
         within = sorted(str(path.parent) for path in store.path.glob("*/manifest.json"))

@@ -86,14 +86,7 @@ def _format(column: str, value: float) -> str:
 def scalars(
     draws: Draws, sites: SiteTable, coords: Mapping[str, Any], names: Sequence[str] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every scalar of the draws, chain x draw in float64, labelled by coordinates where there are any.
-
-    Args:
-        draws: by site, chain x draw x event.
-        sites: of the model.
-        coords: labels by dimension.
-        names: sites to take; by default all that were drawn, in program order.
-    """
+    """Every scalar of the sites' draws, chain x draw in float64, labelled by coordinates if there are any."""
     for name in drawn_sites(draws, sites) if names is None else names:
         values = np.asarray(draws[name])
         if values.dtype.kind not in "biuf":
@@ -129,14 +122,9 @@ def summarize(
     cloud: bool = False,
     head: str = "",
 ) -> Summary:
-    """Summarise scalars.
+    """Summarise scalars, by label, with weights (chain x draw of sum 1) or equal ones.
 
-    Args:
-        draws: label and values, chain x draw, of each scalar.
-        prob: mass of the equal-tailed interval.
-        weights: of the draws, chain x draw of sum 1; None where they weigh the same.
-        cloud: whether each chain is one cloud of particles, whose errors are known from replicates alone.
-        head: a line about the run.
+    Where each chain is one ``cloud`` of particles, errors are known from replicates alone.
     """
     from arviz_stats.base import array_stats
 

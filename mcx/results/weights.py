@@ -13,14 +13,7 @@ __all__ = ["draw_weights", "error_over_replicates"]
 
 
 def draw_weights(log_w: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Normalise the weights of draws; NaN counts as zero.
-
-    Args:
-        log_w: log weights, chain x draw; None where draws weigh the same.
-        shape: (chains, draws), of the draws.
-
-    Returns:
-        Weights of that shape and sum 1, or None.
+    """Normalise log weights of draws, chain x draw, where there are some; NaN counts as zero.
 
     Raises:
         PosteriorShapeError: if there is not one for each draw.
@@ -43,15 +36,10 @@ def draw_weights(log_w: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray 
 
 
 def error_over_replicates(x: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Standard error of the mean of (chain, draw, ...) from replicates alone; NaN of a single one.
+    """Standard error of the weighted mean of (chain, draw, ...) from replicates alone; NaN of a single one.
 
-    The spread within a replicate is not used, because the particles of one cloud depend on each other. The
-    estimate is the jackknife, which leaves out one replicate at a time: where one replicate has nearly all
-    of the weight, the error is its distance from the others.
-
-    Args:
-        x: chain x draw x ...
-        weights: chain x draw, of sum 1; None where they are equal.
+    The particles of one cloud depend on each other. The estimate is the jackknife, which leaves out one
+    replicate at a time: where one has nearly all of the weight, the error is its distance from the others.
     """
     chains, draws = x.shape[:2]
     if chains < 2:

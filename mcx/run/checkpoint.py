@@ -77,17 +77,9 @@ def recording(
     arrays: PyTree,
     hosts: Hosts = ALONE,
 ) -> Iterator[Recorder | None]:
-    """Hold a checkpoint's directory during a run.
+    """Hold a checkpoint's directory during a run, and yield the recorder that saves it; None without one.
 
-    Args:
-        checkpoint: as the user gave it.
-        about: further parts of the run's identity.
-        key: of the run.
-        arrays: what the run depends on.
-        hosts: the processes of the run.
-
-    Yields:
-        The recorder that saves the run; None without a checkpoint.
+    ``about`` and ``arrays`` are what the run depends on.
 
     Raises:
         CheckpointError: if the directory cannot be used, or holds another run.
@@ -180,27 +172,18 @@ class Recorder:
         self._state: PyTree = None
         self._saved = time.monotonic()
         self._failed = False
+        self._chains = 0
 
-    def resume(self, programs: Programs, state: PyTree) -> tuple[int, PyTree]:
-        """How far the run came before: the number of steps taken, and the state after them.
-
-        Args:
-            programs: of the run.
-            state: at step 0, with a leading chain axis.
-
-        Raises:
-            CheckpointCorrupt: if a file is damaged.
-            CheckpointMismatch: if it was another run.
-        """
+    def resume(self, programs: Programs, state: PyTree, num_chains: int) -> tuple[int, PyTree]:
+        """How many steps the run took before, and the state after them; ``state`` is that at step 0."""
         identity = {**self.identity, _CODE: of_code(programs.code)}
         if self.store.manifest is None:
             self.store.begin(identity)
         manifest = self.store.manifest
         assert manifest is not None
         _refuse_other(self.store.path, manifest.identity, identity)
-        self._state = state
+        self._state, self._chains = state, num_chains
         if manifest.state is not None:
-            self._chains = jax.tree_util.tree_leaves(state)[0].shape[0]
             saved = self.store.load(manifest.state, record_type(state, 1), self._chains)
             self._state = place(
                 jax.tree_util.tree_map(jax.numpy.asarray, from_records(saved, state)), programs.mesh, CHAINS
@@ -208,11 +191,7 @@ class Recorder:
         return manifest.steps, self._state
 
     def chunks(self, programs: Programs, discard: int) -> Iterator[tuple[int, PyTree, PyTree]]:
-        """Saved chunks: numbers of steps, statistics, and draws, which are None for discarded steps.
-
-        Raises:
-            CheckpointCorrupt: if a file is damaged.
-        """
+        """Saved chunks: numbers of steps, statistics, and draws, which are None for discarded steps."""
         manifest = self.store.manifest
         for entry in manifest.chunks if manifest is not None else ():
             like: PyTree = (programs.stats,) if entry.first < discard else (programs.stats, programs.emitted)
@@ -228,8 +207,8 @@ class Recorder:
     def save(self, complete: bool, *, now: bool) -> None:
         """Start to write what was taken if it is time to, or write it all ``now`` and wait for that.
 
-        A full disk does not stop the run: it goes on in memory, and the next save tries again. A slow disk
-        does not either, until much is pending.
+        A full disk does not stop the run: the next save tries again. A slow one does not either, until much
+        is pending.
         """
         pending = sum(chunk.size for chunk in self._pending)
         much = pending >= _MOST_PENDING
@@ -240,8 +219,9 @@ class Recorder:
             return
         self._settle(now)
         state = self.store.hosts.fetch(self._state)
-        chains = jax.tree_util.tree_leaves(state)[0].shape[:1]
-        records = to_records(state, chains)  # a copy: the next steps overwrite the state on the device
+        records = to_records(
+            state, (self._chains,)
+        )  # a copy: the next steps overwrite the state on the device
         self._taken, self._pending = self._pending, []
         self._writing = self._start(self._write, self._taken, records, complete)
         self._saved = time.monotonic()

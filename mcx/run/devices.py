@@ -34,13 +34,7 @@ REPLICATED = PartitionSpec()
 
 
 def as_mesh(devices: Devices, num_chains: int, size: int | None = None) -> Mesh | None:
-    """The mesh that chains are spread over, or one chain's entries; None for the default device.
-
-    Args:
-        devices: None, a number of devices, "all", a sequence of devices, or a mesh of one axis.
-        num_chains: a multiple of the number of devices; or 1, where a chain has entries that devices can
-            share.
-        size: number of those entries.
+    """The mesh that chains are spread over, or one chain's ``size`` entries; None for the default device.
 
     Raises:
         MethodError: if there are fewer devices, or if they cannot share the chains or entries evenly.
@@ -95,8 +89,7 @@ def over_devices[F: Callable[..., PyTree]](
     """A function of all chains, which every device runs on its own chains; no device waits for another."""
     if mesh is None or _ENTRIES in mesh.axis_names:
         return fn
-    spread_fn: F = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return spread_fn
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:

@@ -127,6 +127,7 @@ def run(
     num_chains = validated("run", "num_chains", num_chains, integer(1))
     num_discard = validated("run", "num_discard", num_discard, integer(0))
     chunk_size = validated("run", "chunk_size", chunk_size, optional(integer(1)))
+    capacity = validated("run", "capacity", capacity, optional(integer(1)))
     batch_size = validated("run", "batch_size", batch_size, optional(integer(1)))
     if num_discard > num_steps:
         raise MethodError("more steps are discarded than taken", found=f"{num_discard} of {num_steps}")
@@ -153,7 +154,6 @@ def run(
         progress if hosts.leads else False, None if kernel.open_ended else num_steps, title
     )
     complete = False
-    loop: _Loop | None = None
     about = {
         "chains": num_chains,
         "devices": 1 if mesh is None else mesh.size,
@@ -175,19 +175,8 @@ def run(
                 state = facts["state"] = programs.start(data, start_keys, init)
             if on_start is not None:
                 on_start(hosts.fetch(state))
-            loop = _Loop(
-                kernel,
-                programs,
-                data,
-                keys,
-                inputs,
-                num_steps,
-                num_discard,
-                chunk_size,
-                state,
-                recorder,
-                hosts,
-            )
+            counts = (num_steps, num_discard, chunk_size)
+            loop = _Loop(kernel, programs, data, keys, inputs, *counts, state, recorder, hosts)
             try:
                 with _deferred_interrupt() as interrupted, explained(num_chains, batch_size, facts):
                     complete = loop.go(display, interrupted)
@@ -202,32 +191,31 @@ def run(
     return result
 
 
+@dataclass
 class _Loop:
-    def __init__(
-        self,
-        kernel: Kernel,
-        programs: Programs,
-        data: PyTree,
-        keys: Keys,
-        inputs: PyTree,
-        total: int,
-        discard: int,
-        chunk_size: int | None,
-        state: PyTree,
-        recorder: Recorder | None,
-        hosts: Hosts,
-    ) -> None:
-        self.kernel, self.programs, self.data, self.keys, self.inputs = kernel, programs, data, keys, inputs
-        self.total, self.discard, self.state = total, discard, state
-        self.fixed = None if chunk_size is None else min(chunk_size, programs.capacity)
+    """A run between its chunks: what was taken so far, and how to go on."""
+
+    kernel: Kernel
+    programs: Programs
+    data: PyTree
+    keys: Keys
+    inputs: PyTree
+    total: int
+    discard: int
+    chunk_size: int | None
+    state: PyTree
+    recorder: Recorder | None
+    hosts: Hosts
+
+    def __post_init__(self) -> None:
         self.done, self.ended, self.interrupted = 0, False, False
         self.stats: list[PyTree] = []
         self._seconds_per_step: float | None = None
-        self.recorder, self.hosts = recorder, hosts
-        folder = None if recorder is None else recorder.folder
+        recorder, programs, discard = self.recorder, self.programs, self.discard
         if recorder is not None:
-            self.done, self.state = recorder.resume(programs, state)
-        self.draws = Draws(programs.emitted, total - discard, folder, hosts.index)
+            self.done, self.state = recorder.resume(programs, self.state, self.keys.shape[0])
+        folder = None if recorder is None else recorder.folder
+        self.draws = Draws(programs.emitted, self.total - discard, folder, self.hosts.index)
         if recorder is not None:
             for count, stats, draws in recorder.chunks(programs, discard):
                 self.stats.append(stats)
@@ -268,8 +256,8 @@ class _Loop:
     def _count(self) -> int:
         """Steps of the next chunk, which takes about 0.4 s and never crosses the end of warm-up."""
         left = (self.discard if self.done < self.discard else self.total) - self.done
-        if self.fixed is not None:
-            return min(self.fixed, left)
+        if self.chunk_size is not None:
+            return min(self.chunk_size, self.programs.capacity, left)
         if self._seconds_per_step is None:
             return min(16, left, self.programs.capacity)  # the speed is not known yet
         affordable = int(_SECONDS_PER_CHUNK / max(self._seconds_per_step, 1e-9))
@@ -297,10 +285,13 @@ class _Loop:
         self.done += count
 
     def result(self, complete: bool, compile_time: float, run_time: float) -> Run:
-        stats = _join(self.stats) if self.stats else {}
+        def join(*chunks: np.ndarray) -> np.ndarray:
+            """Chunks of step x chain x ..., as an array of chain x step x ..."""
+            return np.ascontiguousarray(np.swapaxes(np.concatenate(chunks), 0, 1))
+
         return Run(
             draws=self.draws.result(),
-            stats=stats,
+            stats=jax.tree_util.tree_map(join, *self.stats) if self.stats else {},
             state=self.hosts.fetch(self.state),
             num_steps=self.done,
             num_discard=self.discard,
@@ -310,13 +301,6 @@ class _Loop:
             num_nonfinite=self.draws.num_nonfinite,
             interrupted=self.interrupted,
         )
-
-
-def _join(chunks: list[PyTree]) -> PyTree:
-    """Join chunks of step x chain x ... to arrays of chain x step x ..."""
-    return jax.tree_util.tree_map(
-        lambda *parts: np.ascontiguousarray(np.swapaxes(np.concatenate(parts), 0, 1)), *chunks
-    )
 
 
 @contextmanager

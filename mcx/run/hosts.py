@@ -63,11 +63,7 @@ ALONE = Hosts()
 
 
 def hosts_of(mesh: Mesh | None) -> Hosts:
-    """The processes whose devices are in a mesh.
-
-    Raises:
-        MethodError: if it has devices of several processes but not of all.
-    """
+    """The processes whose devices are in a mesh, which has those of this process alone or of all."""
     if mesh is None:
         return ALONE
     processes = {device.process_index for device in mesh.devices.flat}

@@ -115,21 +115,14 @@ class _PlainKernel(Kernel):
         return self.algorithm.init(key if start is None else start)
 
     def step(self, data: PyTree, key: Key, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree]:
-        result: tuple[PyTree, PyTree] = (
-            self.algorithm.step(key, state) if u is None else self.algorithm.step(key, state, u)
-        )
-        return result
+        return self.algorithm.step(key, state) if u is None else self.algorithm.step(key, state, u)
 
     def collect(self, state: PyTree, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
         return super().collect(state, info) if self._collect is None else (self._collect(state, info), {})
 
 
 def as_kernel(kernel: Any, collect: Callable[[PyTree, PyTree], PyTree] | None = None) -> Kernel:
-    """A :class:`Kernel` as it is, or one made of any object with ``init`` and ``step``.
-
-    Raises:
-        MethodError: if it has neither.
-    """
+    """A :class:`Kernel` as it is, or one made of any object with ``init`` and ``step``."""
     if isinstance(kernel, Kernel):
         return kernel
     if not (callable(getattr(kernel, "init", None)) and callable(getattr(kernel, "step", None))):

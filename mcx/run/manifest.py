@@ -81,11 +81,7 @@ class Manifest:
 
     @classmethod
     def of_json(cls, raw: bytes, where: Path) -> Manifest:
-        """Read and check the content of a file.
-
-        Raises:
-            CheckpointCorrupt: if it is no manifest, or one of another version.
-        """
+        """Read and check the content of a file; raises CheckpointCorrupt."""
         try:
             content = json.loads(raw)
             _expect(isinstance(content, dict) and content.get("format") == _FORMAT, "the format")

@@ -23,13 +23,7 @@ _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OUT_OF_MEMORY
 def explained(num_chains: int, batch_size: int | None, facts: dict[str, Any]) -> Iterator[None]:
     """Turn a device's "out of memory" into an error that says what takes how much memory, and what to lower.
 
-    Args:
-        num_chains: of the run.
-        batch_size: number of chains that move at once.
-        facts: filled as they become known: ``state`` (shapes of all chains' states) and ``programs``.
-
-    Raises:
-        DeviceMemoryError: in place of JAX's own error.
+    ``facts`` are filled as they become known: ``state`` (shapes of all chains' states) and ``programs``.
     """
     try:
         yield
@@ -81,8 +75,8 @@ def _text(size: int) -> str:
 def give_back() -> None:
     """Return freed memory to the system where the C library would keep it for later.
 
-    After some allocations glibc no longer returns buffers of up to 32 MiB, so a run that streams its draws to
-    disk would seem to grow with their number.
+    After some allocations glibc keeps buffers of up to 32 MiB, so a run that streams its draws to disk would
+    seem to grow with their number.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

@@ -1,8 +1,7 @@
 """The compiled programs behind a run: the start, a chunk of steps, the emission of draws.
 
-One program serves every chunk length: the trip count is an argument, and the output buffers have a fixed
-capacity. The key of step t is ``fold_in(chain_key, t)``, so results do not depend on how steps are cut
-into chunks.
+One program serves every chunk length: the trip count is an argument. The key of step t is
+``fold_in(chain_key, t)``, so results do not depend on how steps are cut into chunks.
 """
 
 from __future__ import annotations
@@ -62,10 +61,7 @@ _STEPS: LRUCache[Programs] = LRUCache()  # without the start, which depends on i
 
 @partial(jax.jit, static_argnums=1)
 def chain_keys(key: Key, num_chains: int) -> tuple[Keys, Keys]:
-    """Keys of the chains' starts and of their steps: functions of the key and the chain's index alone.
-
-    They are those of ``Stream.INITIAL_STATES`` and ``Stream.STEPS``; other streams have other numbers.
-    """
+    """Keys of the chains' starts and steps, by index: of ``Stream.INITIAL_STATES`` and ``Stream.STEPS``."""
     chains = jnp.arange(num_chains, dtype=jnp.uint32)
     each = jax.vmap(jax.random.fold_in, (None, 0))
     key_start, key_run = jax.random.split(key)
@@ -115,10 +111,8 @@ def run_steps(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Take ``count`` steps from step ``first`` on, and keep those after the first ``discard``.
 
-    At most ``batch_size`` chains move at once; None is all of them.
-
-    Returns:
-        The state, and draws and statistics in buffers of ``capacity`` x chains.
+    Gives the state, and draws and statistics in buffers of ``capacity`` x chains. At most ``batch_size``
+    chains move at once.
     """
 
     def one(keys: Keys, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree, PyTree]:
@@ -148,30 +142,13 @@ def run_steps(
         buffers = jax.tree_util.tree_map(lambda b, x: b.at[slot].set(x), buffers, (draw, stats))
         return state, buffers
 
-    if kernel.block_size is None:
+    block = kernel.block_size
+    if block is None:
         state, (draws, stats) = jax.lax.fori_loop(0, count, body, (state, buffers))
-    else:
-        state, (draws, stats) = _in_blocks(
-            kernel, num_chains, kernel.block_size, first, count, body, (state, buffers)
-        )
-    return state, draws, stats
-
-
-def _in_blocks(
-    kernel: Kernel,
-    num_chains: int,
-    block: int,
-    first: IntLike,
-    count: IntLike,
-    body: Callable[..., PyTree],
-    carry: PyTree,
-) -> PyTree:
-    """The loop of :func:`run_steps`, with the kernel's ``end_block`` after every ``block``-th step.
-
-    The loops are nested, because a conditional within a single one would cost something at every step.
-    """
+        return state, draws, stats
 
     def one_block(outer: PyTree) -> PyTree:
+        """The steps up to the end of a block; a conditional in a single loop would cost at every step."""
         i, (state, buffers) = outer
         stop = jnp.minimum(count, i + block - (first + i) % block)
         state, buffers = jax.lax.fori_loop(i, stop, body, (state, buffers))
@@ -180,8 +157,9 @@ def _in_blocks(
         state = jax.lax.cond(full, end_block, lambda state: state, state)
         return stop, (state, buffers)
 
-    zero = jnp.zeros_like(jnp.asarray(count))
-    return jax.lax.while_loop(lambda outer: outer[0] < count, one_block, (zero, carry))[1]
+    outer = (jnp.zeros_like(jnp.asarray(count)), (state, buffers))
+    _, (state, (draws, stats)) = jax.lax.while_loop(lambda outer: outer[0] < count, one_block, outer)
+    return state, draws, stats
 
 
 def prepare(
@@ -195,13 +173,10 @@ def prepare(
     mesh: Mesh | None = None,
     batch_size: int | None = None,
 ) -> tuple[Programs, float]:
-    """Compile the programs of a run, or find them in the cache.
+    """Compile the programs of a run, or find them in the cache; also the seconds spent.
 
     Programs are traced one after the other, as that is Python's work, and compiled side by side. Over a mesh,
     ``data``, ``keys`` and ``start`` have to be placed on it already.
-
-    Returns:
-        The programs, and the seconds spent.
     """
     begun = time.perf_counter()
     slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # of any number of steps
@@ -220,12 +195,9 @@ def prepare(
         traced = jax.jit(begin).trace(data, keys, start)
         compiled = workers.submit(traced.lower().compile)
         state = placed(traced.out_info, mesh, CHAINS, kernel.size)
-
-        def make() -> Programs:
-            return _steps(
-                workers, kernel, data, keys, state, slices, while_compiling, capacity, mesh, batch_size
-            )
-
+        make = partial(
+            _steps, workers, kernel, data, keys, state, slices, while_compiling, capacity, mesh, batch_size
+        )
         steps = _STEPS.get((settings, _avals((data, keys, state, slices))), make)
         programs = steps._replace(start=compiled.result())
     return _WHOLE.keep(key, programs), time.perf_counter() - begun
@@ -251,12 +223,8 @@ def _steps(
     ) -> tuple[PyTree, PyTree, PyTree]:
         return run_steps(kernel, data, keys, first, count, state, inputs, capacity, batch_size=batch_size)
 
-    chunk = over_devices(
-        chunk,
-        mesh,
-        (REPLICATED, CHAINS, REPLICATED, REPLICATED, CHAINS, REPLICATED),
-        (CHAINS, STEPS_CHAINS, STEPS_CHAINS),
-    )
+    ins = (REPLICATED, CHAINS, REPLICATED, REPLICATED, CHAINS, REPLICATED)
+    chunk = over_devices(chunk, mesh, ins, (CHAINS, STEPS_CHAINS, STEPS_CHAINS))
     slices = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype), slices)
     zero = np.int32(0)
     traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
@@ -313,10 +281,7 @@ def _avals(tree: PyTree) -> Hashable:
 
 def _aval(x: Any) -> object:
     if hasattr(x, "dtype"):
-        dtype = (
-            x.dtype
-            if jnp.issubdtype(x.dtype, jax.dtypes.extended)
-            else jax.dtypes.canonicalize_dtype(x.dtype)
-        )
+        extended = jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        dtype = x.dtype if extended else jax.dtypes.canonicalize_dtype(x.dtype)
         return (tuple(x.shape), str(dtype), getattr(x, "weak_type", False))
     return type(x)

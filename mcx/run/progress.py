@@ -124,8 +124,7 @@ def _as_display(value: Any) -> Progress:
         callable(getattr(value, name, None)) for name in ("compiling", "started", "update", "close")
     ):
         raise ValueError
-    display: Progress = value
-    return display
+    return value
 
 
 _RULE = either(
@@ -137,13 +136,9 @@ _RULE = either(
 
 
 def make_progress(progress: bool | str | Progress, total: int | None, title: str) -> Progress:
-    """The display that ``progress=`` asks for.
+    """The display that ``progress=`` asks for; True is a bar in terminals and notebooks, else lines.
 
-    Args:
-        progress: True (a bar where there is a terminal or a notebook, else lines), False, "bar",
-            "lines", or an object with the methods of :class:`Progress`.
-        total: number of steps; None where the kernel decides when to stop.
-        title: name of what is running.
+    The kernel decides when to stop if the ``total`` of steps is None.
     """
     progress = validated("run", "progress", progress, _RULE)
     if progress is True:

@@ -16,12 +16,7 @@ _NOTHING = ("nothing", np.dtype("u1"), ())
 
 
 def record_type(shapes: PyTree, lead: int) -> np.dtype[Any]:
-    """The type of records that hold a pytree, with one field for each leaf.
-
-    Args:
-        shapes: a pytree of arrays, or of their shapes and dtypes.
-        lead: number of leading axes that belong to the array of records, such as steps and chains.
-    """
+    """The type of records that hold a pytree, a field a leaf; ``lead`` axes are those of the records."""
     fields = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
         plain = _plain_type(leaf)
@@ -40,12 +35,7 @@ def to_records(tree: PyTree, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def from_records(records: np.ndarray, like: PyTree) -> PyTree:
-    """The pytree that an array of records was made of.
-
-    Args:
-        records: made by :func:`to_records`.
-        like: a pytree of the same structure, of shapes and dtypes; of arrays where there are random keys.
-    """
+    """The pytree that :func:`to_records` was given; ``like`` has its structure, shapes, dtypes, and keys."""
     leaves, structure = jax.tree_util.tree_flatten(like)
     fields = (np.ascontiguousarray(records[name]) for name in records.dtype.names or ())
     values = [_restored(x, leaf) for x, leaf in zip(fields, leaves, strict=False)]

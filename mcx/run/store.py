@@ -1,9 +1,8 @@
 """A directory of chunks on disk: what a run has drawn so far, and the state to go on from.
 
-Chunks are ``.npy`` files of plain records with a row for each step and a column for each chain. Each is
-written to a temporary file, synced, and renamed; only then does the manifest, a JSON file written the same
-way, list it with its length and SHA-256. So whatever the manifest lists is whole, whenever the process is
-killed. Where a run spans several processes, each writes the files of its own chains, and process 0 the
+Chunks are ``.npy`` files of plain records, steps x chains. Each is written to a temporary file, synced, and
+renamed; only then does the manifest, written the same way, list it with its length and SHA-256: so whatever
+it lists is whole, whenever the process is killed. Each process writes its own chains, and process 0 the
 manifest. Nothing that is read is executed: there are no pickles, names of files follow a pattern, and sizes
 are checked before memory is allocated.
 """
@@ -51,11 +50,7 @@ class Store:
     # reading -------------------------------------------------------------------------------------
 
     def read(self) -> Manifest | None:
-        """The manifest, or None where there is none yet.
-
-        Raises:
-            CheckpointCorrupt: if it cannot be used.
-        """
+        """The manifest, or None where there is none yet; raises CheckpointCorrupt if it cannot be used."""
         if not os.path.lexists(self.path / MANIFEST):
             self.manifest = None
         else:
@@ -66,16 +61,7 @@ class Store:
     def load(
         self, entry: Entry, dtype: np.dtype[Any] | None = None, columns: int | None = None
     ) -> np.ndarray:
-        """The records of a file, verified.
-
-        Args:
-            entry: an entry of the manifest.
-            dtype: required type of the records.
-            columns: required number of chains.
-
-        Raises:
-            CheckpointCorrupt: if the file is not what the manifest says, or holds something else.
-        """
+        """The records of an entry's files, verified, of the required type and number of chains."""
         parts = [self._records(file, dtype) for file in entry.files]
         steps = () if entry.files[0].file.startswith("state") else (entry.count,)
         name, axis = entry.files[0].file, len(steps)
@@ -132,12 +118,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the directory, made if need be, for one run; the lock ends with the process.
-
-        Raises:
-            CheckpointInUse: if another run holds it.
-            CheckpointError: if nothing can be written there.
-        """
+        """Lock the directory, made if need be, for one run; the lock ends with the process."""
         refusal: CheckpointError | None = None
         descriptor = None
         if self.hosts.leads:
@@ -183,12 +164,9 @@ class Store:
         self._replace(Manifest(dict(identity)))
 
     def append(self, chunks: list[np.ndarray], state: np.ndarray, complete: bool) -> None:
-        """Add chunks of records, (steps, chains) each, and the state after them, (chains,).
+        """Add chunks of records, (steps, chains) each, and the state after them; each process has its share.
 
-        Each process writes its share of the chains.
-
-        Raises:
-            OSError: if they cannot be written; what was there before stays as it was.
+        If they cannot be written, what was there before stays as it was.
         """
         old = self.manifest
         assert old is not None

@@ -27,16 +27,7 @@ class KeyReuse(EnumerationError):
 
 
 def expand(program: Program, limit: int, batch: int, check_keys: bool) -> tuple[list[Any], np.ndarray]:
-    """Run a program under every outcome of its choices.
-
-    Args:
-        program: from :func:`mcx.testing.unroll.unroll`.
-        limit: largest number of outcomes.
-        batch: number of outcomes run at once.
-        check_keys: whether to check that choices do not share keys.
-
-    Returns:
-        The outputs, each with leading axis L, and the outcomes' probabilities (L,).
+    """Run a program under every outcome of its choices: outputs with leading axis L, probabilities (L,).
 
     Raises:
         TooManyOutcomes: beyond ``limit``.
@@ -173,11 +164,7 @@ def _probabilities(step: Choice, log_p: np.ndarray, active: np.ndarray | None = 
 def _expand(
     p: np.ndarray, repeats: int, count: int, limit: int, program: Program, now: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Continue each of ``count`` outcomes in every possible way, draw by draw.
-
-    Returns:
-        The outcome that each comes from, the indices drawn (L, draws), and their probability (L,).
-    """
+    """Continue each outcome in every way: parents, the indices drawn (L, draws), and probabilities."""
     parents = np.arange(count)
     factors = np.ones(count)
     picks = np.empty((count, p.shape[1] * repeats), np.int32)

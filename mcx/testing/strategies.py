@@ -153,15 +153,7 @@ class Program:
         return found
 
     def __call__(self, data: Mapping[str, Any], base: ArrayLike = 0.0) -> Array:
-        """Run the model.
-
-        Args:
-            data: observed values, as :meth:`data` gives them.
-            base: the value that statements without a parent depend on.
-
-        Returns:
-            The value, in (-1, 1), that a statement with this submodel as its parent depends on.
-        """
+        """Run the model with data as :meth:`data` gives them; returns a value in (-1, 1) for its children."""
         known: dict[str | None, Any] = {None: jnp.asarray(base)}
         for s in self.statements:
             with ExitStack() as around:

@@ -1,8 +1,6 @@
 """Traced JAX functions as straight-line programs in which the random choices stand out.
 
-:mod:`mcx.testing.enumeration` runs such programs. Values are numbered; a step computes some from earlier
-ones, and is a :class:`Compute`, or, where the function calls ``ops.choose`` or ``ops.accept``, a
-:class:`Choice`.
+Values are numbered; a step computes some from earlier ones, or is a call of ``ops.choose`` or ``ops.accept``.
 """
 
 from __future__ import annotations
@@ -86,14 +84,7 @@ def unroll(jaxpr: Any, arguments: Sequence[Any]) -> Program:
     """Unroll a traced function, as far as needed for its choices to stand in a straight line.
 
     Calls are inlined; ``scan``, ``while`` and ``cond`` are unrolled where they hold a choice, and stay one
-    step otherwise. What reaches no output is left out.
-
-    Args:
-        jaxpr: from ``jax.make_jaxpr``.
-        arguments: flat; the numbers of trips of while loops, which may depend on them, are computed here.
-
-    Raises:
-        EnumerationError: if a choice stands where it cannot be reached.
+    step otherwise. What reaches no output is left out. Raises EnumerationError if a choice cannot be reached.
     """
     builder = _Builder()
     outputs = builder.inline(jaxpr, [builder.constant(a) for a in arguments], _ALWAYS)

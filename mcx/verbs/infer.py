@@ -11,9 +11,9 @@ from mcx.methods.method import Method
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
-from mcx.ops.validation import integer, optional, validated
+from mcx.ops.validation import integer, one_of, optional, validated
 from mcx.results.datatree import check_coords
-from mcx.results.diagnose import check_mode, report_advice
+from mcx.results.diagnose import report_advice
 from mcx.results.posterior import Posterior
 from mcx.run.checkpoint import Checkpoint
 from mcx.run.devices import Devices
@@ -75,7 +75,7 @@ def infer(
     _check_types(bound, method)
     pure = "mcx.program(bound, method) gives a pure function for jit and vmap; mcx.infer runs outside of them"
     refuse_tracing("infer", pure, bound, key, init)
-    check_mode(warnings)
+    validated("infer", "warnings", warnings, one_of("warn", "raise", "ignore"))
     key = as_key(key)
     check_coords(coords or {}, model_sites(bound))
     posterior = method.infer(
@@ -90,7 +90,7 @@ def infer(
         devices=devices,
         batch_size=validated("infer", "batch_size", batch_size, optional(integer(1))),
     )
-    report_advice(posterior, warnings, method.advice)
+    report_advice(posterior, warnings, method.diagnose)
     return posterior
 
 

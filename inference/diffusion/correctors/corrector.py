@@ -153,10 +153,7 @@ def _langevin(key: Key, ctx: _Context, x: Corrected, u: _Step) -> Corrected:
 
 
 def _refreshed(key: Key, ctx: _Context, x: Corrected, u: _Step) -> Corrected:
-    """Heun's method carries particles and weights; a Metropolis-adjusted Langevin step refreshes them.
-
-    That step leaves the law at the new level invariant, so that it carries no weight.
-    """
+    """Heun's method carries particles and weights; a Metropolis-adjusted Langevin step refreshes them."""
     composition, y = ctx.composition, x.position
     delta = u.rho**2 - u.after**2
     now = composition.at(y, u.rho)

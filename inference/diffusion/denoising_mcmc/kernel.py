@@ -27,12 +27,8 @@ _ADAPTS = 0.6  # exponent of the gain of Robbins and Monro's stochastic approxim
 
 
 class ProductSpace(NamedTuple):
-    """The data of the kernel: the product space of points and levels.
+    """The data of the kernel: the product space of points and K rising levels, with their log prior.
 
-    model: the diffusion model.
-    level_law: the law of a level given a point.
-    rho: levels, (K,), rising.
-    log_prior: log prior of the levels, (K,).
     tables: what the integrator prepared; leaves that depend on the first level have a leading axis K.
     key: raw data of the key that denoising draws from.
     """
@@ -46,13 +42,12 @@ class ProductSpace(NamedTuple):
 
 
 type _Placed = tuple[Point, Int[Array, ""]]  # a point, and the index of its level
+type _Info = tuple[Scalar, UInt32[Array, " 2"]]  # acceptance rate of a step, and seed of its denoising
 
 
 class Chain(NamedTuple):
-    """The state of a chain.
+    """The state of a chain: a point, and the index of its level.
 
-    y: the point.
-    level: the index of its level.
     log_step: log step size of the Langevin moves by bin of levels.
     visits: number of steps in which some chain was in a bin.
     count: number of steps taken.
@@ -67,21 +62,12 @@ class Chain(NamedTuple):
     kept: _Placed
 
 
-class _Info(NamedTuple):
-    accepted: Scalar
-    seed: UInt32[Array, " 2"]
-
-
 @dataclass(frozen=True)
 class DenoisingKernel(Kernel):
     """A step makes ``num_skip`` moves, each of the point and then of its level; hashable.
 
     Attributes:
-        integrator: the integrator that denoises.
-        num_skip: number of moves in a step.
-        metropolis: whether moves of the point are accepted or rejected.
-        step_size: of the moves; None to learn it while the chains warm up.
-        num_warmup: number of steps that learn.
+        step_size: of the moves; None to learn it while the chains warm up, ``num_warmup`` steps.
         smallest: whether to keep the point of the smallest level among a step's moves, rather than the last.
         by_level: which leaves of the integrator's tables depend on the level.
     """
@@ -114,12 +100,12 @@ class DenoisingKernel(Kernel):
         key_moves, key_seed = jax.random.split(key)
         largest = (state.y, jnp.int32(data.rho.shape[0]))
 
-        def move(
-            carry: tuple[Point, Int[Array, ""], _Placed], key: Key
-        ) -> tuple[tuple[Point, Int[Array, ""], _Placed], tuple[Int[Array, ""], Scalar]]:
+        type Moved = tuple[Point, Int[Array, ""], _Placed]
+
+        def move(carry: Moved, key: Key) -> tuple[Moved, tuple[Int[Array, ""], Scalar]]:
             y, level, kept = carry
             key_move, key_level = jax.random.split(key)
-            bin_ = self._bin(data, level)
+            bin_ = level * NUM_BINS // data.rho.shape[0]
             y, rate = self._langevin(data, key_move, y, data.rho[level], jnp.exp(state.log_step[bin_]))
             log_w = data.level_law.log_density(data.model, y, data.rho) + data.log_prior
             level = choose(key_level, log_w)
@@ -132,11 +118,7 @@ class DenoisingKernel(Kernel):
             move, begin, jax.random.split(key_moves, self.num_skip)
         )
         state = self._adapted(state, bins, rates)._replace(y=y, level=level, count=state.count + 1, kept=kept)
-        seed = jax.random.bits(key_seed, (2,))
-        return state, _Info(jnp.mean(rates), seed)
-
-    def _bin(self, data: ProductSpace, level: Int[Array, ""]) -> Int[Array, ""]:
-        return level * NUM_BINS // data.rho.shape[0]
+        return state, (jnp.mean(rates), jax.random.bits(key_seed, (2,)))
 
     def _langevin(
         self, data: ProductSpace, key: Key, y: Point, rho: Scalar, step: Scalar
@@ -172,8 +154,8 @@ class DenoisingKernel(Kernel):
 
     def collect(self, state: Chain, info: _Info) -> tuple[Mapping[str, Array], Mapping[str, Scalar]]:
         """The kept point with its level, and the seed of its denoising."""
-        y, level = state.kept
-        return {"y": y, "level": level, "seed": info.seed}, {"acceptance": info.accepted}
+        (y, level), (accepted, seed) = state.kept, info
+        return {"y": y, "level": level, "seed": seed}, {"acceptance": accepted}
 
     def emit(self, data: ProductSpace, draw: Mapping[str, Array]) -> Mapping[str, Array]:
         """The denoised point, with the noisy one and its level."""

@@ -27,11 +27,9 @@ class LevelLaw(Protocol):
 
     def log_density(self, model: Denoiser, y: Point, rho: ByLevel) -> ByLevel:
         """``log q_rho(y)`` at levels (K,), up to a constant that does not depend on the level."""
-        ...
 
     def nfe(self, num_levels: int, size: int) -> int:
         """Number of calls of the denoiser for one point of ``size`` numbers."""
-        ...
 
 
 @jax.tree_util.register_dataclass

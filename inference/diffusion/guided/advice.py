@@ -16,12 +16,7 @@ _UPDATE_RATE = 0.1  # least share of the sweeps in which a path is renewed at a 
 
 
 def survivors_advice(stats: Mapping[str, Float[np.ndarray, "chain level"]], num_draws: int) -> list[Advice]:
-    """Whether most particles were lost in one step.
-
-    Args:
-        stats: ``unique_ancestors`` and ``rho``.
-        num_draws: of a replicate.
-    """
+    """Whether most of a replicate's particles were lost in one step."""
     survivors = np.asarray(stats["unique_ancestors"], float) / num_draws
     worst = np.unravel_index(np.nanargmin(survivors), survivors.shape)
     if survivors[worst] >= _SURVIVORS:
@@ -39,13 +34,7 @@ def survivors_advice(stats: Mapping[str, Float[np.ndarray, "chain level"]], num_
 def lineage_advice(
     stats: Mapping[str, Float[np.ndarray, "chain level"]], num_draws: int, half: int
 ) -> list[Advice]:
-    """Whether draws descend from few particles.
-
-    Args:
-        stats: ``lineages`` and ``rho``.
-        num_draws: of a replicate.
-        half: number of the first level at which less than half of the data's variance is undecided.
-    """
+    """Whether draws descend from few particles at level ``half``, which decides half of their variance."""
     least = int(np.min(stats["lineages"][:, half]))
     if least >= _SURVIVORS * num_draws:
         return []
@@ -60,13 +49,7 @@ def lineage_advice(
 
 
 def path_advice(site: str, rates: Float[np.ndarray, "chain level"], num_particles: int) -> list[Advice]:
-    """Whether conditional SMC hardly ever renews the path at some level.
-
-    Args:
-        site: with the diffusion prior.
-        rates: share of the sweeps in which the path was renewed.
-        num_particles: of conditional SMC.
-    """
+    """Whether conditional SMC hardly ever renews a site's path at some level."""
     mean = np.mean(rates, 0)
     slow = mean < _UPDATE_RATE
     if not slow.any():

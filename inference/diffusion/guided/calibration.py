@@ -1,7 +1,6 @@
 """How well a diffusion model denoises at each level of noise, and how much weight a guess therefore deserves.
 
-Guidance evaluates the likelihood at the denoised point, which is off by the denoiser's error. A pilot run
-measures that error: points drawn from the model are noised to each level and denoised.
+A pilot run measures the denoiser's error: points drawn from the model are noised to each level and denoised.
 """
 
 from __future__ import annotations
@@ -104,20 +103,11 @@ def calibrate(
     key: Key,
     others: Mapping[str, Float[Array, "..."]] | None = None,
 ) -> GuidedData:
-    """Look at a diffusion model and a likelihood at points that the model draws.
+    """Look at a diffusion model and a likelihood at points that the model draws, with a key of its own.
 
-    Args:
-        guidance: how particles are guided.
-        model: data of the target.
-        process: the reverse process.
-        key: of the pilot run, used for nothing else.
-        others: constrained values of the other latent sites.
-
-    Returns:
-        The data of :func:`~.feynman_kac.guided`. Where the likelihood is Gaussian with variance s^2 and the
-        denoiser's error is e^2, the exponent is ``s^2 / (s^2 + e^2)``; in general the curvature of the log
-        likelihood along the error takes the place of ``e^2 / s^2``. Costs ``num_pilot`` draws from the
-        process, and as many calls of the model per level.
+    Where the likelihood is Gaussian with variance s^2 and the denoiser's error is e^2, its exponent is ``s^2
+    / (s^2 + e^2)``; in general the curvature of the log likelihood along the error takes the place of ``e^2 /
+    s^2``. Costs ``num_pilot`` draws from the process, and as many calls of the model per level.
     """
     others = dict(others or {})
     key_draw, key_noise, key_probe = jax.random.split(key, 3)

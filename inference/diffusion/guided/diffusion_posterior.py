@@ -77,13 +77,9 @@ def diffusion_posterior(
     *,
     with_params: bool,
 ) -> DiffusionPosterior:
-    """The posterior that is to be drawn from.
+    """The posterior that is to be drawn from, ``with_params`` with other latent sites.
 
-    Args:
-        bound: the model and its data.
-        guidance: ``(target, site, likelihood_kind) -> Guidance``; raises if the likelihood does not admit it.
-        num_reverse_steps: of the reverse process, if not at the prior's own levels.
-        with_params: whether other latent sites are drawn as well.
+    ``guidance(target, site, likelihood_kind)`` raises if the likelihood does not admit it.
 
     Raises:
         CapabilityError: if there is not exactly one site with a diffusion prior, if its prior depends on
@@ -94,8 +90,7 @@ def diffusion_posterior(
     target = compile_model(bound)
     for problem in static_problems(target.sites):
         raise problem
-    unfit = space_error(target.sites)
-    if unfit is not None:
+    if unfit := space_error(target.sites):
         raise unfit
     site = _diffusion_site(target, with_params)
     process = _prior_process(target.functions, site.name, target.data, num_reverse_steps)

@@ -77,15 +77,9 @@ type _Proposal = Point | _Conditional
 
 
 def guided(guidance: Guidance, data: GuidedData) -> FeynmanKac:
-    """The Feynman-Kac model of a posterior under a diffusion prior, for :func:`mcx.smc`.
+    """The Feynman-Kac model of a posterior under a diffusion prior, with a time per level.
 
-    Args:
-        guidance: how particles are guided; equal ones share compiled programs.
-        data: from :func:`~.calibration.calibrate`.
-
-    Returns:
-        A model of particles :class:`Guided`, with K + 1 times, one per level. Its context is ``data``, the
-        input of a time its row of levels.
+    Its context is ``data``, from :func:`~.calibration.calibrate`. Equal guidance shares compiled programs.
     """
     context = jax.tree_util.Partial(_context, data)
     times = data.chain.num_steps + 1
@@ -166,14 +160,7 @@ def _functions(guidance: Guidance) -> FeynmanKac:
 
 
 def path_of(guidance: Guidance, ctx: GuidedData, key: Key, positions: Path) -> Guided:
-    """Particles along a path of positions, as if they had been drawn there.
-
-    Args:
-        guidance: how particles are guided.
-        ctx: the data.
-        key: for the siblings of "soft_value", which are drawn anew: given a path they are independent.
-        positions: y at every level, from the noisiest, (K + 1, ...).
-    """
+    """Particles along a path (K + 1, ...) as if drawn there; the siblings of "soft_value" are drawn anew."""
     zero = jnp.zeros((), positions.dtype)
     path = jax.vmap(lambda y, u: _evaluated(guidance, ctx, y, u, zero))(positions, ctx.levels)
     first = ctx.chain.initial_log_weight(positions[0], ctx.chain.initial_law())
@@ -253,10 +240,7 @@ def _linear_guess(ctx: GuidedData, place: Along, u: Levels) -> Scalar:
 def _conditional(
     ctx: GuidedData, move: ReverseStep, place: Along | None, u: Levels, noised: bool
 ) -> _Conditional:
-    """The law of the next point along the directions, given the observation.
-
-    The estimate of the data is expected to stay where it is, and follows the next point by ``u.share``.
-    """
+    """The law of the next point along the directions given the observation; it follows by ``u.share``."""
     linear = _linear(ctx)
     assert u.error is not None and u.share is not None
     centre = _along(ctx, move.mean)

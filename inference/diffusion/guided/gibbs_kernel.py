@@ -28,13 +28,10 @@ __all__ = ["GuidedGibbsKernel", "GuidedGibbsState"]
 
 
 class GuidedGibbsState(NamedTuple):
-    """State of one chain.
+    """State of one chain: a path (K + 1, ...), which ends in the site's value, and the other sites.
 
-    path: y at every level of noise, from the noisiest, (K + 1, ...); the last is the site's value. The whole
-        path is kept, as the discretised reverse process is not the noising process run backwards.
-    params: of the Markov chain method on the other sites.
-    averages: of conditional SMC over the kept sweeps.
-    num_kept: sweeps that the averages count.
+    The whole path is kept, as the discretised reverse process is not the noising process run backwards.
+    ``averages`` are those of conditional SMC over ``num_kept`` sweeps.
     """
 
     path: Path
@@ -50,12 +47,7 @@ class GuidedGibbsState(NamedTuple):
 
 @dataclass(frozen=True)
 class GuidedGibbsKernel(Kernel):
-    """Particle Gibbs on the levels of noise: the kernel that the driver runs.
-
-    Attributes:
-        guidance: how particles are guided.
-        paths: conditional SMC.
-        mcmc: a transition on the other sites, given the one with the diffusion prior.
+    """Particle Gibbs on the levels of noise: conditional SMC on paths, ``mcmc`` on the other sites, in turn.
 
     A sweep leaves the posterior of the discretised reverse process and the parameters invariant, for any
     number of particles. Source: Andrieu, Doucet and Holenstein (2010), section 2.4.3.
@@ -92,10 +84,7 @@ class GuidedGibbsKernel(Kernel):
     def step(
         self, data: GuidedData, key: Key, state: GuidedGibbsState, u: Mapping[str, Scalar]
     ) -> tuple[GuidedGibbsState, dict[str, Scalar]]:
-        """A path given the parameters, then the parameters given its end.
-
-        ``u`` holds the adaptation code and whether the sweep counts.
-        """
+        """A path given the parameters, then the parameters given its end."""
         key_path, key_params = jax.random.split(key)
         path, swept = self._move_path(data, key_path, state)
         conditioned = self._conditioned(data, path)

@@ -60,7 +60,7 @@ class GuidedGibbs(GuidedSettings, ChainMethod[GuidedGibbsPlan]):
     particles but for the length of the reverse steps; there is no evidence. No density of the prior is
     needed.
 
-    Further attributes are those of :class:`mcx.GuidedDiffusion` of the same names.
+    The other attributes are those of :class:`mcx.GuidedDiffusion` that have the same names.
 
     Attributes:
         num_particles: N of conditional SMC.

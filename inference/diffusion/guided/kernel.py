@@ -23,13 +23,7 @@ __all__ = ["GuidedKernel", "first_stats"]
 
 @dataclass(frozen=True)
 class GuidedKernel(ParticleKernel):
-    """StepLevels of a guided particle system for the driver; the input of a step is its number, from 1.
-
-    Attributes:
-        guidance: how particles are guided.
-        settings: of the particle system.
-        mesh: devices that share the particles of one replicate.
-    """
+    """Steps of a guided particle system, whose inputs are their numbers, from 1."""
 
     guidance: Guidance
     settings: SMCSettings

@@ -21,12 +21,9 @@ _SMOOTH: LRUCache[bool] = LRUCache()
 
 @dataclass(frozen=True)
 class LikelihoodKind:
-    """What the likelihood of a site's value is like.
+    """What the likelihood of a site's value is like: Gaussian with affine means, and twice differentiable?
 
-    Attributes:
-        linear: whether observations are Gaussian with means affine in the value.
-        smooth: whether JAX can take two derivatives.
-        flat: whether the gradient is zero although the likelihood changes.
+    It is ``flat`` where its gradient is zero although it changes.
     """
 
     linear: bool
@@ -37,14 +34,9 @@ class LikelihoodKind:
 def likelihood_kind(
     target: Target, name: str, centre: Float[Array, "..."], spread: Scalar, others: SiteValues
 ) -> LikelihoodKind:
-    """Look at the likelihood of a site's value at a few points.
+    """Look at the likelihood of a site's value at a few points around ``centre``.
 
-    Args:
-        target: the posterior.
-        name: of the site.
-        centre: a value of the site.
-        spread: standard deviation of the values around it.
-        others: constrained values of other latent sites, with which no likelihood counts as linear.
+    No likelihood counts as linear where there are other latent sites, with constrained values ``others``.
     """
     where = (target.functions, name, target.data, centre, spread)
     smooth = _differentiable(target, name, centre, others)
@@ -53,11 +45,7 @@ def likelihood_kind(
 
 
 def suitable_guidance(asked: str, kind: LikelihoodKind, site: str) -> str:
-    """The guidance that was asked for, or for "auto" the first one that the likelihood admits.
-
-    Raises:
-        CapabilityError: if the likelihood does not admit the guidance that was asked for.
-    """
+    """The guidance asked for, or the first that the likelihood admits; CapabilityError if it does not."""
     steep = kind.smooth and not kind.flat
     if asked == "auto":
         return "linear_gaussian" if kind.linear else "twisted" if steep else "soft_value"

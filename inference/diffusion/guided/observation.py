@@ -30,15 +30,7 @@ def log_likelihood(
     x: Float[Array, "..."],
     others: SiteValues | None = None,
 ) -> Scalar:
-    """Log density of everything else in the model given the value of one site, a scalar.
-
-    Args:
-        functions: of the target.
-        name: of the site, whose values are its unconstrained coordinates.
-        data: of the target.
-        x: the value.
-        others: constrained values of the other latent sites, whose densities count as well.
-    """
+    """Log density of everything else in the model given the value of one site and of other sites."""
     sites = capture.record(functions.run(data), values={name: x, **(others or {})}).sites
     rest = (site for site in sample_sites(sites) if site["name"] != name)
     return total([jnp.sum(site_log_prob(site)) for site in rest])
@@ -60,12 +52,7 @@ class LinearObservation(NamedTuple):
 
 
 class _White(NamedTuple):
-    """Observations scaled to unit variance.
-
-    mean, value: of the scaled observations, (n,).
-    divisor: the standard deviations, or Cholesky factors, that they were divided by.
-    log_det: sum of the logarithms of the standard deviations.
-    """
+    """Observations (n,) scaled to unit variance: divided by standard deviations, or Cholesky factors."""
 
     mean: Float[Array, " n"]
     value: Float[Array, " n"]
@@ -122,12 +109,7 @@ def looks_linear(
 ) -> Bool[Array, ""]:
     """Whether the observations are Gaussian, with means affine in the site's value and constant variances.
 
-    Args:
-        functions: of the target.
-        name: of the site.
-        data: of the target.
-        centre: a value of the site.
-        spread: standard deviation of the points around it that are tried; up to ten times that.
+    Points up to ten times ``spread`` away from ``centre`` are tried.
     """
     probe = jax.eval_shape(lambda x: _white(functions, name, data, x), centre)
     if probe is None or probe.mean.size * centre.size > _LARGEST:
@@ -177,8 +159,7 @@ def linearize(
 ) -> LinearObservation:
     """The linear observation of a model for which :func:`looks_linear` holds.
 
-    Costs one derivative per coordinate or per observation, whichever are fewer, and a singular value
-    decomposition.
+    Costs a derivative per coordinate or observation, whichever are fewer, and a singular value decomposition.
     """
 
     def mean(flat: Vector) -> Float[Array, " n"]:

@@ -75,16 +75,7 @@ class GuidedSettings(Settings):
     def posterior(
         self, bound: BoundModel, *, noised: bool = False, with_params: bool = False
     ) -> DiffusionPosterior:
-        """The posterior of a model with a diffusion prior, and how particles are guided to it.
-
-        Args:
-            bound: the model and its data.
-            noised: whether "linear_gaussian" compares the observation with the noisy point.
-            with_params: whether other latent sites are drawn as well.
-
-        Raises:
-            CapabilityError, MethodError, DataError: see :func:`~.diffusion_posterior.diffusion_posterior`.
-        """
+        """The posterior of a model with a diffusion prior, and how particles are guided to it."""
 
         def guidance(target: Target, site: str, likelihood: LikelihoodKind) -> Guidance:
             kind = suitable_guidance(self.guidance, likelihood, site)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,20 +46,12 @@ class RungeKutta45(Settings):
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 4096
+    order: ClassVar[int] = 5  # that of the formula; the error depends on the tolerance
+    num_draws: ClassVar[int] = 0
 
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields."""
         return {"rtol": number(above=0, below=1), "atol": number(above=0), "max_steps": integer(1)}
-
-    @property
-    def order(self) -> int:
-        """5, that of the formula; the error depends on the tolerance."""
-        return 5
-
-    @property
-    def num_draws(self) -> int:
-        """0."""
-        return 0
 
     def nfe(self, levels: np.ndarray) -> None:
         """None: the number is not known beforehand."""
@@ -81,7 +73,11 @@ class RungeKutta45(Settings):
         path: bool,
     ) -> Point:
         """See :class:`~.base.Integrator`."""
-        diffrax = _diffrax()
+        try:
+            import diffrax
+        except ImportError as error:
+            remedy = "pip install 'mcx[diffusion]'"
+            raise MissingExtraError("RungeKutta45 needs diffrax", remedy=remedy) from error
         lam = prepared.lam
         visited = y[None, ...][:0]
         if len(lam) > 1:
@@ -105,13 +101,3 @@ class RungeKutta45(Settings):
             y = call(model, y, prepared.last)
             visited = jnp.concatenate([visited, y[None]])
         return visited if path else y
-
-
-def _diffrax() -> Any:
-    try:
-        import diffrax
-    except ImportError as error:
-        raise MissingExtraError(
-            "RungeKutta45 needs diffrax", remedy="pip install 'mcx[diffusion]'"
-        ) from error
-    return diffrax

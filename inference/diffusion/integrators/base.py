@@ -31,34 +31,27 @@ class Integrator(Protocol):
     @property
     def order(self) -> int:
         """Global order in the length of steps in lambda: of the end point, or of its law if it is random."""
-        ...
 
     @property
     def num_draws(self) -> int:
         """Number of noise draws of the point's shape in a step; 0 for deterministic integrators."""
-        ...
 
     def nfe(self, levels: np.ndarray) -> int | None:
         """Number of calls of the model for a point along the levels; None if it is not known beforehand."""
-        ...
 
     def prepare(self, levels: np.ndarray) -> PyTree:
         """What :meth:`run` needs of the levels; arrays in float64."""
-        ...
 
     def run(
         self, key: Key | None, model: Denoiser, y: Point, prepared: PyTree, noise: Noise | None, path: bool
     ) -> Point:
         """The end for one point; with ``path`` the points after every step, (K, *event)."""
-        ...
 
 
 class Tabled(Settings):
-    """Base of integrators with fixed steps: ``lax.scan`` over a table of coefficients.
+    """Base of integrators with fixed steps: ``lax.scan`` over a table of coefficients with leading axis K.
 
-    A subclass is a frozen dataclass with ``table(rho)``, a pytree of arrays with leading axis K, from levels
-    (K + 1,); ``init(y)``, a state with a field ``y``; and ``step(model, state, row, z)``, where z holds
-    ``num_draws`` standard normal arrays of y's shape.
+    A state has a field ``y``; the z of a step holds ``num_draws`` standard normal arrays of y's shape.
     """
 
     @property
@@ -113,10 +106,9 @@ class Position(NamedTuple):
 
 
 def graded(rho: np.ndarray, num: int) -> np.ndarray:
-    """Levels with ``num`` more in the first step: 0, 1 or 2.
+    """Levels with ``num`` more in the first step, 0, 1 or 2: steps of h^2 and h^(4/3), where others are h.
 
-    Multistep methods begin with steps of order 1, 2, ..., which spoil the method's order unless they are
-    short enough: of length h^2 and h^(4/3), where the others have length h.
+    Multistep methods begin with steps of lower order, which would otherwise spoil the method's.
     """
     if num == 0:
         return rho
@@ -127,13 +119,7 @@ def graded(rho: np.ndarray, num: int) -> np.ndarray:
 
 
 def step_orders(rho: np.ndarray, order: int, lower_end: bool = False) -> list[int]:
-    """Order of each step of a multistep method: rising from 1, and 1 for a step to level 0.
-
-    Args:
-        rho: levels, (K + 1,).
-        order: that of the method.
-        lower_end: whether the last steps fall to order 1, which may help if there are few steps.
-    """
+    """Order of each step of a multistep method, rising from 1; 1 for a step to level 0."""
     num = len(rho) - 1
     orders = [min(order, k + 1, num - k if lower_end else order) for k in range(num)]
     if rho[-1] == 0:

@@ -1,7 +1,6 @@
 """Coefficients of steps, in float64 on the host: integrals of interpolating polynomials.
 
-They are found by Gauss-Legendre quadrature of Lagrange polynomials, which needs no linear system and no
-differences of exponentials that cancel in short steps.
+Gauss-Legendre quadrature of Lagrange polynomials needs no linear system, and nothing cancels in short steps.
 """
 
 from __future__ import annotations
@@ -20,13 +19,7 @@ _NODES, _WEIGHTS = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS  # on (0, 1)
 
 
 def exponential_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
-    """Weights of D at nodes in ``exp(-end) * integral of exp(lambda) D``, from ``start`` to ``end``.
-
-    Args:
-        nodes: values of lambda, (p,), distinct.
-        start: finite value of lambda.
-        end: another one.
-    """
+    """Weights of D at nodes in ``exp(-end) * integral of exp(lambda) D``, from ``start`` to ``end``."""
     h = end - start
     theta = (np.asarray(nodes, float) - start) / h
     if len(theta) == 1:
@@ -37,13 +30,9 @@ def exponential_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarr
 def polynomial_weights(
     nodes: np.ndarray, start: float, end: float, variable: Callable[..., Level] | None = None
 ) -> np.ndarray:
-    """Weights of values at nodes in the integral over rho from ``start`` to ``end``.
+    """Weights of values at nodes in the integral over rho from ``start`` to ``end``, which may be 0.
 
-    Args:
-        nodes: levels rho, (p,), distinct.
-        start: a level.
-        end: a level; it may be 0.
-        variable: ``rho -> variable`` of the interpolating polynomial; rho itself by default.
+    The interpolating polynomial is one in ``variable(rho)``, rho itself by default.
     """
     if variable is None or end == 0:
         rho = start + (end - start) * _NODES

@@ -29,12 +29,7 @@ type _At = Callable[[Point, Scalar], tuple[Point, Array, _Derivative]]
 
 
 def log_likelihood(
-    model: Denoiser,
-    x: Point,
-    levels: ArrayLike,
-    *,
-    key: KeyLike | None = None,
-    num_probes: int | None = None,
+    model: Denoiser, x: Point, levels: ArrayLike, *, key: KeyLike | None = None, num_probes: int | None = None
 ) -> Estimate:
     """The log density of a diffusion model at a point, for data with noise of the smallest level.
 
@@ -150,9 +145,9 @@ def _carry(at: _At, start: _State, log_rho: ByLevel) -> _State:
 def _gaussian(y: Point, rho: Scalar, denoised: Point, trace: Array, derivative: _Derivative) -> Array:
     """The log density of the Gaussian at a large level that the denoiser and its derivative J show.
 
-    Its covariance is ``C = rho^2 (I - J)^-1`` and its score ``r / rho^2`` with r = D - y, so that
-    ``(y - m) C^-1 (y - m) = r (I - J)^-1 r / rho^2``. As J is small, its third power is neglected, and the
-    determinant is computed as if all eigenvalues were their mean.
+    Its covariance is ``C = rho^2 (I - J)^-1`` and its score ``r / rho^2`` with r = D - y, so that ``(y - m)
+    C^-1 (y - m) = r (I - J)^-1 r / rho^2``. The third power of J, which is small, is neglected, and all
+    eigenvalues are taken to be their mean.
     """
     r = denoised - y
     along = derivative(r)

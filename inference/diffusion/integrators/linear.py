@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,15 +43,12 @@ class State(NamedTuple):
 class Multistep(Tabled):
     """A linear multistep method, which uses the values at p levels, its order; subclasses give the table."""
 
+    in_noise: ClassVar[bool] = False  # whether these values are the noise (y - D) / rho instead of D
+
     @property
     def order(self) -> int:
         """1."""
         return 1
-
-    @property
-    def in_noise(self) -> bool:
-        """Whether these values are the noise (y - D) / rho instead of D."""
-        return False
 
     def init(self, y: Point) -> State:
         """No history."""
@@ -227,6 +224,7 @@ class SDEDPMSolver(Multistep):
     """
 
     steps: int = 2
+    num_draws: ClassVar[int] = 1
 
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields."""
@@ -236,11 +234,6 @@ class SDEDPMSolver(Multistep):
     def order(self) -> int:
         """The number of steps."""
         return self.steps
-
-    @property
-    def num_draws(self) -> int:
-        """1."""
-        return 1
 
     def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""
@@ -276,6 +269,7 @@ class DEIS(OfOrder):
     order: int = 3
     schedule: Schedule | None = None
     careful_start: bool = False
+    in_noise: ClassVar[bool] = True
 
     def rules(self) -> Mapping[str, Rule]:
         """Rules of the fields."""
@@ -284,11 +278,6 @@ class DEIS(OfOrder):
             "schedule": optional(instance(Schedule, "a Schedule"), "for a polynomial in rho"),
             "careful_start": boolean(),
         }
-
-    @property
-    def in_noise(self) -> bool:
-        """True."""
-        return True
 
     def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -38,6 +38,8 @@ class Row[A](NamedTuple):
 
 class TwoStage(Tabled):
     """A two-stage method; subclasses give the table."""
+
+    order: ClassVar[int] = 2
 
     def nfe(self, levels: np.ndarray) -> int:
         """Two calls for a step, but one for a step to level 0."""
@@ -95,11 +97,6 @@ class Heun(TwoStage):
             self.refuse("s_min", f"a number <= s_max = {self.s_max:g}")
 
     @property
-    def order(self) -> int:
-        """2."""
-        return 2
-
-    @property
     def num_draws(self) -> int:
         """1, or 0 without churn."""
         return int(self.s_churn > 0)
@@ -128,11 +125,6 @@ class DPMSolver2S(TwoStage):
 
     Source: Lu et al. (2022), DPM-Solver++, with r = 1/2.
     """
-
-    @property
-    def order(self) -> int:
-        """2."""
-        return 2
 
     def table(self, rho: np.ndarray) -> Row[np.ndarray]:
         """See :class:`Row`."""

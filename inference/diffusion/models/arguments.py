@@ -70,18 +70,9 @@ DENOISER = having("denoise", "a GaussianMixture, a Score, or another object with
 def noise_levels(
     owner: str, name: str, value: ArrayLike, *, rising: bool = False, zero: bool = False, fewest: int = 2
 ) -> np.ndarray:
-    """Check noise levels and convert them to float64.
+    """Strictly falling levels (K + 1,) in float64; MethodError for what is traced, or no such levels.
 
-    Args:
-        owner: the function or class as the user called it.
-        name: of its argument.
-        value: (K + 1,), strictly falling.
-        rising: whether strictly rising, positive levels are allowed too.
-        zero: whether falling levels may end at 0.
-        fewest: the smallest number of levels.
-
-    Raises:
-        MethodError: if they are traced, not monotone, or out of range.
+    ``rising`` levels, all positive, may be allowed, too, and falling ones to end at ``zero``.
     """
     expected = f"{fewest} or more numbers, strictly falling" + (" or rising, " if rising else ", ")
     expected += "positive" + ("; falling ones may end at 0" if zero else "")

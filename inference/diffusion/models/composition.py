@@ -1,8 +1,7 @@
 """Products of powers of diffusion models, tilted by a reward: what correctors sample from.
 
 A composition is the path ``p_rho(y) ~ prod_i q_{i,rho}(y)^{beta_i} exp(c(rho) r(y))`` over noise levels. It
-is not the noised version of its end: the score of the path is known, but the reverse equation with that score
-samples something else, and :mod:`mcx.inference.diffusion.correctors` computes the weights that correct it.
+is not the noised version of its end: the reverse equation with its score samples something else.
 """
 
 from __future__ import annotations
@@ -102,14 +101,12 @@ class Composition:
         """The strength of the reward at a level."""
         if self.reward is None:
             return jnp.zeros_like(jnp.asarray(rho, float))
-        fade = self.fade or _fade
-        return self.strength * fade(rho)
+        return self.strength * (1 / (1 + jnp.square(rho)) if self.fade is None else self.fade(rho))
 
     def at(self, y: Point, rho: Level) -> LocalScores:
         """The scores and the rate of the log weight at a point; costs a call of each model.
 
-        Source: Skreta et al. (2025), Feynman-Kac correctors in diffusion; annealing, geometric averages,
-        products and rewards in one formula.
+        Source: Skreta et al. (2025), Feynman-Kac correctors in diffusion, all cases in one formula.
         """
         scores = [(model.denoise(y, rho) - y) / rho**2 for model in self.models]
         transport = _total(p * s for p, s in zip(self.powers, scores, strict=True))
@@ -121,11 +118,7 @@ class Composition:
         return LocalScores(score, transport, jnp.sum(transport * score) - squares, reward)
 
     def log_density(self, y: Point, rho: Level) -> Scalar:
-        """The unnormalised log density at a level.
-
-        Raises:
-            CapabilityError: if a model is a score alone.
-        """
+        """The unnormalised log density at a level; raises CapabilityError if a model is a score alone."""
         if not self.has_density:
             raise CapabilityError(
                 "a model of this composition has a score and no density",
@@ -135,17 +128,10 @@ class Composition:
         return found if self.reward is None else found + self.strength_at(rho) * self.reward(y)
 
     def initial_law(self, rho: Level, like: Point) -> tuple[Point, Point, Scalar]:
-        """The Gaussian that the product is close to at a level of large noise.
+        """Mean and variance by coordinate of the Gaussian near the product at large noise; its log integral.
 
-        Each ``q_i`` is taken for ``N(m, v + rho^2)`` with the mean and the variance, by coordinate, that its
-        denoiser shows at that level; see :mod:`.large_noise`. Costs ``2 d + 1`` calls of each model.
-
-        Args:
-            rho: the level.
-            like: an array of a point's shape and dtype, of d numbers.
-
-        Returns:
-            Mean and variance of the product, by coordinate, and the log of its integral.
+        Each ``q_i`` is taken for the Gaussian that its denoiser shows; see :mod:`.large_noise`. Costs ``2 d +
+        1`` calls of each model.
         """
         precision, weighted, log_z = jnp.zeros_like(like), jnp.zeros_like(like), jnp.zeros((), like.dtype)
         parts = []
@@ -164,19 +150,34 @@ class Composition:
 
 
 def anneal(model: Denoiser, power: Level) -> Composition:
-    """``q^power``: colder than the model for powers above 1, warmer for powers below."""
+    """``q^power``: colder than the model for powers above 1, warmer for powers below.
+
+    Args:
+        model: anything with ``denoise(y, rho)``, such as a :class:`~mcx.diffusion.Score`.
+        power: a number, or an array without axes.
+    """
     return Composition((validated("anneal", "model", model, DENOISER),), (power,))
 
 
 def geometric(first: Denoiser, second: Denoiser, guidance: Level) -> Composition:
-    """``q_1^(1 - g) q_2^g``: classifier-free guidance if q_1 is unconditional and q_2 is conditional."""
+    """``q_1^(1 - g) q_2^g``: classifier-free guidance if q_1 is unconditional and q_2 is conditional.
+
+    Args:
+        first: the model q_1, anything with ``denoise(y, rho)``.
+        second: the model q_2, of points of the same shape.
+        guidance: the weight g; 0 gives the first model, 1 the second, and more than 1 goes beyond it.
+    """
     first = validated("geometric", "first", first, DENOISER)
     second = validated("geometric", "second", second, DENOISER)
     return Composition((first, second), (1 - guidance, guidance))
 
 
 def product(*models: Denoiser) -> Composition:
-    """``q_1 q_2 ...``, a product of experts."""
+    """``q_1 q_2 ...``, a product of experts.
+
+    Args:
+        models: at least one object with ``denoise(y, rho)``, all of points of the same shape.
+    """
     if not models:
         raise MethodError("product() needs a model", expected=DENOISER.expected, found="none")
     checked = tuple(validated("product", "models", model, DENOISER) for model in models)
@@ -185,7 +186,3 @@ def product(*models: Denoiser) -> Composition:
 
 def _total(terms: Iterable[Point]) -> Point:
     return sum(terms)  # type: ignore[return-value]  # there is at least one term
-
-
-def _fade(rho: Level) -> Level:
-    return 1 / (1 + jnp.square(rho))

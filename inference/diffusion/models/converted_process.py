@@ -54,9 +54,8 @@ class _Model:
 def closure_converted(process: ReverseProcess) -> ReverseProcess:
     """The process with code and values of its functions apart.
 
-    Functions that are written within a model may close over the model's arguments, such as a network's
-    parameters, which are traced values of one run. Called there, this takes the values out, so that other
-    programs can be given them.
+    Functions written within a model may close over traced values, such as a network's parameters. Called
+    there, this takes the values out, so that other programs can be given them.
     """
     y, rho = jnp.zeros(process.event_shape, process.rho.dtype), process.rho[0]
 

@@ -1,8 +1,7 @@
 """What a denoiser shows of its data at large noise, where every diffusion model is close to a Gaussian.
 
 For data of mean m and covariance V the denoiser is ``m + V (V + rho^2)^-1 (y - m)`` there. Central
-differences around the origin give the shares ``V (V + rho^2)^-1``, and values at the origin the mean. The
-three functions differ in what they assume of V and in how many calls of the model they cost.
+differences around the origin give the shares ``V (V + rho^2)^-1``, and values at the origin the mean.
 """
 
 from __future__ import annotations
@@ -22,10 +21,7 @@ _LARGEST = 0.99  # share; a larger one would make the variance of the data huge,
 
 
 def moments_by_axes(model: Denoiser, rho: Level, like: Point) -> tuple[Point, Point]:
-    """Mean, and variance of y by coordinate, from one difference along every axis.
-
-    Costs ``2 d + 1`` calls of the model for points of d numbers, shaped as ``like``.
-    """
+    """Mean, and variance of y by coordinate, from differences along axes: ``2 d + 1`` calls."""
     shape = like.shape
     axes = jnp.eye(like.size, dtype=like.dtype).reshape(-1, *shape)
 
@@ -39,10 +35,7 @@ def moments_by_axes(model: Denoiser, rho: Level, like: Point) -> tuple[Point, Po
 
 
 def moments_by_signs(model: Denoiser, rho: Scalar, shape: tuple[int, ...]) -> tuple[Point, Scalar]:
-    """Mean, and mean variance of y's coordinates, from differences along 4 fixed random sign vectors.
-
-    Costs 9 calls of the model.
-    """
+    """Mean, and mean variance of y's coordinates, along 4 fixed random signs: 9 calls of the model."""
     signs = jax.random.rademacher(jax.random.key(0), (_SIGNS, *shape), rho.dtype)
 
     def share(sign: Point) -> Scalar:
@@ -55,10 +48,9 @@ def moments_by_signs(model: Denoiser, rho: Scalar, shape: tuple[int, ...]) -> tu
 
 
 def moments_by_pairs(key: Key, model: Denoiser, rho: Level, like: Point) -> tuple[Point, Scalar]:
-    """Mean, and mean variance of the data's coordinates, from 8 pairs of points ``+-rho z``.
+    """Mean, and mean variance of the data's coordinates, from 8 pairs of points ``+-rho z``: 16 calls.
 
-    The points are where a network was trained. Sums of a pair give the mean, differences the variance. Costs
-    16 calls of the model.
+    The points are where a network was trained. Sums of a pair give the mean, differences the variance.
     """
     z = jax.random.rademacher(key, (_PAIRS, *like.shape), like.dtype)
     ahead, behind = (jax.vmap(lambda z, sign=sign: model.denoise(sign * rho * z, rho))(z) for sign in (1, -1))

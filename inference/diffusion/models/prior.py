@@ -55,6 +55,7 @@ class ScorePrior(dist.Distribution):
             geometric, over the schedule's range, or from 30 times a mixture's spread to a 300th of its least
             standard deviation.
         noise_gain: noise strength of a composition's steps, see :func:`mcx.diffusion.corrector`.
+        validate_args: whether NumPyro checks arguments and values, as for any of its distributions.
 
     A draw costs K calls of the model and K directional derivatives. The law of draws is off by an error that
     falls with K, and noise of the smallest level remains. The density is that at the smallest level, up to a
@@ -102,6 +103,11 @@ class ScorePrior(dist.Distribution):
         self.noise_gain = validated("ScorePrior", "noise_gain", noise_gain, gain)
         self.rho = _levels(self.model, schedule, levels, num_steps)
         super().__init__(batch_shape=(), event_shape=event_shape, validate_args=validate_args)
+
+    @classmethod
+    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        """Names of the leaves, in the same order in every process: NumPyro's is that of a set of strings."""
+        return ("rho", "model")
 
     @property
     def support(self) -> dist.constraints.Constraint:

@@ -135,12 +135,6 @@ class ReverseProcess:
         denoised = y + rho**2 * transport / sum(model.powers)
         return Evaluation(denoised, transport, score, jnp.sum(local.rate), jnp.sum(local.reward))
 
-    def _gain(self, model: Composition) -> Level:
-        """Squared diffusion of a composition's steps, in units of the noising process's."""
-        if self.noise_gain is not None:
-            return self.noise_gain
-        return jnp.maximum(1.0, jnp.asarray(sum(model.powers), float))
-
     def reverse_step(self, y: Point, now: Evaluation, u: StepLevels) -> ReverseStep:
         """The step from ``y``, whose evaluation is ``now``, to the next level."""
         model = self.model
@@ -152,16 +146,15 @@ class ReverseProcess:
         assert now.transport is not None and now.score is not None
         assert now.rate is not None and now.reward is not None
         delta = u.before**2 - u.rho**2
-        gain = self._gain(model)
+        gain: Level | None = self.noise_gain
+        if gain is None:
+            gain = jnp.maximum(1.0, jnp.asarray(sum(model.powers), float))
         rise = model.strength_at(u.rho) - model.strength_at(u.before)
         mean = y + 0.5 * delta * (now.transport + gain * now.score)
         return ReverseStep(mean, gain * delta, 0.5 * delta * now.rate + rise * now.reward)
 
     def initial_law(self) -> InitialLaw:
-        """The law at the largest level, where every model is close to a Gaussian of equal variances.
-
-        Costs 9 calls of each model.
-        """
+        """The law at the largest level, a Gaussian of equal variances; costs 9 calls of each model."""
         rho, dtype, model = self.rho[0], self.rho.dtype, self.model
         parts = (
             zip(model.models, model.powers, strict=True) if isinstance(model, Composition) else [(model, 1.0)]
@@ -197,9 +190,8 @@ class ReverseProcess:
     def draw(self, key: Key) -> Point:
         """A point at the smallest level.
 
-        For a model it takes K steps of a call and a directional derivative each; the derivative gives the
-        variance of the data at a step. For a composition it is chosen among 128 weighted particles, which is
-        right up to order 1 / 128.
+        A model takes K steps of a call and a directional derivative each, which gives the variance of the
+        data. For a composition it is chosen among 128 weighted particles, which is right up to order 1 / 128.
         """
         return self.draws(key, 1)[0] if self.composed else self._draw(key)
 

@@ -104,6 +104,10 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Sc
 def vp_cosine(t_min: float = 1e-3, t_max: float = 0.9946) -> Schedule:
     """Variance preserving with ``alpha = cos(pi t / 2)``, for times between 0 and 1.
 
+    Args:
+        t_min: the smallest time, above 0.
+        t_max: the largest time, below 1, where only noise is left.
+
     Source: Nichol and Dhariwal (2021), Improved denoising diffusion probabilistic models, without the offset.
     """
     t_min, t_max = _times("vp_cosine", t_min, t_max)
@@ -119,6 +123,10 @@ def vp_cosine(t_min: float = 1e-3, t_max: float = 0.9946) -> Schedule:
 
 def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     """Variance exploding: ``alpha = 1``, and sigma is geometric in t from 0 to 1.
+
+    Args:
+        sigma_min: the smallest standard deviation of the noise, positive, at time 0.
+        sigma_max: the largest, at time 1.
 
     Source: Song et al. (2021), Score-based generative modeling through SDEs.
     """
@@ -137,6 +145,10 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
     """``alpha = 1`` and ``sigma = t``.
 
+    Args:
+        sigma_min: the smallest standard deviation of the noise, positive; also the smallest time.
+        sigma_max: the largest; also the largest time.
+
     Source: Karras et al. (2022), Elucidating the design space of diffusion-based generative models.
     """
     sigma_min, sigma_max = _range("edm", "sigma_min", sigma_min, "sigma_max", sigma_max)
@@ -145,6 +157,10 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Schedule:
 
 def rectified_flow(t_min: float = 1e-3, t_max: float = 0.99) -> Schedule:
     """``alpha = 1 - t`` and ``sigma = t``; the end t = 1, pure noise, has no finite rho and is left out.
+
+    Args:
+        t_min: the smallest time, above 0.
+        t_max: the largest time, below 1.
 
     Source: Liu, Gong and Liu (2022), Flow straight and fast; Lipman et al. (2022), Flow matching for
     generative modeling.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +30,12 @@ class Denoiser(Protocol):
     @property
     def has_density(self) -> bool:
         """Whether :meth:`log_density` can be called."""
-        ...
 
     def denoise(self, y: Point, rho: Level) -> Point:
         """``E[x_0 | y]`` for one point, of y's shape."""
-        ...
 
     def log_density(self, y: Point, rho: Level) -> Scalar:
         """``log q_rho(y)`` up to a constant that depends neither on y nor on rho."""
-        ...
 
 
 @jax.tree_util.register_dataclass
@@ -131,6 +128,7 @@ class GaussianMixture:
     variances: Float[Array, "k d"]
     weights: Float[Array, " k"]
     rotations: Float[Array, "k d d"] | None = None
+    has_density: ClassVar[bool] = True
 
     @classmethod
     def of(
@@ -170,11 +168,6 @@ class GaussianMixture:
         axes = None if rotations is None else jnp.asarray(rotations, float)
         shares = jnp.asarray(weights / weights.sum(), float)
         return cls(jnp.asarray(means, float), jnp.asarray(variances, float), shares, axes)
-
-    @property
-    def has_density(self) -> bool:
-        """True."""
-        return True
 
     # Components come last, so that for many points at once sums over coordinates, which may be few, run along
     # long rows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ class Teleport:
     mean: Vector
     variances: Vector
     axes: jax.Array | None = None
+    has_density: ClassVar[bool] = True
 
     @classmethod
     def of(cls, mean: ArrayLike, covariance: ArrayLike) -> Teleport:
@@ -86,11 +88,7 @@ class Teleport:
 
     @classmethod
     def from_data(cls, data: ArrayLike) -> Teleport:
-        """From the mean and covariance of data, (n, *event) with n >= 2; costs O(n d^2 + d^3).
-
-        Raises:
-            MethodError: if there are fewer than two points.
-        """
+        """From data (n, *event), n >= 2; costs O(n d^2 + d^3). Raises MethodError for fewer points."""
         data = np.asarray(data, float)
         if data.ndim < 2 or len(data) < 2:
             raise MethodError(
@@ -122,11 +120,6 @@ class Teleport:
         """The root of the mean variance of a coordinate."""
         return jnp.sqrt(jnp.mean(self.variances))
 
-    @property
-    def has_density(self) -> bool:
-        """True."""
-        return True
-
     def denoise(self, y: Point, rho: Level) -> Point:
         """``E[x_0 | y]`` under the Gaussian."""
         return self._scale(y, self.variances / (self.variances + rho**2))
@@ -138,13 +131,7 @@ class Teleport:
         return -0.5 * jnp.sum(z**2 / variance + jnp.log(2 * jnp.pi * variance))
 
     def jump(self, y: Point, rho: Level, after: Level) -> Point:
-        """Where the flow carries a point from level ``rho`` to ``after``, up or down.
-
-        Args:
-            y: of the event's shape, at level ``rho``.
-            rho: the level of the point, positive.
-            after: the level to go to; it may be 0.
-        """
+        """Where the flow carries a point from a positive level ``rho`` to ``after``, up or down."""
         return self._scale(y, jnp.sqrt((self.variances + after**2) / (self.variances + rho**2)))
 
     def at(self, z: Point, rho: Level) -> Point:

@@ -1,8 +1,7 @@
 """The functions of a Markov block's Feynman-Kac model, of one time each, with the parameters as arguments.
 
-The program runs once with values of the parameters. The block's functions close over what the program has
-computed from these; they are traced, and the values that they close over become arguments, which are called
-the context. So the loop over time runs the block's own code alone.
+The program runs once with values of the parameters; what the block's functions close over then becomes their
+argument, the context. So the loop over time runs the block's own code alone.
 """
 
 from __future__ import annotations
@@ -13,21 +12,24 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
+from mcx.model.capture import Message
 from mcx.model.series.capture_scan import scans_taken
 from mcx.model.series.density_bounds import BOUND
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.target import Target
-from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar, SiteValues
 
 __all__ = [
     "Block",
     "BlockFunctions",
     "Functions",
+    "examples",
     "latent_shapes",
     "refuse_dependent_series",
     "run_program",
@@ -41,8 +43,6 @@ class Block(Protocol):
     """A Markov block of a program: an ``mcx.markov`` statement, or a scan.
 
     Attributes:
-        name: of the block.
-        length: T.
         params: names of the parameters.
         state_names: sites that ``states`` gives.
         start_names: further latent sites that belong to the path, but to no time.
@@ -66,7 +66,7 @@ class Block(Protocol):
     no_forecast: str
     examples: dict[str, tuple[Any, ...]]
 
-    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
+    def functions(self, data: PyTree, params: SiteValues) -> Functions:
         """One time's functions by role, closing over what the parameters determine.
 
         The roles and their arguments: initial ``(particle_key, u)``; transition ``(particle_key, x_prev,
@@ -75,35 +75,27 @@ class Block(Protocol):
         ``(x_prev, u)``; and where a particle holds more than values of sites, place_0 ``({site: value}, u)``
         and place ``(x_prev, {site: value}, u)``, which make the particle from the values of its sites.
         """
-        ...
 
-    def series(self, data: PyTree) -> dict[str, Any]:
+    def series(self, data: PyTree) -> dict[str, PyTree]:
         """The data of all times, (T, ...) each: inputs ``u``, observations ``y`` and masks ``missing``."""
-        ...
 
-    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
+    def supports(self, data: PyTree, params: SiteValues) -> dict[str, Any]:
         """The support of each parameter's site, which may depend on the other parameters."""
-        ...
 
-    def states(self, x: PyTree) -> dict[str, Any]:
+    def states(self, x: PyTree) -> dict[str, Array]:
         """Values of a particle by site."""
-        ...
 
     def view(self, x: PyTree) -> PyTree:
         """A particle as the program's own functions see the state."""
-        ...
 
-    def path_values(self, path: PyTree) -> dict[str, Any]:
+    def path_values(self, path: PyTree) -> dict[str, Array]:
         """Values of a path by site, those of ``start_names`` included."""
-        ...
 
-    def path_of(self, values: Mapping[str, Any]) -> PyTree:
+    def path_of(self, values: SiteValues) -> PyTree:
         """The path with these values; for blocks whose particles hold nothing else."""
-        ...
 
-    def observed(self, u: PyTree) -> dict[str, Any]:
+    def observed(self, u: PyTree) -> dict[str, Array]:
         """Observations among the series, by site."""
-        ...
 
 
 class BlockFunctions:
@@ -153,7 +145,7 @@ class BlockFunctions:
         """The log of a guess at the density of the next observation."""
         return self.code["lookahead"](ctx["lookahead"], x, u_next)
 
-    def path_of(self, ctx: PyTree, values: Mapping[str, Any], inputs: PyTree) -> PyTree:
+    def path_of(self, ctx: PyTree, values: SiteValues, inputs: PyTree) -> PyTree:
         """The path with these values by site; what else its particles hold is computed from the context."""
         if "place" not in self.code:
             return self.block.path_of(values)
@@ -172,7 +164,7 @@ class BlockFunctions:
         _, later = jax.lax.scan(step, x0, rest)
         return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), x0, later)
 
-    def observe(self, key: Key, ctx: PyTree, x: PyTree, u: PyTree) -> dict[str, Any]:
+    def observe(self, key: Key, ctx: PyTree, x: PyTree, u: PyTree) -> dict[str, Array]:
         """A draw of the observations of one time."""
         if self.block.no_forecast:
             raise CapabilityError(
@@ -181,7 +173,7 @@ class BlockFunctions:
                 expected="states to come that do not depend on observations to come",
                 remedy="carry the state alone; or simulate further times with BoundModel.simulate",
             )
-        drawn: dict[str, Any] = self.code["observe"](ctx["observe"], key, x, u)
+        drawn: dict[str, Array] = self.code["observe"](ctx["observe"], key, x, u)
         return drawn
 
     def _contexts(self, data: PyTree, params: PyTree) -> dict[str, Any]:
@@ -199,7 +191,7 @@ class BlockFunctions:
                 )
         return consts
 
-    def _valid(self, data: PyTree, params: PyTree) -> dict[str, Any]:
+    def _valid(self, data: PyTree, params: PyTree) -> dict[str, Array]:
         """Whether each parameter lies in its site's support."""
         return {
             k: jnp.asarray(True) if s is None else jnp.all(s(jnp.asarray(params[k])))
@@ -210,25 +202,17 @@ class BlockFunctions:
 def run_program(
     target: Target,
     data: PyTree,
-    params: Mapping[str, Any],
-    draw: Callable[[dict[str, Any]], Any] | None = None,
+    params: SiteValues,
+    draw: Callable[[Message], Array | None] | None = None,
     scans: scans_taken | None = None,
 ) -> capture.SiteTrace:
-    """Run a target's program with values of its parameters.
+    """Run a target's program with values of its parameters, and record the sites.
 
-    Args:
-        target: of the program.
-        data: of the target.
-        params: constrained values of latent sites.
-        draw: called with every other site that has no value. Without it, or where it returns None, the site
-            gets the value at the origin of unconstrained space.
-        scans: takes the program's scans, which then do not run.
-
-    Returns:
-        The recorded sites.
+    Every other site without a value gets that of ``draw(site)``, or, where there is none, the value at the
+    origin of unconstrained space. ``scans`` takes the program's scans, which then do not run.
     """
 
-    def value(site: dict[str, Any]) -> PyTree:
+    def value(site: Message) -> PyTree:
         if site["type"] == "sample" and site["name"] in params:
             return params[site["name"]]
         if site["value"] is not None:
@@ -243,6 +227,23 @@ def run_program(
             return run()
 
     return capture.record(program, key=jax.random.key(0), substitute_fn=value).sites
+
+
+def examples(x: PyTree, u: PyTree) -> dict[str, tuple[Any, ...]]:
+    """Arguments of the functions of all roles, for a particle and the data of one time."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    particle_key = ParticleKey(key, jax.ShapeDtypeStruct((), jnp.int32))
+    return {
+        "initial": (particle_key, u),
+        "transition": (particle_key, x, u),
+        "potential_0": (x, u),
+        "potential": (x, x, u),
+        "density_0": (x, u),
+        "density": (x, x, u),
+        BOUND: (x, u),
+        "observe": (key, x, u),
+        "lookahead": (x, u),
+    }
 
 
 def latent_shapes(target: Target) -> dict[str, Any]:

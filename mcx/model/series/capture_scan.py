@@ -1,7 +1,4 @@
-"""NumPyro's ``scan`` statements, taken out of a program as functions.
-
-With ``capture.py`` it holds all that touches NumPyro's private parts.
-"""
+"""NumPyro's ``scan`` statements, taken out of a program as functions; see ``capture.py``."""
 
 from __future__ import annotations
 
@@ -11,23 +8,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro
+from jax import Array
 from numpyro import primitives
 from numpyro.ops.pytree import PytreeTrace
 
 from mcx.errors import CapabilityError
-from mcx.model.capture import SiteTrace, SubmodelScope, is_factor, is_scan, unconstrained_prototype
+from mcx.model.capture import Message, SiteTrace, SubmodelScope, is_factor, is_scan, unconstrained_prototype
 from mcx.types import PyTree
 
 __all__ = ["ScanStatement", "run_body", "scans_taken"]
 
 
 class ScanStatement(NamedTuple):
-    """A ``scan`` of a program, taken before it ran.
+    """A ``scan`` of a program, taken before it ran, with its arguments.
 
     body: ``(carry, x) -> (carry, y)``, with the scopes of submodels.
-    init, xs: its arguments.
-    length: number of steps.
-    reverse, history: its arguments.
     prefix: what scopes put before the names of the body's sites.
     latent: names of the body's latent sites, with the prefix.
     carry: shapes and dtypes of the carry.
@@ -62,12 +57,8 @@ _HARMLESS = (
 class scans_taken(primitives.Messenger):
     """Take the scans out of the program that runs within; the scans themselves do not run.
 
-    Args:
-        outputs: results that the program gets in their place, ``(carry, ys)`` by number; zeros by default.
-
-    Attributes:
-        scans: the statements, in program order.
-        results: shapes and dtypes of their results.
+    The program gets ``outputs`` in their place, ``(carry, ys)`` by number; zeros by default. ``scans`` are
+    the statements in program order, ``results`` shapes and dtypes of their results.
     """
 
     def __init__(self, outputs: Mapping[int, Any] | None = None) -> None:
@@ -76,7 +67,7 @@ class scans_taken(primitives.Messenger):
         self.scans: list[ScanStatement] = []
         self.results: list[Any] = []
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         """Record a scan, and give the program a result in its place."""
         if msg["type"] != "control_flow" or not is_scan(msg):
             return
@@ -113,7 +104,7 @@ class scans_taken(primitives.Messenger):
         msg["stop"] = True
 
 
-def _scan_shapes(msg: dict[str, Any]) -> tuple[Any, list[str]]:
+def _scan_shapes(msg: Message) -> tuple[Any, list[str]]:
     """Shapes of a scan's results, and the names of its latent sites."""
     latent: list[str] = []
     kwargs = {
@@ -136,12 +127,12 @@ def _scan_shapes(msg: dict[str, Any]) -> tuple[Any, list[str]]:
 class _Body(primitives.Messenger):
     """Assign values to the sites of a scan's body, record the sites, and hide them from other handlers."""
 
-    def __init__(self, prefix: str, assign: Callable[[str, dict[str, Any]], Any]) -> None:
+    def __init__(self, prefix: str, assign: Callable[[str, Message], Array | None]) -> None:
         super().__init__()
         self.prefix, self.assign = prefix, assign
-        self.sites: dict[str, dict[str, Any]] = {}
+        self.sites: dict[str, Message] = {}
 
-    def process_message(self, msg: dict[str, Any]) -> None:
+    def process_message(self, msg: Message) -> None:
         msg["stop"] = True
         name = self.prefix + msg["name"] if "name" in msg else None
         if msg["type"] == "control_flow":
@@ -170,28 +161,19 @@ class _Body(primitives.Messenger):
             if value is not None:
                 msg["value"] = value
 
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
+    def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "sample":
             self.sites[self.prefix + msg["name"]] = msg.copy()
 
 
 def run_body(
-    scan: ScanStatement, carry: PyTree, x: PyTree, assign: Callable[[str, dict[str, Any]], Any]
+    scan: ScanStatement, carry: PyTree, x: PyTree, assign: Callable[[str, Message], Array | None]
 ) -> tuple[Any, SiteTrace]:
-    """Run the body of a scan for one step.
+    """Run the body of a scan for one step; returns the new carry, and the body's sites.
 
-    Args:
-        scan: the statement.
-        carry: the body's first argument.
-        x: its second.
-        assign: called with the name and message of every site but factors; returns its value, or None to
-            leave an observed one as it is.
-
-    Returns:
-        The new carry, and the body's sites.
-
-    Raises:
-        CapabilityError: if the body holds a scan, a cond, a subsampled plate, or asks for a key.
+    ``assign`` is called with the name and message of every site but factors, and returns its value, or None
+    to leave an observed one as it is. Raises CapabilityError if the body holds a scan, a cond, a subsampled
+    plate, or asks for a key.
     """
     body = _Body(scan.prefix, assign)
     with body:

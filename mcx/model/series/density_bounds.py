@@ -62,11 +62,7 @@ _MODES: dict[type, Callable[[Any], Any]] = {
     dist.CategoricalProbs: lambda fn: jnp.argmax(fn.probs, -1),
     dist.CategoricalLogits: lambda fn: jnp.argmax(fn.logits, -1),
     **dict.fromkeys(
-        (
-            dist.LeftTruncatedDistribution,
-            dist.RightTruncatedDistribution,
-            dist.TwoSidedTruncatedDistribution,
-        ),
+        (dist.LeftTruncatedDistribution, dist.RightTruncatedDistribution, dist.TwoSidedTruncatedDistribution),
         _truncated_mode,
     ),
 }
@@ -80,16 +76,9 @@ def has_density_bound(fn: Any) -> bool:
 
 
 def log_density_bound(fn: Any) -> Array:
-    """The largest log density of a distribution, summed over independent entries.
+    """The largest log density of a distribution, summed over independent entries; +inf where there is a pole.
 
-    Args:
-        fn: a NumPyro distribution of a known family, independent copies and expansions included.
-
-    Returns:
-        A scalar; +inf where the density has a pole.
-
-    Raises:
-        CapabilityError: for other families.
+    Raises CapabilityError for families whose mode is not known.
     """
     return jnp.sum(_entries(fn))
 

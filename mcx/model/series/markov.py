@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jax import Array
+from numpyro.distributions import Distribution
 
 from mcx.errors import ModelError
 from mcx.model.capture import active_plates, inside_model, scope_prefix
-from mcx.model.path_law import Emission, PathComponent, PathLaw, bare, components
+from mcx.model.path_law import Emission, Laws, PathComponent, PathLaw, bare, components
 from mcx.types import PyTree
 
 __all__ = ["MarkovStatement", "collect_statements", "markov"]
@@ -27,19 +28,16 @@ class MarkovStatement:
 
     Attributes:
         name: of the block, with the scopes of submodels.
-        law: of the path.
         emission: ``(x, u) -> {observed site: distribution}``, or None.
-        proposal, initial_proposal, lookahead: as the user gave them, or None.
-        states: full site name by component.
-        observed: full site name by emission.
+        states, observed: full site names by component, and by emission.
         missing: masks by emission.
     """
 
     name: str
     law: PathLaw
-    emission: Callable[..., dict[str, Any]] | None
-    proposal: Callable[..., dict[str, Any]] | None
-    initial_proposal: Callable[..., dict[str, Any]] | None
+    emission: Laws | None
+    proposal: Laws | None
+    initial_proposal: Laws | None
     lookahead: Callable[..., Any] | None
     states: dict[str, str]
     observed: dict[str, str]
@@ -159,7 +157,7 @@ def markov(
     return bare(path)
 
 
-def _laws(fn: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+def _laws(fn: Callable[..., Any]) -> Laws:
     return lambda *args: components(fn(*args))
 
 
@@ -189,7 +187,7 @@ def _check_keys(
             )
 
 
-def _check_emission(name: str, laws: dict[str, Any], observations: dict[str, Any]) -> None:
+def _check_emission(name: str, laws: dict[str, Distribution], observations: dict[str, Any]) -> None:
     unknown = [key for key in observations if key not in laws]
     if unknown:
         raise ModelError(

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpyro.distributions import Distribution
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError
 from mcx.model import capture
 from mcx.model.density import site_log_prob
 from mcx.model.path_law import bare, draw_components, log_density, masked_log_prob, missing_filled
-from mcx.model.series.block import Functions, latent_shapes, refuse_dependent_series, run_program, sources
+from mcx.model.series.block import (
+    Functions,
+    examples,
+    latent_shapes,
+    refuse_dependent_series,
+    run_program,
+    sources,
+)
 from mcx.model.series.density_bounds import BOUND, has_density_bound, log_density_bound
 from mcx.model.series.markov import MarkovStatement, collect_statements
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
-from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar, SiteValues
 
 __all__ = ["MarkovBlock"]
 
@@ -29,14 +36,8 @@ __all__ = ["MarkovBlock"]
 class MarkovBlock:
     """The Markov block of an ``mcx.markov`` statement; see :class:`~mcx.model.series.block.Block`.
 
-    Args:
-        target: of the program.
-        name: of the block.
-        guided: draw from the block's proposal, if it has one.
-        auxiliary: use its lookahead, if it has one.
-
-    Raises:
-        CapabilityError: if the path is observed or not emitted, or something else depends on it.
+    ``guided`` draws from the block's proposal, ``auxiliary`` uses its lookahead, if it has one. Raises
+    CapabilityError if the path is observed or not emitted, or something else depends on it.
     """
 
     no_density = no_forecast = ""
@@ -59,20 +60,20 @@ class MarkovBlock:
 
     # what the Feynman-Kac model is made of -------------------------------------------------------
 
-    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
+    def functions(self, data: PyTree, params: SiteValues) -> Functions:
         """See :class:`~mcx.model.series.block.Block`."""
         return _functions(self._read(data, params)[0], self._guided, self.looks_ahead, self._bounded)
 
-    def series(self, data: PyTree) -> dict[str, Any]:
+    def series(self, data: PyTree) -> dict[str, PyTree]:
         """See :class:`~mcx.model.series.block.Block`."""
         return self._series(data, {})
 
-    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
+    def supports(self, data: PyTree, params: SiteValues) -> dict[str, Any]:
         """See :class:`~mcx.model.series.block.Block`."""
         _, sites = self._read(data, params)
         return {k: sites[k]["fn"].support for k in params}
 
-    def states(self, x: PyTree) -> dict[str, Any]:
+    def states(self, x: PyTree) -> dict[str, Array]:
         """See :class:`~mcx.model.series.block.Block`."""
         return {site: x[key] if key else x for key, site in self._states.items()}
 
@@ -80,28 +81,28 @@ class MarkovBlock:
         """See :class:`~mcx.model.series.block.Block`."""
         return x
 
-    def path_values(self, path: PyTree) -> dict[str, Any]:
+    def path_values(self, path: PyTree) -> dict[str, Array]:
         """See :class:`~mcx.model.series.block.Block`."""
         return self.states(path)
 
-    def path_of(self, values: Mapping[str, Any]) -> PyTree:
+    def path_of(self, values: SiteValues) -> PyTree:
         """See :class:`~mcx.model.series.block.Block`."""
         return bare({key: values[site] for key, site in self._states.items()})
 
-    def observed(self, u: PyTree) -> dict[str, Any]:
+    def observed(self, u: PyTree) -> dict[str, Array]:
         """See :class:`~mcx.model.series.block.Block`."""
         return {self._observed[k]: v for k, v in u["y"].items()}
 
     # reading the program -------------------------------------------------------------------------
 
-    def _read(self, data: PyTree, params: Mapping[str, Any]) -> tuple[MarkovStatement, capture.SiteTrace]:
+    def _read(self, data: PyTree, params: SiteValues) -> tuple[MarkovStatement, capture.SiteTrace]:
         """The block under these parameters, and all sites."""
         with collect_statements() as blocks:
             sites = run_program(self.target, data, params)
         (block,) = [b for b in blocks if b.name == self.name]
         return block, sites
 
-    def _series(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
+    def _series(self, data: PyTree, params: SiteValues) -> dict[str, PyTree]:
         block, sites = self._read(data, params)
         observed = {k: sites[s]["value"] for k, s in block.observed.items() if sites[s]["is_observed"]}
         return {
@@ -130,48 +131,22 @@ class MarkovBlock:
                 site=self.name,
                 remedy="give emission= and obs=; to draw from the chain alone, use simulate",
             )
-        self._refuse_improper(block)
-        next_laws = block.law.transition(bare(_zeros(block)), block.law.first_input)
+        zeros = {k: jnp.zeros(s.shape, s.dtype) for k, s in block.law.shapes.items()}
+        next_laws = block.law.transition(bare(zeros), block.law.first_input)
+        _refuse_improper(block, next_laws)
         self._bounded = not self.guided and all(has_density_bound(fn) for fn in next_laws.values())
         u = jax.tree_util.tree_map(
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
         )
-        x = bare(dict(block.law.shapes))
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        particle_key = ParticleKey(key, jax.ShapeDtypeStruct((), jnp.int32))
-        self.examples = {
-            "initial": (particle_key, u),
-            "transition": (particle_key, x, u),
-            "potential_0": (x, u),
-            "potential": (x, x, u),
-            "density_0": (x, u),
-            "density": (x, x, u),
-            BOUND: (x, u),
-            "observe": (key, x, u),
-            "lookahead": (x, u),
-        }
+        self.examples = examples(bare(dict(block.law.shapes)), u)
         return 0
 
-    def _refuse_improper(self, block: MarkovStatement) -> None:
-        law = block.law
-        after = law.transition(bare(_zeros(block)), law.first_input)
-        for what, laws in (("initial state", law.start), ("next state", after)):
-            for key, fn in laws.items():
-                if capture.is_improper(fn):
-                    raise CapabilityError(
-                        f"the {what} has no law to draw from",
-                        site=block.states[key],
-                        expected="a proper distribution",
-                        found="an improper one",
-                        remedy="give it a proper one; MCMC methods take the model as it is",
-                    )
-
-    def _constants(self, data: PyTree, params: Mapping[str, Any]) -> PyTree:
+    def _constants(self, data: PyTree, params: SiteValues) -> PyTree:
         """The values that the functions close over."""
         functions = self.functions(data, params)
         return [convert_closure(fn, *self.examples[role])[1] for role, fn in functions.items()]
 
-    def _refuse_dependent_sites(self, paths: dict[str, Any]) -> None:
+    def _refuse_dependent_sites(self, paths: dict[str, Array]) -> None:
         def densities(**values: PyTree) -> PyTree:
             _, sites = self._read(self.target.data, values)
             rest = (s for n, s in sites.items() if s["type"] == "sample" and n not in self.own_names)
@@ -189,15 +164,25 @@ class MarkovBlock:
                 )
 
 
-def _zeros(block: MarkovStatement) -> dict[str, Any]:
-    return {k: jnp.zeros(s.shape, s.dtype) for k, s in block.law.shapes.items()}
+def _refuse_improper(block: MarkovStatement, next_laws: dict[str, Distribution]) -> None:
+    for what, laws in (("initial state", block.law.start), ("next state", next_laws)):
+        for key, fn in laws.items():
+            if capture.is_improper(fn):
+                raise CapabilityError(
+                    f"the {what} has no law to draw from",
+                    site=block.states[key],
+                    expected="a proper distribution",
+                    found="an improper one",
+                    remedy="give it a proper one; MCMC methods take the model as it is",
+                )
 
 
 def _functions(block: MarkovStatement, guided: bool, looks_ahead: bool, bounded: bool) -> Functions:
     """One time's functions of a block, as the loop needs them; ``u`` holds inputs, observations and masks."""
     law, emission = block.law, block.emission
     assert emission is not None
-    start, step = _proposals(block) if guided else (None, None)
+    guided = guided and bool(block.observed)
+    start, step = (block.initial_proposal, block.proposal) if guided else (None, None)
 
     def emitted(x: PyTree, u: PyTree) -> Scalar:
         laws = emission(x, u["u"])
@@ -217,7 +202,7 @@ def _functions(block: MarkovStatement, guided: bool, looks_ahead: bool, bounded:
         gone = jnp.asarray([jnp.all(g) for g, _ in pairs.values()])
         return bare({k: y for k, (_, y) in pairs.items()}), jnp.all(gone)
 
-    def cast(x: dict[str, Any]) -> PyTree:
+    def cast(x: dict[str, Array]) -> PyTree:
         return bare({k: x[k].astype(law.shapes[k].dtype) for k in law.shapes})
 
     def initial(particle_key: ParticleKey, u: PyTree) -> PyTree:
@@ -258,7 +243,7 @@ def _functions(block: MarkovStatement, guided: bool, looks_ahead: bool, bounded:
             return emitted(x, u)
         return emitted(x, u) + _total(then(x_prev, u), x) - density(x_prev, x, u)
 
-    def observe(key: Key, x: PyTree, u: PyTree) -> dict[str, Any]:
+    def observe(key: Key, x: PyTree, u: PyTree) -> dict[str, Array]:
         keys = jax.random.split(key, max(len(block.observed), 1))
         laws = emission(x, u["u"])
         return {block.observed[k]: fn.sample(keys[i]) for i, (k, fn) in enumerate(laws.items())}
@@ -284,12 +269,7 @@ def _functions(block: MarkovStatement, guided: bool, looks_ahead: bool, bounded:
     return functions | {role: fn for role, (wanted, fn) in optional.items() if wanted}
 
 
-def _proposals(block: MarkovStatement) -> tuple[Any, Any]:
-    observed = bool(block.observed)
-    return (block.initial_proposal, block.proposal) if observed else (None, None)
-
-
-def _total(laws: dict[str, Any], x: PyTree) -> Scalar:
+def _total(laws: dict[str, Distribution], x: PyTree) -> Scalar:
     """Joint log density of a state's components."""
     values = x if isinstance(x, dict) else {"": x}
     return sum(log_density(laws, values).values(), start=jnp.zeros(()))

@@ -1,14 +1,12 @@
 """The Feynman-Kac functions of a ``numpyro.contrib.control_flow.scan`` with latent and observed sites.
 
 The scan's body, run for one step with draws for its latent sites, is the transition; its observed sites and
-factors are the potential. A particle holds the step's latent values and the new carry. The structure of the
-program (which sites reach the initial carry, what the new carry and the observations depend on, which inputs
-are observations) is read from one abstract run, see :mod:`mcx.model.series.scan_analysis`.
+factors are the potential. The structure of the program is read by :mod:`mcx.model.series.scan_analysis`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,31 +16,26 @@ from jax import Array
 from numpyro.distributions import Distribution
 
 from mcx.errors import DataError
-from mcx.model.capture import SiteTrace
+from mcx.model.capture import Message, SiteTrace
 from mcx.model.density import site_log_prob, total
-from mcx.model.series.block import Functions, latent_shapes, run_program
+from mcx.model.series.block import Functions, examples, latent_shapes, run_program
 from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
 from mcx.model.series.scan_analysis import ScanFacts, analyse
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
 from mcx.target import Target
-from mcx.types import Key, PyTree, Scalar
+from mcx.types import Key, PyTree, Scalar, SiteValues
 
 __all__ = ["ScanBlock", "refuse_missing"]
 
 
 class ScanBlock:
-    """A scan of a program; see :class:`~mcx.model.series.block.Block`.
+    """A scan of a program, by its first latent site; see :class:`~mcx.model.series.block.Block`.
 
     A particle is a dictionary. "sites" holds the values of the step's latent sites by name, "carry" the
     entries of the new carry that are not among these, and "before" the entries of the carry before the step
     that the observations depend on: time 0, which has no particle before it, and draws of observations need
     them, while everything else takes them from the particle before. "start" holds the values of the sites
-    drawn along with x_0 if ``whole``; they count at time 0 alone and are zeros later.
-
-    Args:
-        target: of the program.
-        name: of the scan's first latent site.
-        whole: keep "start", and allow :meth:`path_of`, for methods on whole paths.
+    drawn along with x_0 if ``whole``, as methods on whole paths need; they are zeros after time 0.
 
     Raises:
         CapabilityError: if particles cannot be weighted within the scan; the error names the site and shows
@@ -62,26 +55,15 @@ class ScanBlock:
         self._memory = whole and bool(self.start_names or facts.kept_before or None in facts.aliases)
         self.no_density, self.no_forecast = facts.no_density, facts.no_forecast
         self._keys = {site: site if len(facts.observed) > 1 else "" for site in facts.observed}
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        particle_key = ParticleKey(key, jax.ShapeDtypeStruct((), jnp.int32))
         u = jax.eval_shape(
             lambda data: jax.tree_util.tree_map(lambda x: x[0], self.series(data)), target.data
         )
         x = jax.eval_shape(lambda data: self._example(data, u), target.data)
         start, values = dict(x["start"]), dict(x["sites"])
-        self.examples = {
-            "place_0": ({**start, **values}, u),
-            "place": (x, values, u),
-            "initial": (particle_key, u),
-            "transition": (particle_key, x, u),
-            "potential_0": (x, u),
-            "potential": (x, x, u),
-            "density_0": (x, u),
-            "density": (x, x, u),
-            "observe": (key, x, u),
-        }
+        places = {"place_0": ({**start, **values}, u), "place": (x, values, u)}
+        self.examples = {**examples(x, u), **places}
 
-    def states(self, x: PyTree) -> dict[str, Any]:
+    def states(self, x: PyTree) -> dict[str, Array]:
         """See :class:`~mcx.model.series.block.Block`."""
         return dict(x["sites"])
 
@@ -89,25 +71,25 @@ class ScanBlock:
         """See :class:`~mcx.model.series.block.Block`."""
         return self.states(x)
 
-    def path_values(self, path: PyTree) -> dict[str, Any]:
+    def path_values(self, path: PyTree) -> dict[str, Array]:
         """See :class:`~mcx.model.series.block.Block`."""
         return {**path["sites"], **{site: x[0] for site, x in path["start"].items()}}
 
-    def path_of(self, values: Mapping[str, Any]) -> PyTree:
+    def path_of(self, values: SiteValues) -> PyTree:
         """See :class:`~mcx.model.series.block.Block`."""
         sites = {site: values[site] for site in self.state_names}
         return {"sites": sites, "carry": (), "before": (), "start": {}}
 
-    def observed(self, u: PyTree) -> dict[str, Any]:
+    def observed(self, u: PyTree) -> dict[str, Array]:
         """See :class:`~mcx.model.series.block.Block`."""
         return {site: u["y"][key] for site, key in self._keys.items()}
 
-    def supports(self, data: PyTree, params: Mapping[str, Any]) -> dict[str, Any]:
+    def supports(self, data: PyTree, params: SiteValues) -> dict[str, Any]:
         """See :class:`~mcx.model.series.block.Block`."""
         sites = run_program(self.target, data, params, scans=scans_taken())
         return {k: sites[k]["fn"].support for k in params}
 
-    def series(self, data: PyTree) -> dict[str, Any]:
+    def series(self, data: PyTree) -> dict[str, PyTree]:
         """See :class:`~mcx.model.series.block.Block`; one observed site alone has the key ``""``."""
         sites = run_program(self.target, data, {})
         inputs = [
@@ -122,17 +104,17 @@ class ScanBlock:
             "missing": {},
         }
 
-    def functions(self, data: PyTree, params: Mapping[str, Any]) -> Functions:
+    def functions(self, data: PyTree, params: SiteValues) -> Functions:
         """See :class:`~mcx.model.series.block.Block`."""
         scan = self._read(data, params)
 
         def step(
-            particle_key: ParticleKey, carry: PyTree, u: PyTree, start: Mapping[str, Any] | None = None
+            particle_key: ParticleKey, carry: PyTree, u: PyTree, start: SiteValues | None = None
         ) -> dict[str, Any]:
             """Draw the step's latent sites."""
-            values: dict[str, Any] = {}
+            values: dict[str, Array] = {}
 
-            def draw_site(name: str, msg: dict[str, Any]) -> Array:
+            def draw_site(name: str, msg: Message) -> Array:
                 values[name] = _strong(draw(of_site(particle_key, len(values)), _law(msg)))
                 return values[name]
 
@@ -145,16 +127,14 @@ class ScanBlock:
             init, start = self._drawn(data, params, particle_key)
             return step(particle_key, self._cast(init), u, start)
 
-        def place_0(values: Mapping[str, Any], u: PyTree) -> PyTree:
+        def place_0(values: SiteValues, u: PyTree) -> PyTree:
             first = self._read(data, {**params, **{k: values[k] for k in self.start_names}})
             return placed(self._cast(first.init), values, u, values)
 
-        def place(x_prev: PyTree, values: Mapping[str, Any], u: PyTree) -> PyTree:
+        def place(x_prev: PyTree, values: SiteValues, u: PyTree) -> PyTree:
             return placed(self._carry(x_prev), values, u)
 
-        def placed(
-            carry: PyTree, values: PyTree, u: PyTree, start: Mapping[str, Any] | None = None
-        ) -> PyTree:
+        def placed(carry: PyTree, values: PyTree, u: PyTree, start: SiteValues | None = None) -> PyTree:
             new, _ = self._run(scan, carry, u, lambda name, msg: values[name])
             return self._particle(carry, {k: values[k] for k in self.state_names}, new, start)
 
@@ -179,10 +159,10 @@ class ScanBlock:
             _, sites = self._with_particle(scan, self._cast(scan.init), x, u)
             return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
 
-        def observe(key: Key, x: PyTree, u: PyTree) -> dict[str, Any]:
-            drawn: dict[str, Any] = {}
+        def observe(key: Key, x: PyTree, u: PyTree) -> dict[str, Array]:
+            drawn: dict[str, Array] = {}
 
-            def value(name: str, msg: dict[str, Any]) -> Array | None:
+            def value(name: str, msg: Message) -> Array | None:
                 if name in x["sites"]:
                     return x["sites"][name]
                 drawn[name] = _law(msg).sample(jax.random.fold_in(key, len(drawn)))
@@ -205,20 +185,20 @@ class ScanBlock:
 
     # reading the program -------------------------------------------------------------------------
 
-    def _read(self, data: PyTree, params: Mapping[str, Any], draw: Any = None) -> ScanStatement:
+    def _read(self, data: PyTree, params: SiteValues, draw: Any = None) -> ScanStatement:
         taken = scans_taken()
         run_program(self.target, data, params, draw, taken)
         return taken.scans[self.facts.number]
 
     def _drawn(
-        self, data: PyTree, params: Mapping[str, Any], particle_key: ParticleKey
+        self, data: PyTree, params: SiteValues, particle_key: ParticleKey
     ) -> tuple[Any, dict[str, Any]]:
         """The scan's initial carry with draws for the sites that reach it, and these draws."""
         first = len(self.state_names)
         numbers = {name: first + i for i, name in enumerate(self.facts.initial_sites)}
-        drawn: dict[str, Any] = {}
+        drawn: dict[str, Array] = {}
 
-        def draw_site(msg: dict[str, Any]) -> Array | None:
+        def draw_site(msg: Message) -> Array | None:
             number = numbers.get(msg["name"]) if msg["type"] == "sample" else None
             if number is None:
                 return None
@@ -233,7 +213,7 @@ class ScanBlock:
         carry = self._cast(scan.init)
         values = {}
 
-        def zeros(name: str, msg: dict[str, Any]) -> Array:
+        def zeros(name: str, msg: Message) -> Array:
             values[name] = _strong(jnp.asarray(_law(msg).sample(jax.random.key(0))))
             return values[name]
 
@@ -244,11 +224,11 @@ class ScanBlock:
     # running the body ----------------------------------------------------------------------------
 
     def _run(
-        self, scan: ScanStatement, carry: PyTree, u: PyTree, latent: Callable[[str, dict[str, Any]], Array]
+        self, scan: ScanStatement, carry: PyTree, u: PyTree, latent: Callable[[str, Message], Array]
     ) -> tuple[Any, SiteTrace]:
         """One step, with the observations as they are."""
 
-        def value(name: str, msg: dict[str, Any]) -> Array | None:
+        def value(name: str, msg: Message) -> Array | None:
             if name in self.state_names:
                 return latent(name, msg)
             return observation(msg, u["y"][self._keys[name]])
@@ -274,7 +254,7 @@ class ScanBlock:
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), carry, self.facts.carry)
 
     def _particle(
-        self, before: PyTree, values: dict[str, Any], new: PyTree, start: Mapping[str, Any] | None = None
+        self, before: PyTree, values: dict[str, Array], new: PyTree, start: SiteValues | None = None
     ) -> dict[str, Any]:
         old, leaves = jax.tree_util.tree_leaves(before), jax.tree_util.tree_leaves(new)
         shapes = latent_shapes(self.target)
@@ -305,14 +285,14 @@ class ScanBlock:
         return jax.tree_util.tree_unflatten(tree, leaves)
 
 
-def observation(msg: dict[str, Any], value: Array) -> Array:
+def observation(msg: Message, value: Array) -> Array:
     """An observed value in the site's shape and dtype: the series may have further axes of size one."""
     msg["is_observed"] = True
     raw = msg["value"]
     return value if raw is None else jnp.reshape(value, jnp.shape(raw)).astype(jnp.result_type(raw))
 
 
-def _law(msg: dict[str, Any]) -> Distribution:
+def _law(msg: Message) -> Distribution:
     """The distribution of a site's value, with its sample shape."""
     shape = tuple(msg["kwargs"].get("sample_shape", ()))
     return msg["fn"].expand(shape + tuple(msg["fn"].batch_shape)) if shape else msg["fn"]
@@ -323,11 +303,7 @@ def _strong(x: PyTree) -> Array:
 
 
 def refuse_missing(block: ScanBlock, series: PyTree) -> None:
-    """Raise if an observation is NaN.
-
-    Raises:
-        DataError: names the site and shows what to write instead.
-    """
+    """Raise DataError if an observation is NaN."""
     for site, values in block.observed(series).items():
         if isinstance(values, jax.core.Tracer) or not jnp.issubdtype(values.dtype, jnp.floating):
             continue

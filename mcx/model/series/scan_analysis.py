@@ -12,14 +12,14 @@ from jax import Array
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError, McxError
-from mcx.model.capture import is_factor
+from mcx.model.capture import Message, is_factor
 from mcx.model.density import site_log_prob
 from mcx.model.series.block import latent_shapes, refuse_dependent_series, run_program
 from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
 from mcx.model.series.scan_refusals import refuse_likelihood_outside, refuse_statement
 from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
-from mcx.types import PyTree
+from mcx.types import PyTree, SiteValues
 
 __all__ = ["ScanFacts", "analyse"]
 
@@ -28,11 +28,9 @@ _Deps = frozenset[str]
 
 @dataclass(frozen=True)
 class ScanFacts:
-    """Structure of a scan.
+    """Structure of a scan, the ``number``-th of its program.
 
     Attributes:
-        number: of the scan in the program.
-        length: T.
         latent, observed, factors: names of the body's sites.
         initial_sites: latent sites outside that reach nothing but the initial carry: part of the state's law.
         params: the latent sites that are parameters.
@@ -41,7 +39,6 @@ class ScanFacts:
         kept_before: leaves of the carry before a step that its observations depend on.
         input_shapes: shapes and dtypes of one time's inputs, the leaves of ``inputs_tree``.
         needed_inputs: which of them reach more than the values of observations.
-        inputs_tree: structure of the scan's inputs.
         no_density, no_forecast: see :class:`~mcx.model.series.block.Block`.
     """
 
@@ -63,11 +60,7 @@ class ScanFacts:
 
 
 def analyse(target: Target, name: str) -> ScanFacts:
-    """Read a scan's structure.
-
-    Args:
-        target: of the program.
-        name: of the scan's first latent site.
+    """Read the structure of the scan with this first latent site.
 
     Raises:
         CapabilityError: if particles cannot be weighted in it; the error shows how to rewrite the model.
@@ -88,11 +81,11 @@ def analyse(target: Target, name: str) -> ScanFacts:
     own = look.carry_tags
     needed = frozenset().union(*found["carry"], *found["density"].values(), *found["potential"].values())
     in_potential = frozenset().union(*found["potential"].values())
-    clocks = _clocks(look, found, frozenset(map(_param, initial_sites)))
+    clocks = _clocks(look, found, frozenset(f"param:{site}" for site in initial_sites))
     through = frozenset().union(*(d for i, d in enumerate(found["carry"]) if i not in clocks))
     moving = frozenset(tag for i, tag in enumerate(own) if i not in clocks)
     feedback = frozenset().union(*found["carry"], *found["density"].values()) & frozenset(
-        _value(site) for site in look.observed
+        f"value:{site}" for site in look.observed
     )
     return ScanFacts(
         look.number,
@@ -106,7 +99,7 @@ def analyse(target: Target, name: str) -> ScanFacts:
         look.aliases(),
         tuple(i for i, tag in enumerate(own) if tag in in_potential),
         look.input_shapes,
-        tuple(_input(i) in needed for i in range(len(look.input_shapes))),
+        tuple(f"input:{i}" in needed for i in range(len(look.input_shapes))),
         look.inputs_tree,
         "the scan's new carry depends on the old one not only through this step's latent sites, so the path "
         f"is no Markov chain in '{name}'"
@@ -173,28 +166,27 @@ class _Look:
     def dependences(self) -> dict[str, Any]:
         """What each part of the program depends on.
 
-        The dependences are sets of tags: "param:site" is a latent site outside of the scan, "carry:i" and
+        Dependences are sets of tags: "param:site" is a latent site outside of the scan, "carry:i" and
         "input:i" are leaves of the body's arguments, "value:site" is a site of the body, "scan:i" the result
-        of a scan. The parts are the initial carry, the scan's inputs, the sites outside and the other scans;
-        and, of one step, the new carry, the densities and the observed values as the body has them.
+        of a scan.
         """
         outside = {k: v for k, v in latent_shapes(self.target).items() if not self.target.sites[k].scanned}
-        kwargs: dict[str, Any] = {_param(k): v for k, v in outside.items()}
+        kwargs: dict[str, Any] = {f"param:{k}": v for k, v in outside.items()}
         kwargs |= dict(zip(self.carry_tags, self.carry_shapes, strict=True))
-        kwargs |= {_input(i): s for i, s in enumerate(self.input_shapes)}
-        kwargs |= {_value(k): v for k, v in self.values.items()}
-        kwargs |= {_result(i): r for i, r in enumerate(self.results)}
+        kwargs |= {f"input:{i}": s for i, s in enumerate(self.input_shapes)}
+        kwargs |= {f"value:{k}": v for k, v in self.values.items()}
+        kwargs |= {f"scan:{i}": r for i, r in enumerate(self.results)}
 
         def everything(**tagged: Any) -> dict[str, Any]:
-            params = {k: tagged[_param(k)] for k in outside}
+            params = {k: tagged[f"param:{k}"] for k in outside}
             scan, sites, others = self._scan(
-                params, {i: tagged[_result(i)] for i in range(len(self.results))}
+                params, {i: tagged[f"scan:{i}"] for i in range(len(self.results))}
             )
             carry = jax.tree_util.tree_unflatten(self.carry_tree, [tagged[t] for t in self.carry_tags])
             inputs = jax.tree_util.tree_unflatten(
-                self.inputs_tree, [tagged[_input(i)] for i in range(len(self.input_shapes))]
+                self.inputs_tree, [tagged[f"input:{i}"] for i in range(len(self.input_shapes))]
             )
-            values = {k: tagged[_value(k)] for k in self.values}
+            values = {k: tagged[f"value:{k}"] for k in self.values}
             new, body = self._run(scan, carry, inputs, values, values)
             raw = self._run(scan, carry, inputs, values, {})[1]
             return {
@@ -214,7 +206,7 @@ class _Look:
         return found
 
     def _scan(
-        self, params: Mapping[str, Any], outputs: Mapping[int, Any]
+        self, params: SiteValues, outputs: Mapping[int, Any]
     ) -> tuple[ScanStatement, Mapping[str, Any], list[ScanStatement]]:
         taken = scans_taken(outputs)
         sites = run_program(self.target, self.target.data, params, scans=taken)
@@ -228,12 +220,12 @@ class _Look:
         scan: ScanStatement,
         carry: PyTree,
         inputs: PyTree,
-        latent: Mapping[str, Any],
-        observed: Mapping[str, Any],
+        latent: SiteValues,
+        observed: SiteValues,
     ) -> tuple[Any, Mapping[str, Any]]:
         """One step with these values of its sites; a site without a value gets a draw, or its observation."""
 
-        def value(name: str, msg: dict[str, Any]) -> Array | None:
+        def value(name: str, msg: Message) -> Array | None:
             found = (latent if name in scan.latent else observed).get(name)
             if found is not None or msg["value"] is not None:
                 return found
@@ -246,7 +238,7 @@ def _contents(scan: ScanStatement) -> PyTree:
     """The parts of a scan: initial carry, inputs, and the values that its body closes over."""
 
     def body(carry: PyTree, x: PyTree) -> PyTree:
-        def value(name: str, msg: dict[str, Any]) -> Array | None:
+        def value(name: str, msg: Message) -> Array | None:
             if msg["value"] is not None:
                 return None
             return msg["fn"].sample(jax.random.key(0), msg["kwargs"].get("sample_shape", ()))
@@ -263,7 +255,7 @@ def _contents(scan: ScanStatement) -> PyTree:
 
 
 def _refuse_what_depends(target: Target, look: _Look, found: dict[str, Any]) -> None:
-    own = _result(look.number)
+    own = f"scan:{look.number}"
     for site, tags in found["outside"].items():
         if own in tags:
             refuse_likelihood_outside(target, look.scan, look.observed, site)
@@ -272,7 +264,7 @@ def _refuse_what_depends(target: Target, look: _Look, found: dict[str, Any]) -> 
             refuse_likelihood_outside(target, look.scan, look.observed, None)
     step = {k: found[k] for k in ("init", "inputs", "carry", "density", "potential", "raw", "conditions")}
     everything = frozenset().union(*jax.tree_util.tree_leaves(step, is_leaf=_is_deps))
-    if any(_result(i) in everything for i in range(len(look.results))):
+    if any(f"scan:{i}" in everything for i in range(len(look.results))):
         raise CapabilityError(
             "the scan depends on the results of another scan",
             site=look.latent[0],
@@ -301,24 +293,24 @@ def _split(target: Target, look: _Look, found: dict[str, Any]) -> tuple[tuple[st
     parts = ("inputs", "carry", "density", "potential", "raw", "conditions", "others")
     elsewhere = frozenset().union(*jax.tree_util.tree_leaves({k: found[k] for k in parts}, is_leaf=_is_deps))
     initial = frozenset().union(*found["init"])
-    drawn = {n for n in free if _param(n) in initial and _param(n) not in elsewhere}
+    drawn = {n for n in free if f"param:{n}" in initial and f"param:{n}" not in elsewhere}
     while True:
         # a site that the law of a parameter or an observation outside depends on is a parameter, too
         outside = (tags for n, tags in found["outside"].items() if n not in drawn)
-        bound = {n for tags in outside for n in drawn if _param(n) in tags}
+        bound = {n for tags in outside for n in drawn if f"param:{n}" in tags}
         if not bound:
             break
         drawn -= bound
     order = [s.name for s in sites.of_kind("latent", "discrete") if not s.scanned]
     used = initial | elsewhere
-    params = tuple(n for n in order if n not in drawn and (n in free or _param(n) in used))
+    params = tuple(n for n in order if n not in drawn and (n in free or f"param:{n}" in used))
     return tuple(n for n in order if n in drawn), params
 
 
 def _clocks(look: _Look, found: dict[str, Any], drawn: _Deps) -> frozenset[int]:
     """Leaves of the carry that are the same for all particles, such as a counter of time."""
     clocks = {i for i, tags in enumerate(found["init"]) if not tags & drawn}
-    latent = frozenset(map(_value, look.latent))
+    latent = frozenset(f"value:{site}" for site in look.latent)
     while True:
         others = latent | {tag for i, tag in enumerate(look.carry_tags) if i not in clocks}
         moving = {i for i in clocks if found["carry"][i] & others}
@@ -329,19 +321,3 @@ def _clocks(look: _Look, found: dict[str, Any], drawn: _Deps) -> frozenset[int]:
 
 def _is_deps(x: PyTree) -> bool:
     return isinstance(x, frozenset)
-
-
-def _param(name: str) -> str:
-    return f"param:{name}"
-
-
-def _value(name: str) -> str:
-    return f"value:{name}"
-
-
-def _input(number: int) -> str:
-    return f"input:{number}"
-
-
-def _result(number: int) -> str:
-    return f"scan:{number}"

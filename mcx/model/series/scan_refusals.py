@@ -15,11 +15,7 @@ __all__ = ["refuse_likelihood_outside", "refuse_statement"]
 
 
 def refuse_statement(target: Target, scan: ScanStatement) -> None:
-    """Raise if the statement itself cannot be run forwards, one step after the other.
-
-    Raises:
-        CapabilityError: names the scan's first latent site.
-    """
+    """Raise CapabilityError if a scan cannot be run forwards, one step after the other."""
     name = scan.latent[0]
     if scan.reverse:
         raise CapabilityError(
@@ -92,17 +88,7 @@ def _refuse_assigned(target: Target, scan: ScanStatement, kind: str, values: Any
 def refuse_likelihood_outside(
     target: Target, scan: ScanStatement, observed: tuple[str, ...], site: str | None
 ) -> NoReturn:
-    """Raise for a site outside of the scan that depends on its results.
-
-    Args:
-        target: of the program.
-        scan: the statement.
-        observed: names of the body's observed sites.
-        site: the site outside; None for another scan.
-
-    Raises:
-        CapabilityError: always.
-    """
+    """Raise for a site outside of the scan (None: another scan) that depends on its results."""
     name = scan.latent[0]
     short = name.rpartition(".")[2]
     where = "this site" if site is not None else "another scan"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from mcx.model.series.markov_functions import MarkovBlock
 from mcx.model.series.scan import ScanBlock, refuse_missing
 from mcx.ops.lru_cache import LRUCache
 from mcx.target import FeynmanKac, StateSpace, Target
-from mcx.types import PyTree
+from mcx.types import PyTree, SiteValues
 
 __all__ = [
     "BlockData",
@@ -46,7 +45,7 @@ def state_space(
     """The Feynman-Kac model of a Markov block, or of a ``numpyro.contrib.control_flow.scan``.
 
     The initial carry of a scan is the state before time 0, to which no observation belongs. Latent sites
-    outside of the scan that reach nothing but the initial carry are drawn along with x_0; the others are
+    outside of the scan that reach nothing but the initial carry are drawn along with x_0; all others are
     parameters.
 
     Args:
@@ -56,9 +55,6 @@ def state_space(
         auxiliary: use the block's ``lookahead``, if it has one.
         whole: keep the values of the sites drawn along with x_0 in the particles, and allow paths to be made
             from values; for methods on whole paths.
-
-    Returns:
-        A state-space model whose parameters are constrained values of the other latent sites.
 
     Raises:
         CapabilityError: if the model has no Markov block, or something else in it depends on the path.
@@ -109,11 +105,7 @@ def block_names(bound: BoundModel) -> tuple[str, ...]:
 
 
 class BlockData(NamedTuple):
-    """The data of kernels on models with Markov blocks.
-
-    model: data of the model's target.
-    spaces: state-space models by Markov block.
-    """
+    """The data of kernels on models with Markov blocks: the target's, and state-space models by block."""
 
     model: PyTree
     spaces: dict[str, StateSpace]
@@ -205,13 +197,8 @@ def _chosen(target: Target, blocks: dict[str, bool], name: str | None) -> tuple[
     return name, blocks[name]
 
 
-def check_params(bound: BoundModel, space: StateSpace, params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Parameters as arrays, checked.
-
-    Args:
-        bound: the model.
-        space: its state-space model.
-        params: constrained values of the other latent sites, of the sites' shapes.
+def check_params(bound: BoundModel, space: StateSpace, params: SiteValues | None) -> dict[str, Any]:
+    """Constrained values of a state space's parameters as arrays, checked.
 
     Raises:
         ModelError: if one is missing, unknown or of the wrong shape.

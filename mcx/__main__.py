@@ -13,18 +13,7 @@ from pathlib import Path
 
 from mcx.errors import CheckpointError, McxError
 
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "numpyro",
-    "blackjax",
-    "optax",
-    "arviz-base",
-    "arviz-stats",
-    "numpy",
-    "scipy",
-    "xarray",
-)
+_PACKAGES = "jax jaxlib numpyro blackjax optax arviz-base arviz-stats numpy scipy xarray".split()
 _OPTIONAL = ("arviz-plots", "diffrax", "hypothesis", "matplotlib", "netcdf4", "zarr")
 
 

@@ -123,33 +123,21 @@ class SiteTable:
 
 
 def _row(site: Site) -> dict[str, str]:
-    shape = site.size if site.kind == "plate" else _shape(site.shape)
+    shape = str(site.size if site.kind == "plate" else site.shape)
     if site.subsample_size is not None:
         shape = f"{site.subsample_size} of {site.size}"
-    notes = [
-        n
-        for n, on in (
-            ("improper", site.improper),
-            ("masked or scaled", site.weighted),
-            ("no density", site.no_density),
-        )
-        if on
-    ]
+    flags = {"improper": site.improper, "masked or scaled": site.weighted, "no density": site.no_density}
     return {
         "site": site.name,
         "kind": site.kind,
         "distribution": site.distribution,
-        "batch": _shape(site.batch_shape) if site.distribution else "",
-        "event": _shape(site.event_shape) if site.distribution else "",
-        "value": str(shape),
+        "batch": str(site.batch_shape) if site.distribution else "",
+        "event": str(site.event_shape) if site.distribution else "",
+        "value": shape,
         "dtype": site.dtype,
         "dims": ", ".join(site.dims),
         "support": site.support,
         "observed": "yes" if site.observed else "",
         "terms": str(site.num_terms) if site.likelihood else "",
-        "notes": ", ".join(notes),
+        "notes": ", ".join(note for note, on in flags.items() if on),
     }
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return str(tuple(shape))

@@ -117,12 +117,8 @@ def regress(
         found = _cross_fit(y, h, w, num_groups)
     else:
         found = _in_sample(y, h, w, fit)
-    found = found._replace(
-        value=found.value * unit,
-        se=found.se * unit,
-        residuals=found.residuals * unit,
-        coefficients=found.coefficients * unit,
-    )
+    scaled = ("value", "se", "residuals", "coefficients")
+    found = found._replace(**{name: getattr(found, name) * unit for name in scaled})
     if flat:
         one = {name: getattr(found, name)[0] for name in ("value", "se", "r_squared")}
         found = found._replace(**one, residuals=found.residuals[:, 0], coefficients=found.coefficients[:, 0])

@@ -106,10 +106,8 @@ class AdaptiveImportance(Settings):
         """Raise unless the budget leaves enough draws for each iteration and the final sample."""
         final = self.budget - self.num_iterations * self.iteration_size
         if min(self.iteration_size, final) < _LEAST_DRAWS:
-            least = (
-                f"at least {_LEAST_DRAWS} draws for each of {self.num_iterations} iterations, which share "
-            )
-            least += f"{self.exploration:g} of the budget, and for the final sample"
+            least = f"at least {_LEAST_DRAWS} draws for each of {self.num_iterations} iterations, "
+            least += f"which share {self.exploration:g} of the budget, and for the final sample"
             self.refuse("budget", least, "raise budget=, or lower num_iterations=")
 
     @property

@@ -34,14 +34,12 @@ class AdaptiveProposal(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class History:
-    """Draws of all iterations, in arrays with room for those to come.
+    """Draws of all iterations, in arrays with room for those to come, and what was evaluated there.
 
     Attributes:
-        x: (room, d) draws, one iteration after another.
-        values: (room, ...) what was evaluated at the draws, a pytree.
-        log_sums: (room,) log of the sum of the iterations' proposal densities; 0 where there is no draw yet.
+        log_sums: log of the sum of the iterations' proposal densities; 0 where there is no draw yet.
         proposals: ``kept`` of the iterations' proposals, stacked.
-        iteration: () how many iterations there were, int32.
+        iteration: how many iterations there were, int32.
     """
 
     x: Float[Array, "room d"]

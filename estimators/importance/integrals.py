@@ -26,7 +26,6 @@ class Integrals:
     Attributes:
         law: a NumPyro distribution of event shape (d,) and batch shape () or (J,).
         function: takes points (n, d) to values (n, J), or (n, 1) where only laws differ.
-        num_laws: J, or 1 where there are several functions.
         moments: locations and covariances of Gaussian laws, (laws, d) and (laws, d, d), else None.
         families: of the polynomials in each variable of a single law with independent ones, else ().
         by_law: whether results have the law's batch shape, not the structure of the function's values.

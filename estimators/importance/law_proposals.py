@@ -54,8 +54,6 @@ class LawProposal:
     Attributes:
         fitted: J k components, those of an integrand one after another.
         shares: (J, k) their log weights within an integrand's fit.
-        law: that of the integrals.
-        fixed: further parts of the mixture, which stay as they are.
         log_weights: of the mixture: of the fitted components, the laws and the fixed parts.
     """
 

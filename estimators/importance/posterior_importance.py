@@ -273,8 +273,7 @@ def _estimates(
         # of indicators it is as heavy as that of the weights
         heaviest = [part[2] for part, leaf in zip(parts, leaves, strict=True) if leaf.dtype != bool]
         k = {"khat_integrand": float(np.fmax.reduce([float(k) for k in heaviest]))} if heaviest else {}
-        stats = {**shared, **k}
-        results[name] = Estimate(value, se, stats=stats)
+        results[name] = Estimate(value, se, stats={**shared, **k})
     return results
 
 

@@ -152,12 +152,11 @@ def _polynomials(
     """Polynomials: up to a degree in the reference's coordinates, or products in independent ones."""
     if isinstance(basis, Products):
         found = basis.values(Inputs.of(law).standard(x))[:, 1:]
-        # beyond the support they count for nothing, but may be NaN
-        return jnp.where(jnp.isfinite(found), found, 0.0)
-    if reference is None:
+    elif reference is not None:
+        found = Hermite(reference[0], reference[1], basis).values(x)
+    else:
         return x[:, :0]
-    found = Hermite(reference[0], reference[1], basis).values(x)
-    # far out, where heavy-tailed proposals go and no law has mass, powers overflow
+    # beyond the support they may be NaN, and far out, where no law has mass, powers overflow
     return jnp.where(jnp.isfinite(found), found, 0.0)
 
 
@@ -230,10 +229,8 @@ def estimate_from(
     }
     notes: tuple[str, ...] = ()
     if unseen := found["unseen"].sum():
-        zero = (
-            f"{unseen} of {problem.count} integrands are zero at all samples: their errors of 0 mean nothing"
-        )
-        notes = (zero,)
+        zero = f"{unseen} of {problem.count} integrands are zero at all samples"
+        notes = (f"{zero}: their errors of 0 mean nothing",)
     value, se = (problem.shaped(found[name]) for name in ("value", "se"))
     return Estimate(value, se, stats=stats, notes=notes)
 

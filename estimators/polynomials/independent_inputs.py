@@ -118,9 +118,7 @@ class Inputs:
         sound = []
         for column, family in zip(t.T, families, strict=True):
             # standard errors of t and t^2: sds of N(0, 1) are 1 and sqrt(2), those of U(-1, 1) below
-            second, sds = (
-                (1 / 3, (3**-0.5, (4 / 45) ** 0.5)) if family == "legendre" else (1.0, (1.0, 2**0.5))
-            )
+            second, *sds = (1 / 3, 3**-0.5, (4 / 45) ** 0.5) if family == "legendre" else (1.0, 1.0, 2**0.5)
             off = abs(column.mean()) / sds[0], abs((column**2).mean() - second) / sds[1]
             fine = np.isfinite(column).all() and max(off) < 6 / _DRAWS**0.5
             fine = fine and len(np.unique(column)) > _DRAWS // 2
@@ -147,9 +145,8 @@ class Inputs:
         """
         grid = (np.arange(_DRAWS) + 0.5) / _DRAWS
         dtype = jnp.result_type(float)
-        x = np.asarray(
-            self.quantiles(jnp.broadcast_to(jnp.asarray(grid, dtype)[:, None], (_DRAWS, self.dim)))
-        )
+        levels = jnp.broadcast_to(jnp.asarray(grid, dtype)[:, None], (_DRAWS, self.dim))
+        x = np.asarray(self.quantiles(levels))
         drawn = np.sort(np.asarray(self.sample(jax.random.key(0), _DRAWS)), 0)
         fine = []
         for column, seen in zip(np.sort(x, 0).T, drawn.T, strict=True):
@@ -161,9 +158,8 @@ class Inputs:
     def standard(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """Points in standard form: each variable is N(0, 1), or uniform on [-1, 1], by its family."""
         columns = jnp.split(x, np.cumsum(self.sizes)[:-1], 1)
-        return jnp.concatenate(
-            [_standard(part, column) for part, column in zip(self.parts, columns, strict=True)], 1
-        )
+        found = [_standard(part, column) for part, column in zip(self.parts, columns, strict=True)]
+        return jnp.concatenate(found, 1)
 
 
 def _root[T: (Array, float)](law: dist.Distribution, x: T) -> tuple[dist.Distribution, T]:

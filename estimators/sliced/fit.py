@@ -72,14 +72,10 @@ def fit_controls(
     )
 
     left_out = _left_out(u, weights, residuals, groups)
-    spread = (
-        jnp.sqrt((groups - 1) / groups * jnp.sum(left_out**2))
-        if groups > 1
-        else jnp.full((), jnp.nan, y.dtype)
-    )
-    return ControlFit(
-        value, spread * student_ratio(max(groups - 1, 1)), coefficients, weights, r_squared, rank
-    )
+    se = jnp.full((), jnp.nan, y.dtype)
+    if groups > 1:
+        se = jnp.sqrt((groups - 1) / groups * jnp.sum(left_out**2)) * student_ratio(groups - 1)
+    return ControlFit(value, se, coefficients, weights, r_squared, rank)
 
 
 def _left_out(u: Array, weights: Array, residuals: Array, groups: int) -> Array:

@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mcx.errors import DataError
+from mcx.ops.logspace import as_float
 from mcx.ops.tracing import is_traced
 from mcx.types import Array, Float
 
@@ -53,8 +54,7 @@ def as_points(x: ArrayLike, name: str) -> Float[Array, "n d"]:
         )
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise DataError(f"{name} is complex", expected="real coordinates", found=str(x.dtype))
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        x = x.astype(jnp.result_type(float))
+    x = as_float(x)
     if not is_traced(x) and not (finite := np.isfinite(np.asarray(x))).all():
         raise DataError(
             f"{name} has points that are not finite",
@@ -69,15 +69,13 @@ def as_weights(weights: ArrayLike | None, n: int, name: str) -> Float[Array, " n
     """Weights as a float array (n,), non-negative with a positive sum; None stays None."""
     if weights is None:
         return None
-    weights = jnp.asarray(weights)
+    weights = as_float(weights)
     if weights.shape != (n,):
         raise DataError(
             f"{name} does not fit the points",
             expected=f"one weight a point, ({n},)",
             found=f"{weights.shape}",
         )
-    if not jnp.issubdtype(weights.dtype, jnp.floating):
-        weights = weights.astype(jnp.result_type(float))
     if not is_traced(weights):
         w = np.asarray(weights)
         total = w.sum(dtype=np.float64)

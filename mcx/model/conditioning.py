@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
-import numpyro
 from jax import Array
+from numpyro import handlers
 from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError
@@ -53,17 +53,8 @@ def _conditioned(target: Target, names: tuple[str, ...], hidden: tuple[str, ...]
 
     def run(data: PyTree) -> Callable[[], Any]:
         model, values = data
-        program = whole(model)
-
-        def conditioned() -> PyTree:
-            with numpyro.handlers.condition(data=values):
-                return program()
-
-        def without_hidden() -> PyTree:
-            with numpyro.handlers.block(hide=list(hidden)):
-                return conditioned()
-
-        return without_hidden if hidden else conditioned
+        conditioned: Callable[[], Any] = handlers.condition(whole(model), data=values)
+        return handlers.block(conditioned, hide=list(hidden)) if hidden else conditioned
 
     sites = SiteTable(
         tuple(

@@ -202,10 +202,8 @@ def constraint_name(constraint: Any) -> str:
         return constraint_name(constraint.base_constraint)
     name = type(constraint).__name__.lstrip("_")
     text = "".join(("_" + c.lower()) if c.isupper() and i else c.lower() for i, c in enumerate(name))
-    bounds = []
-    for attribute in ("lower_bound", "upper_bound"):
-        if hasattr(constraint, attribute):
-            bounds.append(_number(getattr(constraint, attribute)))
+    ends = ("lower_bound", "upper_bound")
+    bounds = [_number(getattr(constraint, end)) for end in ends if hasattr(constraint, end)]
     return f"{text}({', '.join(bounds)})" if bounds else text
 
 

@@ -67,16 +67,9 @@ class BoundProgram:
     ) -> Self:
         """Bind ``fn`` to arguments and to conditioned values."""
         leaves, treedef = jax.tree_util.tree_flatten((args, dict(kwargs or {}), dict(conditions or {})))
-        slots: list[_Static | None] = []
-        data: list[Any] = []
-        for leaf in leaves:
-            array = _as_data(leaf)
-            if array is None:
-                slots.append(_Static(leaf))
-            else:
-                slots.append(None)
-                data.append(array)
-        return cls(fn, treedef, tuple(slots), tuple(data))
+        arrays = [_as_data(leaf) for leaf in leaves]
+        slots = (_Static(leaf) if a is None else None for leaf, a in zip(leaves, arrays, strict=True))
+        return cls(fn, treedef, tuple(slots), tuple(a for a in arrays if a is not None))
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         """The data, and all that is static."""

@@ -86,18 +86,14 @@ def to_datatree(
             attrs={group: value for group, value in attrs.items() if group in content or group == "/"},
         )
         # a density has no event axes, which from_dict allows for in likelihoods only
-        tree["log_prior"] = DataTree(
-            dict_to_dataset(
-                log_prior, dims=_dims(target.sites), coords=coords, skip_event_dims=True, attrs=library
-            )
-        )
+        how: dict[str, Any] = {"dims": _dims(target.sites), "coords": coords, "attrs": library}
+        tree["log_prior"] = DataTree(dict_to_dataset(log_prior, skip_event_dims=True, **how))
     if smc_stats:
         statistics = {k: _plain(v) for k, v in smc_stats.items()}
         times = {s.shape[0]: s.dims[0] for s in target.sites if (s.markov or s.scanned) and s.shape}
         staged = "level" in statistics  # of a path of laws, not by time
-        dims: dict[Any, Any] = {
-            k: ["stage" if staged else times.get(v.shape[1], "step")] for k, v in statistics.items()
-        }
+        names = {k: "stage" if staged else times.get(v.shape[1], "step") for k, v in statistics.items()}
+        dims: dict[Any, Any] = {k: [name] for k, name in names.items()}
         tree["smc_stats"] = DataTree(
             dict_to_dataset(statistics, dims=dims, coords=coords, sample_dims=["chain"], attrs=library)
         )

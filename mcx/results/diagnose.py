@@ -110,9 +110,8 @@ def _elsewhere(posterior: Posterior, name: str, values: dict[str, np.ndarray]) -
     )
     if found.log_density is None or not np.isfinite(found.log_density):
         return text
-    return (
-        text + f", log density {abs(found.log_density):.3g} {'lower' if found.log_density < 0 else 'higher'}"
-    )
+    side = "lower" if found.log_density < 0 else "higher"
+    return f"{text}, log density {abs(found.log_density):.3g} {side}"
 
 
 def _numbers(chains: np.ndarray) -> str:

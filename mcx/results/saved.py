@@ -92,12 +92,11 @@ def load(path: str | Path) -> Saved:
     discard = int(manifest.identity.get("discarded steps", "0"))
     chunks = [(entry.first, store.load(entry)) for entry in manifest.chunks]
     kept = _tree([records for first, records in chunks if first >= discard])
+    discarded = _tree([records for first, records in chunks if first < discard])
     return Saved(
         draws=_sites(kept.get("1", {})),
         stats=dict(_flat(kept.get("0", {}))),
-        warmup_stats=dict(
-            _flat(_tree([records for first, records in chunks if first < discard]).get("0", {}))
-        ),
+        warmup_stats=dict(_flat(discarded.get("0", {}))),
         identity=dict(manifest.identity),
         num_steps=manifest.steps,
         complete=manifest.complete,

@@ -110,9 +110,8 @@ def effective_sizes(x: np.ndarray) -> tuple[float, float]:
     """Bulk and tail (5 % and 95 %) effective sample size of chain x draw."""
     from arviz_stats.base import array_stats
 
-    return float(array_stats.ess(x, method="bulk")), float(
-        array_stats.ess(x, method="tail", prob=(0.05, 0.95))
-    )
+    tail = array_stats.ess(x, method="tail", prob=(0.05, 0.95))
+    return float(array_stats.ess(x, method="bulk")), float(tail)
 
 
 def summarize(
@@ -134,11 +133,8 @@ def summarize(
     rows: list[list[float]] = []
     for label, x in draws:
         labels.append(label)
-        quantiles = (
-            np.quantile(x, [tail, 0.5, 1 - tail], weights=weights, method="inverted_cdf")
-            if weights is not None
-            else np.quantile(x, [tail, 0.5, 1 - tail])
-        )
+        how: dict[str, Any] = {} if weights is None else {"weights": weights, "method": "inverted_cdf"}
+        quantiles = np.quantile(x, [tail, 0.5, 1 - tail], **how)
         constant = np.ptp(x) == 0
         diagnostics = [math.nan] * 4
         if not constant and np.isfinite(x).all() and x.shape[1] >= 4:

@@ -46,15 +46,13 @@ class Compute(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A call of ``ops.choose`` or ``ops.accept``.
+    """A call of ``ops.choose`` or ``ops.accept``, with one output.
 
     inputs: the log weights (*batch, n) of CHOOSE, the log probabilities of ACCEPT; then, where the choice is
         made in some outcomes only, the boolean that says in which.
-    outputs: the one output.
     keys: one or several (*batch); None if they depend on a choice.
     branch: the branches it stands in, as (which cond, which of its branches).
     repeats: number of draws from each row of weights.
-    shape, dtype: of the output.
     """
 
     kind: str

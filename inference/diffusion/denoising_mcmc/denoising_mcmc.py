@@ -35,7 +35,7 @@ from mcx.ops.keys import as_key
 from mcx.ops.validation import Rule, Settings, boolean, either, integer, number, one_of, optional, validated
 from mcx.run.checkpoint import Checkpoint, identified
 from mcx.run.devices import Devices
-from mcx.run.driver import Run, run
+from mcx.run.driver import run
 from mcx.types import Key, KeyLike, PyTree
 
 if TYPE_CHECKING:
@@ -251,7 +251,18 @@ class DenoisingMCMC(Settings):
         )
         step_nfe = self.num_skip * (1 + int(metropolis) + law.nfe(len(grid), int(np.prod(shape))))
         denoising = integrator.nfe(_down(grid[-1], self.num_denoise, self.denoise_power)) or 0
-        return _denoised(result, grid, step_nfe + denoising, nfe_init + self.num_warmup * step_nfe)
+        return Denoised(
+            np.asarray(result.draws["x"]),
+            np.asarray(result.draws["noisy"]),
+            grid[np.asarray(result.draws["level"])],
+            np.asarray(result.stats["acceptance"]),
+            np.exp(np.asarray(result.state.log_step)[0]),
+            step_nfe + denoising,
+            nfe_init + self.num_warmup * step_nfe,
+            result.complete,
+            result.compile_time,
+            result.run_time,
+        )
 
     def _tables(self, integrator: Integrator, grid: np.ndarray) -> tuple[PyTree, tuple[bool, ...]]:
         """What the integrator prepares for each level to start from, and which leaves depend on the level."""
@@ -295,19 +306,3 @@ def _noised(key: Key, x: Points, rho: ByLevel, log_prior: ByLevel) -> dict[str, 
     level = jax.random.categorical(key_level, log_prior, shape=(len(x),)).astype(jnp.int32)
     scale = rho[level].reshape(-1, *(1,) * (x.ndim - 1))
     return {"y": x + scale * jax.random.normal(key_noise, x.shape, x.dtype), "level": level}
-
-
-def _denoised(result: Run, grid: np.ndarray, nfe: int, nfe_start: int) -> Denoised:
-    draws = result.draws
-    return Denoised(
-        np.asarray(draws["x"]),
-        np.asarray(draws["noisy"]),
-        grid[np.asarray(draws["level"])],
-        np.asarray(result.stats["acceptance"]),
-        np.exp(np.asarray(result.state.log_step)[0]),
-        nfe,
-        nfe_start,
-        result.complete,
-        result.compile_time,
-        result.run_time,
-    )

@@ -53,11 +53,9 @@ class Guidance:
 class Levels(NamedTuple):
     """What the pilot run found at every level; leading axis K + 1, from the noisiest.
 
-    steps: of the reverse process.
     last: whether the level is the smallest, where a point is the site's value.
     offset, gain: regression of the data on the denoised point D, ``offset + gain D``, by coordinate, or along
-        the directions of a linear observation. They are 0 and 1 for a denoiser that is right; errors of a
-        network, which are largest at large noise, make the gain smaller.
+        the directions of a linear observation; 0 and 1 for a denoiser that is right.
     power: exponent of the likelihood of that point.
     error: mean square error of that point along the directions of a linear observation, or None.
     share: how much of a change of y that point follows along the directions, or None.
@@ -75,12 +73,9 @@ class Levels(NamedTuple):
 class GuidedData(NamedTuple):
     """The data of guided particles; arrays.
 
-    model: data of the target.
-    chain: the reverse process.
-    levels: see :class:`Levels`.
+    model, chain: data of the target, and the reverse process.
     linear: the observation, of "linear_gaussian".
-    floor: log likelihood of the least likely point of the pilot run, which stands in where a denoised point
-        has a likelihood of zero.
+    floor: log likelihood of the least likely point of the pilot run, for points with a likelihood of zero.
     half: number of the first level at which less than half of the data's variance is undecided.
     given: constrained values of the other latent sites.
     """

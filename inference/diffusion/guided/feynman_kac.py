@@ -46,11 +46,8 @@ _FARTHEST = 3.0  # a shift is at most so many of the step's standard deviations 
 
 
 class Guided(NamedTuple):
-    """A particle.
+    """A particle at the noise level of a step, what the model says there, and the log of the guess h.
 
-    position: y, at the noise level of the step.
-    seen: what the model says there.
-    log_guess: log h.
     place: of "linear_gaussian", the estimate of the data along the directions; else None.
     slope: gradient of the guess, of "twisted"; else None.
     bonus: the part of the log weight that does not depend on the positions alone: that of the initial law,

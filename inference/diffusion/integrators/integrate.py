@@ -15,11 +15,12 @@ from mcx.inference.diffusion.integrators.linear import DPMSolver
 from mcx.inference.diffusion.models.arguments import DENOISER, Noise, Point, having, noise_levels
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.keys import as_key
+from mcx.ops.logspace import as_float
 from mcx.ops.tracing import is_traced
 from mcx.ops.validation import validated
 from mcx.types import Key, KeyLike, PyTree
 
-__all__ = ["INTEGRATOR", "as_point", "cast", "checked_integrator", "finite", "integrate", "required_key"]
+__all__ = ["INTEGRATOR", "cast", "checked_integrator", "finite", "integrate", "required_key"]
 
 INTEGRATOR = having("prepare", "an integrator, such as mcx.diffusion.DPMSolver()")
 
@@ -60,7 +61,7 @@ def integrate(
     model = validated("integrate", "model", model, DENOISER)
     method = checked_integrator("integrate", "method", method)
     rho = noise_levels("integrate", "levels", levels, rising=method.num_draws == 0, zero=True)
-    y = as_point(y)
+    y = as_float(y)
     if noise is not None:
         noise = jnp.asarray(noise, y.dtype)
         expected = (len(rho) - 1, method.num_draws, *y.shape)
@@ -103,12 +104,6 @@ def required_key(key: KeyLike | None, reason: str) -> Key:
             f"{reason} and needs a random key", expected="key=jax.random.key(0), or an int", found="None"
         )
     return as_key(key)
-
-
-def as_point(y: ArrayLike) -> Point:
-    """An array of floats: integers become floats of the default type."""
-    y = jnp.asarray(y)
-    return y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)
 
 
 def cast(tree: PyTree, dtype: np.dtype) -> PyTree:

@@ -19,6 +19,10 @@ BOUND = "peak"  # the role among a block's functions, by the name that contexts 
 # Modes by family; NaN stands for a pole.
 
 
+def _location(fn: Any) -> Array:
+    return fn.loc
+
+
 def _gamma_mode(fn: Any) -> Array:
     c = fn.concentration
     return jnp.where(c < 1, jnp.nan, jnp.maximum((c - 1) / fn.rate, _tiny(c)))
@@ -43,11 +47,8 @@ def _truncated_mode(fn: Any) -> Array:
 
 
 _MODES: dict[type, Callable[[Any], Any]] = {
-    **dict.fromkeys(
-        (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal, dist.StudentT, dist.Cauchy),
-        lambda fn: fn.loc,
-    ),
-    **dict.fromkeys((dist.Laplace, dist.Logistic, dist.Gumbel), lambda fn: fn.loc),
+    **dict.fromkeys((dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal), _location),
+    **dict.fromkeys((dist.StudentT, dist.Cauchy, dist.Laplace, dist.Logistic, dist.Gumbel), _location),
     **dict.fromkeys((dist.HalfNormal, dist.HalfCauchy), lambda fn: _tiny(fn.scale)),
     dist.Exponential: lambda fn: _tiny(fn.rate),
     dist.Uniform: lambda fn: 0.5 * (fn.low + fn.high),

@@ -92,12 +92,8 @@ class ScanBlock:
     def series(self, data: PyTree) -> dict[str, PyTree]:
         """See :class:`~mcx.model.series.block.Block`; one observed site alone has the key ``""``."""
         sites = run_program(self.target, data, {})
-        inputs = [
-            leaf if needed else None
-            for leaf, needed in zip(
-                jax.tree_util.tree_leaves(self._read(data, {}).xs), self.facts.needed_inputs, strict=True
-            )
-        ]
+        xs = jax.tree_util.tree_leaves(self._read(data, {}).xs)
+        inputs = [x if needed else None for x, needed in zip(xs, self.facts.needed_inputs, strict=True)]
         return {
             "u": jax.tree_util.tree_unflatten(self.facts.inputs_tree, inputs),
             "y": {key: jnp.asarray(sites[site]["value"]) for site, key in self._keys.items()},
@@ -257,6 +253,7 @@ class ScanBlock:
         self, before: PyTree, values: dict[str, Array], new: PyTree, start: SiteValues | None = None
     ) -> dict[str, Any]:
         old, leaves = jax.tree_util.tree_leaves(before), jax.tree_util.tree_leaves(new)
+        entries = zip(leaves, self.facts.aliases, strict=True)
         shapes = latent_shapes(self.target)
         return {
             "start": {
@@ -264,9 +261,7 @@ class ScanBlock:
                 for k in self.start_names
             },
             "sites": values,
-            "carry": tuple(
-                _strong(x) for x, site in zip(leaves, self.facts.aliases, strict=True) if site is None
-            ),
+            "carry": tuple(_strong(x) for x, site in entries if site is None),
             "before": tuple(old[i] for i in self.facts.kept_before),
         }
 

@@ -135,11 +135,8 @@ class _Look:
                     remedy="def body(x_prev, y_t):\n    x = numpyro.sample(..)\n"
                     "    numpyro.sample('y', ..., obs=y_t)\n    return x, x\nscan(body, init, y)",
                 )
-            return (
-                self._start(self.scan),
-                inputs,
-                {n: sites[n]["value"] for n in sites if not is_factor(sites[n])},
-            )
+            values = {n: s["value"] for n, s in sites.items() if not is_factor(s)}
+            return self._start(self.scan), inputs, values
 
         start, inputs, values = jax.eval_shape(run, target.data)
         self.results = list(taken.results)

@@ -156,7 +156,7 @@ class InferenceWarning(UserWarning):
 class DiagnosticWarning(McxError, RuntimeError):
     """Raised in place of :class:`InferenceWarning` when ``warnings="raise"``; carries the posterior.
 
-    The finished run is in :attr:`posterior`: nothing is lost.
+    The finished run is in :attr:`result`: nothing is lost.
     """
 
-    posterior: object = None
+    result: object = None

@@ -238,7 +238,7 @@ class TestWarnings:
     def test_raise_keeps_the_run(self):
         with pytest.raises(DiagnosticWarning, match="divergent") as error:
             mcx.infer(self.funnel(), self.funnel_settings, key=0, progress=False, warnings="raise")
-        assert error.value.posterior.draws["v"].shape == (4, 200)
+        assert error.value.result.draws["v"].shape == (4, 200)
 
     def test_a_clean_run_says_nothing(self):
         x, y = regression_data()

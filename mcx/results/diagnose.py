@@ -139,6 +139,6 @@ def report_advice(posterior: Posterior, mode: str, found_in: Callable[[Posterior
     block = "\n".join(f"  {a.code}  {a.text}" for a in found)
     if mode == "raise":
         error = DiagnosticWarning(f"{posterior.info.method} finished, but:\n{block}")
-        error.posterior = posterior
+        error.result = posterior
         raise error
     warnings.warn(f"{posterior.info.method} finished, but:\n{block}", InferenceWarning, stacklevel=3)

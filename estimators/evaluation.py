@@ -17,8 +17,6 @@ from mcx.ops.batches import map_in_batches
 from mcx.ops.tracing import refuse_tracing
 from mcx.types import Array, Bool, Float, PyTree, SiteValues
 
-__all__ = ["Values", "at_points", "leaves_at", "refuse_nothing"]
-
 _AT_ONCE = 4096
 
 # Programs refer to functions weakly, so that this cache does not keep functions alive.

@@ -43,8 +43,6 @@ from mcx.ops.logspace import as_float, largest, normalize, relative_weights
 from mcx.ops.validation import one_of, validated
 from mcx.types import Array, Float, LogWeights, Scalar
 
-__all__ = ["khat_of", "pareto_khat", "psis", "tail_size"]
-
 _LEAST_TAIL = 5
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["enable_compilation_cache"]
-
 
 def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> Path:
     """Keep compiled programs on disk for this process and later ones.

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Site", "SiteTable"]
-
 
 @dataclass(frozen=True)
 class Site:

@@ -21,8 +21,6 @@ from mcx.ops.validation import integer, validated
 from mcx.sites import SiteTable
 from mcx.types import Key, PyTree, Scalar, SiteValues, Vector
 
-__all__ = ["FeynmanKac", "LogParts", "StateSpace", "Target", "TargetFunctions"]
-
 
 class LogParts(NamedTuple):
     """The two parts of a log density.

@@ -22,8 +22,6 @@ from mcx.results.weights import error_over_replicates
 from mcx.target import Target
 from mcx.types import PyTree, SiteValues
 
-__all__ = ["SteinControls"]
-
 _DRAWS_PER_CONTROL = 20
 _LEAST_BLOCKS = 4
 _LEAST_REPLICATES = 2.0  # effective ones: fewer say nothing about their spread

@@ -18,8 +18,6 @@ from mcx.errors import DataError, MethodError
 from mcx.ops.validation import integer, one_of, optional, validated
 from mcx.types import Array, Bool, Float, Int, Scalar
 
-__all__ = ["FITS", "Decomposed", "Fitted", "Solved", "decompose", "regress", "solve", "student_ratio"]
-
 FITS = ("least_squares", "jackknife", "ridge", "cross_fit")
 
 _FOLDS = 5

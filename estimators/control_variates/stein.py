@@ -12,8 +12,6 @@ from mcx.ops.validation import integer, validated
 from mcx.target import Target
 from mcx.types import Array, Float
 
-__all__ = ["scores", "stein_controls"]
-
 _POINTS_AT_ONCE = 256
 
 

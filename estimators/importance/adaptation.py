@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from mcx.estimators.importance.proposals import Elliptical, fit_elliptical
 from mcx.types import Array, Float
 
-__all__ = ["fit_populations", "mixture_weights"]
-
 _EM_STEPS = 30
 _WEIGHT_STEPS = 200
 

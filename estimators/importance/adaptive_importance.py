@@ -13,8 +13,6 @@ from mcx.estimators.importance.history import AdaptiveProposal, History
 from mcx.ops.validation import Rule, Settings, instance, integer, number, one_of, optional, tuple_of
 from mcx.types import Key, Scalar
 
-__all__ = ["AdaptiveImportance", "Explored", "Iteration", "explore"]
-
 _LEAST_DRAWS = 20
 
 

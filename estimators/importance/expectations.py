@@ -23,8 +23,6 @@ from mcx.ops.validation import instance, optional, refuse, validated
 from mcx.results.estimate import Estimate
 from mcx.types import Array, Key, KeyLike, PyTree
 
-__all__ = ["estimate", "expectations"]
-
 _METHOD = optional(instance(AdaptiveImportance, "an AdaptiveImportance"))
 _CONTROLS = optional(instance((KnownMeans, EstimatedMeans), "KnownMeans(...) or EstimatedMeans(...)"))
 _OF_CONTROLS = 0x6D65616E  # a number for fold_in that no iteration has

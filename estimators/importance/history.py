@@ -11,8 +11,6 @@ import jax.numpy as jnp
 
 from mcx.types import Array, Bool, Float, Int, Key, PyTree
 
-__all__ = ["AdaptiveProposal", "History", "all_draws", "append"]
-
 
 class AdaptiveProposal(Protocol):
     """A proposal that iterations replace by one of the same structure. A pytree."""

@@ -16,8 +16,6 @@ from mcx.estimators.importance.proposals import log_densities
 from mcx.estimators.polynomials.independent_inputs import Inputs
 from mcx.types import Array, Bool, Float, PyTree
 
-__all__ = ["Integrals", "gaussian_moments", "integrals"]
-
 
 @dataclass(frozen=True)
 class Integrals:

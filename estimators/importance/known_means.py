@@ -17,8 +17,6 @@ from mcx.estimators.importance.weighted_average import KnownControls
 from mcx.ops.validation import Rule, Settings, integer
 from mcx.types import Array, Float, Key, PyTree
 
-__all__ = ["EstimatedMeans", "KnownMeans", "Prepared"]
-
 _DRAWS_AT_ONCE = 1 << 15
 
 

@@ -27,8 +27,6 @@ from mcx.estimators.importance.proposals import (
 from mcx.ops.logspace import effective_sample_size
 from mcx.types import Array, Float, Key, Scalar
 
-__all__ = ["Adaptation", "LawProposal", "digest", "empty_history", "own_slopes"]
-
 _FURTHER = 2.0  # by how much the search for an integrand that was zero at all draws widens each iteration
 
 

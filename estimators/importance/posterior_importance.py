@@ -27,8 +27,6 @@ from mcx.results.estimate import Estimate
 from mcx.target import Target
 from mcx.types import Array, Key, LogWeights, PyTree, Scalar, SiteValues
 
-__all__ = ["expect_by_importance"]
-
 _DRAWS_PER_CONTROL = 20
 _AT_ONCE = 1024
 _LEAST_SHARE = 1e-3  # of the wide first law

@@ -17,11 +17,6 @@ from mcx.model.support import log_prob_in_support
 from mcx.ops.random import choose
 from mcx.types import Array, Float, Int, Key
 
-__all__ = [
-    "Drawable", "Elliptical", "Mixture", "Part", "as_mixture", "as_part", "fit_elliptical", "log_densities",
-    "log_parts", "mixed", "num_components",
-]  # fmt: skip
-
 type Part = Elliptical | Drawable | dist.Distribution
 """A part of a :class:`Mixture`, of one or several components; see :func:`as_part`."""
 

@@ -20,8 +20,6 @@ from mcx.ops.tracing import refuse_tracing
 from mcx.ops.validation import integer, number, one_of, validated
 from mcx.types import Array, Float, Key, KeyLike, PyTree, Scalar
 
-__all__ = ["train_proposal"]
-
 _MOST_NORM = 10.0  # of a gradient: the weights of one update may be far larger than those of others
 
 

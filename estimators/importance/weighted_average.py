@@ -23,8 +23,6 @@ from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
 from mcx.types import Array, Float, Int
 
-__all__ = ["KnownControls", "estimate_from"]
-
 _POINTS_PER_CONTROL = 40
 
 

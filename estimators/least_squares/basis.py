@@ -12,8 +12,6 @@ from mcx.errors import MethodError
 from mcx.estimators.least_squares.dpp import dpp_by_rejection
 from mcx.types import Array, Float, Key
 
-__all__ = ["Basis", "christoffel"]
-
 
 class Basis(ABC):
     """Functions phi_1 .. phi_m on R^d, orthonormal under a reference probability measure mu. A pytree."""

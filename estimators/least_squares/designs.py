@@ -13,8 +13,6 @@ from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, one_of, refuse, validated
 from mcx.types import Array, Float, Key, KeyLike
 
-__all__ = ["SCHEMES", "Design", "design", "is_unbiased"]
-
 SCHEMES = ("iid", "dpp", "volume")
 
 

@@ -18,8 +18,6 @@ import jax.numpy as jnp
 from mcx.ops.random import accept, choose
 from mcx.types import Array, Float, Index, Key, PyTree
 
-__all__ = ["dpp_by_rejection", "dpp_on_grid"]
-
 
 def dpp_on_grid(key: Key, features: Float[Array, "M m"]) -> Index:
     """Draw a projection DPP on finitely many candidates.

@@ -14,8 +14,6 @@ from mcx.estimators.least_squares.designs import Design
 from mcx.ops.logspace import as_float
 from mcx.types import Array, Float, Scalar
 
-__all__ = ["LeastSquaresFit", "fit"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from mcx.ops.logspace import as_float
 from mcx.ops.random import choose
 from mcx.types import Array, Float, Key, Scalar
 
-__all__ = ["GridBasis", "on_grid"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

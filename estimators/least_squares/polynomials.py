@@ -16,8 +16,6 @@ from mcx.estimators.polynomials.orthonormal import exponents_of_degree, products
 from mcx.ops.validation import integer, one_of, validated
 from mcx.types import Array, Float, Key
 
-__all__ = ["Polynomials", "hermite", "legendre"]
-
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("family", "exponents"))
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from mcx.ops.validation import integer, validated
 from mcx.results.estimate import Estimate
 from mcx.types import Array, Key, KeyLike
 
-__all__ = ["integrate"]
-
 _BIASED = "least squares is biased for this design; the standard error does not include the bias"
 
 

@@ -12,8 +12,6 @@ import numpy as np
 from mcx.estimators.polynomials.orthonormal import exponents_of_degree, products, univariate
 from mcx.types import Array, Float
 
-__all__ = ["Hermite", "hermite_basis", "highest_degree"]
-
 
 class Hermite(NamedTuple):
     """Orthonormal Hermite polynomials of z = L^-1 (x - loc), all of total degree 1 to ``degree``.

@@ -15,8 +15,6 @@ from mcx.estimators.polynomials.hermite import hermite_basis, highest_degree
 from mcx.estimators.polynomials.orthonormal import products, univariate
 from mcx.types import Array, Float, Key
 
-__all__ = ["Inputs", "Products"]
-
 _DRAWS = 4096
 _HIGHEST = {"hermite": 8, "legendre": 16}  # high Hermite polynomials live where samples do not go
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from mcx.types import Array, Float
 
-__all__ = ["exponents_of_degree", "products", "univariate"]
-
 
 def univariate(x: Float[Array, "..."], family: str, degree: int) -> Float[Array, "degree+1 ..."]:
     """All polynomials up to a degree: "legendre" for the uniform law on [-1, 1], or "hermite" for N(0, 1)."""

@@ -11,8 +11,6 @@ from mcx.estimators.polynomials.independent_inputs import Inputs
 from mcx.ops.sobol_sequence import MOST_DIMENSIONS, scrambled, sobol_bits, uniforms
 from mcx.types import Array, Float, Key
 
-__all__ = ["DESIGNS", "Pairs", "draw_pairs"]
-
 DESIGNS = ("sobol", "random")
 _REPLICATES = 8  # at least; less than twice as many
 

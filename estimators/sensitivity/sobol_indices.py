@@ -21,8 +21,6 @@ from mcx.ops.validation import integer, one_of, refuse, validated
 from mcx.results.estimate import Estimate
 from mcx.types import Array, KeyLike, PyTree
 
-__all__ = ["sobol_indices"]
-
 _FOLDS = 5
 _LEAST = 50  # blocks
 _MOST = 500  # polynomials: their cost grows with the square of their number

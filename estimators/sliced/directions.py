@@ -15,8 +15,6 @@ from mcx.ops.sobol_sequence import shifted, sobol_bits, uniforms
 from mcx.ops.validation import one_of, validated
 from mcx.types import Array, Float, Key
 
-__all__ = ["KINDS", "Directions", "direction_kind", "draw_directions", "random_rotation"]
-
 KINDS = ("auto", "iid", "orthogonal", "sobol", "fibonacci", "spiral", "equispaced")
 _DIMENSION = {"fibonacci": 3, "spiral": 3, "equispaced": 2}
 _LEAST_BLOCKS = 8  # fewer say too little about their spread

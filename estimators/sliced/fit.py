@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from mcx.estimators.control_variates.regression import decompose, solve, student_ratio
 from mcx.types import Array, Float, Int, Scalar
 
-__all__ = ["ControlFit", "fit_controls"]
-
 
 class ControlFit(NamedTuple):
     """A mean, estimated by regression on control variates.

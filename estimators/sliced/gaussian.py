@@ -12,8 +12,6 @@ from mcx.estimators.sliced.directions import direction_kind, draw_directions, ra
 from mcx.estimators.sliced.fit import fit_controls
 from mcx.types import Array, Float, Key, Scalar
 
-__all__ = ["Moments", "bounds", "gaussian_cost", "gaussian_mean", "moments"]
-
 _PIECES = 8  # independent replicates of the cheap directions, at least
 _ENTRIES_A_PIECE = 1 << 21
 _SOBOL_DIMENSION = 8  # up to here point sets cover the sphere better than frames, and fewer will do

@@ -10,8 +10,6 @@ import numpy as np
 from mcx.estimators.polynomials.orthonormal import exponents_of_degree
 from mcx.types import Array, Float
 
-__all__ = ["even_polynomials", "largest_degree", "monomial_means", "num_polynomials"]
-
 
 def num_polynomials(d: int, degree: int) -> int:
     """Number of even polynomials up to a degree on the sphere of R^d, without the constant."""

@@ -11,8 +11,6 @@ from mcx.ops.logspace import as_float
 from mcx.ops.tracing import is_traced
 from mcx.types import Array, Float
 
-__all__ = ["Samples", "as_pair", "as_points", "as_weights"]
-
 type Samples = tuple[
     Float[Array, "n d"], Float[Array, "m d"], Float[Array, " n"] | None, Float[Array, " m"] | None
 ]

@@ -13,8 +13,6 @@ from mcx.model.compile import model_sites
 from mcx.results.posterior import Posterior
 from mcx.types import Array, Float
 
-__all__ = ["as_samples", "draws_of_both", "whiten"]
-
 
 def as_samples(
     x: Posterior | ArrayLike,

@@ -23,8 +23,6 @@ from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
 from mcx.types import Array, Float, Key, KeyLike, PyTree
 
-__all__ = ["CONTROLS", "POWER", "SlicedSettings", "sliced_powers", "sliced_wasserstein", "to_estimate"]
-
 CONTROLS = ("auto", "lower", "upper", "bounds", "polynomial", "gaussian", "gaussian+polynomial")
 
 _ENTRIES_A_BATCH = 1 << 22

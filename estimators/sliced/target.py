@@ -19,8 +19,6 @@ from mcx.ops.keys import as_key
 from mcx.results.estimate import Estimate
 from mcx.types import Array, Float, Key, KeyLike
 
-__all__ = ["SlicedTarget"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

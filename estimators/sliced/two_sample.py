@@ -20,8 +20,6 @@ from mcx.ops.validation import integer, optional, validated
 from mcx.results.posterior import Posterior
 from mcx.types import Array, Float, Int, Key, KeyLike, Scalar
 
-__all__ = ["TwoSampleTest", "two_sample_test"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

@@ -21,9 +21,6 @@ from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
 from mcx.types import Array, Float, Key, KeyLike, Scalar
 
-__all__ = ["MaxSliced", "energy_sliced_wasserstein", "max_sliced_wasserstein"]
-
-
 type _Ascent = tuple[Array, Array, Array, Array]
 
 

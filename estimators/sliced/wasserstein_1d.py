@@ -11,8 +11,6 @@ import numpy as np
 from mcx.ops.sort import argsort, merge_order, sort
 from mcx.types import Array, Float
 
-__all__ = ["Ordered", "match", "order", "wasserstein_1d"]
-
 
 class Ordered(NamedTuple):
     """Samples in ascending order.

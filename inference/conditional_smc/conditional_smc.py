@@ -19,8 +19,6 @@ from mcx.ops.validation import Rule, Settings, fraction, integer, one_of
 from mcx.target import FeynmanKac, StateSpace
 from mcx.types import Array, Bool, Float, Int, Key, PyTree, Scalar
 
-__all__ = ["ConditionalSMC", "SweepInfo", "refuse_backward", "sweep"]
-
 _FORMER = {"exact": "backward"}  # how checkpoints of older versions name the draws
 
 

@@ -16,8 +16,6 @@ from mcx.inference.smc.smc import loop
 from mcx.target import FeynmanKac, StateSpace
 from mcx.types import Array, Key, PyTree, Scalar, SiteValues
 
-__all__ = ["filtered_path", "starting_path"]
-
 _MIN_PARTICLES = 100  # a path of positive density is needed, and the filter runs once
 
 

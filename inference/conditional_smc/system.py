@@ -14,8 +14,6 @@ from mcx.ops.random import choose
 from mcx.target import FeynmanKac
 from mcx.types import Index, Key, LogWeights, PyTree, Scalar
 
-__all__ = ["conditional", "keep_first", "pinned"]
-
 
 def conditional(fk: FeynmanKac, path: PyTree) -> FeynmanKac:
     """The Feynman-Kac model whose particle 0 follows a path.

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 type BySite = dict[str, np.ndarray] | None
 
-__all__ = ["filtering_tree"]
-
 
 def filtering_tree(
     bound: BoundModel,

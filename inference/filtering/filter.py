@@ -25,8 +25,6 @@ from mcx.results.posterior import RunInfo
 from mcx.run.driver import run
 from mcx.types import Array, Float, Key, PyTree, SiteValues
 
-__all__ = ["filter_model"]
-
 _PARTICLE_STEPS_PER_CHUNK = 20_000_000  # a second or less between two looks at the host
 _BUFFER_BYTES = 64 * 2**20
 

@@ -28,8 +28,6 @@ from mcx.types import Float, KeyLike, PyTree, Stats
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Filtered"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from mcx.ops.validation import integer, validated
 from mcx.target import StateSpace
 from mcx.types import Array, Draws, Float, Key, LogWeights, PyTree, SiteValues
 
-__all__ = ["Forecast", "forecast_draws", "forecast_particles"]
-
 
 class Forecast(Mapping[str, np.ndarray]):
     """Draws of states and observations to come, by site: (num_draws, horizon, ...)."""

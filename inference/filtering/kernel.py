@@ -15,8 +15,6 @@ from mcx.inference.smc.particle_kernel import ParticleKernel, step_stats
 from mcx.target import FeynmanKac
 from mcx.types import Key, PyTree, Scalar, Stats
 
-__all__ = ["FilterKernel"]
-
 
 @dataclass(frozen=True)
 class FilterKernel(ParticleKernel):

@@ -24,8 +24,6 @@ from mcx.results.faults import raise_faults
 from mcx.target import FeynmanKac
 from mcx.types import Array, Int, Key, KeyLike, PyTree, Scalar, SiteValues
 
-__all__ = ["OnlineFilter", "OnlineState", "advance", "start"]
-
 
 class OnlineState(NamedTuple):
     """A particle system on its way. A pytree.

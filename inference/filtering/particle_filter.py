@@ -15,8 +15,6 @@ from mcx.model.series.state_space import state_space
 from mcx.ops.validation import Rule, Settings, fraction, integer, one_of, optional
 from mcx.target import StateSpace
 
-__all__ = ["ParticleFilter"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ParticleFilter(Settings):

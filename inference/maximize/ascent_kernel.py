@@ -21,8 +21,6 @@ from mcx.run.kernel import Kernel
 from mcx.target import FeynmanKac, Target
 from mcx.types import Array, Key, PyTree, Scalar, Stats, Vector
 
-__all__ = ["AscentKernel", "AscentState", "constrained"]
-
 
 class AscentState(NamedTuple):
     """State of the ascent.

@@ -10,8 +10,6 @@ import numpyro.distributions as dist
 
 from mcx.types import Array, PyTree
 
-__all__ = ["FULL_RANK", "MEAN_FIELD", "Family"]
-
 
 class Family(NamedTuple):
     """A family of distributions on R^d.

@@ -9,8 +9,6 @@ import numpy as np
 from mcx.results.posterior import RunInfo
 from mcx.types import Float, Stats
 
-__all__ = ["Maximum"]
-
 
 @dataclass(frozen=True, eq=False)
 class Maximum:

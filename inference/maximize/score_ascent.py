@@ -33,9 +33,6 @@ from mcx.run.driver import run
 from mcx.target import StateSpace, Target
 from mcx.types import Float, Key, PyTree, SiteValues, Vector
 
-__all__ = ["ScoreAscent", "maximize_model"]
-
-
 _ADAM = optax.adam(0.05, b1=0.8, b2=0.99)
 _STILL = optax.set_to_zero()
 _FIRST_STEP, _STEPS = 0.1, (0.02, 0.5)  # of differences, in unconstrained coordinates

@@ -34,8 +34,6 @@ from mcx.run.kernel import Kernel
 from mcx.target import Target
 from mcx.types import Array, Key, PyTree, Scalar, Stats
 
-__all__ = ["ScoreClimbing", "climb"]
-
 type ChainState = MCMCState | GibbsState | ImportanceState
 
 _FAMILIES = {"full_rank": FULL_RANK, "mean_field": MEAN_FIELD}

@@ -7,8 +7,6 @@ import numpy as np
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 
-__all__ = ["transition_advice"]
-
 _BFMI = 0.3  # Betancourt (2016), Diagnosing suboptimal cotangent disintegrations
 
 

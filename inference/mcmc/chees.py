@@ -19,8 +19,6 @@ from mcx.ops.validation import Rule
 from mcx.target import Target
 from mcx.types import Key, PyTree, Vector
 
-__all__ = ["ChEES"]
-
 
 @dataclass(frozen=True)
 class ChEESKernel(ChainKernel):

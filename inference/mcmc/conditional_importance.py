@@ -12,8 +12,6 @@ from mcx.ops.random import choose
 from mcx.target import Target
 from mcx.types import Key, Scalar, Vector
 
-__all__ = ["ImportanceKernel", "ImportanceState"]
-
 
 class ImportanceState(NamedTuple):
     """State of one chain: an unconstrained point (d,) and its log density."""

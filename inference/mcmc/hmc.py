@@ -17,8 +17,6 @@ from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
 from mcx.ops.validation import Rule, integer, number
 from mcx.types import Array, Covariance, Int, Key, PyTree, Scalar
 
-__all__ = ["HMC", "TRAJECTORY_RULES", "hmc_move"]
-
 TRAJECTORY_RULES: Mapping[str, Rule] = {
     "trajectory_length": number(above=0),
     "max_leapfrog_steps": integer(1),

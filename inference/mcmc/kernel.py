@@ -18,8 +18,6 @@ from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 from mcx.types import Covariance, Flags, Key, PyTree, Scalar, Stats, Vector
 
-__all__ = ["ChainKernel", "MCMCKernel", "MCMCState", "Transition", "vector_density"]
-
 
 class Transition(Protocol):
     """One Markov transition on vectors; a frozen dataclass, so that programs can be cached on it."""

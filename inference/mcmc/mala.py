@@ -12,8 +12,6 @@ from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
 from mcx.types import Covariance, Key, Scalar
 
-__all__ = ["MALA"]
-
 
 @dataclass(frozen=True)
 class _MALATransition:

@@ -19,8 +19,6 @@ from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.target import Target
 
-__all__ = ["AdaptiveMethod", "MCMCMethod", "UnconstrainedMethod"]
-
 _DENSE_DIM = 50
 
 

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from mcx.types import Array, Covariance, Float, Scalar, Vector
 
-__all__ = ["Moments", "estimate", "init", "update"]
-
 _LEAST = 3  # draws below which there is nothing to learn from
 
 

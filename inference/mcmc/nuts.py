@@ -15,8 +15,6 @@ from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, whitened
 from mcx.ops.validation import Rule, integer
 from mcx.types import Covariance, Key, Scalar
 
-__all__ = ["NUTS"]
-
 
 @dataclass(frozen=True)
 class _NUTSTransition:

@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from mcx.ops import collectives
 from mcx.types import Covariance, Vector
 
-__all__ = ["Moments", "Spread", "covariance", "metric_of", "variances"]
-
 _LEAST_RATE = 0.1  # of the moving average of spreads
 _LARGEST = 1e15
 _TINY = 1e-30

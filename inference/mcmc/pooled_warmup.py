@@ -28,17 +28,6 @@ from mcx.types import Array, Covariance, Flags, Float, Int, Key, PyTree, Scalar,
 if TYPE_CHECKING:
     from blackjax.optimizers.dual_averaging import DualAveragingState
 
-__all__ = [
-    "PooledState",
-    "WarmupPlan",
-    "Shared",
-    "init",
-    "num_leapfrogs",
-    "relocate",
-    "schedule",
-    "step",
-    "step_size_of",
-]
 
 FROZEN, APPROACH, TUNE = range(3)
 NOTHING, GATHER, NEW_METRIC, FINISH = range(4)

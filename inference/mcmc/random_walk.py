@@ -13,8 +13,6 @@ from mcx.inference.mcmc.method import MCMCMethod
 from mcx.inference.mcmc.whitening import LogDensity, NewPoint, Point, Whitening
 from mcx.types import Covariance, Key, Scalar
 
-__all__ = ["RandomWalk"]
-
 
 @dataclass(frozen=True)
 class _RandomWalkTransition:

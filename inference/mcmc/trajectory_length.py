@@ -16,8 +16,6 @@ from jax.typing import ArrayLike
 from mcx.ops import collectives
 from mcx.types import Covariance, Flags, Scalar, Vector
 
-__all__ = ["LengthState", "Proposal", "final", "init", "slope", "update"]
-
 _LEARNING_RATE = 0.05
 _DECAY = 0.95
 _LARGEST_UPDATE = 0.35

@@ -20,7 +20,6 @@ from mcx.types import Array, Covariance, Flags, Int, Scalar, Vector
 if TYPE_CHECKING:
     from blackjax.optimizers.dual_averaging import DualAveragingState
 
-__all__ = ["Tuning", "WarmupState", "as_types", "init", "schedule", "step"]
 
 KEEP, STEP_SIZE, METRIC, METRIC_END, WINDOW_END, FINISH = range(6)
 

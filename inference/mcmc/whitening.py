@@ -14,8 +14,6 @@ import jax.scipy.linalg
 
 from mcx.types import Covariance, PyTree, Scalar, Vector
 
-__all__ = ["LogDensity", "NewPoint", "Point", "Whitened", "Whitening", "whitened"]
-
 type Point = tuple[Vector, Scalar, Vector]
 """Position, log density there, gradient."""
 

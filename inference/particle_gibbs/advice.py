@@ -10,8 +10,6 @@ from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 
-__all__ = ["UPDATE_RATE", "path_advice"]
-
 UPDATE_RATE = 0.1  # least share of the sweeps that change a path at a time: a draw in ten is new
 
 

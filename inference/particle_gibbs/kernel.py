@@ -21,8 +21,6 @@ from mcx.run.kernel import Kernel
 from mcx.target import TargetFunctions
 from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar, SiteValues, Stats, Vector
 
-__all__ = ["GibbsKernel", "GibbsStart", "GibbsState", "PathAverages"]
-
 
 class GibbsStart(NamedTuple):
     """Where a chain starts.

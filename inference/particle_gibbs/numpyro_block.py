@@ -19,8 +19,6 @@ from mcx.model.series.state_space import path_sites, state_space
 from mcx.target import StateSpace
 from mcx.types import Array, Bool, Float, Key, SiteValues
 
-__all__ = ["PathGibbs", "PathGibbsState"]
-
 
 class PathGibbsState(NamedTuple):
     """State of the block.

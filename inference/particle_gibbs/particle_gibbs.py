@@ -33,8 +33,6 @@ from mcx.run.driver import Run
 from mcx.target import Target
 from mcx.types import Array, Float, Key, PyTree, SiteValues
 
-__all__ = ["GibbsPlan", "ParticleGibbs"]
-
 type Update = Callable[[Key, SiteValues], SiteValues]
 """A draw of sites from their full conditional, given the values of all latent sites."""
 

@@ -6,8 +6,6 @@ import numpy as np
 
 from mcx.results.advice import Advice
 
-__all__ = ["noise_advice"]
-
 _MOST_SD = 1.8  # beyond it more particles pay at any cost, Sherlock et al. (2015)
 
 

@@ -24,8 +24,6 @@ from mcx.ops.random import accept
 from mcx.target import Target, TargetFunctions
 from mcx.types import Array, Flags, Int, Key, PyTree, Scalar, SiteValues, Stats, Vector
 
-__all__ = ["PMMHKernel", "PMMHState", "Point"]
-
 # Bounds of the scale of steps, in standard deviations of the posterior times d^-1/2: half of the best scale,
 # and the best one, which is 2.38 without noise in the evidence and 2.56 with the most noise that pays
 # (Sherlock et al. 2015).

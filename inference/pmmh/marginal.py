@@ -20,8 +20,6 @@ from mcx.model.series.state_space import BlockData, block_names, block_sites, pa
 from mcx.target import Target
 from mcx.types import Key
 
-__all__ = ["MarginalModel", "marginal_data", "marginal_model", "refuse_filters"]
-
 
 class MarginalModel(NamedTuple):
     """A checked model of parameters and Markov blocks.

@@ -36,8 +36,6 @@ from mcx.run.driver import Run, run
 from mcx.target import Target
 from mcx.types import Key, PyTree
 
-__all__ = ["PMMH", "pmmh_kernel"]
-
 _DENSE_DIM = 50
 _FIRST_WINDOW = 50  # as few proposals are accepted, it takes more steps to learn a covariance
 _PILOT_STEPS = 300

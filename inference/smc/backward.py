@@ -21,8 +21,6 @@ from mcx.ops.random import accept, choose
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, Int, Key, LogWeights, PyTree, Scalar
 
-__all__ = ["backward_path", "backward_paths", "backward_weights", "check_backward", "parents"]
-
 _MAX_ENTRIES = 2**24  # of a table of pairs of particles: beyond, its rows are made batch by batch
 
 

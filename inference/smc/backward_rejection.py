@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from mcx.ops.random import accept, choose
 from mcx.types import Array, Bool, Float, Int, Key, LogWeights, PyTree
 
-__all__ = ["by_rejection"]
-
 _ROWS = 32  # drawn exactly at once
 
 

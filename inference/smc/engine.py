@@ -19,18 +19,6 @@ from mcx.ops.validation import Rule, Settings, fraction, integer, optional
 from mcx.target import FeynmanKac
 from mcx.types import Array, Flags, Float, Index, Int, Key, LogWeights, PyTree, Scalar
 
-__all__ = [
-    "Extras",
-    "SMCInfo",
-    "SMCSettings",
-    "SMCState",
-    "end_block",
-    "first_and_rest",
-    "initialize",
-    "move",
-    "prepended",
-]
-
 
 @dataclass(frozen=True)
 class Extras:

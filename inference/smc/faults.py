@@ -8,8 +8,6 @@ from mcx.inference.smc.engine import SMCInfo
 from mcx.results.faults import FaultAdvice
 from mcx.types import Shaped
 
-__all__ = ["FILTER_ADVICE", "fault_stats"]
-
 FILTER_ADVICE = FaultAdvice(
     "take more particles, check that observation and the emission's support, or propose with the "
     "observation in view (proposal=)",

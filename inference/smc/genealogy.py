@@ -10,8 +10,6 @@ from mcx.ops.random import choose
 from mcx.ops.validation import integer, validated
 from mcx.types import Array, Float, Index, Int, Key, LogWeights, PyTree
 
-__all__ = ["draw_path", "fixed_lag_means", "trace_paths", "unique_ancestors"]
-
 
 def trace_paths(ancestors: Int[Array, "T N"], particles: PyTree, index: Int[Array, " m"]) -> PyTree:
     """Follow final particles back to time 0.

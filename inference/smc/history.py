@@ -16,8 +16,6 @@ from mcx.ops.sort import argsort
 from mcx.ops.validation import Rule, Settings, fraction, one_of, tuple_of
 from mcx.types import Array, Float, LogWeights, PyTree, Scalar
 
-__all__ = ["HISTORY", "QUANTILES", "HistorySettings", "Record", "record", "weighted_quantiles"]
-
 HISTORY = one_of("none", "moments", "ancestors", "full")
 """The rule of arguments that say what to keep."""
 QUANTILES = tuple_of(fraction(), "probabilities between 0 and 1")

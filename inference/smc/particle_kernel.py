@@ -12,8 +12,6 @@ from mcx.run.devices import spread
 from mcx.run.kernel import Kernel
 from mcx.types import Scalar
 
-__all__ = ["ParticleKernel", "step_stats"]
-
 
 class ParticleKernel(Kernel):
     """Base of the driver's kernels whose state is a particle system; a subclass is a frozen dataclass.

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from mcx.inference.smc.resampling import systematic
 from mcx.types import Array, Float, Int, Key
 
-__all__ = ["equal_draws", "orders"]
-
 
 def orders(key: Key, chains: int, num: int) -> Int[Array, "replicate draw"]:
     """A random order of every replicate's particles, whose neighbours often are copies after resampling."""

@@ -11,8 +11,6 @@ from mcx.ops.logspace import as_float, relative_weights
 from mcx.ops.random import accept, choose
 from mcx.types import Array, Float, Index, Int, Key, LogWeights
 
-__all__ = ["birth_death", "killing", "multinomial", "residual", "ssp", "stratified", "systematic"]
-
 
 def multinomial(key: Key, log_w: LogWeights, num: int) -> Index:
     """Draw ancestors independently.

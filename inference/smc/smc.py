@@ -28,8 +28,6 @@ from mcx.results.faults import raise_faults
 from mcx.target import FeynmanKac
 from mcx.types import Key, KeyLike, PyTree, Scalar
 
-__all__ = ["SMCResult", "loop", "loop_with", "smc", "step_keys"]
-
 
 class SMCResult(NamedTuple):
     """A particle system at its last step, and what was kept of the others.

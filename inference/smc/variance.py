@@ -17,8 +17,6 @@ from jax.typing import DTypeLike
 
 from mcx.types import Array, Float, Index, LogWeights, PyTree, Scalar
 
-__all__ = ["Origins", "default_lag", "log_evidence_variance", "move_on", "origins"]
-
 
 class Origins(NamedTuple):
     """Where particles came from, at two points of the past.

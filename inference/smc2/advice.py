@@ -9,8 +9,6 @@ from mcx.inference.tempering.advice import moves_advice, survivors_advice
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 
-__all__ = ["smc2_advice"]
-
 _OTHER_PATHS = 0.01
 
 

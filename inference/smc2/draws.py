@@ -17,8 +17,6 @@ from mcx.ops.keys import Stream, stream
 from mcx.target import Target
 from mcx.types import Array, Bool, Flags, Float, Int, Key, Scalar
 
-__all__ = ["params_so_far", "smc2_draws"]
-
 type Points = Float[Array, "chain draw d"]
 type Values = Float[Array, "chain draw"]
 

@@ -20,8 +20,6 @@ from mcx.run.checkpoint import Checkpoint
 from mcx.run.driver import Run, run
 from mcx.types import Array, Float, IntLike, Key, Scalar, Vector
 
-__all__ = ["run_growing"]
-
 _MOST_PARTICLES = 2**14
 _MAX_FACTOR = 4  # the first estimate is unreliable where noise is large
 

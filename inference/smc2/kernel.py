@@ -18,8 +18,6 @@ from mcx.inference.smc2.nested import NestedFilterData, NestedFilters, Times, ne
 from mcx.inference.smc2.nested_moves import PMMHMoves, with_pmmh
 from mcx.types import Key, PyTree, Stats
 
-__all__ = ["SMC2Kernel", "inputs", "lost"]
-
 
 def inputs(num_steps: int) -> Times:
     """Inputs of the steps after time 0: all later times, and the end."""

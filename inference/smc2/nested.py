@@ -18,22 +18,6 @@ from mcx.inference.tempering.paths import LawPath, LawPathData, tempered
 from mcx.target import FeynmanKac, StateSpace
 from mcx.types import Array, Bool, Flags, Int, IntLike, Key, Keys, PyTree, Scalar, SiteValues, UInt32, Vector
 
-__all__ = [
-    "Context",
-    "HeldPaths",
-    "Nested",
-    "NestedFilterData",
-    "NestedFilters",
-    "Stage",
-    "Times",
-    "nest",
-    "nested_filters",
-    "populate",
-    "prepared",
-    "times",
-    "values_at",
-]
-
 
 class NestedFilterData(NamedTuple):
     """Data of the nested model's functions.

@@ -28,8 +28,6 @@ from mcx.ops.validation import Rule, Settings, integer, number, optional
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, IntLike, Key, LogWeights, Scalar, Vector
 
-__all__ = ["PMMHMoves", "with_pmmh"]
-
 # Scales of the random walk, in standard deviations of the cloud times d^-1/2: up to the best one for a
 # Gaussian, which noise in the evidence hardly changes (Sherlock et al. 2015), and smaller ones for other
 # laws.

@@ -19,8 +19,6 @@ from mcx.ops.batches import vmap_in_batches
 from mcx.target import FeynmanKac
 from mcx.types import Array, Flags, Key, Keys, PyTree, Scalar
 
-__all__ = ["grow", "nested_path", "path_batch_size"]
-
 _PATH_BYTES = 256 * 2**20
 
 

@@ -33,8 +33,6 @@ from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 from mcx.types import Key, PyTree, Stats
 
-__all__ = ["SMC2"]
-
 _FIRST_PARTICLES = 64
 _OF_MOVES = ("moved", "acceptance", "num_moves", "correlation", "correlation_density", "unique_ancestors")
 

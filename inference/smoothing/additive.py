@@ -14,19 +14,6 @@ from mcx.errors import CapabilityError, MethodError
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, Int, PyTree, Scalar, Vector
 
-__all__ = [
-    "AdditiveFunctional",
-    "PathFunctional",
-    "Score",
-    "Summand",
-    "as_functional",
-    "covariances",
-    "cross_products",
-    "means",
-    "score",
-    "summand_of",
-]
-
 
 @dataclass(frozen=True)
 class AdditiveFunctional:

@@ -18,8 +18,6 @@ from mcx.inference.smoothing.smoother import Smoother, Swept
 from mcx.ops.validation import Rule, integer
 from mcx.types import Key, PyTree
 
-__all__ = ["FFBS", "ffbs_run", "path_average"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class FFBS(Smoother):

@@ -27,8 +27,6 @@ from mcx.ops.validation import instance, validated
 from mcx.target import FeynmanKac
 from mcx.types import Key, KeyLike, PyTree, Scalar, SiteValues
 
-__all__ = ["OnlineSmoother", "OnlineSmoothing"]
-
 
 class OnlineSmoothing(NamedTuple):
     """A particle system on its way, with the functional's statistics. A pytree.

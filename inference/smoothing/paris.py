@@ -11,8 +11,6 @@ from mcx.inference.smoothing.smoother import Smoother, Swept
 from mcx.ops.validation import Rule, integer, one_of
 from mcx.types import Key, PyTree
 
-__all__ = ["PaRIS"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PaRIS(Smoother):

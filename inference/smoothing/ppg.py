@@ -20,8 +20,6 @@ from mcx.ops.validation import Rule, integer
 from mcx.results.estimate import autocorrelation
 from mcx.types import Index, Key, PyTree, Stats
 
-__all__ = ["PPG", "ppg_sweep"]
-
 _LOW_UPDATE_RATE = 0.02
 
 

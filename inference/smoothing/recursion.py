@@ -26,8 +26,6 @@ from mcx.ops.logspace import weighted_sum
 from mcx.target import FeynmanKac
 from mcx.types import Array, Index, Int, Key, PyTree
 
-__all__ = ["Recursion", "Smoothing", "Trail", "forward", "value"]
-
 
 class Smoothing(NamedTuple):
     """Settings of the recursion; static.

@@ -28,8 +28,6 @@ from mcx.run.kernel import Kernel
 from mcx.target import FeynmanKac
 from mcx.types import Array, Key, PyTree, SiteValues, Stats
 
-__all__ = ["SmootherKernel", "smooth_model"]
-
 _MAX_NONFINITE = 0.5
 
 

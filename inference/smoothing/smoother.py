@@ -10,8 +10,6 @@ from mcx.inference.smoothing.recursion import Recursion, Smoothing
 from mcx.ops.validation import Rule, Settings, fraction, integer, one_of
 from mcx.types import Array, Bool, Key, PyTree, Stats
 
-__all__ = ["Smoother", "Swept"]
-
 
 class Swept(NamedTuple):
     """What one sweep of a smoother gives.

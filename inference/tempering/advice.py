@@ -9,8 +9,6 @@ import numpy as np
 from mcx.results.advice import Advice
 from mcx.types import Float
 
-__all__ = ["SURVIVORS", "forced_advice", "level_advice", "moves_advice", "survivors_advice"]
-
 _CORRELATION, _STUCK = 0.5, 0.8  # largest correlation: of the mean over replicates, and of a single one
 SURVIVORS = 0.05  # least share of particles that have offspring
 

@@ -18,8 +18,6 @@ from mcx.ops.random import choose
 from mcx.target import FeynmanKac
 from mcx.types import Array, Flags, Float, Int, Key, LogWeights, PyTree, Scalar, Vector
 
-__all__ = ["Annealed", "Annealing", "Stage", "with_moves"]
-
 _HALVINGS = 50
 _DENSE_SHARE = 5  # points a coordinate before a full covariance is fitted
 

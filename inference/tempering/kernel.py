@@ -19,8 +19,6 @@ from mcx.inference.tempering.paths import LawPathData
 from mcx.target import FeynmanKac
 from mcx.types import Flags, Key, PyTree, Stats
 
-__all__ = ["SamplerKernel"]
-
 
 @dataclass(frozen=True)
 class SamplerKernel(ParticleKernel):

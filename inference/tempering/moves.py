@@ -15,8 +15,6 @@ from mcx.ops.batches import vmap_in_batches
 from mcx.ops.validation import Rule, Settings, integer, number, optional
 from mcx.types import Array, Covariance, Flags, Float, Int, Key, LogWeights, PyTree, Scalar, Vector
 
-__all__ = ["CloudMoves", "Moved", "cloud_moments", "correlation", "until_decorrelated"]
-
 _GAIN = 1.0  # change of the log step size for each unit of acceptance off its target
 _MOST_STEP = 1e3
 _LEAST_SEEN = 8  # moves before the rate of decorrelation is judged

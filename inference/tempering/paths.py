@@ -19,8 +19,6 @@ from mcx.sites import Site, SiteTable
 from mcx.target import Target, TargetFunctions
 from mcx.types import Array, Float, Key, PyTree, Scalar, SiteValues, Vector
 
-__all__ = ["LawPath", "LawPathData", "annealed_data", "tempered"]
-
 
 class LawPathData(NamedTuple):
     """Data of a path's functions.

@@ -45,8 +45,6 @@ from mcx.run.driver import Run
 from mcx.target import Target
 from mcx.types import Array, Bool, Float, Key, Stats
 
-__all__ = ["DataAnnealedSMC", "TemperedSMC", "constrained_draws"]
-
 # longer trajectories only follow the contours of a single mode
 _AUTO = HMC(target_accept=0.9, max_leapfrog_steps=16)
 _BATCH_SIZE = 4096

@@ -23,8 +23,6 @@ from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
 from mcx.types import Array, Float, Key, PyTree
 
-__all__ = ["ChainMethod", "ChainPlan", "Refuse"]
-
 type Refuse = Callable[[PyTree], None]
 """Raises if a chain found no initial point, given the states with a leading chain axis."""
 

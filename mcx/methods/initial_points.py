@@ -14,8 +14,6 @@ from mcx.sites import Site
 from mcx.target import Target
 from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar
 
-__all__ = ["MAX_TRIES", "InitialPoints", "best_initial_point", "as_initial_points", "value_by_chain"]
-
 MAX_TRIES = 100
 DEFAULT_RADIUS = 2.0  # Stan's
 _NUM_CANDIDATES = 16

@@ -17,8 +17,6 @@ from mcx.run.driver import Run
 from mcx.target import Target
 from mcx.types import Key, PyTree
 
-__all__ = ["Coords", "Method", "checked_target", "interrupted"]
-
 type Coords = Mapping[str, Sequence[object]]
 """Labels of the results' dimensions, as the user gave them."""
 

@@ -22,8 +22,6 @@ from mcx.run.programs import chain_keys, run_steps, start_chains
 from mcx.target import Target
 from mcx.types import Array, Bool, Float, Key, PyTree, Stats
 
-__all__ = ["Cloud", "ReplicateMethod", "ReplicatePlan"]
-
 
 @dataclass(frozen=True)
 class ReplicatePlan:

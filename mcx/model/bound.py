@@ -21,8 +21,6 @@ from mcx.ops.keys import as_key
 from mcx.sites import SiteTable
 from mcx.types import KeyLike, Scalar
 
-__all__ = ["BoundModel", "Model", "model"]
-
 
 class Model:
     """A NumPyro program that can be bound to data and given to any inference method.

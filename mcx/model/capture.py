@@ -23,24 +23,6 @@ from numpyro.infer import util as infer_util
 from mcx.errors import ModelError
 from mcx.types import Key, SiteValues
 
-__all__ = [
-    "Message",
-    "SiteTrace",
-    "StandIns",
-    "SubmodelScope",
-    "active_plates",
-    "inside_model",
-    "is_factor",
-    "is_improper",
-    "is_jacobian",
-    "is_scan",
-    "record",
-    "replay",
-    "scope_prefix",
-    "unconstrained_prototype",
-    "unwrapped",
-]
-
 type Message = dict[str, Any]
 """A site as NumPyro's effect handlers see it."""
 

@@ -20,16 +20,6 @@ from mcx.sites import Site, SiteTable
 from mcx.target import Target
 from mcx.types import Key, PyTree, Vector
 
-__all__ = [
-    "Report",
-    "check",
-    "refuse_data",
-    "refuse_observations",
-    "refuse_start",
-    "refuse_unsupported",
-    "static_problems",
-]
-
 _TRIALS = 20
 _RESERVED = ("chain", "draw", "sample")
 

@@ -32,16 +32,6 @@ from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 from mcx.types import Key, PyTree, Scalar, SiteValues
 
-__all__ = [
-    "compile_model",
-    "fingerprint_model",
-    "log_density",
-    "observed_values",
-    "predict_once",
-    "refuse_improper",
-    "simulate",
-]
-
 _CACHE: LRUCache[Any] = LRUCache(128)  # structure -> _Compiled, or _CONCRETE
 _CONCRETE = object()  # marks structures whose model asks for concrete data
 

@@ -18,8 +18,6 @@ from mcx.sites import SiteTable
 from mcx.target import Target
 from mcx.types import PyTree
 
-__all__ = ["condition_target", "placeholders"]
-
 _CACHE: LRUCache[tuple[Any, ...]] = LRUCache()
 
 

@@ -17,17 +17,6 @@ from mcx.sites import Site, SiteTable
 from mcx.target import LogParts, TargetFunctions
 from mcx.types import Key, PyTree, Scalar
 
-__all__ = [
-    "capability_error",
-    "density_error",
-    "sample_sites",
-    "site_log_prob",
-    "space_error",
-    "subsampling_error",
-    "target_functions",
-    "total",
-]
-
 
 def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) -> TargetFunctions:
     """Densities and transforms of ``run(data)``, a program with these sites."""

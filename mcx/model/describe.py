@@ -21,8 +21,6 @@ from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
 from mcx.types import PyTree
 
-__all__ = ["describe"]
-
 
 def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
     """Read the sites of a model without running its arithmetic; ``concrete`` closes over its data.

@@ -22,18 +22,6 @@ from mcx.model.support import log_prob_in_support
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
 from mcx.types import Key, PyTree
 
-__all__ = [
-    "Emission",
-    "PathComponent",
-    "PathLaw",
-    "bare",
-    "components",
-    "draw_components",
-    "log_density",
-    "masked_log_prob",
-    "missing_filled",
-]
-
 type Laws = Callable[..., dict[str, Distribution]]
 
 

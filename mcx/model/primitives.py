@@ -17,8 +17,6 @@ from mcx.model.bound import BoundModel, Model
 from mcx.model.capture import SubmodelScope, inside_model
 from mcx.types import PyTree
 
-__all__ = ["FACTOR_KINDS", "deterministic", "factor", "plate", "sample"]
-
 FACTOR_KINDS = ("likelihood", "prior")
 
 

@@ -10,8 +10,6 @@ import jax
 import numpy as np
 from numpyro import handlers
 
-__all__ = ["BoundProgram"]
-
 
 class _Static:
     """A static argument that caches can compare: by type and value, or by identity if unhashable."""

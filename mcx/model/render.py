@@ -14,8 +14,6 @@ from mcx.model.compile import compile_model
 from mcx.model.program import BoundProgram
 from mcx.sites import Site
 
-__all__ = ["render"]
-
 
 class _Language(NamedTuple):
     """What diagrams consist of: formats of an identifier and a title, or of an edge's ends."""

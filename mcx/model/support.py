@@ -9,8 +9,6 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import Distribution
 
-__all__ = ["log_prob_in_support"]
-
 
 def log_prob_in_support(fn: Distribution, value: Array, *intermediates: Any) -> Array:
     """Log density of a value; -inf outside of the support.

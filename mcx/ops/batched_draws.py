@@ -21,8 +21,6 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from mcx.types import Key, PyTree
 
-__all__ = ["ParticleKey", "draw", "particle_keys", "of_site"]
-
 _PROBE = 7919  # an axis length that no model has by accident: shapes that depend on it are the batch's
 
 

@@ -11,8 +11,6 @@ from jax import Array
 
 from mcx.types import PyTree
 
-__all__ = ["map_in_batches", "vmap_in_batches"]
-
 
 def map_in_batches(fn: Callable[[Any], Any], points: PyTree, most: int) -> PyTree:
     """``jax.vmap(fn)(points)``, with at most ``most`` entries at once, in batches of equal size.

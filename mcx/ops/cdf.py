@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = ["ancestors_from_cumulative", "invert_cdf", "monotone_cdf"]
-
 
 def monotone_cdf(weights: ArrayLike) -> Array:
     """Distribution function of weights (n,), non-negative, finite, not all zero; n below 2^30. Costs O(n).

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 
 from mcx.types import PyTree
 
-__all__ = ["ConvertedClosure", "convert_closure"]
-
 
 class ConvertedClosure(NamedTuple):
     """A traced function without the values it closes over. It compares, and hashes, by identity.

@@ -16,8 +16,6 @@ from jax.typing import ArrayLike
 
 from mcx.types import PyTree
 
-__all__ = ["MESH_AXIS", "VMAP_AXIS", "agreed", "every", "index", "mean", "size"]
-
 VMAP_AXIS = "mcx_lane"  # the vmap over the chains of a device; checkpoints compare programs with this name
 MESH_AXIS = "chain"  # the mesh axis that chains are spread over
 

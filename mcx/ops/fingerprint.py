@@ -11,8 +11,6 @@ import numpy as np
 
 from mcx.types import PyTree
 
-__all__ = ["of_arrays", "of_code", "of_text", "without_addresses"]
-
 
 def of_arrays(tree: PyTree) -> str:
     """SHA-256 of a pytree's arrays, random keys among them."""

@@ -13,8 +13,6 @@ import numpy as np
 from mcx.errors import KeyTypeError
 from mcx.types import Key
 
-__all__ = ["Stream", "as_key", "stream"]
-
 
 class Stream(IntEnum):
     """The streams of random numbers that parts of a run draw from, by what they are for.

@@ -14,20 +14,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = [
-    "Compensated",
-    "add",
-    "as_float",
-    "compensated",
-    "effective_sample_size",
-    "largest",
-    "log_sum_exp",
-    "normalize",
-    "relative_weights",
-    "value",
-    "weighted_sum",
-]
-
 
 def largest(log_w: ArrayLike, axis: int = -1) -> Array:
     """The largest log weight along an axis."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-__all__ = ["LRUCache"]
-
 
 class LRUCache[T]:
     """Values by key, at most ``size`` of them; the least recently used one is dropped first."""

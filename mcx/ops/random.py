@@ -20,8 +20,6 @@ from mcx.ops.cdf import invert_cdf, monotone_cdf
 from mcx.ops.logspace import relative_weights
 from mcx.types import Key
 
-__all__ = ["ACCEPT", "CHOOSE", "accept", "choose"]
-
 CHOOSE = "mcx_choose"  # (keys (*batch), log_w (*batch, n)) -> indices (*batch, *shape)
 ACCEPT = "mcx_accept"  # (keys (*batch), log_p (*batch, *shape)) -> booleans (*batch, *shape)
 

@@ -13,8 +13,6 @@ from jax.typing import DTypeLike
 from mcx.errors import MethodError
 from mcx.types import Key
 
-__all__ = ["BITS", "MOST_DIMENSIONS", "scrambled", "shifted", "sobol_bits", "uniforms"]
-
 BITS = 30
 MOST_DIMENSIONS = 21201  # for which SciPy has direction numbers
 _FLOAT32_BITS = 23

@@ -22,8 +22,6 @@ from jax.typing import ArrayLike, DTypeLike
 
 from mcx.errors import MethodError
 
-__all__ = ["argsort", "merge_order", "sort"]
-
 # Below this the call to Python costs more than XLA's sort. Programs that call Python cannot be kept in the
 # persistent compilation cache, which is one more reason to leave small sorts where they are.
 _LEAST_KEYS = 1 << 15

@@ -7,8 +7,6 @@ import jax
 from mcx.errors import MethodError
 from mcx.types import PyTree
 
-__all__ = ["is_traced", "refuse_tracing"]
-
 
 def is_traced(*trees: PyTree) -> bool:
     """Whether any array is a tracer, or operations on concrete arrays give tracers, as under ``jit``."""

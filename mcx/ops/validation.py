@@ -16,22 +16,6 @@ import numpy as np
 
 from mcx.errors import MethodError
 
-__all__ = [
-    "Rule",
-    "Settings",
-    "boolean",
-    "either",
-    "fraction",
-    "function",
-    "instance",
-    "integer",
-    "number",
-    "one_of",
-    "optional",
-    "tuple_of",
-    "validated",
-]
-
 
 class Rule(NamedTuple):
     """What a value has to be.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Advice"]
-
 
 class Advice(NamedTuple):
     """One finding: a stable code, what was seen, what to do."""

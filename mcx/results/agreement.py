@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["MANY", "Groups", "Spread", "groups", "spread_between"]
-
 MANY = 16  # from so many chains on, the variance between them is known well enough
 
 

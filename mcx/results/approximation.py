@@ -19,8 +19,6 @@ from mcx.results.posterior import RunInfo
 from mcx.target import Target
 from mcx.types import Key, KeyLike, PyTree
 
-__all__ = ["Approximation", "Quality", "quality"]
-
 _KHAT = 0.7
 
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from mcx.types import Array, Float, Scalar
 
-__all__ = ["log_mean_evidence", "replicate_log_weights"]
-
 
 def log_mean_evidence(log_z: Float[Array | np.ndarray, " replicate"]) -> tuple[Scalar, Scalar]:
     """Log of the mean evidence over replicates, and its standard error by the jackknife (NaN of one)."""

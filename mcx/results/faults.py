@@ -10,8 +10,6 @@ import numpy as np
 from mcx.errors import NonFiniteError, WeightCollapse
 from mcx.types import Float, Int
 
-__all__ = ["FaultAdvice", "raise_faults"]
-
 
 class FaultAdvice(NamedTuple):
     """What a method advises for a collapse, and where potentials may be NaN, such as "the emission"."""

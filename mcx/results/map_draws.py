@@ -13,8 +13,6 @@ import numpy as np
 from mcx.ops.lru_cache import LRUCache
 from mcx.types import PyTree
 
-__all__ = ["map_draws"]
-
 _BLOCK_BYTES = 64 * 2**20
 _CACHE: LRUCache[Any] = LRUCache()
 

@@ -27,7 +27,6 @@ from mcx.types import Key, PyTree
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Posterior", "RunInfo", "fields_of"]
 
 _ROWS_SHOWN = 12
 

@@ -20,8 +20,6 @@ from mcx.results.predictions import Predictions
 from mcx.sites import SiteTable
 from mcx.types import KeyLike, PyTree
 
-__all__ = ["predict"]
-
 
 def predict(
     posterior: Posterior | None,

@@ -9,8 +9,6 @@ import numpy as np
 from mcx.errors import MethodError
 from mcx.sites import SiteTable
 
-__all__ = ["Predictions"]
-
 
 class Predictions(Mapping[str, np.ndarray]):
     """Predictive draws by site name, chain x draw x site shape.

@@ -18,7 +18,6 @@ from mcx.types import PyTree
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Saved", "load"]
 
 _STEP = re.compile(r"\['((?:[^'\\]|\\.)*)'\]|\[(\d+)\]|\.(\w+)")
 

@@ -15,8 +15,6 @@ from mcx.types import Draws
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Summary", "drawn_sites", "effective_sizes", "scalars", "summarize"]
-
 
 class Summary:
     """Rows of scalars, columns of moments, quantiles and diagnostics; prints as a table.

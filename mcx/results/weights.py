@@ -9,8 +9,6 @@ from jax.typing import ArrayLike
 
 from mcx.errors import PosteriorShapeError, WeightCollapse
 
-__all__ = ["draw_weights", "error_over_replicates"]
-
 
 def draw_weights(log_w: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray | None:
     """Normalise log weights of draws, chain x draw, where there are some; NaN counts as zero.

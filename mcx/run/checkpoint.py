@@ -28,8 +28,6 @@ from mcx.run.records import from_records, record_type, to_records
 from mcx.run.store import Store
 from mcx.types import Key, PyTree
 
-__all__ = ["Checkpoint", "Recorder", "identified", "recording"]
-
 # tells apart what has the same name in the identity: functions given to a model or a method
 _CODE = "compiled functions"
 # Bytes. Fast runs with large draws are saved more often than asked for, so that little is left to write at

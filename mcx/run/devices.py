@@ -13,18 +13,6 @@ from mcx.ops import collectives
 from mcx.ops.validation import either, instance, integer, one_of, refuse, tuple_of
 from mcx.types import Array, PyTree
 
-__all__ = [
-    "CHAINS",
-    "REPLICATED",
-    "STEPS_CHAINS",
-    "Devices",
-    "as_mesh",
-    "over_devices",
-    "place",
-    "placed",
-    "spread",
-]
-
 Devices = int | str | Sequence[jax.Device] | Mesh | None
 
 _AXIS, _ENTRIES = collectives.MESH_AXIS, "particle"

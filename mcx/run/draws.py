@@ -14,8 +14,6 @@ import numpy as np
 from mcx.errors import CheckpointError
 from mcx.types import PyTree
 
-__all__ = ["Draws"]
-
 
 class Draws:
     """Arrays of chain x draw x event, filled chunk by chunk.

@@ -29,8 +29,6 @@ from mcx.run.programs import Programs, chain_keys, prepare
 from mcx.run.progress import Progress, make_progress
 from mcx.types import KeyLike, Keys, PyTree
 
-__all__ = ["Run", "run"]
-
 _SECONDS_PER_CHUNK = 0.4
 
 

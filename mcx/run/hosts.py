@@ -13,8 +13,6 @@ from jax.typing import ArrayLike
 from mcx.errors import MethodError
 from mcx.types import Array, PyTree
 
-__all__ = ["ALONE", "Hosts", "hosts_of"]
-
 
 @dataclass(frozen=True)
 class Hosts:

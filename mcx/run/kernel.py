@@ -10,8 +10,6 @@ from jax.sharding import Mesh
 from mcx.errors import MethodError
 from mcx.types import Key, PyTree, Stats
 
-__all__ = ["Kernel", "as_kernel"]
-
 
 class Kernel:
     """One chain of an algorithm: a state, and pure functions that start it and move it.

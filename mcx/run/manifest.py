@@ -10,8 +10,6 @@ from typing import Any
 
 from mcx.errors import CheckpointCorrupt
 
-__all__ = ["Entry", "File", "Manifest"]
-
 _FORMAT, _VERSION = "mcx checkpoint", 1
 _NAME = re.compile(r"(chunk|state)-[0-9]{6}(-[0-9]{4})?\.npy")
 _SHA = re.compile(r"[0-9a-f]{64}")

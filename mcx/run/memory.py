@@ -14,8 +14,6 @@ import jax
 from mcx.errors import DeviceMemoryError
 from mcx.types import PyTree
 
-__all__ = ["explained", "give_back"]
-
 _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OUT_OF_MEMORY")
 
 

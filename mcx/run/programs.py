@@ -26,8 +26,6 @@ from mcx.run.devices import CHAINS, REPLICATED, STEPS_CHAINS, over_devices, plac
 from mcx.run.kernel import Kernel
 from mcx.types import Array, Int, IntLike, Key, Keys, PyTree
 
-__all__ = ["Programs", "chain_keys", "prepare", "run_steps", "start_chains"]
-
 _BUFFER_BYTES = 64 * 2**20
 _MAX_CAPACITY = 512
 

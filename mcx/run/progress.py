@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 from mcx.ops.validation import Rule, boolean, either, one_of, validated
 
-__all__ = ["Progress", "make_progress"]
-
 
 class Progress(Protocol):
     """A display of a run, which the driver calls on the host between chunks."""

@@ -10,8 +10,6 @@ import numpy as np
 
 from mcx.types import Array, PyTree
 
-__all__ = ["from_records", "record_type", "to_records"]
-
 _NOTHING = ("nothing", np.dtype("u1"), ())
 
 

@@ -29,8 +29,6 @@ from mcx.errors import CheckpointCorrupt, CheckpointError, CheckpointInUse
 from mcx.run.hosts import ALONE, Hosts
 from mcx.run.manifest import Entry, File, Manifest
 
-__all__ = ["Store"]
-
 MANIFEST, LOCK = "manifest.json", "lock"
 _MAX_MANIFEST, _MAX_HEADER = 64 * 2**20, 2**20
 

@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike
 
 from mcx.errors import McxError
 
-__all__ = ["StatisticalFailure", "check_mean", "key_for"]
-
 
 class StatisticalFailure(McxError, AssertionError):
     """A statistical check failed, or could not have found the defect it is there to find."""

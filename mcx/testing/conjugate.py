@@ -18,8 +18,6 @@ from mcx.model.bound import BoundModel, model
 from mcx.model.primitives import plate, sample
 from mcx.testing.oracles import Moments
 
-__all__ = ["CONJUGATE_PAIRS", "ConjugatePair"]
-
 
 @dataclass(frozen=True)
 class ConjugatePair:

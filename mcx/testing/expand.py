@@ -13,8 +13,6 @@ from jax import Array
 from mcx.ops.random import CHOOSE
 from mcx.testing.unroll import Choice, Compute, EnumerationError, Program
 
-__all__ = ["KeyReuse", "TooManyOutcomes", "expand"]
-
 
 class TooManyOutcomes(EnumerationError):
     """There are more outcomes than allowed; ``count`` is how many had been found by then."""

@@ -16,8 +16,6 @@ from numpyro.distributions import Distribution, constraints, transforms
 
 from mcx import dist
 
-__all__ = ["DATA", "LATENT_FAMILIES", "OBSERVED_FAMILIES", "Family"]
-
 Family = Callable[[Any], Any]
 
 

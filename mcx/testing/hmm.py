@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike
 
 from mcx.errors import CapabilityError, DataError
 
-__all__ = ["HMMResult", "PathLaw", "forward_backward", "path_law"]
-
 
 class HMMResult(NamedTuple):
     """The exact posterior of a hidden Markov model, in float64.

@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike
 
 from mcx.errors import DataError
 
-__all__ = ["DenseGaussian", "KalmanResult", "dense_gaussian", "kalman", "sample_paths"]
-
 
 class KalmanResult(NamedTuple):
     """The exact posterior of a linear Gaussian state-space model, in float64.

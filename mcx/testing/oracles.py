@@ -17,8 +17,6 @@ from mcx.model.bound import BoundModel
 from mcx.model.capture import record
 from mcx.model.compile import compile_model
 
-__all__ = ["Moments", "enumerate_discrete", "quadrature"]
-
 
 class Moments(NamedTuple):
     """Posterior moments by site, and the log evidence.

@@ -13,8 +13,6 @@ from numpy.typing import ArrayLike
 from mcx.testing.check import StatisticalFailure, check_mean
 from mcx.types import Key
 
-__all__ = ["check_resampling"]
-
 INF, NAN = float("inf"), float("nan")
 # multiples of 1/8: adding 1024 to them is exact in float32
 UNEVEN = (-3.5, 0.0, -2.75, -0.5, -1.625)

@@ -16,8 +16,6 @@ from jax.extend import core as jex_core
 from mcx.errors import McxError
 from mcx.ops.random import ACCEPT, CHOOSE
 
-__all__ = ["Choice", "Compute", "EnumerationError", "Program", "unroll"]
-
 # calls whose meaning is that of the function they carry: it takes their place
 _CALLS = {
     *("jit", "pjit", "closed_call", "core_call", "named_call"),

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from mcx.methods.method import Method
     from mcx.results.estimate import Estimate
 
-__all__ = ["expect"]
-
 
 def expect(
     of: BoundModel | Posterior,

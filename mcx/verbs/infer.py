@@ -23,8 +23,6 @@ from mcx.verbs.argument_checks import check_bound, refuse_tracing, saved_to
 if TYPE_CHECKING:
     from mcx.run.progress import Progress
 
-__all__ = ["infer", "program"]
-
 
 def infer(
     bound: BoundModel,

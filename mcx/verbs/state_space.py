@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from mcx.results.approximation import Approximation
     from mcx.results.estimate import Estimate
 
-__all__ = ["filter", "forecast", "maximize", "smooth"]
-
 
 def filter(
     bound: BoundModel,

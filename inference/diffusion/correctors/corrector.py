@@ -17,8 +17,6 @@ from mcx.types import Array, Float, Key, PyTree, Scalar
 
 type Point = Float[Array, "..."]
 
-__all__ = ["Corrected", "corrector"]
-
 
 class Corrected(NamedTuple):
     """A particle.

@@ -19,8 +19,6 @@ from mcx.ops.random import accept, choose
 from mcx.run.kernel import Kernel
 from mcx.types import Array, Float, Int, Key, PyTree, Scalar, Stats, UInt32
 
-__all__ = ["NUM_BINS", "Chain", "DenoisingKernel", "ProductSpace"]
-
 NUM_BINS = 16  # of levels; each bin has a step size of its own
 _TARGET_ACCEPT = 0.574  # optimal for Metropolis-adjusted Langevin moves: Roberts and Rosenthal (1998)
 _ADAPTS = 0.6  # exponent of the gain of Robbins and Monro's stochastic approximation

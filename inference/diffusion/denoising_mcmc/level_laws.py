@@ -19,8 +19,6 @@ from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, Settings, integer, optional
 from mcx.types import Scalar
 
-__all__ = ["LevelLaw", "LevelsFromClassifier", "LevelsFromDensity", "LevelsFromScore"]
-
 
 class LevelLaw(Protocol):
     """Log density of the levels at a point; a pytree."""

@@ -9,8 +9,6 @@ import numpy as np
 from mcx.results.advice import Advice
 from mcx.types import Float
 
-__all__ = ["lineage_advice", "path_advice", "survivors_advice"]
-
 _SURVIVORS = 0.05  # least share of the particles that survive a step, or from which draws descend
 _UPDATE_RATE = 0.1  # least share of the sweeps in which a path is renewed at a level
 

@@ -21,8 +21,6 @@ from mcx.types import Array, Bool, Float, Int, Key, PyTree, Scalar, SiteValues
 type Points = Float[Array, "num ..."]
 type Coordinates = Float[Array, "..."]
 
-__all__ = ["Guidance", "GuidedData", "Levels", "calibrate"]
-
 
 @dataclass(frozen=True)
 class Guidance:

@@ -28,8 +28,6 @@ from mcx.sites import Site
 from mcx.target import Target, TargetFunctions
 from mcx.types import Array, Float, Key, PyTree, Scalar, SiteValues
 
-__all__ = ["DiffusionPosterior", "diffusion_posterior"]
-
 _DEPENDENCIES: LRUCache[list[str]] = LRUCache()
 
 

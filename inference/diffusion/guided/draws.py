@@ -11,8 +11,6 @@ from mcx.inference.smc.replicates import equal_draws
 from mcx.ops.keys import Stream, stream
 from mcx.types import Array, Float, Int, Key
 
-__all__ = ["last_draws", "lineages"]
-
 
 @jax.jit
 def last_draws(

@@ -40,7 +40,6 @@ type Point = Float[Array, "..."]
 type Path = Float[Array, "K+1 ..."]
 type Along = Float[Array, " r"]
 
-__all__ = ["Guided", "guided", "path_of"]
 
 _FARTHEST = 3.0  # a shift is at most so many of the step's standard deviations per coordinate
 

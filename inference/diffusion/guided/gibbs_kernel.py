@@ -24,8 +24,6 @@ type Point = Float[Array, "..."]
 type Path = Float[Array, "K+1 ..."]
 type Draw = tuple[Point, Vector]
 
-__all__ = ["GuidedGibbsKernel", "GuidedGibbsState"]
-
 
 class GuidedGibbsState(NamedTuple):
     """State of one chain: a path (K + 1, ...), which ends in the site's value, and the other sites.

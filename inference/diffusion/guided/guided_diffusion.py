@@ -26,8 +26,6 @@ from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
 from mcx.types import Key, Stats
 
-__all__ = ["GuidedDiffusion"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedPlan(ReplicatePlan):

@@ -30,8 +30,6 @@ from mcx.run.driver import Run
 from mcx.target import Target
 from mcx.types import Key, PyTree
 
-__all__ = ["GuidedGibbs"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedGibbsPlan(ChainPlan):

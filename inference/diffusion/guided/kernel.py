@@ -18,8 +18,6 @@ from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.particle_kernel import ParticleKernel, step_stats
 from mcx.types import Array, Index, Int, Key, Num, PyTree, Scalar, Stats
 
-__all__ = ["GuidedKernel", "first_stats"]
-
 
 @dataclass(frozen=True)
 class GuidedKernel(ParticleKernel):

@@ -13,8 +13,6 @@ from mcx.ops.lru_cache import LRUCache
 from mcx.target import Target
 from mcx.types import Array, Float, Scalar, SiteValues
 
-__all__ = ["KINDS", "LikelihoodKind", "likelihood_kind", "suitable_guidance"]
-
 KINDS = ("auto", "twisted", "linear_gaussian", "soft_value")
 _SMOOTH: LRUCache[bool] = LRUCache()
 

@@ -16,8 +16,6 @@ from mcx.model.density import sample_sites, site_log_prob, total
 from mcx.target import TargetFunctions
 from mcx.types import Array, Bool, Float, PyTree, Scalar, SiteValues, Vector
 
-__all__ = ["LinearObservation", "linearize", "log_likelihood", "looks_linear", "slope_vanishes"]
-
 _LARGEST = 2**24  # entries of the matrix of a linear observation
 _TOLERANCE = 1e-3
 _MULTIPLES = (0.3, 1.0, 3.0, 10.0)

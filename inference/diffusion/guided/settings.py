@@ -14,8 +14,6 @@ from mcx.ops.validation import Rule, Settings, fraction, function, integer, one_
 from mcx.target import Target
 from mcx.types import Scalar
 
-__all__ = ["GuidedSettings"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedSettings(Settings):

@@ -17,8 +17,6 @@ from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, Settings, integer, number
 from mcx.types import Key
 
-__all__ = ["RungeKutta45"]
-
 
 class Ends[A](NamedTuple):
     """Values of lambda to visit, and the last of them as rho if level 0 follows it, else None."""

@@ -22,8 +22,6 @@ from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Settings
 from mcx.types import Key, PyTree, Scalar
 
-__all__ = ["Integrator", "Position", "Tabled", "call", "graded", "step_orders"]
-
 
 class Integrator(Protocol):
     """A way to carry a point from one noise level to another: a hashable frozen dataclass of settings."""

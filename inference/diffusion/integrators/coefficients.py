@@ -12,8 +12,6 @@ import numpy as np
 
 from mcx.inference.diffusion.models.arguments import Level
 
-__all__ = ["exponential_weights", "on_host", "polynomial_weights"]
-
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 _NODES, _WEIGHTS = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS  # on (0, 1)
 

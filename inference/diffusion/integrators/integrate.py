@@ -20,8 +20,6 @@ from mcx.ops.tracing import is_traced
 from mcx.ops.validation import validated
 from mcx.types import Key, KeyLike, PyTree
 
-__all__ = ["INTEGRATOR", "cast", "checked_integrator", "finite", "integrate", "required_key"]
-
 INTEGRATOR = having("prepare", "an integrator, such as mcx.diffusion.DPMSolver()")
 
 

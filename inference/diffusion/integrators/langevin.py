@@ -19,8 +19,6 @@ from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, instance, integer, number, one_of, optional
 
-__all__ = ["PredictorCorrector"]
-
 
 class Row[A](NamedTuple):
     """The predictor's row; the level after it, and the Langevin step there in units of the level's square.

@@ -20,8 +20,6 @@ from mcx.ops.validation import integer, optional, validated
 from mcx.results.estimate import Estimate
 from mcx.types import Key, KeyLike, Scalar
 
-__all__ = ["log_likelihood"]
-
 _EXACT = 64  # dimensions up to which traces are exact by default
 
 type _Derivative = Callable[[Point], Point]

@@ -18,8 +18,6 @@ from mcx.inference.diffusion.models.schedules import Schedule
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, boolean, either, fraction, function, instance, integer, number, optional
 
-__all__ = ["DDIM", "DEIS", "DPMSolver", "EulerMaruyama", "Multistep", "SDEDPMSolver"]
-
 
 class Row[A](NamedTuple):
     """``y' = keep y + sum_j weights[j] D_j + noise z``, D_0 at the level ``rho``, D_1 at the one before, ...

@@ -19,8 +19,6 @@ from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, one_of, optional, validated
 from mcx.types import Key, KeyLike, PyTree, Scalar
 
-__all__ = ["sample"]
-
 
 def sample(
     model: Denoiser,

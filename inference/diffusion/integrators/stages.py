@@ -16,8 +16,6 @@ from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, either, number, one_of
 
-__all__ = ["DPMSolver2S", "Heun"]
-
 
 class Row[A](NamedTuple):
     """A step: noise raises the level to ``rho``, a first stage goes to ``middle``, a second one to the end.

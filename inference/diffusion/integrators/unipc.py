@@ -17,8 +17,6 @@ from mcx.inference.diffusion.models.arguments import Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, boolean, integer, one_of
 
-__all__ = ["UniPC"]
-
 
 class Row[A](NamedTuple):
     """A step: correct the point that the last step predicted, then predict the next.

@@ -12,19 +12,6 @@ from mcx.errors import MethodError
 from mcx.ops.validation import Rule, function, integer, tuple_of
 from mcx.types import Array, Float
 
-__all__ = [
-    "DENOISER",
-    "EVENT_SHAPE",
-    "ByLevel",
-    "Level",
-    "Noise",
-    "Point",
-    "Points",
-    "having",
-    "noise_levels",
-    "pytree_function",
-]
-
 type Point = Float[Array, "..."]
 """A point, in the shape of an event."""
 

@@ -21,8 +21,6 @@ from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import function, optional, validated
 from mcx.types import Scalar
 
-__all__ = ["Composition", "LocalScores", "anneal", "geometric", "product"]
-
 _ADD_REWARDS = "add the rewards in one function"
 
 

@@ -16,8 +16,6 @@ from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.types import PyTree, Scalar
 
-__all__ = ["closure_converted"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

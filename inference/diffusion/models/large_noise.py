@@ -13,8 +13,6 @@ from mcx.inference.diffusion.models.arguments import Level, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.types import Key, Scalar
 
-__all__ = ["moments_by_axes", "moments_by_pairs", "moments_by_signs"]
-
 _PAIRS = 8
 _SIGNS = 4
 _LARGEST = 0.99  # share; a larger one would make the variance of the data huge, or negative

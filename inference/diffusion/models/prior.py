@@ -27,8 +27,6 @@ from mcx.inference.diffusion.models.scores import Denoiser, GaussianMixture, Sco
 from mcx.ops.validation import either, instance, integer, number, optional, validated
 from mcx.types import Key, Scalar
 
-__all__ = ["ScorePrior"]
-
 _FAR, _NEAR = 30.0, 300.0  # the largest level over the data's spread; the smallest sd over the smallest level
 
 

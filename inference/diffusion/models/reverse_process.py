@@ -25,8 +25,6 @@ from mcx.inference.smc.smc import loop
 from mcx.target import FeynmanKac
 from mcx.types import Key, PyTree, Scalar
 
-__all__ = ["Evaluation", "InitialLaw", "ReverseProcess", "ReverseStep", "StepLevels"]
-
 _COMPOSED = 128  # particles that a draw from a composition is chosen among
 
 

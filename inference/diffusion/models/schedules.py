@@ -22,8 +22,6 @@ from mcx.inference.diffusion.models.arguments import Level
 from mcx.ops.validation import Rule, Settings, function, instance, integer, number, optional, validated
 from mcx.types import Scalar
 
-__all__ = ["Schedule", "discrete", "edm", "levels", "rectified_flow", "ve", "vp", "vp_cosine"]
-
 
 @dataclass(frozen=True)
 class Schedule(Settings):

@@ -21,8 +21,6 @@ from mcx.inference.diffusion.models.schedules import Schedule
 from mcx.ops.validation import Rule, Settings, instance, one_of
 from mcx.types import Array, Float, Key, Scalar
 
-__all__ = ["Denoiser", "GaussianMixture", "Score"]
-
 
 class Denoiser(Protocol):
     """A diffusion model in the coordinates ``y = x / alpha``, ``rho = sigma / alpha``; a pytree."""

@@ -25,8 +25,6 @@ from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, number, validated
 from mcx.types import Key, KeyLike, Scalar, Vector
 
-__all__ = ["Teleport"]
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

@@ -25,17 +25,6 @@ from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.target import Target
 from mcx.types import Key, PyTree, Scalar, SiteValues
 
-__all__ = [
-    "Block",
-    "BlockFunctions",
-    "Functions",
-    "examples",
-    "latent_shapes",
-    "refuse_dependent_series",
-    "run_program",
-    "sources",
-]
-
 Functions = dict[str, Callable[..., Any]]
 
 

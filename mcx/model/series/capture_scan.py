@@ -16,8 +16,6 @@ from mcx.errors import CapabilityError
 from mcx.model.capture import Message, SiteTrace, SubmodelScope, is_factor, is_scan, unconstrained_prototype
 from mcx.types import PyTree
 
-__all__ = ["ScanStatement", "run_body", "scans_taken"]
-
 
 class ScanStatement(NamedTuple):
     """A ``scan`` of a program, taken before it ran, with its arguments.

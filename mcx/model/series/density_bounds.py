@@ -11,8 +11,6 @@ from jax import Array
 
 from mcx.errors import CapabilityError
 
-__all__ = ["BOUND", "has_density_bound", "log_density_bound"]
-
 BOUND = "peak"  # the role among a block's functions, by the name that contexts in checkpoints have it under
 
 

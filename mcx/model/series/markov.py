@@ -19,8 +19,6 @@ from mcx.model.capture import active_plates, inside_model, scope_prefix
 from mcx.model.path_law import Emission, Laws, PathComponent, PathLaw, bare, components
 from mcx.types import PyTree
 
-__all__ = ["MarkovStatement", "collect_statements", "markov"]
-
 
 @dataclass(frozen=True, eq=False)
 class MarkovStatement:

@@ -30,8 +30,6 @@ from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
 from mcx.types import Key, PyTree, Scalar, SiteValues
 
-__all__ = ["MarkovBlock"]
-
 
 class MarkovBlock:
     """The Markov block of an ``mcx.markov`` statement; see :class:`~mcx.model.series.block.Block`.

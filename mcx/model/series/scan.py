@@ -25,8 +25,6 @@ from mcx.ops.batched_draws import ParticleKey, draw, of_site
 from mcx.target import Target
 from mcx.types import Key, PyTree, Scalar, SiteValues
 
-__all__ = ["ScanBlock", "refuse_missing"]
-
 
 class ScanBlock:
     """A scan of a program, by its first latent site; see :class:`~mcx.model.series.block.Block`.

@@ -21,8 +21,6 @@ from mcx.ops.closure_conversion import convert_closure
 from mcx.target import Target
 from mcx.types import PyTree, SiteValues
 
-__all__ = ["ScanFacts", "analyse"]
-
 _Deps = frozenset[str]
 
 

@@ -11,8 +11,6 @@ from mcx.model.density import subsampling_error
 from mcx.model.series.capture_scan import ScanStatement
 from mcx.target import Target
 
-__all__ = ["refuse_likelihood_outside", "refuse_statement"]
-
 
 def refuse_statement(target: Target, scan: ScanStatement) -> None:
     """Raise CapabilityError if a scan cannot be run forwards, one step after the other."""

@@ -21,16 +21,6 @@ from mcx.ops.lru_cache import LRUCache
 from mcx.target import FeynmanKac, StateSpace, Target
 from mcx.types import PyTree, SiteValues
 
-__all__ = [
-    "BlockData",
-    "block_names",
-    "block_sites",
-    "check_params",
-    "path_sites",
-    "refuse_unobserved",
-    "state_space",
-]
-
 _CACHE: LRUCache[Any] = LRUCache()
 
 

@@ -11,10 +11,11 @@ from problems import slow_unless
 from scipy import optimize, stats
 from sliced_problems import M, N, line, samples, sphere
 
+from mcx.estimators.polynomials.orthonormal import exponents_of_degree
 from mcx.estimators.sliced.directions import draw_directions, random_rotation
 from mcx.estimators.sliced.fit import fit_controls
 from mcx.estimators.sliced.gaussian import Moments, gaussian_cost, gaussian_mean, moments
-from mcx.estimators.sliced.harmonics import _exponents, even_polynomials, monomial_means, num_polynomials
+from mcx.estimators.sliced.harmonics import even_polynomials, monomial_means, num_polynomials
 from mcx.estimators.sliced.sliced import sliced_wasserstein
 from mcx.estimators.sliced.wasserstein_1d import wasserstein_1d
 from mcx.testing import check_mean
@@ -151,7 +152,7 @@ class TestDirections:
     @pytest.mark.parametrize("degree", [2, 4, 6])
     def test_means_of_polynomials_in_space(self, degree):
         theta, weights = sphere(16)
-        exponents = _exponents(3, degree)
+        exponents = exponents_of_degree(3, degree)
         values = np.prod(theta[:, None, :] ** exponents, -1)
         np.testing.assert_allclose(weights @ values, monomial_means(exponents), atol=1e-14)
         centred = even_polynomials(jnp.asarray(theta, jnp.float32), degree)

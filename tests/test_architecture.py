@@ -104,7 +104,7 @@ def test_circles_and_directions_are_seen():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
     assert layer("mcx.inference.smc2.kernel")[1] == "mcx.inference.smc2"
-    assert layer("mcx.ops.keys") < layer("mcx.target") < layer("mcx.model.series.chain")
+    assert layer("mcx.ops.keys") < layer("mcx.target") < layer("mcx.model.series.block")
     assert "mcx.errors" in imports()["mcx.ops.keys"]
 
 

@@ -72,7 +72,7 @@ class AscentKernel(Kernel):
         smoother = self.smoother
         summand = summand_of(Score(), fk, lambda x: x)
         of_z = replace(fk, prepare=Partial(partial(self.context, target, fk)))
-        extra = summand.prepare(of_z, state.z)
+        extra = summand.extra_context(of_z, state.z)
         recursion = Recursion(fk, of_z.prepare(state.z), extra, summand, smoother.smoothing)
 
         def one(key: Key, path: PyTree) -> tuple[PyTree, Vector, Scalar]:

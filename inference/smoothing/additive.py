@@ -115,7 +115,7 @@ class Summand:
 
     by_time = False
 
-    def prepare(self, fk: FeynmanKac, params: PyTree) -> PyTree:
+    def extra_context(self, fk: FeynmanKac, params: PyTree) -> PyTree:
         """What it needs of the parameters, besides ``fk.prepare(params)``."""
         return None
 
@@ -171,7 +171,7 @@ class ScoreSummand(Summand):
     """
 
     @override
-    def prepare(self, fk: FeynmanKac, params: PyTree) -> PyTree:
+    def extra_context(self, fk: FeynmanKac, params: PyTree) -> PyTree:
         """The parameters, and derivatives of the context in each of them."""
         flat, unravel = ravel_pytree(params)
 

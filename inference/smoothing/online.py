@@ -97,7 +97,7 @@ class OnlineSmoother:
         check_backward("OnlineSmoother", space.feynman_kac, smoothing.backward, space.no_density)
         summand = summand_of(self.functional, space.feynman_kac, space.view)
         self._static = (self.filter.functions, self.filter.settings, summand, smoothing)
-        self._contexts = (self.filter.context, summand.prepare(space.feynman_kac, self.filter.params))
+        self._contexts = (self.filter.context, summand.extra_context(space.feynman_kac, self.filter.params))
 
     def init(
         self, key: KeyLike, y: PyTree, *, inputs: PyTree = None, missing: PyTree = None

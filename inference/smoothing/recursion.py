@@ -66,7 +66,7 @@ class Recursion(NamedTuple):
 
     fk: the model.
     ctx: what ``fk.prepare`` gave.
-    extra: what ``summand.prepare`` gave.
+    extra: what ``summand.extra_context`` gave.
     summand: the functional.
     smoothing: settings.
     """

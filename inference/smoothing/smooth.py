@@ -104,7 +104,7 @@ def smooth_model(
     summand = summand_of(functional, fk, space.view)
     result = run(
         SmootherKernel(fk.functions_only(fk.num_times), summand, method),
-        (fk.prepare(values), summand.prepare(fk, values), fk.inputs),
+        (fk.prepare(values), summand.extra_context(fk, values), fk.inputs),
         key=key,
         num_steps=method.num_sweeps,
         num_chains=num_chains,

@@ -88,6 +88,7 @@ def filter(
     keep = validated("filter", "history", history, HISTORY)
     probabilities = validated("filter", "quantiles", quantiles, QUANTILES)
     identity = {"chain": name, "particles": num_particles, "history": history, "quantiles": quantiles}
+    checkpoint = saved_to(checkpoint, bound, method, **identity)
     return filter_model(
         bound,
         method,
@@ -100,7 +101,7 @@ def filter(
         block=name,
         coords=coords or {},
         progress=progress,
-        checkpoint=saved_to(checkpoint, bound, method, **identity),
+        checkpoint=checkpoint,
         devices=devices,
     )
 

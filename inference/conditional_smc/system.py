@@ -29,7 +29,7 @@ def conditional(fk: FeynmanKac, path: PyTree) -> FeynmanKac:
 
     def follow(particle_key: ParticleKey, drawn: PyTree, x: PyTree) -> PyTree:
         first = particle_key.index == 0
-        return jax.tree_util.tree_map(lambda new, own: jnp.where(first, own, new), drawn, x)
+        return jax.tree.map(lambda new, own: jnp.where(first, own, new), drawn, x)
 
     def randomness(particle_key: ParticleKey) -> Key | ParticleKey:
         return particle_key if fk.batched_draws else jax.random.fold_in(particle_key.key, particle_key.index)

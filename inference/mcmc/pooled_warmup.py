@@ -235,7 +235,7 @@ def relocate(key: Key, chain: PyTree, log_density: Scalar, dim: int) -> tuple[Py
     line = quartile - (_LEFT_BEHIND + _LEFT_BEHIND_PER_DIM * dim)
     behind = ~(log_density >= line)
     other = jax.random.categorical(key, jnp.where(everywhere >= line, 0.0, -jnp.inf))
-    moved = jax.tree_util.tree_map(
+    moved = jax.tree.map(
         lambda own, all_: jnp.where(behind, all_[other], own), chain, collectives.every(chain)
     )
     return moved, behind

@@ -152,4 +152,4 @@ def step(
 
 def as_types[T](new: T, old: T) -> T:
     """A pytree with the dtypes of another one; branches of a conditional have to agree."""
-    return jax.tree_util.tree_map(lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old)
+    return jax.tree.map(lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old)

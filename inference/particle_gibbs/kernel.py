@@ -155,7 +155,7 @@ class GibbsKernel(Kernel):
         averages = {}
         for name, info in swept.items():
             now = PathAverages.of(info)
-            averages[name] = jax.tree_util.tree_map(
+            averages[name] = jax.tree.map(
                 lambda old, new: old + share * (new - old), state.averages[name], now
             )
             stats |= {f"{name}.{k}": jnp.mean(v) for k, v in now._asdict().items()}

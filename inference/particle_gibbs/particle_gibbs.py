@@ -185,7 +185,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
     def refuse_start(self, plan: GibbsPlan, state: GibbsState, key: Key) -> None:
         started = np.asarray(state.started)
         chain = int(np.argmin(started))
-        rest = plan.rest_at(jax.tree_util.tree_map(lambda x: x[chain], state.values))
+        rest = plan.rest_at(jax.tree.map(lambda x: x[chain], state.values))
         positions = state.params.position[chain : chain + 1]
         if not started.all():
             refuse_start(rest, positions, key)

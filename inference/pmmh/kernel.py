@@ -147,7 +147,7 @@ class PMMHKernel(ChainKernel):
         """
         log_ratio = (new.log_density - old.log_density) + (new.log_evidence - old.log_evidence)
         accepted = accept(key, log_ratio)
-        point: Point = jax.tree_util.tree_map(lambda a, b: jnp.where(accepted, a, b), new, old)
+        point: Point = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
         rate = jnp.exp(jnp.minimum(log_ratio, 0.0))
         return point, {
             "lp": point.log_target,

@@ -84,7 +84,7 @@ def refuse_filters(model: MarginalModel, state: PMMHState, key: Key) -> None:
     """Raise if a chain found no initial point; its states have a leading chain axis."""
     started = np.asarray(state.started)
     chain = int(np.argmin(started))
-    point = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[chain], state.point)
+    point = jax.tree.map(lambda x: jnp.asarray(x)[chain], state.point)
     position = point.position[None]
     refuse_unsupported(model.conditional.with_data((model.data.model, point.paths)), position)
     if started.all():

@@ -30,7 +30,7 @@ def trace_paths(ancestors: Int[Array, "T N"], particles: PyTree, index: Int[Arra
         return row[index], index
 
     _, lines = jax.lax.scan(back, jnp.asarray(index, ancestors.dtype), ancestors, reverse=True)
-    return jax.tree_util.tree_map(lambda x: jax.vmap(lambda a, i: a[i])(x, lines), particles)
+    return jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, lines), particles)
 
 
 def draw_path(key: Key, ancestors: Int[Array, "T N"], particles: PyTree, log_w: LogWeights) -> PyTree:
@@ -49,7 +49,7 @@ def draw_path(key: Key, ancestors: Int[Array, "T N"], particles: PyTree, log_w: 
     Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
     """
     last = choose(key, log_w)[None]
-    return jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(ancestors, particles, last))
+    return jax.tree.map(lambda x: x[:, 0], trace_paths(ancestors, particles, last))
 
 
 def fixed_lag_means(
@@ -80,7 +80,7 @@ def fixed_lag_means(
     def average(x: Float[Array, "N ..."], index: Index, w: Float[Array, " N"]) -> Float[Array, "..."]:
         return weighted_sum(w, x[index].astype(w.dtype))
 
-    return jax.tree_util.tree_map(lambda x: jax.vmap(average)(x, line, w), states)
+    return jax.tree.map(lambda x: jax.vmap(average)(x, line, w), states)
 
 
 def unique_ancestors(ancestors: Int[Array, "T N"]) -> Int[Array, " T"]:

@@ -64,7 +64,7 @@ class SMC2Kernel(ParticleKernel):
     @override
     def collect(self, state: SMCState, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
         """Statistics of the step; those of its moves and resampling belong to the time before."""
-        stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
+        stage = jax.tree.map(lambda a: a[0], state.particles.stage)
         moved = stage.moved
         # counted as if the potentials of all particles of a filter failed together
         inner = sum(jnp.sum(s.info.num_nonfinite) for s in state.particles.systems.values())

@@ -200,7 +200,7 @@ def _functions(nesting: NestedFilters) -> FeynmanKac:
         systems = {}
         for i, (name, space) in enumerate(sorted(ctx.data.spaces.items())):
             fk, own, key_own = space.feynman_kac, prepared(space, values), jax.random.fold_in(key, i)
-            y = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[u.t], fk.inputs)
+            y = jax.tree.map(lambda x: jnp.asarray(x)[u.t], fk.inputs)
             systems[name] = move(key_own, fk, own, particle.systems[name], y, nesting.settings)
         keys = particle.keys.at[u.t].set(jax.random.key_data(key))
         return particle._replace(keys=keys, systems=systems)
@@ -231,13 +231,13 @@ def populate(
 
 def _run(fk: FeynmanKac, ctx: PyTree, keys: Keys, number: int, t: IntLike, settings: SMCSettings) -> SMCState:
     """The system of this number after its steps up to time t."""
-    inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
+    inputs = jax.tree.map(jnp.asarray, fk.inputs)
 
     def step(s: Int[Array, ""], state: SMCState) -> SMCState:
-        u = jax.tree_util.tree_map(lambda x: x[s], inputs)
+        u = jax.tree.map(lambda x: x[s], inputs)
         return move(jax.random.fold_in(keys[s], number), fk, ctx, state, u, settings)
 
-    u0 = jax.tree_util.tree_map(lambda x: x[0], inputs)
+    u0 = jax.tree.map(lambda x: x[0], inputs)
     first = initialize(jax.random.fold_in(keys[0], number), fk, ctx, u0, settings)
     return jax.lax.fori_loop(1, t + 1, step, first) if not isinstance(t, int) or t > 0 else first
 

@@ -201,7 +201,7 @@ def _functions(annealing: Annealing, dtype: str) -> FeynmanKac:
             ctx.level, ctx.ess, moved.step_size, moved.acceptance, moved.num_moves, moved.places,
             moved.densities, ctx.forced,
         )  # fmt: skip
-        stage = jax.tree_util.tree_map(
+        stage = jax.tree.map(
             lambda new, old: jnp.broadcast_to(new, old.shape).astype(old.dtype), stage, particles.stage
         )
         return Annealed(kept, base, terms, stage)
@@ -215,7 +215,7 @@ def _functions(annealing: Annealing, dtype: str) -> FeynmanKac:
 def _in_batches(fn: Callable[[Vector], PyTree], x: Float[Array, "n p d"], batch_size: int | None) -> PyTree:
     """A function of a vector (d,), computed at points (n, p, d)."""
     flat = vmap_in_batches(fn, (0,), batch_size)(x.reshape(-1, x.shape[-1]))
-    return jax.tree_util.tree_map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), flat)
+    return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), flat)
 
 
 def _next_level(

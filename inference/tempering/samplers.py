@@ -280,4 +280,4 @@ def constrained_draws(
     flat = x.reshape(-1, x.shape[-1])
     batch = _BATCH_SIZE if len(flat) > _BATCH_SIZE else None
     found = vmap_in_batches(lambda v: target.constrain(target.unravel(v)), (0,), batch)(flat)
-    return jax.tree_util.tree_map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), found)
+    return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), found)

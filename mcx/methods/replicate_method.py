@@ -202,7 +202,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
                 there = ~lost.reshape(-1, *(1,) * (x.ndim - 1))
                 return jnp.where(there, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-            sites, x, stats = jax.tree_util.tree_map(known, cloud[:3])
+            sites, x, stats = jax.tree.map(known, cloud[:3])
             log_z = self.log_evidence(state)
             info = RunInfo(self.name, fields_of(self), cloud=True)
             weights = replicate_log_weights(log_z, x.shape[1])
@@ -225,7 +225,7 @@ def _last_states(plan: ReplicatePlan, key: Key, num_chains: int, batch_size: int
     start_keys, keys = chain_keys(key, num_chains)
     state = start_chains(kernel, data, start_keys, None, batch_size)
     if not kernel.open_ended:
-        inputs = jax.tree_util.tree_map(jnp.asarray, plan.inputs)
+        inputs = jax.tree.map(jnp.asarray, plan.inputs)
         steps = plan.num_steps
         return run_steps(
             kernel, data, keys, 0, steps, state, inputs, plan.capacity or steps, batch_size=batch_size

@@ -145,7 +145,7 @@ class _Chunk:
     @property
     def size(self) -> int:
         """Bytes that it keeps from being freed; a view keeps its whole buffer."""
-        leaves = jax.tree_util.tree_leaves(self.tree)
+        leaves = jax.tree.leaves(self.tree)
         return sum((x.base if isinstance(x.base, np.ndarray) else x).nbytes for x in leaves)
 
 
@@ -184,7 +184,7 @@ class Recorder:
         if manifest.state is not None:
             saved = self.store.load(manifest.state, record_type(state, 1), self._chains)
             self._state = place(
-                jax.tree_util.tree_map(jax.numpy.asarray, from_records(saved, state)), programs.mesh, CHAINS
+                jax.tree.map(jax.numpy.asarray, from_records(saved, state)), programs.mesh, CHAINS
             )
         return manifest.steps, self._state
 

@@ -54,7 +54,7 @@ class Hosts:
 
     def fetch(self, tree: PyTree) -> PyTree:
         """Arrays that are spread over the devices of all processes, made readable for this one."""
-        return tree if self.count == 1 else jax.tree_util.tree_map(_fetched, tree)
+        return tree if self.count == 1 else jax.tree.map(_fetched, tree)
 
 
 ALONE = Hosts()

@@ -26,11 +26,7 @@ from mcx.types import Array, Int, Key, KeyLike, PyTree, Scalar, SiteValues
 
 
 class OnlineState(NamedTuple):
-    """A particle system on its way. A pytree.
-
-    system: the particles and their weights.
-    time: number of the last observation, from 0 on.
-    """
+    """A particle system on its way, and the number of the last observation, from 0 on. A pytree."""
 
     system: SMCState
     time: Int[Array, ""]

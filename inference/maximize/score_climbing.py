@@ -93,9 +93,7 @@ class ScoreClimbing(Settings):
 class _State(NamedTuple):
     """State of the fit.
 
-    chains: states of the chains, with a leading axis.
-    params, optimizer: of the family.
-    means: of ``params`` over the first and over the second half of the averaged updates, with a leading axis.
+    ``means`` are those of ``params`` over the first and over the second half of the averaged updates.
     """
 
     chains: ChainState

@@ -32,13 +32,9 @@ class Transition(Protocol):
 
 
 class MCMCState(NamedTuple):
-    """State of one chain.
+    """State of one chain: an unconstrained position (d,), the log density there, and the adaptation state.
 
-    position: (d,), unconstrained.
-    log_density: of the target there, log Jacobians included.
-    gradient: of the log density; zeros if the method takes none.
-    warmup: adaptation state.
-    started: whether a finite initial point was found.
+    The gradient is zeros if the method takes none; ``started`` says whether a finite initial point was found.
     """
 
     position: Vector

@@ -23,10 +23,9 @@ from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar, SiteValues,
 
 
 class GibbsStart(NamedTuple):
-    """Where a chain starts.
+    """Where a chain starts: points of what the Markov chain method moves, and constrained values of others.
 
-    params: for the coordinates that the Markov chain method moves.
-    values: of other sites, as far as the user gave them; constrained.
+    ``values`` are those of the other sites that the user gave.
     """
 
     params: InitialPoints
@@ -75,11 +74,11 @@ class GibbsState(NamedTuple):
 
 @dataclass(frozen=True)
 class GibbsKernel(Kernel):
-    """Particle Gibbs on a model: the kernel that the driver runs.
+    """Particle Gibbs on a model.
 
     Attributes:
         blocks: Markov blocks and how to draw their paths.
-        updates: ``(key, values) -> {site: new value}``, exact draws from full conditionals.
+        updates: exact draws from full conditionals.
         drawn: the sites that updates give.
         mcmc: a transition on the remaining sites, given all others; not used where none remain.
         whole: functions of the model's target.

@@ -53,11 +53,9 @@ class Point(NamedTuple):
 
 
 class PMMHState(NamedTuple):
-    """State of one chain.
+    """State of one chain, ``started`` if an initial point of positive evidence was found.
 
-    point: where the chain is; its evidence is the estimate that was accepted, never a new one.
-    warmup: adaptation state.
-    started: whether an initial point of positive evidence was found.
+    The evidence of ``point`` is the estimate that was accepted, never a new one.
     """
 
     point: Point
@@ -69,11 +67,8 @@ class PMMHState(NamedTuple):
 class PMMHKernel(ChainKernel):
     """Particle marginal Metropolis-Hastings on a model.
 
-    The target of this kernel is the density of the parameters without the Markov blocks.
-
-    Attributes:
-        conditional: functions of the density given the paths.
-        settings: of the particle filters.
+    The target of this kernel is the density of the parameters without the Markov blocks; ``conditional`` are
+    functions of the density given the paths.
     """
 
     conditional: TargetFunctions

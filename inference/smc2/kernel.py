@@ -30,11 +30,8 @@ class SMC2Kernel(ParticleKernel):
     """Times of SMC^2 for the driver; the data are those of the nested model.
 
     Attributes:
-        nesting: the law of the parameters, and settings of their particle systems.
-        moves: of the parameters.
         settings: of the outer system.
         least_acceptance: the run stops where moves are accepted less often than this.
-        mesh: devices that share the parameters of one replicate.
     """
 
     nesting: NestedFilters

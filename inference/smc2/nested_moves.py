@@ -71,11 +71,6 @@ def with_pmmh(nesting: NestedFilters, moves: PMMHMoves, data: NestedFilterData) 
     by their estimated evidence, which leaves the law of parameters and systems invariant. The first kind
     decorrelates particles at once where the posterior is nearly Gaussian; the second works for any posterior.
 
-    Args:
-        nesting: the law of the parameters, and settings of the filters.
-        moves: when and how parameters are moved.
-        data: of the nested model.
-
     Returns:
         A model for :func:`mcx.inference.smc.smc.smc`; run it with ``threshold=moves.threshold``, so that
         particles are moved whenever they have been resampled.

@@ -59,7 +59,7 @@ def grow(
         data: of both.
         key: a typed key.
         particles: of all replicates, with any number of leading axes.
-        num_times: number of observations that the systems have seen; static.
+        num_times: observations that the systems have seen; static.
 
     Returns:
         The particles, which hold those paths, as their keys alone would make other systems. Costs

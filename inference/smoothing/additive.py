@@ -107,11 +107,7 @@ _CROSS = AdditiveFunctional(
 
 
 class Summand:
-    """An additive functional as particle methods compute it. Hashable by value.
-
-    Attributes:
-        by_time: whether its terms are kept apart.
-    """
+    """An additive functional as particle methods compute it. Hashable by value."""
 
     by_time = False
 

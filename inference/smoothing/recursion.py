@@ -28,13 +28,9 @@ from mcx.types import Array, Index, Int, Key, PyTree
 
 
 class Smoothing(NamedTuple):
-    """Settings of the recursion; static.
+    """Settings of the filter, and how parents are drawn; static.
 
-    system: of the filter.
-    backward: how parents are drawn, see :func:`~mcx.inference.smc.backward.parents`; or "all", which takes
-        the expectation over all of them instead.
-    num_backward: draws a particle and step.
-    num_mh_steps: Metropolis-Hastings steps of a draw.
+    See :func:`~mcx.inference.smc.backward.parents`; "all" takes the expectation over all of them instead.
     """
 
     system: SMCSettings
@@ -44,10 +40,9 @@ class Smoothing(NamedTuple):
 
 
 class Trail(NamedTuple):
-    """A particle system with a statistic for each particle.
+    """A particle system with a statistic for each particle, a pytree of (N, ...).
 
-    system: the particles.
-    statistic: pytree of (N, ...): expectation of the functional up to now, given that the path ends here.
+    It is the expectation of the functional up to now, given that the path ends here.
     """
 
     system: SMCState
@@ -62,14 +57,7 @@ def value(trail: Trail) -> PyTree:
 
 
 class Recursion(NamedTuple):
-    """What carries statistics from one time to the next.
-
-    fk: the model.
-    ctx: what ``fk.prepare`` gave.
-    extra: what ``summand.prepare`` gave.
-    summand: the functional.
-    smoothing: settings.
-    """
+    """What carries statistics from one time to the next; ``extra`` is what ``summand.prepare`` gave."""
 
     fk: FeynmanKac
     ctx: PyTree

@@ -46,13 +46,7 @@ class Stage(NamedTuple):
 
 
 class Annealed(NamedTuple):
-    """A particle: points of its moves, their parts of the log density, and the stage.
-
-    position: unconstrained points, (p, d).
-    base: log density of the path's base, (p,).
-    terms: of the path, (p, groups).
-    stage: see :class:`Stage`.
-    """
+    """A particle: unconstrained points of its moves, with base and terms of their log density, and its stage."""
 
     position: Float[Array, "p d"]
     base: Float[Array, " p"]
@@ -107,15 +101,10 @@ def with_moves(annealing: Annealing, data: LawPathData, num_stages: int) -> Feyn
     (``log_lookahead``), and moved then. Levels and the metric of the moves are computed from the whole
     population (``adapt``), and so are the moves (``population``).
 
-    Args:
-        annealing: the path of laws, the moves, and how the path is followed.
-        data: of the path.
-        num_stages: largest number of stages; once the level is 1, moves go on at the posterior, or particles
-            rest.
-
     Returns:
         A model for :func:`mcx.inference.smc.smc.smc`, whose evidence is that of the posterior if the level
-        reaches 1. Run it with ``threshold=1``, which resamples at every stage.
+        reaches 1; from then on moves go on at the posterior, or particles rest. Run it with ``threshold=1``,
+        which resamples at every stage.
 
     Sources: Del Moral, Doucet and Jasra (2006), with the backward kernel that is the reversal of the moves;
     Chopin (2002); for several points a particle, Dau and Chopin (2022), Waste-free sequential Monte Carlo.
@@ -125,7 +114,6 @@ def with_moves(annealing: Annealing, data: LawPathData, num_stages: int) -> Feyn
 
 
 def _context(data: LawPathData, params: PyTree = None) -> _Context:
-    """The context of the model's functions before anything is adapted."""
     return _Context(data)
 
 

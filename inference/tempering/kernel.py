@@ -22,13 +22,7 @@ from mcx.types import Flags, Key, PyTree, Stats
 
 @dataclass(frozen=True)
 class SamplerKernel(ParticleKernel):
-    """Stages of a path of laws for the driver, until the path's end; the data are those of the path.
-
-    Attributes:
-        annealing: the path, how to follow it, and the moves.
-        settings: of the particle system.
-        mesh: devices that share the particles of one replicate.
-    """
+    """Stages of a path of laws for the driver, until the path's end; the data are those of the path."""
 
     annealing: Annealing
     settings: SMCSettings

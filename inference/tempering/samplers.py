@@ -140,11 +140,6 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
     def particles(self) -> int:
         return self.num_particles // self.waste_free_length
 
-    @property
-    @override
-    def tolerance(self) -> float:
-        return self.max_nonfinite
-
     @override
     def plan(self, bound: BoundModel) -> ReplicatePlan:
         target = checked_target(bound)

@@ -72,12 +72,14 @@ class ReplicateMethod[P: ReplicatePlan](Method):
         side_by_side: number of replicates of a pure program that move at once; None is all.
         synchronous: whether replicates that were stopped early have reached the same law, so that their
             evidences can be compared.
+        max_nonfinite: largest tolerated share of potentials that are NaN or +inf; may be a field.
     """
 
     fault_advice: ClassVar[FaultAdvice]
     start_advice: ClassVar[str] = ""
     side_by_side: ClassVar[int | None] = None
     synchronous: ClassVar[bool] = True
+    max_nonfinite: float = 0.5
 
     # what a method defines -------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
     @property
     def tolerance(self) -> float:
         """Largest tolerated share of a step's potentials that are NaN or +inf."""
-        return 0.5
+        return self.max_nonfinite
 
     def plan(self, bound: BoundModel) -> P:
         """The checked run; raises if the method does not suit the model."""

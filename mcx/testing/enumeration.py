@@ -14,18 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.testing.expand import KeyReuse, TooManyOutcomes, expand
+from mcx.testing.expand import expand
 from mcx.testing.unroll import Compute, EnumerationError, Program, unroll
 from mcx.types import PyTree
-
-__all__ = [
-    "Enumeration",
-    "EnumerationError",
-    "KeyReuse",
-    "TooManyOutcomes",
-    "UnscriptedDraw",
-    "enumerate_outcomes",
-]
 
 
 class UnscriptedDraw(EnumerationError):

@@ -243,17 +243,7 @@ def dense_gaussian(
     return DenseGaussian(log_evidence, mean.reshape(steps, d), cov.reshape(steps, d, steps, d))
 
 
-def _model(
-    y: ArrayLike,
-    mean: ArrayLike,
-    cov: ArrayLike,
-    A: ArrayLike,
-    a: ArrayLike,
-    Q: ArrayLike,
-    C: ArrayLike,
-    c: ArrayLike,
-    R: ArrayLike,
-) -> _Model:
+def _model(y: ArrayLike, mean: ArrayLike, *others: ArrayLike) -> _Model:
     y = np.asarray(y, np.float64)
     y = y[:, None] if y.ndim == 1 else y
     mean = np.atleast_1d(np.asarray(mean, np.float64))
@@ -262,17 +252,16 @@ def _model(
             "kalman takes y of shape (T, p) and initial_mean of shape (d,)", found=f"{y.shape}, {mean.shape}"
         )
     (steps, p), d = y.shape, len(mean)
-    return _Model(
-        y,
-        mean,
-        _fit("initial_cov", cov, (d, d)),
-        _fit("transition_matrix", A, (steps, d, d)),
-        _fit("transition_offset", a, (steps, d)),
-        _fit("transition_cov", Q, (steps, d, d)),
-        _fit("observation_matrix", C, (steps, p, d)),
-        _fit("observation_offset", c, (steps, p)),
-        _fit("observation_cov", R, (steps, p, p)),
-    )
+    shapes = {
+        "initial_cov": (d, d),
+        "transition_matrix": (steps, d, d),
+        "transition_offset": (steps, d),
+        "transition_cov": (steps, d, d),
+        "observation_matrix": (steps, p, d),
+        "observation_offset": (steps, p),
+        "observation_cov": (steps, p, p),
+    }
+    return _Model(y, mean, *(_fit(name, x, shapes[name]) for name, x in zip(shapes, others, strict=True)))
 
 
 def _fit(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:

@@ -79,7 +79,7 @@ def pinned(model: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, draw_ance
 def keep_first(key: Key, log_w: LogWeights, num: int) -> Index:
     """Resampling of a conditional system: particle 0 is its own ancestor, the others are drawn independently.
 
-    A scheme like those of :mod:`mcx.inference.smc.resampling`, but for systems one of whose particles follows
-    a path only.
+    It gives int32 indices (num,), as the schemes of :mod:`mcx.inference.smc.resampling` do, but is only for
+    systems one of whose particles follows a path.
     """
     return choose(key, log_w, (num,)).at[0].set(0)

@@ -28,7 +28,6 @@ class Transition(Protocol):
         self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
     ) -> NewPoint:
         """The new ``(position, log_density, gradient)``, and statistics by ArviZ's names."""
-        ...
 
 
 class MCMCState(NamedTuple):
@@ -53,11 +52,7 @@ def vector_density(target: Target) -> LogDensity:
 class ChainKernel(Kernel):
     """What kernels of adapted Markov chains have in common, which is all but the step.
 
-    Attributes:
-        functions, shapes, sites: of the target.
-        target_accept: acceptance probability that the step size is adapted to.
-        step_size: the first one.
-        dense_mass: whether the metric is a full matrix.
+    The first three fields are those of the target, the others settings of :class:`~.method.AdaptiveMethod`.
     """
 
     functions: TargetFunctions

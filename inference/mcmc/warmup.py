@@ -30,7 +30,7 @@ _INSIDE_GAIN, _LEAST_INSIDE = 0.05, 0.2  # for the share of trajectories that en
 
 
 class Tuning(NamedTuple):
-    """What warm-up aims at, and whether the metric is a full matrix, and learned from gradients too; static."""
+    """What warm-up aims at, and whether the metric is dense, and learned from gradients, too; static."""
 
     target_accept: float
     dense: bool

@@ -23,10 +23,7 @@ from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar, SiteValues,
 
 
 class GibbsStart(NamedTuple):
-    """Where a chain starts: points of what the Markov chain method moves, and constrained values of others.
-
-    ``values`` are those of the other sites that the user gave.
-    """
+    """Where a chain starts: for the Markov chain method, and constrained values of other sites as given."""
 
     params: InitialPoints
     values: dict[str, Array]

@@ -27,7 +27,6 @@ class MarginalModel(NamedTuple):
     target: the posterior of parameters and paths.
     conditional: its density as a function of the parameters, given the paths.
     marginal: the same without the densities of the Markov blocks.
-    data: for kernels.
     """
 
     target: Target
@@ -37,11 +36,7 @@ class MarginalModel(NamedTuple):
 
 
 def marginal_model(bound: BoundModel, filter: ParticleFilter | None = None) -> MarginalModel:
-    """Check a model and split it into parameters and Markov blocks.
-
-    Args:
-        bound: the model and its data.
-        filter: for its blocks; :class:`mcx.ParticleFilter` by default.
+    """Check a model and split it into parameters and Markov blocks, on which ``filter`` is to run.
 
     Raises:
         CapabilityError: if the model has no Markov block or no parameters, or blocks depend on each other.

@@ -46,7 +46,7 @@ class Stage(NamedTuple):
 
 
 class Annealed(NamedTuple):
-    """A particle: unconstrained points of its moves, with base and terms of their log density, and its stage."""
+    """A particle: unconstrained points of its moves, base and terms of their log densities, and the stage."""
 
     position: Float[Array, "p d"]
     base: Float[Array, " p"]
@@ -184,7 +184,7 @@ def _functions(annealing: Annealing, dtype: str) -> FeynmanKac:
         else:
             moved = moves.until_decorrelated(key_move, log_density, x, size, ctx.covariance, ctx.resting)
             kept = moved.state[0][:, None]
-        base, terms = _in_batches(lambda v: path.parts(ctx.data, v), kept, moves.batch_size)
+        base, terms = in_batches(lambda v: path.parts(ctx.data, v), kept, moves.batch_size)
         stage = Stage(
             ctx.level, ctx.ess, moved.step_size, moved.acceptance, moved.num_moves, moved.places,
             moved.densities, ctx.forced,
@@ -200,7 +200,7 @@ def _functions(annealing: Annealing, dtype: str) -> FeynmanKac:
     )  # fmt: skip
 
 
-def _in_batches(fn: Callable[[Vector], PyTree], x: Float[Array, "n p d"], batch_size: int | None) -> PyTree:
+def in_batches(fn: Callable[[Vector], PyTree], x: Float[Array, "n p d"], batch_size: int | None) -> PyTree:
     """A function of a vector (d,), computed at points (n, p, d)."""
     flat = vmap_in_batches(fn, (0,), batch_size)(x.reshape(-1, x.shape[-1]))
     return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), flat)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -112,16 +111,12 @@ def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) 
         return None  # the error is raised again where batch entries are drawn one by one
     for sampler in (promoted, widened):
         try:
-            found = _trace(partial(_probe, sampler), probes)
+            found = _trace(lambda key, *xs, sampler=sampler: sampler(key, _PROBE, *xs), probes)
         except Exception:
             continue
         if found == (dtype, (_PROBE, *shape), [_PROBE * n for n in numbers]):
             return sampler
     return None
-
-
-def _probe(sampler: _Sampler, key: Key, *leaves: PyTree) -> Array:
-    return sampler(key, _PROBE, *leaves)
 
 
 def _parts(d: Distribution) -> Iterator[Any]:

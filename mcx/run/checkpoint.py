@@ -150,13 +150,9 @@ class _Chunk:
 
 
 class Recorder:
-    """Saves a run's chunks every few seconds, while the device goes on computing.
+    """Saves a run's chunks to a locked directory every few seconds, while the device goes on computing.
 
-    Args:
-        store: the locked directory, with the manifest of this run.
-        interval: seconds between two saves.
-        identity: of this run, as far as it is known before tracing.
-        folder: for draws that do not stay in memory; None keeps them there.
+    The identity is that known before tracing; draws stay in memory unless there is a ``folder`` for them.
     """
 
     def __init__(
@@ -216,10 +212,8 @@ class Recorder:
         if self._writing is not None and not (now or much or self._writing.done()):
             return
         self._settle(now)
-        state = self.store.hosts.fetch(self._state)
-        records = to_records(
-            state, (self._chains,)
-        )  # a copy: the next steps overwrite the state on the device
+        # a copy: the next steps overwrite the state on the device
+        records = to_records(self.store.hosts.fetch(self._state), (self._chains,))
         self._taken, self._pending = self._pending, []
         self._writing = self._start(self._write, self._taken, records, complete)
         self._saved = time.monotonic()

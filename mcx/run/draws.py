@@ -18,11 +18,8 @@ from mcx.types import PyTree
 class Draws:
     """Arrays of chain x draw x event, filled chunk by chunk.
 
-    Args:
-        like: shapes and dtypes of a chunk, step x chain x event.
-        num_draws: largest number of draws that a chain keeps.
-        folder: for files ``draws-....npy``; None keeps the draws in memory.
-        host: index of this process among those that share the folder.
+    Each chain keeps at most ``num_draws``; ``like`` has shapes and dtypes of a chunk, step x chain x event.
+    Files are called ``draws-....npy``, and their ``folder`` may be shared by processes; None is memory.
 
     Raises:
         CheckpointError: if there is no room for the files. It is reserved at once, because a mapped file on

@@ -16,12 +16,7 @@ from mcx.types import Array, PyTree
 
 @dataclass(frozen=True)
 class Hosts:
-    """The processes of a run, all of which call these methods in the same order.
-
-    Attributes:
-        index: of this process.
-        count: number of processes.
-    """
+    """The ``count`` processes of a run, all of which call these methods in the same order."""
 
     index: int = 0
     count: int = 1

@@ -17,19 +17,15 @@ class Progress(Protocol):
 
     def compiling(self) -> None:
         """XLA is compiling."""
-        ...
 
     def started(self) -> None:
         """Compilation is over; steps begin."""
-        ...
 
     def update(self, done: int, phase: str, report: Mapping[str, object]) -> None:
         """``done`` steps are finished; ``report`` is what the kernel reports of them."""
-        ...
 
     def close(self, complete: bool) -> None:
         """The run is over."""
-        ...
 
 
 class _Silent:

@@ -164,15 +164,9 @@ def kalman(
 
 
 def sample_paths(result: KalmanResult, rng: np.random.Generator, n: int) -> np.ndarray:
-    """Draw independent paths from the exact posterior, backwards in time.
+    """Draw independent paths (n, T, d), float64, from the exact posterior that :func:`kalman` gave.
 
-    Args:
-        result: from :func:`kalman`.
-        rng: source of randomness.
-        n: number of paths.
-
-    Returns:
-        (n, T, d) float64. Costs O(n T d^2).
+    Backwards in time, at a cost of O(n T d^2).
 
     Source: Fruehwirth-Schnatter (1994), with the smoothed in place of the filtered moments.
     """

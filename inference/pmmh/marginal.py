@@ -36,7 +36,9 @@ class MarginalModel(NamedTuple):
 
 
 def marginal_model(bound: BoundModel, filter: ParticleFilter | None = None) -> MarginalModel:
-    """Check a model and split it into parameters and Markov blocks, on which ``filter`` is to run.
+    """Check a model and split it into parameters and Markov blocks, for a filter of these.
+
+    The filter is :class:`mcx.ParticleFilter` by default.
 
     Raises:
         CapabilityError: if the model has no Markov block or no parameters, or blocks depend on each other.

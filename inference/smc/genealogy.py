@@ -34,17 +34,10 @@ def trace_paths(ancestors: Int[Array, "T N"], particles: PyTree, index: Int[Arra
 
 
 def draw_path(key: Key, ancestors: Int[Array, "T N"], particles: PyTree, log_w: LogWeights) -> PyTree:
-    """Draw a final particle by its weight, and follow it back to time 0.
+    """Draw a final particle by its log weight, and follow it back to time 0, as :func:`trace_paths` does.
 
-    Args:
-        key: a typed key.
-        ancestors: (T, N) int32, see :func:`trace_paths`.
-        particles: pytree of (T, N, ...).
-        log_w: (N,) final log weights.
-
-    Returns:
-        Pytree of (T, ...). Together with the estimate of the evidence from the same run, properly weighted:
-        ``E[Zhat f(path)] = Z E[f(path) | y]``.
+    The path, a pytree of (T, ...), is properly weighted together with the estimate of the evidence from the
+    same run: ``E[Zhat f(path)] = Z E[f(path) | y]``.
 
     Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
     """

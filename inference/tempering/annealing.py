@@ -103,8 +103,8 @@ def with_moves(annealing: Annealing, data: LawPathData, num_stages: int) -> Feyn
 
     Returns:
         A model for :func:`mcx.inference.smc.smc.smc`, whose evidence is that of the posterior if the level
-        reaches 1; from then on moves go on at the posterior, or particles rest. Run it with ``threshold=1``,
-        which resamples at every stage.
+        reaches 1 within ``num_stages``; from then on moves go on at the posterior, or particles rest. Run it
+        with ``threshold=1``, which resamples at every stage.
 
     Sources: Del Moral, Doucet and Jasra (2006), with the backward kernel that is the reversal of the moves;
     Chopin (2002); for several points a particle, Dau and Chopin (2022), Waste-free sequential Monte Carlo.

@@ -131,7 +131,7 @@ def sweep(
         updated = index != 0
     else:
         last = choose(key_back, log_w[-1])
-        new = jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(ancestors, particles, last[None]))
+        new = jax.tree.map(lambda x: x[:, 0], trace_paths(ancestors, particles, last[None]))
         lines = trace_paths(ancestors, jnp.broadcast_to(jnp.arange(log_w.shape[1]), log_w.shape), last[None])
         updated = lines[:, 0] != 0
     return new, SweepInfo(state.log_evidence, ess, updated, unique_ancestors(ancestors))

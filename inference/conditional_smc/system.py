@@ -18,18 +18,14 @@ from mcx.types import Index, Key, LogWeights, PyTree, Scalar
 def conditional(fk: FeynmanKac, path: PyTree) -> FeynmanKac:
     """The Feynman-Kac model whose particle 0 follows a path.
 
-    Args:
-        fk: the model.
-        path: pytree of states with a leading axis of T.
-
-    Returns:
-        A model with inputs ``(u, x)``. With ancestors that keep particle 0 to itself (or to an ancestor drawn
-        for it, see :func:`pinned`) its particle system is conditional SMC.
+    The path is a pytree of states with a leading axis of T, and the model has inputs ``(u, x)``. With
+    ancestors that keep particle 0 to itself (or to an ancestor drawn for it, see :func:`pinned`) its particle
+    system is conditional SMC.
     """
 
     def follow(particle_key: ParticleKey, drawn: PyTree, x: PyTree) -> PyTree:
         first = particle_key.index == 0
-        return jax.tree_util.tree_map(lambda new, own: jnp.where(first, own, new), drawn, x)
+        return jax.tree.map(lambda new, own: jnp.where(first, own, new), drawn, x)
 
     def randomness(particle_key: ParticleKey) -> Key | ParticleKey:
         return particle_key if fk.batched_draws else jax.random.fold_in(particle_key.key, particle_key.index)
@@ -83,12 +79,7 @@ def pinned(model: FeynmanKac, ctx: PyTree, state: SMCState, u: PyTree, draw_ance
 def keep_first(key: Key, log_w: LogWeights, num: int) -> Index:
     """Resampling of a conditional system: particle 0 is its own ancestor, the others are drawn independently.
 
-    Args:
-        key: a typed key.
-        log_w: log weights, (n,), unnormalised.
-        num: number of offspring, static.
-
-    Returns:
-        int32 indices (num,). Unlike other schemes it is for systems one of whose particles follows a path.
+    It gives int32 indices (num,), as the schemes of :mod:`mcx.inference.smc.resampling` do, but is only for
+    systems one of whose particles follows a path.
     """
     return choose(key, log_w, (num,)).at[0].set(0)

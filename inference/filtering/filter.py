@@ -51,28 +51,28 @@ def filter_model(
     settings = method.settings(num_particles)
     keep = HistorySettings(history, quantiles, space.states)
     kernel = FilterKernel(fk.functions_only(), settings, keep, method.max_nonfinite)
-    inputs = jax.tree_util.tree_map(np.asarray, fk.inputs)
+    inputs = jax.tree.map(np.asarray, fk.inputs)
     num_steps = fk.num_times - 1
     sites = model_sites(bound)
     entries = sum(math.prod(sites[name].shape[1:]) for name in space.state_names)
     at_start: list[PyTree] = []
     result = run(
         kernel,
-        (fk.prepare(values), jax.tree_util.tree_map(lambda x: x[0], inputs)),
+        (fk.prepare(values), jax.tree.map(lambda x: x[0], inputs)),
         key=key,
         num_steps=num_steps,
         num_chains=num_chains,
-        inputs=jax.tree_util.tree_map(lambda x: x[1:], inputs),
+        inputs=jax.tree.map(lambda x: x[1:], inputs),
         chunk_size=max(1, _PARTICLE_STEPS_PER_CHUNK // (num_particles * num_chains)),
         capacity=max(1, min(num_steps, _BUFFER_BYTES // (num_chains * _bytes_kept(kernel, entries)))),
         title=method.name,
         on_start=lambda state: at_start.append(_first(kernel, state)),
         **options,
     )
-    kept, stats = jax.tree_util.tree_map(lambda x: x[:, None], jax.device_get(at_start[0]))
+    kept, stats = jax.tree.map(lambda x: x[:, None], jax.device_get(at_start[0]))
     if result.num_steps:
         later = (result.draws, result.stats)
-        kept, stats = jax.tree_util.tree_map(lambda a, b: np.concatenate([a, b], 1), (kept, stats), later)
+        kept, stats = jax.tree.map(lambda a, b: np.concatenate([a, b], 1), (kept, stats), later)
     within = np.full(num_chains, np.nan)
     if settings.lag is not None:
         within = np.sqrt(np.maximum(jax.device_get(_variances(result.state)), 0.0))

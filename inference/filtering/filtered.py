@@ -141,7 +141,7 @@ class Filtered:
             self.bound,
             self.space.name,
             self.params,
-            jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), self.state.particles),
+            jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.state.particles),
             log_w.reshape(-1),
             horizon=horizon,
             key=as_key(key),
@@ -178,7 +178,7 @@ class Filtered:
             jnp.asarray(self.record.ancestors), self.record.particles, chosen
         )
         rows = jnp.arange(num_draws)
-        paths = jax.tree_util.tree_map(lambda x: x[chains, :, rows], traced)
+        paths = jax.tree.map(lambda x: x[chains, :, rows], traced)
         return {k: np.asarray(v) for k, v in self.space.states(paths).items()}
 
     def smoothed_mean(self, lag: int) -> dict[str, np.ndarray]:

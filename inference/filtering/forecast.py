@@ -59,7 +59,7 @@ def forecast_particles(
     space, future = _continued(bound, block, inputs, horizon)
     key_start, key_run = jax.random.split(key)
     chosen = systematic(key_start, log_w, num_draws)
-    x = jax.tree_util.tree_map(lambda x: x[chosen], particles)
+    x = jax.tree.map(lambda x: x[chosen], particles)
     keys = jax.random.split(key_run, horizon)
     return _by_draw(_simulate(space, keys, space.feynman_kac.prepare(params), x, future))
 
@@ -100,26 +100,22 @@ def _by_draw(drawn: dict[str, Float[Array, "time draw ..."]]) -> Forecast:
 
 def _future(template: PyTree, inputs: PyTree, horizon: int, name: str) -> PyTree:
     """Inputs of the times to come; observations stand in for themselves, nothing looks at them."""
-    wanted = jax.tree_util.tree_structure(template["u"])
-    found = jax.tree_util.tree_structure(inputs)
-    if str(wanted) != str(found) or any(
-        jnp.shape(x)[:1] != (horizon,) for x in jax.tree_util.tree_leaves(inputs)
-    ):
+    wanted = jax.tree.structure(template["u"])
+    found = jax.tree.structure(inputs)
+    if str(wanted) != str(found) or any(jnp.shape(x)[:1] != (horizon,) for x in jax.tree.leaves(inputs)):
         raise ModelError(
             "forecast(inputs=...) does not fit the Markov chain's inputs",
             site=name,
             expected=f"{wanted} with leading axes of {horizon}" if template["u"] is not None else "no inputs",
-            found=f"{found}: {[jnp.shape(x) for x in jax.tree_util.tree_leaves(inputs)]}",
+            found=f"{found}: {[jnp.shape(x) for x in jax.tree.leaves(inputs)]}",
         )
     blank = {
-        role: jax.tree_util.tree_map(
+        role: jax.tree.map(
             lambda x: jnp.zeros((horizon, *jnp.shape(x)[1:]), jnp.result_type(x)), template[role]
         )
         for role in ("y", "missing")
     }
-    cast = jax.tree_util.tree_map(
-        lambda x, like: jnp.asarray(x, jnp.result_type(like)), inputs, template["u"]
-    )
+    cast = jax.tree.map(lambda x, like: jnp.asarray(x, jnp.result_type(like)), inputs, template["u"])
     return {"u": cast, **blank}
 
 
@@ -131,12 +127,12 @@ def _simulate(space: StateSpace, keys: Key, ctx: PyTree, x: PyTree, future: PyTr
 @jax.jit
 def _continue(space: StateSpace, keys: Key, values: SiteValues, future: PyTree) -> dict[str, Array]:
     fk = space.feynman_kac
-    inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
+    inputs = jax.tree.map(jnp.asarray, fk.inputs)
 
     def at_end(values: SiteValues) -> tuple[PyTree, PyTree]:
         ctx = fk.prepare({site: values[site] for site in space.params})
         path = space.path_of(ctx, {site: values[site] for site in path_sites(space)}, inputs)
-        return ctx, jax.tree_util.tree_map(lambda x: x[-1], path)
+        return ctx, jax.tree.map(lambda x: x[-1], path)
 
     ctx, x = jax.vmap(at_end)(values)
     return _ahead(space, keys, ctx, x, future, 0)
@@ -147,7 +143,7 @@ def _ahead(
 ) -> dict[str, Array]:
     """States and observations to come; the context is of all particles, or of each (``axis`` 0)."""
     fk = space.feynman_kac
-    num = jax.tree_util.tree_leaves(x)[0].shape[0]
+    num = jax.tree.leaves(x)[0].shape[0]
 
     def step(x: PyTree, inputs: tuple[Key, PyTree]) -> tuple[PyTree, dict[str, Array]]:
         key, u = inputs

@@ -22,10 +22,8 @@ class FilterKernel(ParticleKernel):
 
     Attributes:
         fk: the model's functions, without data.
-        settings: of the particle system.
         keep: what the history keeps.
         max_nonfinite: largest tolerated share of a step's potentials that are NaN or +inf.
-        mesh: devices that share the particles of one replicate.
     """
 
     fk: FeynmanKac

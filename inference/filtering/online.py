@@ -26,11 +26,7 @@ from mcx.types import Array, Int, Key, KeyLike, PyTree, Scalar, SiteValues
 
 
 class OnlineState(NamedTuple):
-    """A particle system on its way. A pytree.
-
-    system: the particles and their weights.
-    time: number of the last observation, from 0 on.
-    """
+    """A particle system on its way, and the number of the last observation, from 0 on. A pytree."""
 
     system: SMCState
     time: Int[Array, ""]
@@ -124,7 +120,7 @@ class OnlineFilter:
 
     def input(self, y: PyTree, inputs: PyTree, missing: PyTree) -> PyTree:
         """What the model's functions see of one time; see :meth:`init`."""
-        template = jax.tree_util.tree_map(lambda x: x[0], self.space.feynman_kac.inputs)
+        template = jax.tree.map(lambda x: x[0], self.space.feynman_kac.inputs)
         seen = {"u": inputs, "y": _by_key(y), "missing": _by_key(missing) if missing is not None else {}}
 
         def cast(path: PyTree, like: Array, value: Array) -> Array:
@@ -137,7 +133,7 @@ class OnlineFilter:
                 )
             return jnp.asarray(value, jnp.result_type(like))
 
-        wanted, found = (jax.tree_util.tree_structure(tree) for tree in (template, seen))
+        wanted, found = (jax.tree.structure(tree) for tree in (template, seen))
         if str(wanted) != str(found):
             raise DataError(
                 "the observation does not have the structure of the model's",
@@ -147,7 +143,7 @@ class OnlineFilter:
                 remedy="y is an array, or a dictionary where the model's obs= is one; inputs and missing as "
                 "they are there",
             )
-        return jax.tree_util.tree_map_with_path(cast, template, seen)
+        return jax.tree.map_with_path(cast, template, seen)
 
     def refuse_faults(self, state: OnlineState, result: object = None) -> None:
         """Raise where the weights say nothing any more; the error has ``result``, by default the state."""

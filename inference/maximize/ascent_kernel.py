@@ -23,11 +23,9 @@ from mcx.types import Array, Key, PyTree, Scalar, Stats, Vector
 
 
 class AscentState(NamedTuple):
-    """State of the ascent.
+    """State of the ascent: unconstrained parameters, (d,), the optimizer's state, and a path a smoother.
 
-    z: the parameters, unconstrained, (d,).
-    optimizer: its state.
-    paths: one a smoother, of smoothers that go on from one; else None.
+    ``paths`` is None for smoothers that do not go on from one.
     """
 
     z: Vector
@@ -37,14 +35,7 @@ class AscentState(NamedTuple):
 
 @dataclass(frozen=True)
 class AscentKernel(Kernel):
-    """The ascent for the driver; its data are the parameters' target, and the Feynman-Kac model.
-
-    Attributes:
-        smoother: estimates the scores.
-        optimizer: an optax gradient transformation.
-        num_smoothers: independent ones, whose scores are averaged.
-        params: names of the parameters.
-    """
+    """The ascent for the driver; its data are the parameters' target, and the Feynman-Kac model."""
 
     smoother: Smoother
     optimizer: optax.GradientTransformation

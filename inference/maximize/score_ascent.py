@@ -114,7 +114,7 @@ def maximize_model(
     )
     if result.draws is None:
         interrupted(method.name, "first update", result)
-    trace, (z, _) = jax.tree_util.tree_map(lambda x: x[0], result.draws)
+    trace, (z, _) = jax.tree.map(lambda x: x[0], result.draws)
     stats = {name: x[0] for name, x in result.stats.items()}
     if stats["nonfinite"][-1]:
         error = NonFiniteError(

@@ -93,9 +93,7 @@ class ScoreClimbing(Settings):
 class _State(NamedTuple):
     """State of the fit.
 
-    chains: states of the chains, with a leading axis.
-    params, optimizer: of the family.
-    means: of ``params`` over the first and over the second half of the averaged updates, with a leading axis.
+    ``means`` are those of ``params`` over the first and over the second half of the averaged updates.
     """
 
     chains: ChainState
@@ -119,7 +117,7 @@ class _Climb(Kernel):
         keys = jax.random.split(key, self.num_chains)
         chains = jax.vmap(partial(self.kernel.init, data))(keys, start)
         params = self.family.init(self.dim)
-        means = jax.tree_util.tree_map(lambda x: jnp.zeros((2, *x.shape), x.dtype), params)
+        means = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), params)
         return _State(chains, params, self.optimizer.init(params), means)
 
     @override
@@ -139,19 +137,17 @@ class _Climb(Kernel):
             return jnp.mean(self.family.distribution(params).log_prob(z))
 
         value, score = jax.value_and_grad(objective)(state.params)
-        fine = jax.tree_util.tree_reduce(
-            lambda a, x: a & jnp.all(jnp.isfinite(x)), score, jnp.isfinite(value)
-        )
+        fine = jax.tree.reduce(lambda a, x: a & jnp.all(jnp.isfinite(x)), score, jnp.isfinite(value))
         now = fine & (u["part"] >= 0)
-        down = jax.tree_util.tree_map(lambda x: jnp.where(now, -x, 0.0), score)
+        down = jax.tree.map(lambda x: jnp.where(now, -x, 0.0), score)
         update, optimizer = self.optimizer.update(down, state.optimizer, state.params)
-        params, optimizer = jax.tree_util.tree_map(
+        params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(now, new, old),
             (optax.apply_updates(state.params, update), optimizer),
             (state.params, state.optimizer),
         )
         weight = jnp.where(jnp.arange(2) == u["part"] - 1, u["share"], 0.0)
-        means = jax.tree_util.tree_map(
+        means = jax.tree.map(
             lambda m, x: m + weight.reshape(2, *(1,) * x.ndim) * (x - m), state.means, params
         )
         stats = {"log_density": value, "moved": jnp.mean(jnp.any(z != before, -1)), "nonfinite": ~fine}
@@ -192,7 +188,7 @@ def climb(
         num_steps=num_warmup + method.num_updates,
         num_chains=1,
         num_discard=num_warmup,
-        init=jax.tree_util.tree_map(lambda x: x[None], start),
+        init=jax.tree.map(lambda x: x[None], start),
         inputs=_inputs(method, num_warmup),
         title=method.name,
         on_start=on_start,
@@ -200,7 +196,7 @@ def climb(
     )
     if result.draws is None:
         interrupted(method.name, "warm-up", result)
-    state: _State = jax.tree_util.tree_map(lambda x: x[0], result.state)
+    state: _State = jax.tree.map(lambda x: x[0], result.state)
     stats = {name: x[0, num_warmup:] for name, x in result.stats.items()}
     if stats["nonfinite"][-1]:
         error = NonFiniteError(
@@ -266,8 +262,8 @@ def _average(state: _State, family: Family, complete: bool) -> tuple[PyTree, lis
     """The averaged parameters, and whether the two halves agree."""
     if not complete:
         return state.params, ["stopped early: the last update's parameters, not averaged"]
-    halves = [jax.tree_util.tree_map(lambda m, i=i: m[i], state.means) for i in (0, 1)]
-    params = jax.tree_util.tree_map(lambda a, b: 0.5 * (a + b), *halves)
+    halves = [jax.tree.map(lambda m, i=i: m[i], state.means) for i in (0, 1)]
+    params = jax.tree.map(lambda a, b: 0.5 * (a + b), *halves)
     key = jax.random.key(0)
     draws = family.distribution(params).sample(key, (1000,))
     first, second = (np.asarray(family.distribution(p).log_prob(draws), float) for p in halves)

@@ -22,12 +22,7 @@ from mcx.types import Key, PyTree, Vector
 
 @dataclass(frozen=True)
 class ChEESKernel(ChainKernel):
-    """One of many chains, which adapt together by averages over all (:mod:`mcx.ops.collectives`).
-
-    Attributes:
-        trajectory_length: the first one.
-        max_leapfrog_steps: largest number of leapfrog steps of a trajectory.
-    """
+    """One of many chains, which adapt together by averages over all (:mod:`mcx.ops.collectives`)."""
 
     trajectory_length: float
     max_leapfrog_steps: int

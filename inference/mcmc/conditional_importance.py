@@ -25,10 +25,7 @@ class ImportanceKernel:
     """Draw proposals, weight them together with the present point, and move to one of them at random.
 
     This leaves the target invariant for any proposal distribution; it is conditional SMC with a single time.
-    A step costs ``num_samples`` densities.
-
-    Attributes:
-        num_samples: number of proposals of a step.
+    A step takes ``num_samples`` proposals, and costs as many densities.
 
     Source: Andrieu, Doucet and Holenstein (2010); Naesseth, Lindsten and Blei (2020).
     """

@@ -28,17 +28,12 @@ class Transition(Protocol):
         self, key: Key, state: Point, log_density: LogDensity, step_size: Scalar, covariance: Covariance
     ) -> NewPoint:
         """The new ``(position, log_density, gradient)``, and statistics by ArviZ's names."""
-        ...
 
 
 class MCMCState(NamedTuple):
-    """State of one chain.
+    """State of one chain: an unconstrained position (d,), the log density there, and the adaptation state.
 
-    position: (d,), unconstrained.
-    log_density: of the target there, log Jacobians included.
-    gradient: of the log density; zeros if the method takes none.
-    warmup: adaptation state.
-    started: whether a finite initial point was found.
+    The gradient is zeros if the method takes none; ``started`` says whether a finite initial point was found.
     """
 
     position: Vector
@@ -57,11 +52,7 @@ def vector_density(target: Target) -> LogDensity:
 class ChainKernel(Kernel):
     """What kernels of adapted Markov chains have in common, which is all but the step.
 
-    Attributes:
-        functions, shapes, sites: of the target.
-        target_accept: acceptance probability that the step size is adapted to.
-        step_size: the first one.
-        dense_mass: whether the metric is a full matrix.
+    The first three fields are those of the target, the others settings of :class:`~.method.AdaptiveMethod`.
     """
 
     functions: TargetFunctions

@@ -12,12 +12,7 @@ _LEAST = 3  # draws below which there is nothing to learn from
 
 
 class Moments(NamedTuple):
-    """Moments of the draws of a window.
-
-    count: number of draws.
-    mean: of positions and of gradients, (2, d).
-    scatter: sums of squares about the means, (2, d); or of products, (2, d, d).
-    """
+    """Moments of the positions and gradients of a window's draws; ``scatter`` is about the means."""
 
     count: Any
     mean: Float[Array, "2 d"]

@@ -22,11 +22,7 @@ _TINY = 1e-30
 
 
 class Spread(NamedTuple):
-    """Moving averages of log spreads between chains; the same for all chains.
-
-    position, gradient: of positions and of gradients, (d,).
-    count: number of steps that they were computed from.
-    """
+    """Moving averages over steps of log spreads between chains; the same for all chains."""
 
     position: Vector
     gradient: Vector
@@ -58,9 +54,7 @@ def variances(spread: Spread) -> Vector:
 class Moments(NamedTuple):
     """Moments of the draws of all chains since a window began; the same for all chains.
 
-    count: number of steps.
-    mean: (d,).
-    scatter: (d,) or (d, d), mean squared deviation times number of steps.
+    ``scatter`` is the mean squared deviation, (d,) or (d, d), times the number of steps, ``count``.
     """
 
     count: Any

@@ -55,14 +55,7 @@ class WarmupPlan(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all chains have in common.
-
-    step_size: of tuned trajectories.
-    inverse_mass_matrix, mass_matrix: (d,) or (d, d).
-    averaging: dual averaging of the log step size.
-    length: trajectory length, and the state of its ascent.
-    spread, moments: what the metric is estimated from.
-    """
+    """What all chains have in common: the tuned step size, metric and length, and what they come from."""
 
     step_size: Scalar
     inverse_mass_matrix: Covariance
@@ -74,11 +67,7 @@ class Shared(NamedTuple):
 
 
 class PooledState(NamedTuple):
-    """Adaptation state of one chain.
-
-    averaging: dual averaging of the chain's own log step size, for the approach.
-    shared: the same in all chains.
-    """
+    """Adaptation state of one chain: its own step size, for the approach, and what is the same in all."""
 
     averaging: DualAveragingState
     shared: Shared
@@ -235,7 +224,7 @@ def relocate(key: Key, chain: PyTree, log_density: Scalar, dim: int) -> tuple[Py
     line = quartile - (_LEFT_BEHIND + _LEFT_BEHIND_PER_DIM * dim)
     behind = ~(log_density >= line)
     other = jax.random.categorical(key, jnp.where(everywhere >= line, 0.0, -jnp.inf))
-    moved = jax.tree_util.tree_map(
+    moved = jax.tree.map(
         lambda own, all_: jnp.where(behind, all_[other], own), chain, collectives.every(chain)
     )
     return moved, behind

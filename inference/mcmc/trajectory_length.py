@@ -44,7 +44,6 @@ class LengthState(NamedTuple):
     length: of the next trajectory, before jitter.
     curvature: moving average of squared slopes.
     log_mean: weighted mean of the logarithms of lengths.
-    count: number of updates since the last restart.
     """
 
     length: Scalar

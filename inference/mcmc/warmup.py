@@ -30,12 +30,7 @@ _INSIDE_GAIN, _LEAST_INSIDE = 0.05, 0.2  # for the share of trajectories that en
 
 
 class Tuning(NamedTuple):
-    """What warm-up aims at; static.
-
-    target_accept: mean acceptance probability that the step size is adapted to.
-    dense: whether the metric is a full matrix.
-    uses_gradient: whether the metric is learned from gradients as well as from draws.
-    """
+    """What warm-up aims at, and whether the metric is dense, and learned from gradients, too; static."""
 
     target_accept: float
     dense: bool
@@ -43,11 +38,8 @@ class Tuning(NamedTuple):
 
 
 class WarmupState(NamedTuple):
-    """Adaptation state of one chain.
+    """Adaptation state of one chain: what the next transition uses, and what is averaged.
 
-    step_size: used by the next transition.
-    inverse_mass_matrix: (d,) or (d, d), used by the next transition.
-    averaging: dual averaging of the log step size.
     moments: of the window under way.
     inside: share of late trajectories that ended within the support, a moving average.
     """
@@ -152,4 +144,4 @@ def step(
 
 def as_types[T](new: T, old: T) -> T:
     """A pytree with the dtypes of another one; branches of a conditional have to agree."""
-    return jax.tree_util.tree_map(lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old)
+    return jax.tree.map(lambda a, b: jax.lax.convert_element_type(a, jnp.result_type(b)), new, old)

@@ -23,11 +23,7 @@ from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar, SiteValues,
 
 
 class GibbsStart(NamedTuple):
-    """Where a chain starts.
-
-    params: for the coordinates that the Markov chain method moves.
-    values: of other sites, as far as the user gave them; constrained.
-    """
+    """Where a chain starts: for the Markov chain method, and constrained values of other sites as given."""
 
     params: InitialPoints
     values: dict[str, Array]
@@ -75,11 +71,11 @@ class GibbsState(NamedTuple):
 
 @dataclass(frozen=True)
 class GibbsKernel(Kernel):
-    """Particle Gibbs on a model: the kernel that the driver runs.
+    """Particle Gibbs on a model.
 
     Attributes:
         blocks: Markov blocks and how to draw their paths.
-        updates: ``(key, values) -> {site: new value}``, exact draws from full conditionals.
+        updates: exact draws from full conditionals.
         drawn: the sites that updates give.
         mcmc: a transition on the remaining sites, given all others; not used where none remain.
         whole: functions of the model's target.
@@ -155,7 +151,7 @@ class GibbsKernel(Kernel):
         averages = {}
         for name, info in swept.items():
             now = PathAverages.of(info)
-            averages[name] = jax.tree_util.tree_map(
+            averages[name] = jax.tree.map(
                 lambda old, new: old + share * (new - old), state.averages[name], now
             )
             stats |= {f"{name}.{k}": jnp.mean(v) for k, v in now._asdict().items()}

@@ -21,12 +21,9 @@ from mcx.types import Array, Bool, Float, Key, SiteValues
 
 
 class PathGibbsState(NamedTuple):
-    """State of the block.
+    """State of the block: constrained values of the path by site, and a key for the next sweep.
 
-    z: values of the path by site, constrained as they are.
-    rng_key: for the next sweep.
-    updated: whether the path changed at each time in the last sweep, (T,).
-    ess: effective sample sizes in the last sweep, (T,).
+    ``updated`` says where the path changed in the last sweep, and ``ess`` are its effective sample sizes.
     """
 
     z: dict[str, Array]

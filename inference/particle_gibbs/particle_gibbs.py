@@ -26,7 +26,7 @@ from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target, placeholders
 from mcx.model.series.block import latent_shapes
 from mcx.model.series.state_space import BlockData, block_names, path_sites, refuse_unobserved, state_space
-from mcx.ops.validation import Rule
+from mcx.ops.validation import Rule, such_that
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.run.driver import Run
@@ -42,8 +42,6 @@ class GibbsPlan(ChainPlan):
     """A checked run of particle Gibbs.
 
     Attributes:
-        kernel: for the driver.
-        data: for the kernel.
         rest: density of the sites that the Markov chain method moves, given all others.
         paths: sites of the paths.
     """
@@ -185,7 +183,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
     def refuse_start(self, plan: GibbsPlan, state: GibbsState, key: Key) -> None:
         started = np.asarray(state.started)
         chain = int(np.argmin(started))
-        rest = plan.rest_at(jax.tree_util.tree_map(lambda x: x[chain], state.values))
+        rest = plan.rest_at(jax.tree.map(lambda x: x[chain], state.values))
         positions = state.params.position[chain : chain + 1]
         if not started.all():
             refuse_start(rest, positions, key)
@@ -213,27 +211,23 @@ def _parts(params: Any) -> tuple[Any, ...]:
     return params if isinstance(params, tuple) else (params,)
 
 
-def _states(value: Any) -> Any:
+def _are_states(value: Any) -> bool:
     by_block = value.values() if isinstance(value, Mapping) else (value,)
-    if not by_block or not all(isinstance(method, ConditionalSMC) for method in by_block):
-        raise ValueError
-    return value
+    return bool(by_block) and all(isinstance(method, ConditionalSMC) for method in by_block)
 
 
-def _params(value: Any) -> Any:
+def _are_params(value: Any) -> bool:
     others = [part for part in _parts(value) if not isinstance(part, MCMCMethod)]
-    if len(others) < len(_parts(value)) - 1 or not all(callable(part) for part in others):
-        raise ValueError
-    if any(isinstance(part, type) for part in others):  # a method without its brackets
-        raise ValueError
-    return value
+    # a class is a method without its brackets
+    functions = all(callable(part) and not isinstance(part, type) for part in others)
+    return functions and len(others) >= len(_parts(value)) - 1
 
 
-_STATES = Rule("mcx.ConditionalSMC(...), or a mapping from Markov blocks to that", _states)
-_PARAMS = Rule(
+_STATES = such_that(_are_states, "mcx.ConditionalSMC(...), or a mapping from Markov blocks to that")
+_PARAMS = such_that(
+    _are_params,
     "a method such as mcx.NUTS(), functions (key, values) -> {site: new value}, or a tuple of functions and "
     "at most one method",
-    _params,
 )
 
 

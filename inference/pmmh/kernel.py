@@ -53,11 +53,9 @@ class Point(NamedTuple):
 
 
 class PMMHState(NamedTuple):
-    """State of one chain.
+    """State of one chain, ``started`` if an initial point of positive evidence was found.
 
-    point: where the chain is; its evidence is the estimate that was accepted, never a new one.
-    warmup: adaptation state.
-    started: whether an initial point of positive evidence was found.
+    The evidence of ``point`` is the estimate that was accepted, never a new one.
     """
 
     point: Point
@@ -69,11 +67,8 @@ class PMMHState(NamedTuple):
 class PMMHKernel(ChainKernel):
     """Particle marginal Metropolis-Hastings on a model.
 
-    The target of this kernel is the density of the parameters without the Markov blocks.
-
-    Attributes:
-        conditional: functions of the density given the paths.
-        settings: of the particle filters.
+    The target of this kernel is the density of the parameters without the Markov blocks; ``conditional`` are
+    functions of the density given the paths.
     """
 
     conditional: TargetFunctions
@@ -147,7 +142,7 @@ class PMMHKernel(ChainKernel):
         """
         log_ratio = (new.log_density - old.log_density) + (new.log_evidence - old.log_evidence)
         accepted = accept(key, log_ratio)
-        point: Point = jax.tree_util.tree_map(lambda a, b: jnp.where(accepted, a, b), new, old)
+        point: Point = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, old)
         rate = jnp.exp(jnp.minimum(log_ratio, 0.0))
         return point, {
             "lp": point.log_target,

@@ -27,7 +27,6 @@ class MarginalModel(NamedTuple):
     target: the posterior of parameters and paths.
     conditional: its density as a function of the parameters, given the paths.
     marginal: the same without the densities of the Markov blocks.
-    data: for kernels.
     """
 
     target: Target
@@ -37,11 +36,9 @@ class MarginalModel(NamedTuple):
 
 
 def marginal_model(bound: BoundModel, filter: ParticleFilter | None = None) -> MarginalModel:
-    """Check a model and split it into parameters and Markov blocks.
+    """Check a model and split it into parameters and Markov blocks, for a filter of these.
 
-    Args:
-        bound: the model and its data.
-        filter: for its blocks; :class:`mcx.ParticleFilter` by default.
+    The filter is :class:`mcx.ParticleFilter` by default.
 
     Raises:
         CapabilityError: if the model has no Markov block or no parameters, or blocks depend on each other.
@@ -84,7 +81,7 @@ def refuse_filters(model: MarginalModel, state: PMMHState, key: Key) -> None:
     """Raise if a chain found no initial point; its states have a leading chain axis."""
     started = np.asarray(state.started)
     chain = int(np.argmin(started))
-    point = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[chain], state.point)
+    point = jax.tree.map(lambda x: jnp.asarray(x)[chain], state.point)
     position = point.position[None]
     refuse_unsupported(model.conditional.with_data((model.data.model, point.paths)), position)
     if started.all():

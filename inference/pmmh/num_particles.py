@@ -22,16 +22,6 @@ from mcx.model.series.state_space import BlockData
 from mcx.ops.batches import vmap_in_batches
 from mcx.types import Array, Float, Key, Scalar, Vector
 
-__all__ = [
-    "BEST_SD",
-    "PILOT_PARTICLES",
-    "enough_particles",
-    "log_evidence_sd",
-    "nearest_to_mean",
-    "replicates",
-    "sd_of",
-]
-
 PILOT_PARTICLES = 100
 BEST_SD, MOST_SD = 1.2, 1.8
 

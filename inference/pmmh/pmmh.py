@@ -43,12 +43,7 @@ _PILOT_STEPS = 300
 
 @dataclass(frozen=True)
 class MarginalPlan(ChainPlan):
-    """A checked run of PMMH.
-
-    Attributes:
-        model: the model without its Markov blocks.
-        filter: for the Markov blocks.
-    """
+    """A checked run of PMMH: of the model without its Markov blocks, and the filter of these."""
 
     model: MarginalModel
     filter: ParticleFilter

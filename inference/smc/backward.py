@@ -71,7 +71,7 @@ def parents(
 
     def density(index: Int[Array, "n M"]) -> Float[Array, "n M"]:
         each = jax.vmap(jax.vmap(pair, (0, None)))
-        return each(jax.tree_util.tree_map(lambda a: a[index], x_prev), x)
+        return each(jax.tree.map(lambda a: a[index], x_prev), x)
 
     def exactly(key: Key, x: PyTree) -> Int[Array, " M"]:
         return choose(key, _row(fk, ctx, before, x, u), (num_draws,))
@@ -129,9 +129,9 @@ def backward_paths(
     particles, log_w, ancestors = history
     key_last, key_run = jax.random.split(key)
     last = choose(key_last, log_w[-1], (num_paths,))
-    end = jax.tree_util.tree_map(lambda x: x[-1, last], particles)
-    before = jax.tree_util.tree_map(lambda x: x[:-1], (particles, log_w))
-    inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[1:], fk.inputs)
+    end = jax.tree.map(lambda x: x[-1, last], particles)
+    before = jax.tree.map(lambda x: x[:-1], (particles, log_w))
+    inputs = jax.tree.map(lambda x: jnp.asarray(x)[1:], fk.inputs)
     keys = jax.random.split(key_run, fk.num_times - 1)
 
     def back(carry: PyTree, at: PyTree) -> tuple[PyTree, PyTree]:
@@ -140,13 +140,13 @@ def backward_paths(
         drawn = parents(
             key, fk, ctx, before, (x_next, row[index]), u, num_draws=1, kind=kind, num_mh_steps=num_mh_steps
         )[:, 0]
-        chosen = jax.tree_util.tree_map(lambda x: x[drawn], before[0])
+        chosen = jax.tree.map(lambda x: x[drawn], before[0])
         return (chosen, drawn), (chosen, drawn)
 
     _, (earlier, indices) = jax.lax.scan(
         back, (end, last), (keys, before, ancestors[1:], inputs), reverse=True
     )
-    paths = jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, end)
+    paths = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, end)
     return paths, jnp.concatenate([indices, last[None]])
 
 
@@ -156,7 +156,7 @@ def backward_path(
     """Draw one path exactly; see :func:`backward_paths`. The path is (T, ...), its indices (T,)."""
     history = (particles, log_w, jnp.zeros(log_w.shape, jnp.int32))
     path, indices = backward_paths(key, fk, ctx, history, num_paths=1, kind="exact")
-    return jax.tree_util.tree_map(lambda x: x[:, 0], path), indices[:, 0]
+    return jax.tree.map(lambda x: x[:, 0], path), indices[:, 0]
 
 
 def _pair(
@@ -172,7 +172,7 @@ def _pair(
     def pair(x_prev: PyTree, x: PyTree) -> Scalar:
         log_m = density(ctx, x_prev, x, u)
         # left out, a large constant cannot round the small differences that matter
-        past: PyTree = jax.tree_util.tree_map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x_prev)
+        past: PyTree = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x_prev)
         if sources(lambda x_prev: fk.log_potential(ctx, x_prev, x, u), {"x_prev": past}):
             if bounded:
                 raise CapabilityError(
@@ -195,7 +195,7 @@ def _rows(
     row: Callable[[Key, PyTree], Int[Array, " M"]], arguments: tuple[Key, PyTree], num: int
 ) -> Int[Array, "n M"]:
     """``row`` of every particle; in batches where a table of all pairs would be large."""
-    size = jax.tree_util.tree_leaves(arguments)[0].shape[0]
+    size = jax.tree.leaves(arguments)[0].shape[0]
     if size * num <= _MAX_ENTRIES:
         return jax.vmap(row)(*arguments)
     return jax.lax.map(lambda args: row(*args), arguments, batch_size=max(1, _MAX_ENTRIES // num))

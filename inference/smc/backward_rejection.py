@@ -54,7 +54,7 @@ def by_rejection(
     def draw_rows(carry: PyTree) -> PyTree:
         done, drawn = carry
         here = order[jnp.minimum(done + jnp.arange(batch), num - 1)]
-        keys, particles = jax.tree_util.tree_map(lambda a: a[here], rows)
+        keys, particles = jax.tree.map(lambda a: a[here], rows)
         exact = jax.vmap(exactly)(keys, particles)
         return done + batch, drawn.at[here].set(jnp.where(open_[here], exact, drawn[here]))
 

@@ -114,15 +114,13 @@ class SMCState(NamedTuple):
 
 def first_and_rest(tree: PyTree) -> tuple[PyTree, PyTree]:
     """A pytree's entries of time 0, and those of all later times."""
-    first, rest = (
-        jax.tree_util.tree_map(lambda x, s=part: jnp.asarray(x)[s], tree) for part in (0, slice(1, None))
-    )
+    first, rest = (jax.tree.map(lambda x, s=part: jnp.asarray(x)[s], tree) for part in (0, slice(1, None)))
     return first, rest
 
 
 def prepended(first: PyTree, rest: PyTree) -> PyTree:
     """The entries of all times, from those of :func:`first_and_rest`."""
-    return jax.tree_util.tree_map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
 
 def initialize(key: Key, fk: FeynmanKac, ctx: PyTree, u: PyTree, settings: SMCSettings) -> SMCState:

@@ -30,26 +30,19 @@ def trace_paths(ancestors: Int[Array, "T N"], particles: PyTree, index: Int[Arra
         return row[index], index
 
     _, lines = jax.lax.scan(back, jnp.asarray(index, ancestors.dtype), ancestors, reverse=True)
-    return jax.tree_util.tree_map(lambda x: jax.vmap(lambda a, i: a[i])(x, lines), particles)
+    return jax.tree.map(lambda x: jax.vmap(lambda a, i: a[i])(x, lines), particles)
 
 
 def draw_path(key: Key, ancestors: Int[Array, "T N"], particles: PyTree, log_w: LogWeights) -> PyTree:
-    """Draw a final particle by its weight, and follow it back to time 0.
+    """Draw a final particle by its log weight, and follow it back to time 0, as :func:`trace_paths` does.
 
-    Args:
-        key: a typed key.
-        ancestors: (T, N) int32, see :func:`trace_paths`.
-        particles: pytree of (T, N, ...).
-        log_w: (N,) final log weights.
-
-    Returns:
-        Pytree of (T, ...). Together with the estimate of the evidence from the same run, properly weighted:
-        ``E[Zhat f(path)] = Z E[f(path) | y]``.
+    The path, a pytree of (T, ...), is properly weighted together with the estimate of the evidence from the
+    same run: ``E[Zhat f(path)] = Z E[f(path) | y]``.
 
     Source: Andrieu, Doucet and Holenstein (2010), section 2.4.2.
     """
     last = choose(key, log_w)[None]
-    return jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(ancestors, particles, last))
+    return jax.tree.map(lambda x: x[:, 0], trace_paths(ancestors, particles, last))
 
 
 def fixed_lag_means(
@@ -80,7 +73,7 @@ def fixed_lag_means(
     def average(x: Float[Array, "N ..."], index: Index, w: Float[Array, " N"]) -> Float[Array, "..."]:
         return weighted_sum(w, x[index].astype(w.dtype))
 
-    return jax.tree_util.tree_map(lambda x: jax.vmap(average)(x, line, w), states)
+    return jax.tree.map(lambda x: jax.vmap(average)(x, line, w), states)
 
 
 def unique_ancestors(ancestors: Int[Array, "T N"]) -> Int[Array, " T"]:

@@ -78,7 +78,7 @@ def record(state: SMCState, settings: HistorySettings) -> Record:
     kept = kept._replace(mean=mean, sd=sd)
     if settings.quantiles:
         probabilities = jnp.asarray(settings.quantiles, state.log_w.dtype)
-        found = jax.tree_util.tree_map(lambda x: weighted_quantiles(x, state.log_w, probabilities), states)
+        found = jax.tree.map(lambda x: weighted_quantiles(x, state.log_w, probabilities), states)
         kept = kept._replace(quantiles=found)
     if settings.kind in ("ancestors", "full"):
         kept = kept._replace(ancestors=state.ancestors, log_w=state.log_w)
@@ -88,9 +88,9 @@ def record(state: SMCState, settings: HistorySettings) -> Record:
 
 
 def _moments(states: PyTree, w: Float[Array, " N"]) -> tuple[PyTree, PyTree]:
-    mean = jax.tree_util.tree_map(lambda x: weighted_sum(w, x.astype(w.dtype)), states)
-    square = jax.tree_util.tree_map(lambda x, m: weighted_sum(w, (x.astype(w.dtype) - m) ** 2), states, mean)
-    return mean, jax.tree_util.tree_map(jnp.sqrt, square)
+    mean = jax.tree.map(lambda x: weighted_sum(w, x.astype(w.dtype)), states)
+    square = jax.tree.map(lambda x, m: weighted_sum(w, (x.astype(w.dtype) - m) ** 2), states, mean)
+    return mean, jax.tree.map(jnp.sqrt, square)
 
 
 def weighted_quantiles(

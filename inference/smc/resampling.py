@@ -83,7 +83,6 @@ class Resampling(Protocol):
         Returns:
             int32 indices (num,): index i occurs ``num * W_i`` times on average.
         """
-        ...
 
 
 SCHEMES: dict[str, Resampling] = {
@@ -99,10 +98,7 @@ SCHEMES: dict[str, Resampling] = {
 
 
 def as_resampling(scheme: str | Resampling) -> Resampling:
-    """Look a scheme up by its name; functions are returned as they are.
-
-    Args:
-        scheme: a name in :data:`SCHEMES`, or a function as :class:`Resampling` describes it.
+    """Look a scheme up by its name in :data:`SCHEMES`; functions are returned as they are.
 
     Raises:
         MethodError: if it is neither.

@@ -18,9 +18,6 @@ def multinomial(key: Key, log_w: LogWeights, num: int) -> Index:
     The ancestors are independent and identically distributed, in no order: what conditional SMC and ancestor
     sampling need. For anything else the other schemes have less variance. Costs O(n + num log n).
 
-    Returns:
-        int32 ancestors (num,).
-
     Source: Gordon, Salmond & Smith (1993).
     """
     return choose(key, as_float(log_w), (num,))
@@ -29,11 +26,8 @@ def multinomial(key: Key, log_w: LogWeights, num: int) -> Index:
 def stratified(key: Key, log_w: LogWeights, num: int) -> Index:
     """Draw one ancestor from each of ``num`` strata of equal probability.
 
-    Never more variance than :func:`multinomial`. Costs O(n + num).
-
-    Returns:
-        int32 ancestors (num,), sorted. Parent i has more than ``num * W_i - 2`` and fewer than
-        ``num * W_i + 2`` offspring.
+    Never more variance than :func:`multinomial`. Ancestors are sorted, and parent i has more than
+    ``num * W_i - 2`` and fewer than ``num * W_i + 2`` offspring. Costs O(n + num).
 
     Source: Kitagawa (1996); Douc, Cappé & Moulines (2005), Section 2.3.
     """
@@ -45,10 +39,8 @@ def systematic(key: Key, log_w: LogWeights, num: int) -> Index:
     """Draw one ancestor from each of ``num`` strata, at the same place in all.
 
     The fastest scheme and usually of least variance, although no theorem says so: it depends on the order of
-    the particles, and has no consistency proof for arbitrary orders. Costs O(n + num).
-
-    Returns:
-        int32 ancestors (num,), sorted. Parent i has ``num * W_i`` offspring, rounded down or up.
+    the particles, and has no consistency proof for arbitrary orders. Ancestors are sorted, and parent i has
+    ``num * W_i`` offspring, rounded down or up. Costs O(n + num).
 
     Source: Carpenter, Clifford & Fearnhead (1999); Douc, Cappé & Moulines (2005), Section 2.4.
     """
@@ -59,10 +51,8 @@ def systematic(key: Key, log_w: LogWeights, num: int) -> Index:
 def residual(key: Key, log_w: LogWeights, num: int) -> Index:
     """Give each parent the integer part of its offspring, and draw the rest independently.
 
-    Never more variance than :func:`multinomial`. Costs O(n + num log n).
-
-    Returns:
-        int32 ancestors (num,): first the certain ones, sorted, then the drawn ones in no order.
+    Never more variance than :func:`multinomial`. The certain ancestors come first, sorted, and then the drawn
+    ones in no order. Costs O(n + num log n).
 
     Source: Liu & Chen (1998), Section 3.2.
     """
@@ -81,11 +71,8 @@ def ssp(key: Key, log_w: LogWeights, num: int) -> Index:
     """Round each parent's expected offspring down or up, pair by pair (Srinivasan's sampling process).
 
     Like :func:`systematic` it rounds each count, but counts are negatively associated: so it is consistent
-    whatever the particles' order, and never has more variance than :func:`multinomial`. Costs O(n + num), but
-    its n steps are sequential: slow on accelerators.
-
-    Returns:
-        int32 ancestors (num,), sorted. Parent i has ``num * W_i`` offspring, rounded down or up.
+    whatever the particles' order, and never has more variance than :func:`multinomial`. Ancestors are sorted.
+    Costs O(n + num), but its n steps are sequential: slow on accelerators.
 
     Source: Gerber, Chopin & Whiteley (2019), Algorithm 1; Srinivasan (2001).
     """
@@ -122,10 +109,7 @@ def killing(key: Key, log_w: LogWeights, num: int) -> Index:
     """Keep each particle with probability ``W_i / max W``, else put an independently drawn one in its place.
 
     Most particles stay where they are, which suits weights that hardly vary, and the limit of many small
-    steps in time. Costs O(n log n).
-
-    Returns:
-        int32 ancestors (num,); independent given the weights.
+    steps in time. Ancestors are independent given the weights. Costs O(n log n).
 
     Raises:
         MethodError: if ``num`` is not n, the number of weights.
@@ -145,10 +129,8 @@ def birth_death(key: Key, log_w: LogWeights, num: int) -> Index:
 
     Those are drawn in proportion to ``(n W_i - 1)^+``, so that numbers of offspring are right on average and
     as few particles as possible are replaced. In the limit of many small steps in time it is the jump process
-    that kills at the rate by which potentials are below average. Costs O(n log n).
-
-    Returns:
-        int32 ancestors (num,); independent given the weights.
+    that kills at the rate by which potentials are below average. Ancestors are independent given the weights.
+    Costs O(n log n).
 
     Raises:
         MethodError: if ``num`` is not n, the number of weights.

@@ -35,18 +35,18 @@ def smc2_draws(
     chains, num, _ = position.shape
     # the systems themselves are not needed, as they are run again
     particles = (state.particles._replace(systems={}), state.particles.log_evidence)
-    particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(particles, order)
+    particles = jax.vmap(lambda a, i: jax.tree.map(lambda x: x[i], a))(particles, order)
 
     def one(key: Key, particle: Nested, log_z: Scalar) -> tuple[dict[str, Array], Flags]:
         paths, again = nested_path(nesting, data, key, particle)
         at = conditional.with_data((data.path.model[0], paths))
         return {**at.constrain(at.unravel(particle.position)), **paths}, jnp.abs(again - log_z) < _SAME
 
-    flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), particles)
     keys = jax.random.split(stream(key, Stream.NESTED_PATHS), chains * num)
     batch_size = path_batch_size(nesting, data, data.num_times, chains * num)
     found = vmap_in_batches(one, (0, 0, 0), batch_size)(keys, *flat)
-    sites, same = jax.tree_util.tree_map(lambda x: x.reshape(chains, num, *x.shape[1:]), found)
+    sites, same = jax.tree.map(lambda x: x.reshape(chains, num, *x.shape[1:]), found)
     return position, log_p, sites, same
 
 
@@ -55,7 +55,7 @@ def params_so_far(marginal: Target, key: Key, state: SMCState) -> tuple[Points, 
     """Resampled parameters given the observations so far, without paths, of a run that was stopped."""
     keys = jax.random.split(stream(key, Stream.RESAMPLED_PARTICLES), len(state.log_w))
     chosen = jax.vmap(lambda k, log_w: systematic(k, log_w, log_w.shape[0]))(keys, state.log_w)
-    particles = jax.vmap(lambda a, i: jax.tree_util.tree_map(lambda x: x[i], a))(state.particles, chosen)
+    particles = jax.vmap(lambda a, i: jax.tree.map(lambda x: x[i], a))(state.particles, chosen)
     position, log_p, _ = _points(key, state._replace(particles=particles))
     sites = jax.vmap(jax.vmap(lambda x: marginal.constrain(marginal.unravel(x))))(position)
     return position, log_p, {name: sites[name] for name, _ in marginal.shapes}

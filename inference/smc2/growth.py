@@ -51,7 +51,7 @@ def run_growing(
             key=key if part == 0 else _part_key(key, Stream.GROWING_PARTS, part),
             num_steps=end - done,
             init=state,
-            inputs=jax.tree_util.tree_map(lambda x, begin=done, end=end: x[begin:end], inputs(total)),
+            inputs=jax.tree.map(lambda x, begin=done, end=end: x[begin:end], inputs(total)),
             title=f"{title}, {number} particles",
             chunk_size=1,  # so that the kernel may stop after any move
             capacity=1,

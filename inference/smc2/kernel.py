@@ -30,11 +30,8 @@ class SMC2Kernel(ParticleKernel):
     """Times of SMC^2 for the driver; the data are those of the nested model.
 
     Attributes:
-        nesting: the law of the parameters, and settings of their particle systems.
-        moves: of the parameters.
         settings: of the outer system.
         least_acceptance: the run stops where moves are accepted less often than this.
-        mesh: devices that share the parameters of one replicate.
     """
 
     nesting: NestedFilters
@@ -64,7 +61,7 @@ class SMC2Kernel(ParticleKernel):
     @override
     def collect(self, state: SMCState, info: PyTree) -> tuple[PyTree, Mapping[str, PyTree]]:
         """Statistics of the step; those of its moves and resampling belong to the time before."""
-        stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
+        stage = jax.tree.map(lambda a: a[0], state.particles.stage)
         moved = stage.moved
         # counted as if the potentials of all particles of a filter failed together
         inner = sum(jnp.sum(s.info.num_nonfinite) for s in state.particles.systems.values())

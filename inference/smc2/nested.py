@@ -20,10 +20,9 @@ from mcx.types import Array, Bool, Flags, Int, IntLike, Key, Keys, PyTree, Scala
 
 
 class NestedFilterData(NamedTuple):
-    """Data of the nested model's functions.
+    """Data of the law of the parameters, and state-space models by name, of the same number of times.
 
-    path: data of the law of the parameters.
-    spaces: state-space models by name, independent given the parameters, all with the same number of times.
+    The state-space models are independent given the parameters.
     """
 
     path: LawPathData
@@ -36,11 +35,9 @@ class NestedFilterData(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Input of a step.
+    """Input of a step: its time, and whether this is the end.
 
-    t: its time.
-    last: whether this is the end: no observation comes in, and equally weighted particles at time t are
-        needed.
+    At the end no observation comes in, and equally weighted particles at time t are needed.
     """
 
     t: Int[Array, "*step"] | np.ndarray
@@ -53,10 +50,9 @@ def times(num_times: int) -> Times:
 
 
 class Stage(NamedTuple):
-    """The moves before the last step; the same for all particles.
+    """The moves before the last step, the same for all particles; without meaning if none ``moved``.
 
-    moved: whether there were any; the other fields have no meaning otherwise.
-    acceptance, num_moves, places, densities: see :class:`~mcx.inference.tempering.moves.Moved`.
+    The fields are those of :class:`~mcx.inference.tempering.moves.Moved`.
     """
 
     moved: Flags
@@ -112,12 +108,9 @@ class Nested(NamedTuple):
 
 @dataclass(frozen=True)
 class NestedFilters:
-    """What is nested; hashable.
+    """The law of the parameters, and settings of the inner systems; hashable.
 
-    Attributes:
-        path: law of the parameters, which are drawn from its start and weighted by all of its terms at time
-            0.
-        settings: of the inner systems.
+    Parameters are drawn from the start of ``path`` and weighted by all of its terms at time 0.
     """
 
     path: LawPath
@@ -137,9 +130,6 @@ def nested_filters(
         num_particles: of a filter.
         filter: any particle filter with its resampling; by default a bootstrap filter.
         initial_law: as for :func:`~mcx.inference.tempering.paths.tempered`, in the prior's place.
-
-    Returns:
-        What :func:`nest` takes.
     """
     path, data = tempered(model.marginal, initial_law)
     # no lag, because the error of the evidence within a filter is not needed
@@ -163,10 +153,6 @@ def nest(nesting: NestedFilters, data: NestedFilterData) -> FeynmanKac:
     the increment of their estimated evidence. As this estimate is unbiased, the model's evidence is that of
     all observations, and weighted parameters follow their posterior given y_0, ..., y_t, for any number of
     inner particles.
-
-    Args:
-        nesting: the law of the parameters, and settings of the filters.
-        data: of both.
 
     Returns:
         A model for :func:`mcx.inference.smc.smc.smc`, in which parameters never move;
@@ -200,7 +186,7 @@ def _functions(nesting: NestedFilters) -> FeynmanKac:
         systems = {}
         for i, (name, space) in enumerate(sorted(ctx.data.spaces.items())):
             fk, own, key_own = space.feynman_kac, prepared(space, values), jax.random.fold_in(key, i)
-            y = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[u.t], fk.inputs)
+            y = jax.tree.map(lambda x: jnp.asarray(x)[u.t], fk.inputs)
             systems[name] = move(key_own, fk, own, particle.systems[name], y, nesting.settings)
         keys = particle.keys.at[u.t].set(jax.random.key_data(key))
         return particle._replace(keys=keys, systems=systems)
@@ -231,13 +217,13 @@ def populate(
 
 def _run(fk: FeynmanKac, ctx: PyTree, keys: Keys, number: int, t: IntLike, settings: SMCSettings) -> SMCState:
     """The system of this number after its steps up to time t."""
-    inputs = jax.tree_util.tree_map(jnp.asarray, fk.inputs)
+    inputs = jax.tree.map(jnp.asarray, fk.inputs)
 
     def step(s: Int[Array, ""], state: SMCState) -> SMCState:
-        u = jax.tree_util.tree_map(lambda x: x[s], inputs)
+        u = jax.tree.map(lambda x: x[s], inputs)
         return move(jax.random.fold_in(keys[s], number), fk, ctx, state, u, settings)
 
-    u0 = jax.tree_util.tree_map(lambda x: x[0], inputs)
+    u0 = jax.tree.map(lambda x: x[0], inputs)
     first = initialize(jax.random.fold_in(keys[0], number), fk, ctx, u0, settings)
     return jax.lax.fori_loop(1, t + 1, step, first) if not isinstance(t, int) or t > 0 else first
 

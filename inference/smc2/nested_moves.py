@@ -71,11 +71,6 @@ def with_pmmh(nesting: NestedFilters, moves: PMMHMoves, data: NestedFilterData) 
     by their estimated evidence, which leaves the law of parameters and systems invariant. The first kind
     decorrelates particles at once where the posterior is nearly Gaussian; the second works for any posterior.
 
-    Args:
-        nesting: the law of the parameters, and settings of the filters.
-        moves: when and how parameters are moved.
-        data: of the nested model.
-
     Returns:
         A model for :func:`mcx.inference.smc.smc.smc`; run it with ``threshold=moves.threshold``, so that
         particles are moved whenever they have been resampled.
@@ -132,7 +127,7 @@ def _move(
         accepted = accept(key_accept, log_ratio)
         held = None if particle.held is None else particle.held._replace(on=jnp.asarray(False))
         proposal = proposal._replace(stage=particle.stage, held=held)
-        new: Nested = jax.tree_util.tree_map(lambda a, b: jnp.where(accepted, a, b), proposal, particle)
+        new: Nested = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), proposal, particle)
         return new, jnp.nan_to_num(jnp.exp(jnp.minimum(log_ratio, 0.0)))
 
     each = vmap_in_batches(one, (0, 0, 0), moves.batch_size)
@@ -154,7 +149,7 @@ def _move(
     )
     stage = Stage(ctx.due, found.acceptance, found.num_moves, found.places, found.densities)
     new: Nested = found.state
-    stage = jax.tree_util.tree_map(
+    stage = jax.tree.map(
         lambda x, old: jnp.broadcast_to(x, old.shape).astype(old.dtype), stage, particles.stage
     )
     return new._replace(stage=stage)

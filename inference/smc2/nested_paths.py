@@ -59,7 +59,7 @@ def grow(
         data: of both.
         key: a typed key.
         particles: of all replicates, with any number of leading axes.
-        num_times: number of observations that the systems have seen; static.
+        num_times: observations that the systems have seen; static.
 
     Returns:
         The particles, which hold those paths, as their keys alone would make other systems. Costs
@@ -82,10 +82,10 @@ def grow(
         return new._replace(systems={name: state for name, (state, _) in ran.items()})
 
     count = math.prod(lead)
-    flat = jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), particles)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), particles)
     each = vmap_in_batches(one, (0, 0), path_batch_size(nesting, data, num_times, count))
     grown = each(jax.random.split(key, count), flat)
-    return jax.tree_util.tree_map(lambda x: x.reshape(*lead, *x.shape[1:]), grown)
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), grown)
 
 
 def path_batch_size(
@@ -148,11 +148,11 @@ def _held_loop(
     on: Flags,
 ) -> tuple[SMCState, Record]:
     """A system that is run conditional on a path, if that is ``on``, and freely from the path's end on."""
-    until = jax.tree_util.tree_leaves(path)[0].shape[0]
+    until = jax.tree.leaves(path)[0].shape[0]
     conditioned = conditional(_beginning(fk, until), path)
 
     def at(t: int | slice, inputs: PyTree) -> PyTree:
-        return jax.tree_util.tree_map(lambda x: jnp.asarray(x)[t], inputs)
+        return jax.tree.map(lambda x: jnp.asarray(x)[t], inputs)
 
     def conditioned_step(state: SMCState, x: PyTree) -> tuple[SMCState, Record]:
         key, u = x
@@ -177,10 +177,10 @@ def _held_loop(
         conditioned_step, first, (keys[1:until], at(slice(1, None), conditioned.inputs))
     )
     state, late = jax.lax.scan(free_step, state, (keys[until:], at(slice(until, None), fk.inputs)))
-    start = jax.tree_util.tree_map(lambda x: x[None], record(first, keep))
-    return state, jax.tree_util.tree_map(lambda *x: jnp.concatenate(x), start, early, late)
+    start = jax.tree.map(lambda x: x[None], record(first, keep))
+    return state, jax.tree.map(lambda *x: jnp.concatenate(x), start, early, late)
 
 
 def _beginning(fk: FeynmanKac, num_times: int) -> FeynmanKac:
-    inputs = jax.tree_util.tree_map(lambda x: jnp.asarray(x)[:num_times], fk.inputs)
+    inputs = jax.tree.map(lambda x: jnp.asarray(x)[:num_times], fk.inputs)
     return replace(fk, num_times=num_times, inputs=inputs)

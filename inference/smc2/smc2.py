@@ -39,11 +39,9 @@ _OF_MOVES = ("moved", "acceptance", "num_moves", "correlation", "correlation_den
 
 @dataclass(frozen=True, kw_only=True)
 class NestedPlan(ReplicatePlan):
-    """A checked run of SMC^2.
+    """A checked run of SMC^2: of the model without its Markov blocks, and what is nested.
 
-    Attributes:
-        model: the model without its Markov blocks.
-        nesting: the law of the parameters, and settings of the filters; after a run, as they were at its end.
+    After a run ``nesting`` is what it was at its end.
     """
 
     model: MarginalModel
@@ -155,11 +153,6 @@ class SMC2(ReplicateMethod[NestedPlan]):
     @override
     def particles(self) -> int:
         return self.num_params
-
-    @property
-    @override
-    def tolerance(self) -> float:
-        return self.max_nonfinite
 
     @override
     def plan(self, bound: BoundModel) -> NestedPlan:

@@ -86,7 +86,7 @@ def score() -> Score:
 
 
 def _float(x: PyTree) -> PyTree:
-    return jax.tree_util.tree_map(lambda a: jnp.asarray(a, jnp.result_type(float)), x)
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), x)
 
 
 def _moments(x: PyTree) -> tuple[Vector, Float[Array, "d d"]]:
@@ -107,11 +107,7 @@ _CROSS = AdditiveFunctional(
 
 
 class Summand:
-    """An additive functional as particle methods compute it. Hashable by value.
-
-    Attributes:
-        by_time: whether its terms are kept apart.
-    """
+    """An additive functional as particle methods compute it. Hashable by value."""
 
     by_time = False
 
@@ -145,9 +141,9 @@ class PathFunctional(Summand):
         seen = self.view(x)
         later = jax.eval_shape(lambda x: _float(self.functional.step(x, x, jnp.int32(1))), seen)
         if self.functional.initial is None:
-            return jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), later)
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), later)
         first = _float(self.functional.initial(seen))
-        here, there = (jax.tree_util.tree_map(lambda a: tuple(a.shape), tree) for tree in (first, later))
+        here, there = (jax.tree.map(lambda a: tuple(a.shape), tree) for tree in (first, later))
         if here != there:
             raise MethodError(
                 "AdditiveFunctional(initial=...) and (step=...) do not add up",
@@ -211,14 +207,14 @@ def summand_of(functional: Functional, fk: FeynmanKac, view: Callable[[PyTree], 
 
 def _split(ctx: PyTree) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
     """Floating-point leaves, and how to put others in their place."""
-    leaves, tree = jax.tree_util.tree_flatten(ctx)
+    leaves, tree = jax.tree.flatten(ctx)
     places = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
 
     def join(floats: list[Array]) -> PyTree:
         new = list(leaves)
         for i, x in zip(places, floats, strict=True):
             new[i] = x
-        return jax.tree_util.tree_unflatten(tree, new)
+        return jax.tree.unflatten(tree, new)
 
     return [jnp.asarray(leaves[i]) for i in places], join
 

@@ -68,7 +68,7 @@ def ffbs_run(key: Key, recursion: Recursion, num_paths: int) -> tuple[PyTree, Py
         key_back, fk, ctx, history, num_paths=num_paths, kind=kind, num_mh_steps=num_mh_steps
     )
     gone = jnp.where(filtered.state.collapsed, jnp.nan, 0.0)
-    average = jax.tree_util.tree_map(lambda x: x + gone, path_average(recursion, paths))
+    average = jax.tree.map(lambda x: x + gone, path_average(recursion, paths))
     return paths, average, kept.info
 
 
@@ -77,7 +77,7 @@ def path_average(recursion: Recursion, paths: PyTree) -> PyTree:
     fk, ctx, extra, summand, _ = recursion
 
     def mean(terms: PyTree) -> PyTree:
-        return jax.tree_util.tree_map(lambda h: jnp.mean(h, 0), terms)
+        return jax.tree.map(lambda h: jnp.mean(h, 0), terms)
 
     first, later = first_and_rest((paths, fk.inputs))
     start = mean(jax.vmap(lambda x: summand.initial(fk, ctx, extra, x, first[1]))(first[0]))
@@ -88,7 +88,7 @@ def path_average(recursion: Recursion, paths: PyTree) -> PyTree:
         term = mean(jax.vmap(lambda a, b: summand.step(fk, ctx, extra, (a, b), u, t))(before, x))
         if summand.by_time:
             return (x, total), term
-        return (x, jax.tree_util.tree_map(jnp.add, total, term)), None
+        return (x, jax.tree.map(jnp.add, total, term)), None
 
     (_, total), terms = jax.lax.scan(step, (first[0], start), (jnp.arange(1, fk.num_times), later))
     if not summand.by_time:

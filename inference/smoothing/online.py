@@ -29,11 +29,7 @@ from mcx.types import Key, KeyLike, PyTree, Scalar, SiteValues
 
 
 class OnlineSmoothing(NamedTuple):
-    """A particle system on its way, with the functional's statistics. A pytree.
-
-    filtered: the particle system; its log evidence, effective sample size and time.
-    statistic: of every particle, (N, ...).
-    """
+    """A particle system on its way, with the functional's statistic of every particle, (N, ...). A pytree."""
 
     filtered: OnlineState
     statistic: PyTree

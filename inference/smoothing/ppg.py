@@ -85,7 +85,7 @@ class PPG(Smoother):
                 f"the path at t = {int(rates.argmin())} was renewed in {100 * rates.min():.0f} % of the "
                 "sweeps: take more particles, or more steps of backward='imh'"
             )
-        leaves = [x for x in jax.tree_util.tree_leaves(draws) if x[0, 0].size == 1]
+        leaves = [x for x in jax.tree.leaves(draws) if x[0, 0].size == 1]
         correlation = max((autocorrelation(x) for x in leaves), default=np.nan)
         if np.isfinite(correlation):
             notes.append(f"autocorrelation of successive sweeps {correlation:.2f}")
@@ -116,5 +116,5 @@ def ppg_sweep(key: Key, recursion: Recursion, path: PyTree) -> Swept:
     # the parents drawn on the way, traced once at the end: a register of paths would be copied at every step
     last = choose(key_last, trail.system.log_w)[None]
     slots = jnp.broadcast_to(jnp.arange(drawn.shape[1], dtype=drawn.dtype), drawn.shape)
-    new, line = jax.tree_util.tree_map(lambda x: x[:, 0], trace_paths(drawn, (particles, slots), last))
+    new, line = jax.tree.map(lambda x: x[:, 0], trace_paths(drawn, (particles, slots), last))
     return Swept(new, value(trail), line != 0, info)

@@ -28,13 +28,9 @@ from mcx.types import Array, Index, Int, Key, PyTree
 
 
 class Smoothing(NamedTuple):
-    """Settings of the recursion; static.
+    """Settings of the filter, and how parents are drawn; static.
 
-    system: of the filter.
-    backward: how parents are drawn, see :func:`~mcx.inference.smc.backward.parents`; or "all", which takes
-        the expectation over all of them instead.
-    num_backward: draws a particle and step.
-    num_mh_steps: Metropolis-Hastings steps of a draw.
+    See :func:`~mcx.inference.smc.backward.parents`; "all" takes the expectation over all of them instead.
     """
 
     system: SMCSettings
@@ -44,10 +40,9 @@ class Smoothing(NamedTuple):
 
 
 class Trail(NamedTuple):
-    """A particle system with a statistic for each particle.
+    """A particle system with a statistic for each particle, a pytree of (N, ...).
 
-    system: the particles.
-    statistic: pytree of (N, ...): expectation of the functional up to now, given that the path ends here.
+    It is the expectation of the functional up to now, given that the path ends here.
     """
 
     system: SMCState
@@ -58,18 +53,11 @@ def value(trail: Trail) -> PyTree:
     """The functional's expectation given the observations so far; NaN after a collapse."""
     system = trail.system
     w = jnp.where(system.collapsed, jnp.nan, jnp.exp(system.log_w))
-    return jax.tree_util.tree_map(partial(weighted_sum, w), trail.statistic)
+    return jax.tree.map(partial(weighted_sum, w), trail.statistic)
 
 
 class Recursion(NamedTuple):
-    """What carries statistics from one time to the next.
-
-    fk: the model.
-    ctx: what ``fk.prepare`` gave.
-    extra: what ``summand.extra_context`` gave.
-    summand: the functional.
-    smoothing: settings.
-    """
+    """What carries statistics from one time to the next; ``extra`` is what ``summand.extra_context`` gave."""
 
     fk: FeynmanKac
     ctx: PyTree
@@ -82,7 +70,7 @@ class Recursion(NamedTuple):
         initial = partial(self.summand.initial, self.fk, self.ctx, self.extra)
         terms = jax.vmap(lambda x: initial(x, u))(system.particles)
         if self.summand.by_time:
-            terms = jax.tree_util.tree_map(
+            terms = jax.tree.map(
                 lambda h: jnp.zeros((h.shape[0], self.fk.num_times, *h.shape[1:]), h.dtype).at[:, 0].set(h),
                 terms,
             )
@@ -102,7 +90,7 @@ class Recursion(NamedTuple):
             def expected(x: PyTree) -> PyTree:
                 w = jnp.exp(backward_weights(self.fk, self.ctx, before, x, u))
                 every = terms((before[0], old.statistic), x)
-                return jax.tree_util.tree_map(lambda h: jnp.tensordot(w, h, 1, precision="highest"), every)
+                return jax.tree.map(lambda h: jnp.tensordot(w, h, 1, precision="highest"), every)
 
             return Trail(new, jax.lax.map(expected, new.particles)), new.ancestors
 
@@ -111,16 +99,16 @@ class Recursion(NamedTuple):
         drawn = draw(key, self.fk, self.ctx, before, (new.particles, new.ancestors), u)
 
         def average(index: Int[Array, " M"], x: PyTree) -> PyTree:
-            chosen = jax.tree_util.tree_map(lambda a: a[index], (before[0], old.statistic))
-            return jax.tree_util.tree_map(lambda h: jnp.mean(h, 0), terms(chosen, x))
+            chosen = jax.tree.map(lambda a: a[index], (before[0], old.statistic))
+            return jax.tree.map(lambda h: jnp.mean(h, 0), terms(chosen, x))
 
         return Trail(new, jax.vmap(average)(drawn, new.particles)), drawn[:, 0]
 
     def _term(self, so_far: PyTree, pair: tuple[PyTree, PyTree], u: PyTree, t: Int[Array, ""]) -> PyTree:
         term = self.summand.step(self.fk, self.ctx, self.extra, pair, u, t)
         if self.summand.by_time:
-            return jax.tree_util.tree_map(lambda s, h: s.at[t].set(h), so_far, term)
-        return jax.tree_util.tree_map(jnp.add, so_far, term)
+            return jax.tree.map(lambda s, h: s.at[t].set(h), so_far, term)
+        return jax.tree.map(jnp.add, so_far, term)
 
 
 def forward(

@@ -114,7 +114,7 @@ def smooth_model(
     )
     estimate = None
     if result.draws is not None:
-        dtype = jax.tree_util.tree_leaves(result.draws)[0].dtype
+        dtype = jax.tree.leaves(result.draws)[0].dtype
         stats = {k: v[:, method.num_warmup :] for k, v in result.stats.items()}
         estimate = Estimate.of(
             result.draws,

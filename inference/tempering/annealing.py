@@ -46,13 +46,7 @@ class Stage(NamedTuple):
 
 
 class Annealed(NamedTuple):
-    """A particle: points of its moves, their parts of the log density, and the stage.
-
-    position: unconstrained points, (p, d).
-    base: log density of the path's base, (p,).
-    terms: of the path, (p, groups).
-    stage: see :class:`Stage`.
-    """
+    """A particle: unconstrained points of its moves, base and terms of their log densities, and the stage."""
 
     position: Float[Array, "p d"]
     base: Float[Array, " p"]
@@ -107,15 +101,10 @@ def with_moves(annealing: Annealing, data: LawPathData, num_stages: int) -> Feyn
     (``log_lookahead``), and moved then. Levels and the metric of the moves are computed from the whole
     population (``adapt``), and so are the moves (``population``).
 
-    Args:
-        annealing: the path of laws, the moves, and how the path is followed.
-        data: of the path.
-        num_stages: largest number of stages; once the level is 1, moves go on at the posterior, or particles
-            rest.
-
     Returns:
         A model for :func:`mcx.inference.smc.smc.smc`, whose evidence is that of the posterior if the level
-        reaches 1. Run it with ``threshold=1``, which resamples at every stage.
+        reaches 1 within ``num_stages``; from then on moves go on at the posterior, or particles rest. Run it
+        with ``threshold=1``, which resamples at every stage.
 
     Sources: Del Moral, Doucet and Jasra (2006), with the backward kernel that is the reversal of the moves;
     Chopin (2002); for several points a particle, Dau and Chopin (2022), Waste-free sequential Monte Carlo.
@@ -125,7 +114,6 @@ def with_moves(annealing: Annealing, data: LawPathData, num_stages: int) -> Feyn
 
 
 def _context(data: LawPathData, params: PyTree = None) -> _Context:
-    """The context of the model's functions before anything is adapted."""
     return _Context(data)
 
 
@@ -196,12 +184,12 @@ def _functions(annealing: Annealing, dtype: str) -> FeynmanKac:
         else:
             moved = moves.until_decorrelated(key_move, log_density, x, size, ctx.covariance, ctx.resting)
             kept = moved.state[0][:, None]
-        base, terms = _in_batches(lambda v: path.parts(ctx.data, v), kept, moves.batch_size)
+        base, terms = in_batches(lambda v: path.parts(ctx.data, v), kept, moves.batch_size)
         stage = Stage(
             ctx.level, ctx.ess, moved.step_size, moved.acceptance, moved.num_moves, moved.places,
             moved.densities, ctx.forced,
         )  # fmt: skip
-        stage = jax.tree_util.tree_map(
+        stage = jax.tree.map(
             lambda new, old: jnp.broadcast_to(new, old.shape).astype(old.dtype), stage, particles.stage
         )
         return Annealed(kept, base, terms, stage)
@@ -212,10 +200,10 @@ def _functions(annealing: Annealing, dtype: str) -> FeynmanKac:
     )  # fmt: skip
 
 
-def _in_batches(fn: Callable[[Vector], PyTree], x: Float[Array, "n p d"], batch_size: int | None) -> PyTree:
+def in_batches(fn: Callable[[Vector], PyTree], x: Float[Array, "n p d"], batch_size: int | None) -> PyTree:
     """A function of a vector (d,), computed at points (n, p, d)."""
     flat = vmap_in_batches(fn, (0,), batch_size)(x.reshape(-1, x.shape[-1]))
-    return jax.tree_util.tree_map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), flat)
+    return jax.tree.map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), flat)
 
 
 def _next_level(

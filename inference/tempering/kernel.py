@@ -22,13 +22,7 @@ from mcx.types import Flags, Key, PyTree, Stats
 
 @dataclass(frozen=True)
 class SamplerKernel(ParticleKernel):
-    """Stages of a path of laws for the driver, until the path's end; the data are those of the path.
-
-    Attributes:
-        annealing: the path, how to follow it, and the moves.
-        settings: of the particle system.
-        mesh: devices that share the particles of one replicate.
-    """
+    """Stages of a path of laws for the driver, until the path's end; the data are those of the path."""
 
     annealing: Annealing
     settings: SMCSettings
@@ -53,7 +47,7 @@ class SamplerKernel(ParticleKernel):
         """One stage, or none if the path is finished: results do not depend on when the driver stops."""
         over = self.finished(state)
         new = move(key, *self._model(data), state, None, self.settings)
-        new = jax.tree_util.tree_map(lambda a, b: jnp.where(over, b, a), new, state)
+        new = jax.tree.map(lambda a, b: jnp.where(over, b, a), new, state)
         return self._spread(new), ~over
 
     def _model(self, data: LawPathData) -> tuple[FeynmanKac, PyTree]:
@@ -62,7 +56,7 @@ class SamplerKernel(ParticleKernel):
 
     @override
     def collect(self, state: SMCState, info: Flags) -> tuple[PyTree, Mapping[str, PyTree]]:
-        stage = jax.tree_util.tree_map(lambda a: a[0], state.particles.stage)
+        stage = jax.tree.map(lambda a: a[0], state.particles.stage)
         stats = {
             "level": stage.level,
             "ess": stage.ess,

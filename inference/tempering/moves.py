@@ -177,12 +177,9 @@ def until_decorrelated(
 
 
 class Moved(NamedTuple):
-    """A cloud after its moves.
+    """A cloud after its moves: states of the kernel, with leading axes of n, and the adapted step size.
 
-    state: of the kernel, with leading axes of n.
-    step_size: adapted.
-    acceptance: mean acceptance probability of the last move.
-    num_moves: number of moves.
+    acceptance: mean probability of the last move.
     places: largest correlation of a coordinate with its value before the moves.
     densities: correlation of the log density with its value before the moves.
     """

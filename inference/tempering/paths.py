@@ -21,11 +21,7 @@ from mcx.types import Array, Float, Key, PyTree, Scalar, SiteValues, Vector
 
 
 class LawPathData(NamedTuple):
-    """Data of a path's functions.
-
-    model: data of the target.
-    start: a distribution of unconstrained vectors to start from; None for the prior.
-    """
+    """Data of the target, and a distribution of unconstrained vectors to start from; None for the prior."""
 
     model: PyTree
     start: PyTree
@@ -36,9 +32,7 @@ class LawPath:
     """Laws between a base and a posterior; hashable, without data.
 
     Attributes:
-        functions: of the target.
-        shapes: of its unconstrained sites.
-        sites: of the model.
+        functions, shapes, sites: of the target.
         groups: number of terms; for data annealing, of groups of observations.
         dim: name of the dimension whose entries are the groups; None for tempering.
         own_start: whether the base is another law than the prior.
@@ -117,9 +111,6 @@ def tempered(target: Target, initial_law: Distribution | float | None = None) ->
         initial_law: a distribution of unconstrained vectors of event shape (d,) to start from in the prior's
             place, or the standard deviation of a Gaussian; the powers are then those of prior times
             likelihood over its density. Needed if the prior is improper.
-
-    Returns:
-        The path, and its data.
 
     Raises:
         CapabilityError: if the prior cannot be drawn from and there is no ``initial_law``, or if the model

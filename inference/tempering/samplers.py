@@ -16,7 +16,7 @@ from mcx.inference.smc.engine import SMCSettings, SMCState
 from mcx.inference.smc.replicates import orders
 from mcx.inference.smc.resampling import Resampling, as_resampling, resampling_rule
 from mcx.inference.tempering.advice import forced_advice, level_advice, moves_advice, survivors_advice
-from mcx.inference.tempering.annealing import Annealing
+from mcx.inference.tempering.annealing import Annealing, in_batches
 from mcx.inference.tempering.kernel import SamplerKernel
 from mcx.inference.tempering.moves import CloudMoves
 from mcx.inference.tempering.paths import LawPath, LawPathData, annealed_data, tempered
@@ -24,7 +24,6 @@ from mcx.methods.method import checked_target
 from mcx.methods.replicate_method import Cloud, ReplicateMethod, ReplicatePlan
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model
-from mcx.ops.batches import vmap_in_batches
 from mcx.ops.keys import Stream, stream
 from mcx.ops.validation import (
     Rule,
@@ -139,11 +138,6 @@ class _SMCSampler(ReplicateMethod[ReplicatePlan]):
     @override
     def particles(self) -> int:
         return self.num_particles // self.waste_free_length
-
-    @property
-    @override
-    def tolerance(self) -> float:
-        return self.max_nonfinite
 
     @override
     def plan(self, bound: BoundModel) -> ReplicatePlan:
@@ -277,7 +271,6 @@ def constrained_draws(
     target: Target, x: Float[Array, "chain draw d"]
 ) -> dict[str, Float[Array, "chain draw ..."]]:
     """Values by site, deterministic sites too, at unconstrained points (chain, draw, d)."""
-    flat = x.reshape(-1, x.shape[-1])
-    batch = _BATCH_SIZE if len(flat) > _BATCH_SIZE else None
-    found = vmap_in_batches(lambda v: target.constrain(target.unravel(v)), (0,), batch)(flat)
-    return jax.tree_util.tree_map(lambda a: a.reshape(*x.shape[:2], *a.shape[1:]), found)
+    batch = _BATCH_SIZE if x.shape[0] * x.shape[1] > _BATCH_SIZE else None
+    found: dict[str, Array] = in_batches(lambda v: target.constrain(target.unravel(v)), x, batch)
+    return found

@@ -150,7 +150,7 @@ class ChainMethod[P: ChainPlan](Method):
     @override
     def program(self, bound: BoundModel, num_chains: int) -> Callable[..., Posterior]:
         template = self.plan(bound)
-        inputs = jax.tree_util.tree_map(jnp.asarray, self.inputs())
+        inputs = jax.tree.map(jnp.asarray, self.inputs())
 
         def run_program(key: Key, bound: BoundModel = bound) -> Posterior:
             plan = self.calibrated(template.at(bound), key)
@@ -171,7 +171,7 @@ class ChainMethod[P: ChainPlan](Method):
                     return x
                 return jnp.where(state.started.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan)
 
-            (sites, unconstrained), stats = jax.tree_util.tree_map(by_chain, (emitted, stats))
+            (sites, unconstrained), stats = jax.tree.map(by_chain, (emitted, stats))
             info = RunInfo(self.name, fields_of(self), num_warmup=warmup)
             by_time = dict(self.time_stats(plan, last))
             return Posterior(sites, unconstrained, stats, {}, bound, info, smc_stats=by_time)

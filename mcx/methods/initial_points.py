@@ -76,10 +76,10 @@ def best_initial_point(
         tries, best = carry
         new = attempt(tries)
         better = (tries == 0) | (new[0] > best[0])
-        return tries + 1, jax.tree_util.tree_map(lambda a, b: jnp.where(better, a, b), new, best)
+        return tries + 1, jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
 
     zero = jnp.zeros((), jnp.int32)
-    blank = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(attempt, zero))
+    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(attempt, zero))
     return jax.lax.while_loop(unfinished, another, (zero, blank))[1][1]
 
 

@@ -40,13 +40,8 @@ class Method(Settings):
     ) -> Posterior:
         """Draw from the posterior. Users call :func:`mcx.infer`, which checks the arguments and the result.
 
-        Args:
-            bound: the model and its data.
-            key: a typed key.
-            num_chains: number of chains or replicates.
-            init: initial points as the user gave them, or None.
-            coords: labels of the results' dimensions.
-            options: for the driver: progress, checkpoint, devices, batch_size.
+        ``init`` is what the user gave, or None; options are the driver's: progress, checkpoint, devices,
+        batch_size.
         """
         raise NotImplementedError
 

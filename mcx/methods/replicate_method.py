@@ -72,12 +72,14 @@ class ReplicateMethod[P: ReplicatePlan](Method):
         side_by_side: number of replicates of a pure program that move at once; None is all.
         synchronous: whether replicates that were stopped early have reached the same law, so that their
             evidences can be compared.
+        max_nonfinite: largest tolerated share of potentials that are NaN or +inf; may be a field.
     """
 
     fault_advice: ClassVar[FaultAdvice]
     start_advice: ClassVar[str] = ""
     side_by_side: ClassVar[int | None] = None
     synchronous: ClassVar[bool] = True
+    max_nonfinite: float = 0.5
 
     # what a method defines -------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
     @property
     def tolerance(self) -> float:
         """Largest tolerated share of a step's potentials that are NaN or +inf."""
-        return 0.5
+        return self.max_nonfinite
 
     def plan(self, bound: BoundModel) -> P:
         """The checked run; raises if the method does not suit the model."""
@@ -202,7 +204,7 @@ class ReplicateMethod[P: ReplicatePlan](Method):
                 there = ~lost.reshape(-1, *(1,) * (x.ndim - 1))
                 return jnp.where(there, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-            sites, x, stats = jax.tree_util.tree_map(known, cloud[:3])
+            sites, x, stats = jax.tree.map(known, cloud[:3])
             log_z = self.log_evidence(state)
             info = RunInfo(self.name, fields_of(self), cloud=True)
             weights = replicate_log_weights(log_z, x.shape[1])
@@ -225,7 +227,7 @@ def _last_states(plan: ReplicatePlan, key: Key, num_chains: int, batch_size: int
     start_keys, keys = chain_keys(key, num_chains)
     state = start_chains(kernel, data, start_keys, None, batch_size)
     if not kernel.open_ended:
-        inputs = jax.tree_util.tree_map(jnp.asarray, plan.inputs)
+        inputs = jax.tree.map(jnp.asarray, plan.inputs)
         steps = plan.num_steps
         return run_steps(
             kernel, data, keys, 0, steps, state, inputs, plan.capacity or steps, batch_size=batch_size

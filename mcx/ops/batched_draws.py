@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -52,10 +51,10 @@ def draw(particle_key: ParticleKey, distribution: Distribution) -> Array:
     parts of one population do not repeat each other. For distributions that cannot be batched in this way,
     each particle draws from a key of its own, which gives the same law.
     """
-    leaves, treedef = jax.tree_util.tree_flatten(distribution)
+    leaves, treedef = jax.tree.flatten(distribution)
 
     def one(key: Key, index: Array, *leaves: PyTree) -> Array:
-        return jax.tree_util.tree_unflatten(treedef, leaves).sample(jax.random.fold_in(key, index))
+        return jax.tree.unflatten(treedef, leaves).sample(jax.random.fold_in(key, index))
 
     batched_one = custom_vmap(one)
 
@@ -63,7 +62,7 @@ def draw(particle_key: ParticleKey, distribution: Distribution) -> Array:
     def rule(size: int, batched: PyTree, key: Key, index: Array, *leaves: PyTree) -> tuple[Array, bool]:
         many = _sampler(treedef, leaves, batched[2:]) if batched[1] and not batched[0] else None
         if many is None:
-            axes = [0 if b else None for b in jax.tree_util.tree_leaves(batched)]
+            axes = [0 if b else None for b in jax.tree.leaves(batched)]
             return jax.vmap(one, axes, axis_size=size)(key, index, *leaves), True
         return many(jax.random.fold_in(key, index[0]), size, *leaves), True
 
@@ -82,7 +81,7 @@ def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) 
     """
 
     def make(leaves: PyTree) -> Distribution:
-        return jax.tree_util.tree_unflatten(treedef, leaves)
+        return jax.tree.unflatten(treedef, leaves)
 
     def promoted(key: Key, size: int, *leaves: PyTree) -> Array:
         return promote_batch_shape(make(leaves)).sample(key)
@@ -112,16 +111,12 @@ def _sampler(treedef: jax.tree_util.PyTreeDef, leaves: PyTree, batched: PyTree) 
         return None  # the error is raised again where batch entries are drawn one by one
     for sampler in (promoted, widened):
         try:
-            found = _trace(partial(_probe, sampler), probes)
+            found = _trace(lambda key, *xs, sampler=sampler: sampler(key, _PROBE, *xs), probes)
         except Exception:
             continue
         if found == (dtype, (_PROBE, *shape), [_PROBE * n for n in numbers]):
             return sampler
     return None
-
-
-def _probe(sampler: _Sampler, key: Key, *leaves: PyTree) -> Array:
-    return sampler(key, _PROBE, *leaves)
 
 
 def _parts(d: Distribution) -> Iterator[Any]:

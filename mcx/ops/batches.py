@@ -17,7 +17,7 @@ def map_in_batches(fn: Callable[[Any], Any], points: PyTree, most: int) -> PyTre
 
     The last batch is filled up with copies of the first entry, so that ``fn`` is traced once.
     """
-    n = jax.tree_util.tree_leaves(points)[0].shape[0]
+    n = jax.tree.leaves(points)[0].shape[0]
     parts = -(-n // most)
     if parts <= 1:
         return jax.vmap(fn)(points)
@@ -27,8 +27,8 @@ def map_in_batches(fn: Callable[[Any], Any], points: PyTree, most: int) -> PyTre
         filling = jnp.broadcast_to(x[:1], (parts * size - n, *x.shape[1:]))
         return jnp.concatenate([x, filling]).reshape(parts, size, *x.shape[1:])
 
-    found = jax.lax.map(jax.vmap(fn), jax.tree_util.tree_map(split, points))
-    return jax.tree_util.tree_map(lambda x: x.reshape(-1, *x.shape[2:])[:n], found)
+    found = jax.lax.map(jax.vmap(fn), jax.tree.map(split, points))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], found)
 
 
 def vmap_in_batches(

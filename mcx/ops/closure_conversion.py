@@ -25,9 +25,9 @@ class ConvertedClosure(NamedTuple):
         """Run the code with these values of its constants."""
         flat = [
             jnp.asarray(x, v.aval.dtype) if not jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) else x
-            for x, v in zip(jax.tree_util.tree_leaves(args), self.jaxpr.invars, strict=True)
+            for x, v in zip(jax.tree.leaves(args), self.jaxpr.invars, strict=True)
         ]
-        return jax.tree_util.tree_unflatten(self.out_tree, jax.core.eval_jaxpr(self.jaxpr, consts, *flat))
+        return jax.tree.unflatten(self.out_tree, jax.core.eval_jaxpr(self.jaxpr, consts, *flat))
 
     def __hash__(self) -> int:
         return id(self.jaxpr)
@@ -44,4 +44,4 @@ def convert_closure(fn: Callable[..., Any], *args: PyTree) -> tuple[ConvertedClo
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     consts = tuple(closed.consts)
     avals = tuple((tuple(jnp.shape(c)), jnp.result_type(c).name) for c in consts)
-    return ConvertedClosure(closed.jaxpr, jax.tree_util.tree_structure(shapes), avals), consts
+    return ConvertedClosure(closed.jaxpr, jax.tree.structure(shapes), avals), consts

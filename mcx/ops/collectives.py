@@ -74,4 +74,4 @@ def every(tree: PyTree) -> PyTree:
             whole = jax.lax.all_gather(whole, axis, axis=0, tiled=True)
         return whole
 
-    return jax.tree_util.tree_map(gather, tree)
+    return jax.tree.map(gather, tree)

@@ -151,12 +151,8 @@ def _image(x: Array) -> Array:
     """Integers in the order of the floats, NaN last; integers as they are."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
-    bits = jax.lax.bitcast_convert_type(jnp.where(jnp.isnan(x), jnp.nan, x), _integer_of(x.dtype))
-    return _flip(bits)
-
-
-def _from_image(image: Array, dtype: DTypeLike) -> Array:
-    return jax.lax.bitcast_convert_type(_flip(image), dtype) if jnp.issubdtype(dtype, jnp.floating) else image
+    dtype = jnp.dtype(f"int{8 * x.dtype.itemsize}")
+    return _flip(jax.lax.bitcast_convert_type(jnp.where(jnp.isnan(x), jnp.nan, x), dtype))
 
 
 def _flip(bits: Array) -> Array:
@@ -164,12 +160,12 @@ def _flip(bits: Array) -> Array:
     return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
-def _integer_of(dtype: DTypeLike) -> DTypeLike:
-    return {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize]
-
-
 def _xla_sort(x: Array) -> Array:
-    return _from_image(jax.lax.sort(_image(x), is_stable=False), x.dtype) if x.ndim else x
+    if not x.ndim:
+        return x
+    image = jax.lax.sort(_image(x), is_stable=False)
+    floats = jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.lax.bitcast_convert_type(_flip(image), x.dtype) if floats else image
 
 
 def _xla_argsort(x: Array, stable: bool = False) -> Array:

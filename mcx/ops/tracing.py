@@ -10,7 +10,7 @@ from mcx.types import PyTree
 
 def is_traced(*trees: PyTree) -> bool:
     """Whether any array is a tracer, or operations on concrete arrays give tracers, as under ``jit``."""
-    leaves = [*jax.tree_util.tree_leaves(trees), jax.lax.full((), 0.0)]
+    leaves = [*jax.tree.leaves(trees), jax.lax.full((), 0.0)]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 

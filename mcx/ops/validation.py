@@ -173,26 +173,25 @@ def one_of(*values: Any) -> Rule:
     return Rule("one of " + ", ".join(map(repr, values)), plain)
 
 
-def instance(kinds: type | tuple[type, ...], expected: str) -> Rule:
-    """An object of one of several classes."""
+def such_that(holds: Callable[[Any], bool], expected: str) -> Rule:
+    """An object of which something ``holds``, given as it is."""
 
     def plain(value: Any) -> Any:
-        if not isinstance(value, kinds):
+        if not holds(value):
             raise ValueError
         return value
 
     return Rule(expected, plain)
+
+
+def instance(kinds: type | tuple[type, ...], expected: str) -> Rule:
+    """An object of one of several classes."""
+    return such_that(lambda value: isinstance(value, kinds), expected)
 
 
 def function(expected: str = "a function") -> Rule:
     """Anything that can be called, but for a class: that is as a rule an instance without its brackets."""
-
-    def plain(value: Any) -> Any:
-        if not callable(value) or isinstance(value, type):
-            raise ValueError
-        return value
-
-    return Rule(expected, plain)
+    return such_that(lambda value: callable(value) and not isinstance(value, type), expected)
 
 
 def either(*rules: Rule, expected: str | None = None) -> Rule:

@@ -145,18 +145,14 @@ class _Chunk:
     @property
     def size(self) -> int:
         """Bytes that it keeps from being freed; a view keeps its whole buffer."""
-        leaves = jax.tree_util.tree_leaves(self.tree)
+        leaves = jax.tree.leaves(self.tree)
         return sum((x.base if isinstance(x.base, np.ndarray) else x).nbytes for x in leaves)
 
 
 class Recorder:
-    """Saves a run's chunks every few seconds, while the device goes on computing.
+    """Saves a run's chunks to a locked directory every few seconds, while the device goes on computing.
 
-    Args:
-        store: the locked directory, with the manifest of this run.
-        interval: seconds between two saves.
-        identity: of this run, as far as it is known before tracing.
-        folder: for draws that do not stay in memory; None keeps them there.
+    The identity is that known before tracing; draws stay in memory unless there is a ``folder`` for them.
     """
 
     def __init__(
@@ -184,7 +180,7 @@ class Recorder:
         if manifest.state is not None:
             saved = self.store.load(manifest.state, record_type(state, 1), self._chains)
             self._state = place(
-                jax.tree_util.tree_map(jax.numpy.asarray, from_records(saved, state)), programs.mesh, CHAINS
+                jax.tree.map(jax.numpy.asarray, from_records(saved, state)), programs.mesh, CHAINS
             )
         return manifest.steps, self._state
 
@@ -216,10 +212,8 @@ class Recorder:
         if self._writing is not None and not (now or much or self._writing.done()):
             return
         self._settle(now)
-        state = self.store.hosts.fetch(self._state)
-        records = to_records(
-            state, (self._chains,)
-        )  # a copy: the next steps overwrite the state on the device
+        # a copy: the next steps overwrite the state on the device
+        records = to_records(self.store.hosts.fetch(self._state), (self._chains,))
         self._taken, self._pending = self._pending, []
         self._writing = self._start(self._write, self._taken, records, complete)
         self._saved = time.monotonic()

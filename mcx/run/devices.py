@@ -93,7 +93,7 @@ def place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
             jax.device_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x)
         )
 
-    return jax.tree_util.tree_map(put, tree)
+    return jax.tree.map(put, tree)
 
 
 def placed(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec, size: int | None = None) -> PyTree:
@@ -105,7 +105,7 @@ def placed(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec, size: int | Non
         own = spec if _AXIS in mesh.axis_names else _entries(x.shape, size, len(spec))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, own))
 
-    return jax.tree_util.tree_map(where, tree)
+    return jax.tree.map(where, tree)
 
 
 def spread(tree: PyTree, mesh: Mesh | None, size: int) -> PyTree:
@@ -116,7 +116,7 @@ def spread(tree: PyTree, mesh: Mesh | None, size: int) -> PyTree:
     def keep(x: Array) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _entries(x.shape, size, 0)))
 
-    return jax.tree_util.tree_map(keep, tree)
+    return jax.tree.map(keep, tree)
 
 
 def _entries(shape: tuple[int, ...], size: int | None, axis: int) -> PartitionSpec:

@@ -18,11 +18,8 @@ from mcx.types import PyTree
 class Draws:
     """Arrays of chain x draw x event, filled chunk by chunk.
 
-    Args:
-        like: shapes and dtypes of a chunk, step x chain x event.
-        num_draws: largest number of draws that a chain keeps.
-        folder: for files ``draws-....npy``; None keeps the draws in memory.
-        host: index of this process among those that share the folder.
+    Each chain keeps at most ``num_draws``; ``like`` has shapes and dtypes of a chunk, step x chain x event.
+    Files are called ``draws-....npy``, and their ``folder`` may be shared by processes; None is memory.
 
     Raises:
         CheckpointError: if there is no room for the files. It is reserved at once, because a mapped file on
@@ -30,7 +27,7 @@ class Draws:
     """
 
     def __init__(self, like: PyTree, num_draws: int, folder: Path | None = None, host: int = 0) -> None:
-        leaves, self._structure = jax.tree_util.tree_flatten(like)
+        leaves, self._structure = jax.tree.flatten(like)
         self._dtypes = [np.dtype(x.dtype) for x in leaves]
         shapes = [(x.shape[1], num_draws, *x.shape[2:]) for x in leaves]
         # types that numpy does not know are stored as integers of the same bits
@@ -50,7 +47,7 @@ class Draws:
     def add(self, chunk: PyTree, count: int) -> None:
         """Take the first ``count`` draws of a chunk, step x chain x event."""
         end = self.count + count
-        for i, leaf in enumerate(jax.tree_util.tree_leaves(chunk)):
+        for i, leaf in enumerate(jax.tree.leaves(chunk)):
             part = np.asarray(leaf)[:count]
             if np.issubdtype(part.dtype, np.floating):
                 self._bad[i] += int((~np.isfinite(part)).reshape(*part.shape[:2], -1).any(-1).sum())
@@ -70,7 +67,7 @@ class Draws:
             (x if self.count == self._num else x[:, : self.count]).view(dtype)
             for x, dtype in zip(self._arrays, self._dtypes, strict=True)
         ]
-        return jax.tree_util.tree_unflatten(self._structure, arrays)
+        return jax.tree.unflatten(self._structure, arrays)
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], need: int) -> np.ndarray:

@@ -228,7 +228,7 @@ class _Loop:
             state, draws, stats = self.programs.chunk(
                 self.data, self.keys, np.int32(self.done), np.int32(count), self.state, self._inputs(count)
             )
-            stats = jax.tree_util.tree_map(lambda x, n=count: np.asarray(x)[:n], self.hosts.fetch(stats))
+            stats = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], self.hosts.fetch(stats))
             self._keep(state, draws, stats, count)
             self._seconds_per_step = (time.perf_counter() - begun) / count
             phase = "warm-up" if self.done <= self.discard else "sampling"
@@ -267,13 +267,13 @@ class _Loop:
             pad = [(0, self.programs.capacity - count)] + [(0, 0)] * (part.ndim - 1)
             return np.pad(part, pad)
 
-        return jax.tree_util.tree_map(cut, self.inputs)
+        return jax.tree.map(cut, self.inputs)
 
     def _keep(self, state: PyTree, draws: PyTree, stats: PyTree, count: int) -> None:
         kept = None
         if self.done >= self.discard:
             emitted = self.hosts.fetch(self.programs.emit(self.data, draws))
-            kept = jax.tree_util.tree_map(lambda x: np.asarray(x)[:count], jax.device_get(emitted))
+            kept = jax.tree.map(lambda x: np.asarray(x)[:count], jax.device_get(emitted))
         if self.recorder is not None:
             self.recorder.add((count, self.keys.shape[0]), state, stats, kept)
         if kept is not None:
@@ -289,7 +289,7 @@ class _Loop:
 
         return Run(
             draws=self.draws.result(),
-            stats=jax.tree_util.tree_map(join, *self.stats) if self.stats else {},
+            stats=jax.tree.map(join, *self.stats) if self.stats else {},
             state=self.hosts.fetch(self.state),
             num_steps=self.done,
             num_discard=self.discard,

@@ -16,12 +16,7 @@ from mcx.types import Array, PyTree
 
 @dataclass(frozen=True)
 class Hosts:
-    """The processes of a run, all of which call these methods in the same order.
-
-    Attributes:
-        index: of this process.
-        count: number of processes.
-    """
+    """The ``count`` processes of a run, all of which call these methods in the same order."""
 
     index: int = 0
     count: int = 1
@@ -54,7 +49,7 @@ class Hosts:
 
     def fetch(self, tree: PyTree) -> PyTree:
         """Arrays that are spread over the devices of all processes, made readable for this one."""
-        return tree if self.count == 1 else jax.tree_util.tree_map(_fetched, tree)
+        return tree if self.count == 1 else jax.tree.map(_fetched, tree)
 
 
 ALONE = Hosts()

@@ -27,10 +27,7 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """A chunk of ``count`` steps from step ``first`` on, or a state.
-
-    Its files hold the chains, one after the other.
-    """
+    """A chunk of ``count`` steps from step ``first`` on, or a state; its files hold chain after chain."""
 
     first: int
     count: int
@@ -48,14 +45,9 @@ class Entry:
 
 @dataclass
 class Manifest:
-    """What a directory holds.
+    """What a directory holds: the run's identity, chunks in the order of their steps, the state after them.
 
-    Attributes:
-        identity: what identifies the run: texts by name.
-        chunks: in the order of their steps.
-        state: after the last chunk; None before the first.
-        steps: number of steps taken so far.
-        complete: whether the run came to its end.
+    There is no state before the first chunk; ``complete`` says whether the run came to its end.
     """
 
     identity: dict[str, str]

@@ -59,7 +59,7 @@ def _sizes(num_chains: int, facts: dict[str, Any]) -> list[str]:
 
 
 def _bytes(tree: PyTree) -> int:
-    leaves = jax.tree_util.tree_leaves(tree)
+    leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.shape) * getattr(x.dtype, "itemsize", 8) for x in leaves)
 
 

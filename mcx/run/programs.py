@@ -78,10 +78,10 @@ def over_chains(
 
     def one(*args: PyTree) -> PyTree:
         own = (
-            arg if axis is None else jax.tree_util.tree_map(lambda x: x[0], arg)
+            arg if axis is None else jax.tree.map(lambda x: x[0], arg)
             for arg, axis in zip(args, in_axes, strict=True)
         )
-        return jax.tree_util.tree_map(lambda x: jnp.asarray(x)[None], fn(*own))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], fn(*own))
 
     return one
 
@@ -92,7 +92,7 @@ def start_chains(
     """States of all chains at step 0. ``start`` has a leading chain axis, or is None."""
     in_axes = (None, 0, None if start is None else 0)
     state = over_chains(kernel.init, in_axes, keys.shape[0], batch_size)(data, keys, start)
-    return jax.tree_util.tree_map(_strong, state)
+    return jax.tree.map(_strong, state)
 
 
 def run_steps(
@@ -116,7 +116,7 @@ def run_steps(
     def one(keys: Keys, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         def step(data: PyTree, key: Key, state: PyTree, u: PyTree) -> tuple[PyTree, PyTree, PyTree]:
             new, info = kernel.step(data, key, state, u)
-            new = jax.tree_util.tree_map(_strong, new)
+            new = jax.tree.map(_strong, new)
             draw, stats = kernel.collect(new, info)
             return new, draw, dict(stats)
 
@@ -128,16 +128,16 @@ def run_steps(
     step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))(keys, times)
     # traced once, as the shapes of the buffers and the loop body come from the same cached trace
     one = jax.jit(one)
-    u0 = jax.tree_util.tree_map(lambda x: x[0], inputs)
+    u0 = jax.tree.map(lambda x: x[0], inputs)
     _, draw, stats = jax.eval_shape(one, keys, state, u0)
-    buffers = jax.tree_util.tree_map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (draw, stats))
+    buffers = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape), a.dtype), (draw, stats))
 
     def body(i: Int[Array, ""], carry: PyTree) -> PyTree:
         state, buffers = carry
-        u = jax.tree_util.tree_map(lambda x: x[i], inputs)
+        u = jax.tree.map(lambda x: x[i], inputs)
         state, draw, stats = one(step_keys[i], state, u)
         slot = jnp.maximum(i - discard, 0)
-        buffers = jax.tree_util.tree_map(lambda b, x: b.at[slot].set(x), buffers, (draw, stats))
+        buffers = jax.tree.map(lambda b, x: b.at[slot].set(x), buffers, (draw, stats))
         return state, buffers
 
     block = kernel.block_size
@@ -177,7 +177,7 @@ def prepare(
     ``data``, ``keys`` and ``start`` have to be placed on it already.
     """
     begun = time.perf_counter()
-    slices = jax.tree_util.tree_map(lambda x: x[:1], inputs)  # of any number of steps
+    slices = jax.tree.map(lambda x: x[:1], inputs)  # of any number of steps
     settings = (kernel, capacity, mesh, batch_size, bool(jax.config.jax_enable_x64))
     key = (settings, _avals((data, keys, start, slices)))
     known = _WHOLE.find(key)
@@ -223,7 +223,7 @@ def _steps(
 
     ins = (REPLICATED, CHAINS, REPLICATED, REPLICATED, CHAINS, REPLICATED)
     chunk = over_devices(chunk, mesh, ins, (CHAINS, STEPS_CHAINS, STEPS_CHAINS))
-    slices = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype), slices)
+    slices = jax.tree.map(lambda x: jax.ShapeDtypeStruct((capacity, *x.shape[1:]), x.dtype), slices)
     zero = np.int32(0)
     traced = jax.jit(chunk).trace(data, keys, zero, zero, state, slices)
     compiled = workers.submit(traced.lower().compile)
@@ -239,11 +239,11 @@ def _steps(
 def _compile_emit(
     kernel: Kernel, data: PyTree, draws: PyTree, mesh: Mesh | None, batch_size: int | None
 ) -> tuple[Callable[[PyTree, PyTree], PyTree], PyTree]:
-    if not jax.tree_util.tree_leaves(draws):
+    if not jax.tree.leaves(draws):
         return (lambda data, draws: draws), draws
 
     def one(data: PyTree, draw: PyTree) -> PyTree:
-        return jax.tree_util.tree_map(_key_data, kernel.emit(data, draw))
+        return jax.tree.map(_key_data, kernel.emit(data, draw))
 
     emit = jax.vmap(vmap_in_batches(one, (None, 0), batch_size), (None, 0))
     emit = over_devices(emit, mesh, (REPLICATED, STEPS_CHAINS), STEPS_CHAINS)
@@ -259,7 +259,7 @@ def _key_data(x: Array) -> Array:
 
 def _capacity(state: PyTree) -> int:
     """Steps that a buffer holds. A draw is about as large as the state it is taken from."""
-    size = sum(math.prod(x.shape) * 8 for x in jax.tree_util.tree_leaves(state))
+    size = sum(math.prod(x.shape) * 8 for x in jax.tree.leaves(state))
     return max(1, min(_MAX_CAPACITY, _BUFFER_BYTES // max(size, 1)))
 
 
@@ -273,7 +273,7 @@ def _strong(x: Array) -> Array:
 
 def _avals(tree: PyTree) -> Hashable:
     """Structure, shapes and dtypes of a pytree."""
-    leaves, structure = jax.tree_util.tree_flatten(tree)
+    leaves, structure = jax.tree.flatten(tree)
     return structure, tuple(_aval(x) for x in leaves)
 
 

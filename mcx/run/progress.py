@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mcx.ops.validation import Rule, boolean, either, one_of, validated
+from mcx.ops.validation import boolean, either, one_of, such_that, validated
 
 
 class Progress(Protocol):
@@ -17,29 +17,21 @@ class Progress(Protocol):
 
     def compiling(self) -> None:
         """XLA is compiling."""
-        ...
 
     def started(self) -> None:
         """Compilation is over; steps begin."""
-        ...
 
     def update(self, done: int, phase: str, report: Mapping[str, object]) -> None:
         """``done`` steps are finished; ``report`` is what the kernel reports of them."""
-        ...
 
     def close(self, complete: bool) -> None:
         """The run is over."""
-        ...
 
 
 class _Silent:
-    def compiling(self) -> None: ...
+    def compiling(self, *args: object, **named: object) -> None: ...
 
-    def started(self) -> None: ...
-
-    def update(self, done: int, phase: str, report: Mapping[str, object]) -> None: ...
-
-    def close(self, complete: bool) -> None: ...
+    started = update = close = compiling
 
 
 class _Bar:
@@ -117,18 +109,15 @@ def format_report(report: Mapping[str, object]) -> str:
     return ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in report.items())
 
 
-def _as_display(value: Any) -> Progress:
-    if isinstance(value, type) or not all(
-        callable(getattr(value, name, None)) for name in ("compiling", "started", "update", "close")
-    ):
-        raise ValueError
-    return value
+def _is_display(value: Any) -> bool:
+    verbs = ("compiling", "started", "update", "close")
+    return not isinstance(value, type) and all(callable(getattr(value, verb, None)) for verb in verbs)
 
 
 _RULE = either(
     boolean(),
     one_of("bar", "lines"),
-    Rule("", _as_display),
+    such_that(_is_display, "a display"),
     expected='True, False, "bar", "lines", or an object with the methods of mcx.run.progress.Progress',
 )
 
@@ -139,15 +128,13 @@ def make_progress(progress: bool | str | Progress, total: int | None, title: str
     The kernel decides when to stop if the ``total`` of steps is None.
     """
     progress = validated("run", "progress", progress, _RULE)
+    if not isinstance(progress, bool | str):
+        return progress
     if progress is True:
         progress = "bar" if sys.stderr.isatty() or _in_notebook() else "lines"
     if progress is False:
         return _Silent()
-    if progress == "bar":
-        return _Bar(total, title)
-    if progress == "lines":
-        return _Lines(total, title)
-    return _as_display(progress)
+    return _Bar(total, title) if progress == "bar" else _Lines(total, title)
 
 
 def _in_notebook() -> bool:

@@ -16,7 +16,7 @@ _NOTHING = ("nothing", np.dtype("u1"), ())
 def record_type(shapes: PyTree, lead: int) -> np.dtype[Any]:
     """The type of records that hold a pytree, a field a leaf; ``lead`` axes are those of the records."""
     fields = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+    for path, leaf in jax.tree.flatten_with_path(shapes)[0]:
         plain = _plain_type(leaf)
         fields.append((jax.tree_util.keystr(path) or "value", plain.dtype, plain.shape[lead:]))
     return np.dtype(fields or [_NOTHING])
@@ -24,7 +24,7 @@ def record_type(shapes: PyTree, lead: int) -> np.dtype[Any]:
 
 def to_records(tree: PyTree, shape: tuple[int, ...]) -> np.ndarray:
     """An array of records of ``shape`` from a pytree of arrays with these leading axes."""
-    leaves = [_plain(x) for x in jax.tree_util.tree_leaves(tree)]
+    leaves = [_plain(x) for x in jax.tree.leaves(tree)]
     records = np.zeros(shape, record_type(tree, len(shape)))
     # a pytree without leaves makes records of a single field that means nothing
     for name, leaf in zip(records.dtype.names or (), leaves, strict=False):
@@ -34,10 +34,10 @@ def to_records(tree: PyTree, shape: tuple[int, ...]) -> np.ndarray:
 
 def from_records(records: np.ndarray, like: PyTree) -> PyTree:
     """The pytree that :func:`to_records` was given; ``like`` has its structure, shapes, dtypes, and keys."""
-    leaves, structure = jax.tree_util.tree_flatten(like)
+    leaves, structure = jax.tree.flatten(like)
     fields = (np.ascontiguousarray(records[name]) for name in records.dtype.names or ())
     values = [_restored(x, leaf) for x, leaf in zip(fields, leaves, strict=False)]
-    return jax.tree_util.tree_unflatten(structure, values)
+    return jax.tree.unflatten(structure, values)
 
 
 def _is_key(x: Array | jax.ShapeDtypeStruct) -> bool:

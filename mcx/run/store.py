@@ -34,12 +34,7 @@ _MAX_MANIFEST, _MAX_HEADER = 64 * 2**20, 2**20
 
 
 class Store:
-    """A directory, open for one run or for reading.
-
-    Args:
-        path: of the directory.
-        hosts: the processes of the run.
-    """
+    """A directory, open for one run, of all of its processes, or for reading."""
 
     def __init__(self, path: str | Path, hosts: Hosts = ALONE) -> None:
         self.path, self.hosts = Path(path), hosts

@@ -18,11 +18,7 @@ class StatisticalFailure(McxError, AssertionError):
 
 
 def key_for(name: str) -> jax.Array:
-    """A random key that is a function of a test's name, so that nobody picks seeds.
-
-    Args:
-        name: such as pytest's node id without the file.
-    """
+    """A random key that is a function of a test's name, such as pytest's node id, so nobody picks seeds."""
     return jax.random.key(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
 
 

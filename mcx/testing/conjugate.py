@@ -21,13 +21,7 @@ from mcx.testing.oracles import Moments
 
 @dataclass(frozen=True)
 class ConjugatePair:
-    """A model with data and its exact posterior.
-
-    Attributes:
-        name: of the pair.
-        bind: makes the bound model.
-        moments: exact posterior moments and log evidence, in float64.
-    """
+    """A model with data, made by ``bind``, and its exact posterior moments and log evidence, in float64."""
 
     name: str
     bind: Callable[[], BoundModel]

@@ -14,18 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.testing.expand import KeyReuse, TooManyOutcomes, expand
+from mcx.testing.expand import expand
 from mcx.testing.unroll import Compute, EnumerationError, Program, unroll
 from mcx.types import PyTree
-
-__all__ = [
-    "Enumeration",
-    "EnumerationError",
-    "KeyReuse",
-    "TooManyOutcomes",
-    "UnscriptedDraw",
-    "enumerate_outcomes",
-]
 
 
 class UnscriptedDraw(EnumerationError):
@@ -46,13 +37,9 @@ class Enumeration(NamedTuple):
     probabilities: np.ndarray
 
     def mean(self, values: PyTree = None) -> PyTree:
-        """Exact expectations.
+        """Exact expectations, in float64, of functions of ``outcomes``, or of these themselves if None.
 
-        Args:
-            values: arrays with leading axis L, such as functions of ``outcomes``; these themselves if None.
-
-        Returns:
-            The same tree with the leading axes averaged out, in float64.
+        The leading axes L of a pytree of arrays are averaged out.
         """
         return jax.tree.map(
             lambda x: np.tensordot(self.probabilities, np.asarray(x, np.float64), 1),
@@ -60,13 +47,9 @@ class Enumeration(NamedTuple):
         )
 
     def law(self, values: PyTree) -> tuple[np.ndarray, np.ndarray]:
-        """Exact law of a function of the outcomes.
+        """Exact law of values (L, ...), as a rule one leaf of ``outcomes``.
 
-        Args:
-            values: (L, ...), as a rule one leaf of ``outcomes``.
-
-        Returns:
-            The distinct values (U, ...), sorted, and their probabilities (U,).
+        It is the distinct values (U, ...), sorted, and their probabilities (U,).
         """
         values = np.asarray(values)
         distinct, where = np.unique(values, axis=0, return_inverse=True)

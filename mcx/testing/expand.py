@@ -52,7 +52,9 @@ def expand(program: Program, limit: int, batch: int, check_keys: bool) -> tuple[
         rows = {i: v for i, v in rows.items() if last_use.get(i, -1) >= k}
         rows, probabilities = _merge(rows, probabilities)
         pending = []
-        p = _probabilities(step, *(_host(rows, shared, i) for i in step.inputs))
+        # what is the same in all outcomes gets a leading axis of length 1
+        inputs = (np.asarray(rows[i] if i in rows else shared[i][None]) for i in step.inputs)
+        p = _probabilities(step, *inputs)
         parents, picks, factors = _expand(p, step.repeats, len(probabilities), limit, program, k)
         probabilities = probabilities[parents] * factors
         rows = {i: v[parents] for i, v in rows.items() if last_use.get(i, -1) > k}
@@ -129,11 +131,6 @@ def _merge(rows: dict[int, Any], probabilities: np.ndarray) -> tuple[dict[int, A
     place[order] = np.arange(len(order))
     merged = np.bincount(place[where.reshape(-1)], probabilities, len(first))
     return {i: v[first[order]] for i, v in rows.items()}, merged
-
-
-def _host(rows: dict[int, Any], shared: dict[int, Any], i: int) -> np.ndarray:
-    """A value in all outcomes, its leading axis of length 1 if it is the same in all."""
-    return np.asarray(rows[i]) if i in rows else np.asarray(shared[i])[None]
 
 
 def _probabilities(step: Choice, log_p: np.ndarray, active: np.ndarray | None = None) -> np.ndarray:

@@ -19,10 +19,6 @@ from mcx import dist
 Family = Callable[[Any], Any]
 
 
-def _interval(u: Array) -> Distribution:
-    return dist.Uniform(u - 1.0, u + jnp.exp(u))  # both bounds move with the parent
-
-
 def _flat(constraint: Any, event_shape: tuple[int, ...] = ()) -> Family:
     return lambda u: dist.ImproperUniform(constraint, jnp.shape(u), event_shape)
 
@@ -59,7 +55,7 @@ LATENT_FAMILIES: Mapping[str, Family] = {
     "gamma": lambda u: dist.Gamma(2.0 + u, 1.5),
     "log_normal": lambda u: dist.LogNormal(u, 0.7),
     "beta": lambda u: dist.Beta(2.0 + u, 1.5),
-    "uniform": _interval,
+    "uniform": lambda u: dist.Uniform(u - 1.0, u + jnp.exp(u)),  # both bounds move with the parent
     "truncated_normal": lambda u: dist.TruncatedNormal(u, 1.2, low=u - 0.5),
     "doubly_truncated": lambda u: dist.TruncatedNormal(u, 1.0, low=u - 1.0, high=u + 2.0),
     "pareto": lambda u: dist.Pareto(jnp.exp(u), 2.5),
@@ -106,16 +102,13 @@ def _counts(raw: np.ndarray) -> np.ndarray:
 
 # Data in the support, from quarters of an integer: exact in every dtype, and they shrink to zeros.
 DATA: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "log_normal": np.exp,
-    "exponential": np.exp,
-    "gamma": np.exp,
+    **dict.fromkeys(("log_normal", "exponential", "gamma"), np.exp),
+    **dict.fromkeys(
+        ("poisson", "binomial", "negative_binomial", "categorical", "ordered_logistic"),
+        lambda raw: np.abs(raw).astype(int),
+    ),
     "beta": lambda raw: 1 / (1 + np.exp(-raw)),
     "bernoulli": lambda raw: (raw > 0).astype(int),
-    "poisson": lambda raw: np.abs(raw).astype(int),
-    "binomial": lambda raw: np.abs(raw).astype(int),
-    "negative_binomial": lambda raw: np.abs(raw).astype(int),
-    "categorical": lambda raw: np.abs(raw).astype(int),
-    "ordered_logistic": lambda raw: np.abs(raw).astype(int),
     "dirichlet": lambda raw: np.exp(raw) / np.exp(raw).sum(-1, keepdims=True),
     "multinomial": _counts,
 }

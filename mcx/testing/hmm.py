@@ -91,19 +91,12 @@ def forward_backward(initial: ArrayLike, transition: ArrayLike, log_likelihood: 
 def path_law(
     initial: ArrayLike, transition: ArrayLike, log_likelihood: ArrayLike, *, max_paths: int = 2**20
 ) -> PathLaw:
-    """List every path of a hidden Markov model with its posterior probability.
+    """List every path of a hidden Markov model with its posterior probability, which costs O(T K^T).
 
-    Args:
-        initial: as for :func:`forward_backward`, as are the next two.
-        transition: (K, K) or (T, K, K).
-        log_likelihood: (T, K).
-        max_paths: refuse beyond this many.
-
-    Returns:
-        The law; costs O(T K^T).
+    The model is that of :func:`forward_backward`.
 
     Raises:
-        CapabilityError: on too many paths.
+        CapabilityError: on more than ``max_paths`` paths.
         DataError: as :func:`forward_backward` does.
     """
     p0, P, log_g = _model(initial, transition, log_likelihood)

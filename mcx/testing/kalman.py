@@ -164,15 +164,9 @@ def kalman(
 
 
 def sample_paths(result: KalmanResult, rng: np.random.Generator, n: int) -> np.ndarray:
-    """Draw independent paths from the exact posterior, backwards in time.
+    """Draw independent paths (n, T, d), float64, from the exact posterior that :func:`kalman` gave.
 
-    Args:
-        result: from :func:`kalman`.
-        rng: source of randomness.
-        n: number of paths.
-
-    Returns:
-        (n, T, d) float64. Costs O(n T d^2).
+    Backwards in time, at a cost of O(n T d^2).
 
     Source: Fruehwirth-Schnatter (1994), with the smoothed in place of the filtered moments.
     """
@@ -243,17 +237,7 @@ def dense_gaussian(
     return DenseGaussian(log_evidence, mean.reshape(steps, d), cov.reshape(steps, d, steps, d))
 
 
-def _model(
-    y: ArrayLike,
-    mean: ArrayLike,
-    cov: ArrayLike,
-    A: ArrayLike,
-    a: ArrayLike,
-    Q: ArrayLike,
-    C: ArrayLike,
-    c: ArrayLike,
-    R: ArrayLike,
-) -> _Model:
+def _model(y: ArrayLike, mean: ArrayLike, *others: ArrayLike) -> _Model:
     y = np.asarray(y, np.float64)
     y = y[:, None] if y.ndim == 1 else y
     mean = np.atleast_1d(np.asarray(mean, np.float64))
@@ -262,17 +246,16 @@ def _model(
             "kalman takes y of shape (T, p) and initial_mean of shape (d,)", found=f"{y.shape}, {mean.shape}"
         )
     (steps, p), d = y.shape, len(mean)
-    return _Model(
-        y,
-        mean,
-        _fit("initial_cov", cov, (d, d)),
-        _fit("transition_matrix", A, (steps, d, d)),
-        _fit("transition_offset", a, (steps, d)),
-        _fit("transition_cov", Q, (steps, d, d)),
-        _fit("observation_matrix", C, (steps, p, d)),
-        _fit("observation_offset", c, (steps, p)),
-        _fit("observation_cov", R, (steps, p, p)),
-    )
+    shapes = {
+        "initial_cov": (d, d),
+        "transition_matrix": (steps, d, d),
+        "transition_offset": (steps, d),
+        "transition_cov": (steps, d, d),
+        "observation_matrix": (steps, p, d),
+        "observation_offset": (steps, p),
+        "observation_cov": (steps, p, p),
+    }
+    return _Model(y, mean, *(_fit(name, x, shapes[name]) for name, x in zip(shapes, others, strict=True)))
 
 
 def _fit(name: str, value: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:

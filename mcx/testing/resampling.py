@@ -92,13 +92,6 @@ def check_resampling(
     return largest
 
 
-def _law(log_w: tuple[float, ...]) -> np.ndarray:
-    """Normalised weights, in float64, by other means than the library's."""
-    x = np.nan_to_num(np.asarray(log_w, np.float64), nan=-INF, posinf=INF, neginf=-INF)
-    w = (x == x.max()).astype(np.float64) if np.isinf(x.max()) else np.exp(x - x.max())
-    return np.asarray(w / w.sum())
-
-
 def _check_run(
     name: str, log_w: tuple[float, ...], num: int, ancestors: np.ndarray, alpha: float, delta: float
 ) -> float:
@@ -115,7 +108,10 @@ def _check_run(
             expected=f"0 to {n - 1}",
             found=f"{ancestors.min()} to {ancestors.max()}",
         )
-    law = _law(log_w)
+    # normalised weights, in float64, by other means than the library's
+    x = np.nan_to_num(np.asarray(log_w, np.float64), nan=-INF, posinf=INF, neginf=-INF)
+    w = (x == x.max()).astype(np.float64) if np.isinf(x.max()) else np.exp(x - x.max())
+    law = w / w.sum()
     counts = np.stack([(ancestors == i).sum(-1) for i in range(n)], axis=-1)
     # weights that are zero in float32 alone may be drawn, once in a lifetime; true zeros may not
     if counts[:, law == 0].any():

@@ -130,11 +130,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Program:
-    """A generated model: call it under effect handlers, or :func:`bind` it.
-
-    Attributes:
-        statements: in program order.
-    """
+    """A generated model: call it under effect handlers, or :func:`bind` it."""
 
     statements: tuple[Statement, ...]
 
@@ -228,12 +224,9 @@ _NAMES = "abcdefgh"
 
 @st.composite
 def programs(draw: Any, max_latent: int = 5, nested: bool = False) -> Program:
-    """Programs with one to ``max_latent`` latent sites.
+    """Programs with one to ``max_latent`` latent statements, those of submodels not counted.
 
-    Args:
-        draw: given by Hypothesis.
-        max_latent: largest number of latent statements, those of submodels not counted.
-        nested: whether the program is to be a submodel; then it holds none itself.
+    A ``nested`` one is to be a submodel, and holds none itself.
     """
     count = draw(st.integers(1, max_latent))
     statements: list[Statement] = []
@@ -265,27 +258,17 @@ def programs(draw: Any, max_latent: int = 5, nested: bool = False) -> Program:
 
 
 def models(max_latent: int = 5) -> st.SearchStrategy[BoundModel]:
-    """Bound models of many kinds, with their data.
+    """Bound models of many kinds, with their data and at most ``max_latent`` latent statements.
 
     Latent sites of all of :data:`LATENT_FAMILIES`, hierarchies, plates, event dimensions, deterministic
     sites, factors of both kinds, scaled and masked sites, submodels, reparameterisation, continuous and
     discrete observations. Sizes come from a small bucket, so that examples share compiled operations.
-
-    Args:
-        max_latent: largest number of latent statements.
     """
     return programs(max_latent=max_latent).map(bind)
 
 
 def points(target: Target) -> st.SearchStrategy[dict[str, Any]]:
-    """Unconstrained points of a target, with coordinates within (-2, 2).
-
-    Args:
-        target: the compiled model.
-
-    Returns:
-        A strategy of ``{site: array}``, on a grid of 1/256 (exact in float32).
-    """
+    """Unconstrained points, ``{site: array}``, within (-2, 2) on a grid of 1/256 (exact in float32)."""
     dim = target.dim
     coordinates = st.lists(st.integers(-511, 511), min_size=dim, max_size=dim)
     return coordinates.map(

@@ -96,11 +96,6 @@ class GuidedDiffusion(GuidedSettings, ReplicateMethod[GuidedPlan]):
     def particles(self) -> int:
         return self.num_particles
 
-    @property
-    @override
-    def tolerance(self) -> float:
-        return self.max_nonfinite
-
     @override
     def plan(self, bound: BoundModel) -> GuidedPlan:
         posterior = self.posterior(bound, noised=self.lookahead == "noised")

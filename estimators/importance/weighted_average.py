@@ -174,10 +174,8 @@ def estimate_from(
     """Estimate expectations from independent draws of a known density, with all control variates that fit.
 
     Args:
-        problem: what to estimate.
-        x: the draws.
-        values: the function there, as ``Integrals.values`` gives it.
-        log_q: their log density.
+        problem, x: what to estimate, and the draws.
+        values, log_q: the function there, as ``Integrals.values`` gives it, and their log density.
         log_components: log densities of other normalised laws, such as the components of a mixture; their
             ratios to the sampling density are control variates.
         own: log densities of a normalised law for each integrand, whose ratio to the sampling density is its

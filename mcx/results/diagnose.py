@@ -126,11 +126,7 @@ def _worst(values: dict[str, float], pick: object, form: str) -> str:
 
 
 def report_advice(posterior: Posterior, mode: str, found_in: Callable[[Posterior], list[Advice]]) -> None:
-    """Say what a method's ``diagnose`` finds, in one block; ``mode`` is "warn", "raise" (for CI) or "ignore".
-
-    Raises:
-        DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.
-    """
+    """Say what a method finds in one block: "warn", "raise" a DiagnosticWarning (for CI), or "ignore" it."""
     if mode == "ignore":
         return
     found = found_in(posterior)

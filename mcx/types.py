@@ -7,7 +7,7 @@ jaxtyping is needed for checking alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -67,6 +67,9 @@ type Flags = Bool[Array, "..."]
 
 type SiteValues = Mapping[str, Array]
 """Values by site name."""
+
+type SiteFunctions = Mapping[str, Callable[[SiteValues], PyTree]]
+"""Functions of the sites' values, by name."""
 
 type Draws = Mapping[str, np.ndarray]
 """Draws by site, chain x draw x event, on the host."""

@@ -103,7 +103,7 @@ def estimate(
 
     def iterate(key: Key, history: History, proposal: LawProposal) -> Iteration[LawProposal]:
         x = proposal.sample(key, method.iteration_size)
-        return Iteration(*digest(history, proposal, x, problem.values(x), adaptation=adaptation))
+        return digest(history, proposal, x, problem.values(x), adaptation=adaptation)
 
     keys = _successive(key)
     history, proposal, count = explore(

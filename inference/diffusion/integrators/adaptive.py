@@ -18,11 +18,11 @@ from mcx.ops.validation import Rule, Settings, integer, number
 from mcx.types import Key
 
 
-class Ends[A](NamedTuple):
+class Ends(NamedTuple):
     """Values of lambda to visit, and the last of them as rho if level 0 follows it, else None."""
 
-    lam: A
-    last: A | None
+    lam: Array | np.ndarray
+    last: Array | np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,14 @@ class RungeKutta45(Settings):
         """None: the number is not known beforehand."""
         return None
 
-    def prepare(self, levels: np.ndarray) -> Ends[np.ndarray]:
+    def prepare(self, levels: np.ndarray) -> Ends:
         """See :class:`Ends`."""
         if levels[-1] == 0:
             return Ends(-np.log(levels[:-1]), levels[-2])
         return Ends(-np.log(levels), None)
 
     def run(
-        self,
-        key: Key | None,
-        model: Denoiser,
-        y: Point,
-        prepared: Ends[Array],
-        noise: Noise | None,
-        path: bool,
+        self, key: Key | None, model: Denoiser, y: Point, prepared: Ends, noise: Noise | None, path: bool
     ) -> Point:
         """See :class:`~.base.Integrator`."""
         try:

@@ -58,11 +58,7 @@ class ScanFacts:
 
 
 def analyse(target: Target, name: str) -> ScanFacts:
-    """Read the structure of the scan with this first latent site.
-
-    Raises:
-        CapabilityError: if particles cannot be weighted in it; the error shows how to rewrite the model.
-    """
+    """Read the structure of a scan by its first latent site; a CapabilityError says how to rewrite it."""
     look = _Look(target, name)
     found = look.dependences()
     _refuse_what_depends(target, look, found)
@@ -211,12 +207,7 @@ class _Look:
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), scan.init, scan.carry)
 
     def _run(
-        self,
-        scan: ScanStatement,
-        carry: PyTree,
-        inputs: PyTree,
-        latent: SiteValues,
-        observed: SiteValues,
+        self, scan: ScanStatement, carry: PyTree, inputs: PyTree, latent: SiteValues, observed: SiteValues
     ) -> tuple[Any, Mapping[str, Any]]:
         """One step with these values of its sites; a site without a value gets a draw, or its observation."""
 

@@ -20,6 +20,7 @@ from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
 from mcx.results.weights import error_over_replicates
 from mcx.target import Target
+from mcx.types import SiteFunctions
 
 _DRAWS_PER_CONTROL = 20
 _LEAST_BLOCKS = 4

@@ -24,7 +24,7 @@ from mcx.model.compile import compile_model
 from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
 from mcx.target import Target
-from mcx.types import Array, Key, LogWeights, Scalar
+from mcx.types import Array, Key, LogWeights, Scalar, SiteFunctions
 
 _DRAWS_PER_CONTROL = 20
 _AT_ONCE = 1024

@@ -115,9 +115,6 @@ def _program(closed: BoundProgram | None, data: PyTree) -> Callable[[], Any]:
     return data.run if closed is None else closed.run
 
 
-# --- whole-model verbs -----------------------------------------------------------------------------
-
-
 def _data(bound: BoundProgram, compiled: _Compiled) -> PyTree:
     return () if compiled.closed is not None else bound
 

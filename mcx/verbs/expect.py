@@ -8,7 +8,7 @@ from mcx.errors import MethodError
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
 from mcx.results.posterior import Posterior
-from mcx.types import KeyLike
+from mcx.types import KeyLike, SiteFunctions
 from mcx.verbs.argument_checks import check_bound, refuse_tracing
 
 if TYPE_CHECKING:

@@ -177,8 +177,6 @@ class ScanBlock:
         # sites that reach the initial carry are drawn with x_0 and forgotten, so that x_0 has no density
         return functions if self.facts.initial_sites else {**functions, "density_0": density_0}
 
-    # reading the program -------------------------------------------------------------------------
-
     def _read(self, data: PyTree, params: SiteValues, draw: Any = None) -> ScanStatement:
         taken = scans_taken()
         run_program(self.target, data, params, draw, taken)
@@ -214,8 +212,6 @@ class ScanBlock:
         u = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), u)
         new, _ = self._run(scan, carry, u, zeros)
         return self._particle(carry, values, new)
-
-    # running the body ----------------------------------------------------------------------------
 
     def _run(
         self, scan: ScanStatement, carry: PyTree, u: PyTree, latent: Callable[[str, Message], Array]

@@ -175,7 +175,8 @@ def energy_sliced_wasserstein(
     if (d := samples[0].shape[1]) < 2:
         refuse(owner, "x", d, "points of dimension 2 or more", "use sliced_wasserstein, which is exact there")
     asked = SlicedSettings(p, num_projections, directions, None, None, num_replicates, batch_size)
-    return _weighted(as_key(key), samples, asked.checked(owner, d), energy)
+    settings = asked.checked(owner, d)
+    return _weighted(as_key(key), samples, settings, energy)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -28,13 +28,9 @@ def diagnose(posterior: Posterior, advice: Sequence[Advice] = ()) -> list[Advice
     if not info.complete:
         found.append(Advice("MCX-W001", f"stopped early: {posterior.num_draws} draws a chain were kept"))
     if info.num_nonfinite:
-        found.append(
-            Advice(
-                "MCX-W002",
-                f"{info.num_nonfinite} draws hold a NaN or an infinity: look for log(0), 0/0 or overflow in "
-                "deterministic sites and in the likelihood (bound.check() helps)",
-            )
-        )
+        text = f"{info.num_nonfinite} draws hold a NaN or an infinity: look for log(0), 0/0 or overflow in "
+        text += "deterministic sites and in the likelihood (bound.check() helps)"
+        found.append(Advice("MCX-W002", text))
     return [*found, *advice, *_convergence(posterior)]
 
 

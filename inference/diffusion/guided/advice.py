@@ -12,10 +12,10 @@ from mcx.types import Float
 _SURVIVORS = 0.05  # least share of the particles that survive a step, or from which draws descend
 _UPDATE_RATE = 0.1  # least share of the sweeps in which a path is renewed at a level
 
+type _ByLevel = Mapping[str, Float[np.ndarray, "chain level"]]
 
-def survivors_advice(
-    stats: Mapping[str, Float[np.ndarray, "chain level"]], num_draws: int
-) -> Iterator[Advice]:
+
+def survivors_advice(stats: _ByLevel, num_draws: int) -> Iterator[Advice]:
     """Whether most of a replicate's particles were lost in one step."""
     survivors = np.asarray(stats["unique_ancestors"], float) / num_draws
     worst = np.unravel_index(np.nanargmin(survivors), survivors.shape)
@@ -28,9 +28,7 @@ def survivors_advice(
         )
 
 
-def lineage_advice(
-    stats: Mapping[str, Float[np.ndarray, "chain level"]], num_draws: int, half: int
-) -> Iterator[Advice]:
+def lineage_advice(stats: _ByLevel, num_draws: int, half: int) -> Iterator[Advice]:
     """Whether draws descend from few particles at level ``half``, which decides half of their variance."""
     least = int(np.min(stats["lineages"][:, half]))
     if least < _SURVIVORS * num_draws:

@@ -36,9 +36,7 @@ class DiffusionPosterior:
     """The posterior of a model with a diffusion prior.
 
     Attributes:
-        target: the whole posterior.
         process: the prior's reverse process.
-        guidance: how particles are guided down it.
         num_reverse_steps: of the process, if not at the prior's own levels.
         rest: the posterior of the other latent sites given the one with the diffusion prior; None if there
             are no others.

@@ -76,10 +76,9 @@ def _white_site(site: Mapping[str, Any]) -> _White | None:
     fn, value = site["fn"], jnp.asarray(site["value"])
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
-    weighted = site["scale"] is not None and not (
-        isinstance(site["scale"], int | float) and site["scale"] == 1
-    )
-    if weighted or not site["is_observed"]:
+    weight = site["scale"]
+    plain = weight is None or (isinstance(weight, int | float) and weight == 1)
+    if not plain or not site["is_observed"]:
         return None
     shape = jnp.broadcast_shapes(tuple(site["fn"].shape()), value.shape)
     value = jnp.broadcast_to(value, shape)

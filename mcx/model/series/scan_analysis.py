@@ -31,7 +31,6 @@ class ScanFacts:
     Attributes:
         latent, observed, factors: names of the body's sites.
         initial_sites: latent sites outside that reach nothing but the initial carry: part of the state's law.
-        params: the latent sites that are parameters.
         carry: shapes and dtypes of the carry, a pytree.
         aliases: for every leaf of the carry, the latent site that it is; None where it is none.
         kept_before: leaves of the carry before a step that its observations depend on.

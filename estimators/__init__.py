@@ -36,29 +36,23 @@ if TYPE_CHECKING:
     from mcx.estimators.sliced import two_sample_test as two_sample_test
     from mcx.estimators.sliced import wasserstein_1d as wasserstein_1d
 
-# name -> module that defines it, imported on first use
-_LAZY = {
-    "AdaptiveImportance": "importance.adaptive_importance",
-    "Elliptical": "importance.proposals",
-    "EstimatedMeans": "importance.known_means",
-    "KnownMeans": "importance.known_means",
-    "Mixture": "importance.proposals",
-    "SlicedTarget": "sliced",
-    "SteinControls": "control_variates.posterior_controls",
-    "as_mixture": "importance.proposals",
-    "energy_sliced_wasserstein": "sliced",
-    "expectations": "importance.expectations",
-    "max_sliced_wasserstein": "sliced",
-    "pareto_khat": "pareto",
-    "psis": "pareto",
-    "regress": "control_variates.regression",
-    "sliced_wasserstein": "sliced",
-    "sobol_indices": "sensitivity.sobol_indices",
-    "stein_controls": "control_variates.stein",
-    "train_proposal": "importance.training",
-    "two_sample_test": "sliced",
-    "wasserstein_1d": "sliced",
+# names by the module that defines them, which is imported on first use
+_MODULES = {
+    "control_variates.posterior_controls": ("SteinControls",),
+    "control_variates.regression": ("regress",),
+    "control_variates.stein": ("stein_controls",),
+    "importance.adaptive_importance": ("AdaptiveImportance",),
+    "importance.expectations": ("expectations",),
+    "importance.known_means": ("EstimatedMeans", "KnownMeans"),
+    "importance.proposals": ("Elliptical", "Mixture", "as_mixture"),
+    "importance.training": ("train_proposal",),
+    "pareto": ("pareto_khat", "psis"),
+    "sensitivity.sobol_indices": ("sobol_indices",),
+    "sliced": ("SlicedTarget", "energy_sliced_wasserstein", "max_sliced_wasserstein", "sliced_wasserstein"),
+    "sliced.two_sample": ("two_sample_test",),
+    "sliced.wasserstein_1d": ("wasserstein_1d",),
 }
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = list(_LAZY)
 

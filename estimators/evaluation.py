@@ -135,9 +135,7 @@ def leaves_at(
 ) -> tuple[list[Array], PyTreeDef]:
     """Values (n, ...) of a function of the sites' values at draws, and the tree that puts values together.
 
-    Raises:
-        DataError: if the function returns no number.
-        NonFiniteError: if a value that counts is NaN or infinite.
+    Raises DataError if there is no number, NonFiniteError if a value that counts is NaN or infinite.
     """
     leaves, tree = jax.tree_util.tree_flatten(at_points(function)(dict(draws)))
     refuse_nothing(leaves, f"function {name!r}")

@@ -107,23 +107,15 @@ def pareto_khat(x: ArrayLike, *, tail: str = "both", log: bool = False) -> Float
 
 
 def khat_of(values: ArrayLike, log_weights: ArrayLike) -> Float[Array, "..."]:
-    """Estimate the shape of the heaviest tail that matters to a self-normalised estimate of a mean.
+    """Estimate the shape of the heaviest tail that matters to self-normalised means of ``values`` (S, ...).
 
-    That estimate is a ratio: its numerator averages integrand x weight, its denominator the weights.
+    Such an estimate is a ratio: its numerator averages integrand x weight, its denominator the weights. Of
+    interest are the tails of weight x abs(integrand - its mean), of which the estimate's error is an average,
+    and of the weights; NaN is left out. The tails of integrand x weight itself would mislead: where many
+    weights are next to zero, one of them starts among those, and looks heavy.
 
-    Args:
-        values: (S, ...) the integrand, or several, at the draws.
-        log_weights: (S,) their unnormalised log weights.
-
-    Returns:
-        ``khat`` (...): the larger of those of weight x abs(integrand - its mean), of which the estimate's
-        error is an average, and of the weights; NaN is left out. The tails of integrand x weight itself would
-        mislead: where many weights are next to zero, one of them starts among those, and looks heavy.
-
-    Raises:
-        MethodError: if the leading axis of ``values`` is not that of ``log_weights``.
-
-    Costs as :func:`psis` for each integrand. Source: Vehtari et al. (2024).
+    Raises MethodError if the leading axis of ``values`` is not that of ``log_weights`` (S,). Costs as
+    :func:`psis` for each integrand. Source: Vehtari et al. (2024).
     """
     log_w: Array = as_float(log_weights)
     integrand: Array = as_float(values)

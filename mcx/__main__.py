@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 from mcx.errors import CheckpointError, McxError
+from mcx.results.saved import opened
+from mcx.run.store import Store
 
 _PACKAGES = "jax jaxlib numpyro blackjax optax arviz-base arviz-stats numpy scipy xarray".split()
 _OPTIONAL = ("arviz-plots", "diffrax", "hypothesis", "matplotlib", "netcdf4", "zarr")
@@ -95,9 +97,6 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def inspect(directory: Path) -> int:
     """Print what a checkpoint is, how far it came, and what it holds."""
-    from mcx.results.saved import opened
-    from mcx.run.store import Store
-
     store = Store(directory)
     manifest = opened(store)
     for name, value in manifest.identity.items():
@@ -114,9 +113,6 @@ def inspect(directory: Path) -> int:
 
 def verify(directory: Path) -> int:
     """Read every file of a checkpoint; returns 1 if one is damaged."""
-    from mcx.results.saved import opened
-    from mcx.run.store import Store
-
     store = Store(directory)
     manifest = opened(store)
     files = [*manifest.chunks, *([manifest.state] if manifest.state else [])]

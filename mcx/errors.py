@@ -6,31 +6,6 @@ to mend it; the parts are attributes as well, so that programs can act on them.
 
 from __future__ import annotations
 
-__all__ = [
-    "BroadcastError",
-    "CapabilityError",
-    "CheckpointCorrupt",
-    "CheckpointError",
-    "CheckpointInUse",
-    "CheckpointMismatch",
-    "DataError",
-    "DeviceMemoryError",
-    "DiagnosticWarning",
-    "DuplicateSiteError",
-    "InferenceWarning",
-    "InitializationError",
-    "KeyTypeError",
-    "McxError",
-    "MethodError",
-    "MissingExtraError",
-    "ModelError",
-    "NonFiniteError",
-    "PosteriorShapeError",
-    "SiteNameError",
-    "SupportError",
-    "WeightCollapse",
-]
-
 
 class McxError(Exception):
     """Base class of everything mcx raises on purpose.
@@ -160,3 +135,6 @@ class DiagnosticWarning(McxError, RuntimeError):
     """
 
     result: object = None
+
+
+__all__ = [name for name in dir() if name[0].isupper()]

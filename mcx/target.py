@@ -37,7 +37,6 @@ class TargetFunctions(NamedTuple):
     """Pure functions of ``(data, z)``, shared by all targets of one structure.
 
     run: ``data -> program``, a function without arguments.
-    log_parts: both parts of the log density.
     constrain, unconstrain: the map from ``z`` to values by site, and its inverse.
     pointwise, prior_terms: log likelihood by observed site, and log prior density by latent site.
     replayed: the sites as effect handlers saw them.

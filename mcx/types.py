@@ -7,14 +7,20 @@ jaxtyping is needed for checking alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int, Num, Shaped, UInt32
+    from jaxtyping import Array as Array
+    from jaxtyping import Bool as Bool
+    from jaxtyping import Float as Float
+    from jaxtyping import Int as Int
+    from jaxtyping import Num as Num
+    from jaxtyping import Shaped as Shaped
+    from jaxtyping import UInt32 as UInt32
 else:
     from jax import Array
 
@@ -25,30 +31,6 @@ else:
             return item[0]
 
     Bool = Float = Int = Num = Shaped = UInt32 = _Shape
-
-__all__ = [
-    "Array",
-    "Bool",
-    "Covariance",
-    "Draws",
-    "Flags",
-    "Float",
-    "Index",
-    "Int",
-    "IntLike",
-    "Key",
-    "KeyLike",
-    "Keys",
-    "LogWeights",
-    "Num",
-    "PyTree",
-    "Scalar",
-    "Shaped",
-    "SiteValues",
-    "Stats",
-    "UInt32",
-    "Vector",
-]
 
 type Key = jax.Array
 """A typed random key of JAX, of shape ()."""
@@ -85,6 +67,9 @@ type Flags = Bool[Array, "..."]
 
 type SiteValues = Mapping[str, Array]
 """Values by site name."""
+
+type SiteFunctions = Mapping[str, Callable[[SiteValues], PyTree]]
+"""Functions of the sites' values, by name."""
 
 type Draws = Mapping[str, np.ndarray]
 """Draws by site, chain x draw x event, on the host."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -20,7 +20,7 @@ from mcx.results.estimate import Estimate
 from mcx.results.posterior import Posterior
 from mcx.results.weights import error_over_replicates
 from mcx.target import Target
-from mcx.types import PyTree, SiteValues
+from mcx.types import SiteFunctions
 
 _DRAWS_PER_CONTROL = 20
 _LEAST_BLOCKS = 4
@@ -44,9 +44,7 @@ class SteinControls(Settings):
         """See :class:`~mcx.ops.validation.Settings`."""
         return {"degree": optional(integer(0, 4), "to have it chosen")}
 
-    def estimate(
-        self, posterior: Posterior, functions: Mapping[str, Callable[[SiteValues], PyTree]]
-    ) -> dict[str, Estimate]:
+    def estimate(self, posterior: Posterior, functions: SiteFunctions) -> dict[str, Estimate]:
         """Expectations of functions of the sites' values; see :func:`mcx.expect`.
 
         The coefficients for each chain come from the others (for each fifth of a single chain, from the rest

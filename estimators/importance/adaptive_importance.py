@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -114,25 +114,10 @@ class AdaptiveImportance(Settings):
         return int(self.budget * self.exploration) // self.num_iterations
 
 
-class Iteration[P: AdaptiveProposal](NamedTuple):
-    """What one iteration leads to: the history with its draws, and the proposal fitted to all draws so far.
-
-    deviation: root of the variance of one draw of the present proposal, summed over integrands.
-    relative: largest relative standard deviation of one draw; both infinite where nothing is known of them.
-    """
-
-    history: History
-    following: P
-    deviation: Scalar | float
-    relative: Scalar | float
-
-
-class Explored[P: AdaptiveProposal](NamedTuple):
-    """What the iterations leave: their draws, the proposal for the final sample, and their number."""
-
-    history: History
-    proposal: P
-    num_iterations: int
+type Iteration[P: AdaptiveProposal] = tuple[History, P, Scalar | float, Scalar | float]
+"""What one iteration leads to: the history with its draws; the proposal fitted to all draws so far; the root
+of the variance of one draw of the present proposal, summed over integrands; and the largest relative standard
+deviation of one draw: both infinite where nothing is known of them."""
 
 
 def explore[P: AdaptiveProposal](
@@ -141,8 +126,11 @@ def explore[P: AdaptiveProposal](
     history: History,
     proposal: P,
     keys: Iterator[Key],
-) -> Explored[P]:
-    """Adapt a proposal, a key an iteration, until the predicted variance of the result no longer falls."""
+) -> tuple[History, P, int]:
+    """Adapt a proposal, a key an iteration, until the predicted variance of the result no longer falls.
+
+    Returns the draws, the proposal for the final sample, and the number of iterations.
+    """
     predicted, lowest, best = np.inf, np.inf, proposal
     for t in range(method.num_iterations):
         history, following, deviation, relative = iterate(next(keys), history, proposal)
@@ -159,7 +147,7 @@ def explore[P: AdaptiveProposal](
         if enough or predicted <= variance < np.inf:
             # All proposals would have as many draws left: the one whose draws varied least has them. That
             # makes no bias, as they are new ones, which nothing was chosen by.
-            return Explored(history, best, t + 1)
+            return history, best, t + 1
         predicted = min(predicted, variance)
         proposal = following
-    return Explored(history, proposal, method.num_iterations)
+    return history, proposal, method.num_iterations

@@ -91,19 +91,14 @@ def estimate(
     known = None
     if controls is not None:
         known = controls.prepare(problem, jax.random.fold_in(key, _OF_CONTROLS))
-    adaptation = Adaptation(
-        method.num_components,
-        method.df,
-        method.defensive,
-        method.criterion == "relative",
-        method.controls != "none",
-    )
+    relative, controlled = method.criterion == "relative", method.controls != "none"
+    adaptation = Adaptation(method.num_components, method.df, method.defensive, relative, controlled)
     first = LawProposal.first(problem, adaptation, tuple(map(as_part, method.proposals)))
     room = method.iteration_size * method.num_iterations
 
     def iterate(key: Key, history: History, proposal: LawProposal) -> Iteration[LawProposal]:
         x = proposal.sample(key, method.iteration_size)
-        return Iteration(*digest(history, proposal, x, problem.values(x), adaptation=adaptation))
+        return digest(history, proposal, x, problem.values(x), adaptation=adaptation)
 
     keys = _successive(key)
     history, proposal, count = explore(

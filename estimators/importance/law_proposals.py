@@ -121,12 +121,7 @@ def digest(
     *,
     adaptation: Adaptation,
 ) -> tuple[History, LawProposal, Scalar, Scalar]:
-    """Add the draws of one iteration to the history, and fit the next proposal.
-
-    Also returns the root of the variance of one draw from the present proposal, summed over integrands, and
-    the largest relative standard deviation of one: both infinite where an integrand was zero at all of the
-    draws.
-    """
+    """Add the draws of one iteration to the history, and fit the next proposal: an ``Iteration``."""
     log_laws = log_densities(proposal.law, x)
     now = append(history, x, (values, log_laws), proposal)
     deviation, relative = _predicted(proposal, x, values, log_laws, history.iteration > 0, adaptation)

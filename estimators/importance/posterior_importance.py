@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -25,7 +24,7 @@ from mcx.model.compile import compile_model
 from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
 from mcx.target import Target
-from mcx.types import Array, Key, LogWeights, PyTree, Scalar, SiteValues
+from mcx.types import Array, Key, LogWeights, Scalar, SiteFunctions
 
 _DRAWS_PER_CONTROL = 20
 _AT_ONCE = 1024
@@ -35,26 +34,16 @@ _TEMPERED_ESS = 0.1  # share of an iteration's draws: fewer say too little about
 
 
 def expect_by_importance(
-    bound: BoundModel,
-    functions: Mapping[str, Callable[[SiteValues], PyTree]],
-    method: AdaptiveImportance,
-    *,
-    key: Key,
+    bound: BoundModel, functions: SiteFunctions, method: AdaptiveImportance, *, key: Key
 ) -> dict[str, Estimate]:
     """Adapt a mixture of Student t's and the user's proposals to the posterior; average a fresh sample.
 
     Iterations fit the mixture to all draws so far, weighted by the balance heuristic. Weights that a few
     draws would dominate are tempered, so that the first iterations find their way. Estimates are a weighted
     regression on Stein control variates; that of the evidence is one on the ratios of the mixture's
-    components to it. See :func:`mcx.expect`. ``relative_error`` is of an iteration's draws without control
-    variates. Costs ``method.budget`` log densities, and a gradient for each draw of the final sample.
-
-    Raises:
-        CapabilityError: if the model has no latent site.
-        DataError: if a function returns no number.
-        MethodError: if the method has settings that mean nothing here.
-        NonFiniteError: if a function is not finite at a draw of positive weight; it is named.
-        WeightCollapse: if no draw has a positive density.
+    components to it. See :func:`mcx.expect`, also for errors; NonFiniteError or DataError name a function.
+    ``relative_error`` is of an iteration's draws without control variates. Costs ``method.budget`` log
+    densities, and a gradient for each draw of the final sample.
 
     Sources: Cornuet, Marin, Mira and Robert (2012); Koblents and Miguez (2015) for tempered weights; Leluc,
     Portier, Segers and Zhuman (2022) for the regression.
@@ -76,7 +65,7 @@ def expect_by_importance(
         if (t := int(history.iteration)) and method.relative_error is not None:
             x, log_p = (a[t * size : (t + 1) * size] for a in (now.x, now.values))
             relative = _predicted(target, x, log_p - proposal.log_prob(x), functions) * np.sqrt(size)
-        return Iteration(now, following, np.inf, relative)
+        return now, following, np.inf, relative
 
     keys = iter(jax.random.split(key, method.num_iterations))
     history, proposal, count = explore(method, iterate, history, first, keys)
@@ -188,9 +177,7 @@ def _iterate(
     return now, _mixture(parts, _shares(now.x, log_w, parts, wide, share, shares[0]), wide, share)
 
 
-def _predicted(
-    target: Target, x: Array, log_w: LogWeights, functions: Mapping[str, Callable[[SiteValues], PyTree]]
-) -> float:
+def _predicted(target: Target, x: Array, log_w: LogWeights, functions: SiteFunctions) -> float:
     """The largest relative standard error of an iteration's weighted averages, without control variates."""
     draws, w = _constrained(target, x), jnp.exp(log_w - jnp.max(log_w))
     errors = []
@@ -241,7 +228,7 @@ def _estimates(
     x: Array,
     log_w: LogWeights,
     proposal: Mixture,
-    functions: Mapping[str, Callable[[SiteValues], PyTree]],
+    functions: SiteFunctions,
     method: AdaptiveImportance,
 ) -> dict[str, Estimate]:
     n, d = x.shape

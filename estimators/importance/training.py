@@ -13,7 +13,7 @@ import optax
 
 from mcx.errors import NonFiniteError
 from mcx.estimators.evaluation import at_points
-from mcx.estimators.importance.integrals import Integrals, integrals
+from mcx.estimators.importance.integrals import integrals
 from mcx.estimators.importance.proposals import Mixture, as_part, log_densities, num_components
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
@@ -77,18 +77,45 @@ def train_proposal(
     batch_size = validate("batch_size", batch_size, integer(2))
     defensive = validate("defensive", defensive, number(above=0, below=1))
     problem = integrals(function, law)
-    if optimizer is None:
-        descent = optax.adam(optax.cosine_decay_schedule(0.01, num_updates))
-        optimizer = optax.chain(optax.clip_by_global_norm(_MOST_NORM), descent)
-    step = partial(_step, batch_size, build, optimizer, problem, loss, defensive)
+    laws = problem.num_laws
+    descent = optimizer
+    if descent is None:
+        adam = optax.adam(optax.cosine_decay_schedule(0.01, num_updates))
+        descent = optax.chain(optax.clip_by_global_norm(_MOST_NORM), adam)
+
+    def mixture(params: PyTree) -> Mixture:
+        part = as_part(build(params))
+        count = num_components(part)
+        shares = [jnp.full(count, (1 - defensive) / count), jnp.full(laws, defensive / laws)]
+        return Mixture((part, law), jnp.log(jnp.concatenate(shares)))
+
+    def step(carry: PyTree, key: Key) -> tuple[PyTree, Scalar]:
+        params, state = carry
+        x = jax.lax.stop_gradient(mixture(params).sample(key, batch_size))
+        log_f = log_densities(law, x)
+        leaves = jax.tree_util.tree_leaves(at_points(problem.function.function)(x))
+        values = jnp.concatenate([leaf.reshape(batch_size, -1) for leaf in leaves], 1).astype(x.dtype)
+        log_y = jnp.where(log_f > -jnp.inf, jnp.log(jnp.abs(values)) + log_f, -jnp.inf)  # (n, J)
+
+        def criterion(params: PyTree) -> tuple[Scalar, Scalar]:
+            log_h = mixture(params).log_prob(x)
+            held = jax.lax.stop_gradient(log_h)
+            log_w = log_y - held[:, None]
+            seen = jnp.any(log_w > -jnp.inf, 0)  # nothing is known of the others
+            share = jnp.where(seen, jax.nn.softmax(jnp.where(seen, log_w, 0.0), 0), 0.0)
+            if loss == "kl":
+                value = -jnp.sum(share.sum(1) * log_h)
+                return value, value
+            squares = batch_size * jnp.sum(share**2, 1)
+            return -jnp.sum(squares * log_h), jnp.sum(squares)
+
+        (_, value), slope = jax.value_and_grad(criterion, has_aux=True)(params)
+        update, state = descent.update(slope, state, params)
+        return (optax.apply_updates(params, update), state), value
 
     @jax.jit
     def trained(params: PyTree, keys: Key) -> tuple[PyTree, Array]:
-        def body(carry: PyTree, key: Key) -> tuple[PyTree, Scalar]:
-            params, state, value = step(carry[0], carry[1], key)
-            return (params, state), value
-
-        (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), keys)
+        (params, _), losses = jax.lax.scan(step, (params, descent.init(params)), keys)
         return params, losses
 
     found, losses = trained(params, jax.random.split(as_key(key), num_updates))
@@ -99,45 +126,3 @@ def train_proposal(
             remedy="take smaller steps, optimizer=optax.adam(1e-3), a larger batch_size= or loss='kl'",
         )
     return found, losses
-
-
-def _step(
-    batch_size: int,
-    build: Callable[[PyTree], Any],
-    optimizer: optax.GradientTransformation,
-    problem: Integrals,
-    loss: str,
-    defensive: float,
-    params: PyTree,
-    state: PyTree,
-    key: Key,
-) -> tuple[PyTree, PyTree, Scalar]:
-    law, laws = problem.law, problem.num_laws
-
-    def mixture(params: PyTree) -> Mixture:
-        part = as_part(build(params))
-        count = num_components(part)
-        shares = [jnp.full(count, (1 - defensive) / count), jnp.full(laws, defensive / laws)]
-        return Mixture((part, law), jnp.log(jnp.concatenate(shares)))
-
-    x = jax.lax.stop_gradient(mixture(params).sample(key, batch_size))
-    log_f = log_densities(law, x)
-    leaves = jax.tree_util.tree_leaves(at_points(problem.function.function)(x))
-    values = jnp.concatenate([leaf.reshape(batch_size, -1) for leaf in leaves], 1).astype(x.dtype)
-    log_y = jnp.where(log_f > -jnp.inf, jnp.log(jnp.abs(values)) + log_f, -jnp.inf)  # (n, J)
-
-    def criterion(params: PyTree) -> tuple[Scalar, Scalar]:
-        log_h = mixture(params).log_prob(x)
-        held = jax.lax.stop_gradient(log_h)
-        log_w = log_y - held[:, None]
-        seen = jnp.any(log_w > -jnp.inf, 0)  # nothing is known of the others
-        share = jnp.where(seen, jax.nn.softmax(jnp.where(seen, log_w, 0.0), 0), 0.0)
-        if loss == "kl":
-            value = -jnp.sum(share.sum(1) * log_h)
-            return value, value
-        squares = batch_size * jnp.sum(share**2, 1)
-        return -jnp.sum(squares * log_h), jnp.sum(squares)
-
-    (_, value), slope = jax.value_and_grad(criterion, has_aux=True)(params)
-    update, state = optimizer.update(slope, state, params)
-    return optax.apply_updates(params, update), state, value

@@ -21,7 +21,7 @@ from mcx.estimators.polynomials.hermite import Hermite, highest_degree
 from mcx.estimators.polynomials.independent_inputs import Inputs, Products
 from mcx.ops.logspace import effective_sample_size
 from mcx.results.estimate import Estimate
-from mcx.types import Array, Float, Int
+from mcx.types import Array, Float
 
 _POINTS_PER_CONTROL = 40
 
@@ -72,7 +72,7 @@ def _estimated(
         sizes = _sizes(basis, x.shape[1])
         if many_laws and polynomials.shape[1]:
             tried = [(_by_surrogate(values, w, polynomials[:, :k], means[:, :k]), k) for k in sizes]
-            y = _most_certain(tried, 0).residuals
+            *_, y = _most_certain(tried, 0)
         elif many_laws:
             tried = [(regress(y, ratios, fit=fit), ratios.shape[1])]
         else:
@@ -80,7 +80,7 @@ def _estimated(
             centred, others = w * (polynomials - means), jnp.concatenate([w - 1, ratios], 1)
             every = [jnp.concatenate([added, centred[:, :k], others], 1) for k in sizes]
             tried = [(regress(y, columns, fit=fit), columns.shape[1]) for columns in every]
-    value, se, slopes, columns, _ = _most_certain(tried, added.shape[1])
+    value, se, columns, slopes, _ = _most_certain(tried, added.shape[1])
     if known is not None and known.error is not None:
         se = jnp.hypot(se, jnp.sqrt(jnp.sum((known.error @ slopes) ** 2, 0)))
     return {
@@ -94,18 +94,8 @@ def _estimated(
     }
 
 
-class _Chosen(NamedTuple):
-    """Of each value: estimate, error and number of columns (J,); slopes (added, J) and residuals (n, J)."""
-
-    value: Float[Array, " J"]
-    se: Float[Array, " J"]
-    slopes: Float[Array, "added J"]
-    columns: Int[Array, " J"]
-    residuals: Float[Array, "n J"]
-
-
-def _most_certain(tried: list[tuple[Fitted, int]], added: int) -> _Chosen:
-    """Take for each value the fit of the smallest standard error, and its first ``added`` slopes.
+def _most_certain(tried: list[tuple[Fitted, int]], added: int) -> tuple[Array, Array, Array, Array, Array]:
+    """Of each value the fit of least error: estimate, error, columns; first ``added`` slopes; residuals.
 
     Polynomials of high degree do more harm than good where proposals go beyond the law's mass.
     """
@@ -117,7 +107,7 @@ def _most_certain(tried: list[tuple[Fitted, int]], added: int) -> _Chosen:
         return jnp.take_along_axis(every, best.reshape(1, *[1] * (every.ndim - 2), -1), 0)[0]
 
     columns = jnp.asarray([count for _, count in tried])[best]
-    return _Chosen(chosen("value"), chosen("se"), chosen("coefficients", added), columns, chosen("residuals"))
+    return chosen("value"), chosen("se"), columns, chosen("coefficients", added), chosen("residuals")
 
 
 def _sizes(basis: int | Products, d: int) -> list[int]:

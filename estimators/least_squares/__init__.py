@@ -31,27 +31,17 @@ The measure: :func:`legendre` and :func:`hermite` are sampled exactly, in any nu
 functions of :func:`on_grid` live on a grid of candidates; see there what that means for integrals.
 """
 
-from mcx.estimators.least_squares.basis import Basis, christoffel
-from mcx.estimators.least_squares.designs import Design, design
-from mcx.estimators.least_squares.dpp import dpp_by_rejection, dpp_on_grid
-from mcx.estimators.least_squares.fit import LeastSquaresFit, fit
-from mcx.estimators.least_squares.grid import GridBasis, on_grid
-from mcx.estimators.least_squares.polynomials import Polynomials, hermite, legendre
-from mcx.estimators.least_squares.quadrature import integrate
-
-__all__ = [
-    "Basis",
-    "Design",
-    "GridBasis",
-    "LeastSquaresFit",
-    "Polynomials",
-    "christoffel",
-    "design",
-    "dpp_by_rejection",
-    "dpp_on_grid",
-    "fit",
-    "hermite",
-    "integrate",
-    "legendre",
-    "on_grid",
-]
+from mcx.estimators.least_squares.basis import Basis as Basis
+from mcx.estimators.least_squares.basis import christoffel as christoffel
+from mcx.estimators.least_squares.designs import Design as Design
+from mcx.estimators.least_squares.designs import design as design
+from mcx.estimators.least_squares.dpp import dpp_by_rejection as dpp_by_rejection
+from mcx.estimators.least_squares.dpp import dpp_on_grid as dpp_on_grid
+from mcx.estimators.least_squares.fit import LeastSquaresFit as LeastSquaresFit
+from mcx.estimators.least_squares.fit import fit as fit
+from mcx.estimators.least_squares.grid import GridBasis as GridBasis
+from mcx.estimators.least_squares.grid import on_grid as on_grid
+from mcx.estimators.least_squares.polynomials import Polynomials as Polynomials
+from mcx.estimators.least_squares.polynomials import hermite as hermite
+from mcx.estimators.least_squares.polynomials import legendre as legendre
+from mcx.estimators.least_squares.quadrature import integrate as integrate

@@ -205,9 +205,7 @@ def _cross_fitted(t: Array, y: Array, polynomials: Products) -> Array:
     return jnp.take_along_axis(fits, best[:, None, None], 1)[:, 0]
 
 
-def _indices(
-    t: Array, y: Array, coefficients: Array, polynomials: Products, groups: int | None
-) -> dict[str, Array]:
+def _indices(t: Array, y: Array, coefficients: Array, polynomials: Products, groups: int | None) -> _Found:
     """Of one output: values (F, n, d + 2) and coefficients (F, K)."""
     folds, n, points, d = t.shape
     exponents = polynomials.exponents

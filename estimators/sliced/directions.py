@@ -56,19 +56,13 @@ def direction_kind(kind: str, d: int, owner: str = "sliced_wasserstein") -> str:
 def draw_directions(
     key: Key, kind: str, num: int, d: int, dtype: DTypeLike = jnp.float32, num_replicates: int = 4
 ) -> Directions:
-    """Draw about ``num`` directions: frames and replicates are full ones.
+    """Draw about ``num`` directions in dimension d, at least 2: frames and replicates are full ones.
 
-    Args:
-        key: random key.
-        kind: "iid"; "orthogonal", frames of d orthonormal vectors; or a point set: "sobol" (a digital shift
-            of Sobol' points, mapped by the normal quantile function and normalised), "fibonacci" and
-            "spiral" (of a hemisphere, since opposite directions are equivalent; randomly rotated),
-            "equispaced" (angles of half a circle, with a random start).
-        num: how many.
-        d: dimension, at least 2.
-        dtype: of the result.
-        num_replicates: independent draws of a point set. With one errors are smaller, but their size is not
-            known: the standard error is then that of independent directions, usually far too large.
+    ``kind`` is "iid"; "orthogonal", frames of d orthonormal vectors; or a point set: "sobol" (a digital shift
+    of Sobol' points, mapped by the normal quantile function and normalised), "fibonacci" and "spiral" (of a
+    hemisphere, since opposite directions are equivalent; randomly rotated), "equispaced" (angles of half a
+    circle, with a random start). With a single replicate of a point set errors are smaller, but their size is
+    not known: the standard error is then that of independent directions, usually far too large.
 
     Frames are independent of each other, but fewer than 8 of them say too little of their spread. Within a
     frame the degree-4 part of an integrand has correlation at most 3 / (d^2 - 1), the degree-2 part a

@@ -22,10 +22,8 @@ def as_samples(
 ) -> Samples:
     """Check two samples of points, or two posteriors, whose latent sites are whitened; with their weights.
 
-    Raises:
-        DataError: as :func:`~mcx.estimators.sliced.inputs.as_pair`.
-        MethodError: if only one of them is a posterior.
-        PosteriorShapeError: if posteriors have different sites.
+    Raises DataError as :func:`~mcx.estimators.sliced.inputs.as_pair`, MethodError if only one of them is a
+    posterior, PosteriorShapeError if they have different sites.
     """
     if isinstance(x, Posterior) and isinstance(y, Posterior):
         weights: list[Array | None] = []

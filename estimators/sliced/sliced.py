@@ -41,35 +41,22 @@ class SlicedSettings(NamedTuple):
     num_projections: int
     directions: str
     controls: str | None
-    degree: int
-    num_replicates: int
-    batch_size: int | None
+    degree: int | None = None
+    num_replicates: int | None = None
+    batch_size: int | None = None
 
-    @classmethod
-    def of(
-        cls,
-        d: int,
-        p: float,
-        num_projections: int,
-        directions: str,
-        controls: str | None,
-        degree: int | None,
-        num_replicates: int | None,
-        batch_size: int | None,
-        *,
-        owner: str,
-    ) -> SlicedSettings:
-        """Check the settings of a function ``owner``, and choose those left open for dimension d."""
+    def checked(self, owner: str, d: int) -> SlicedSettings:
+        """The settings of a function ``owner``, checked, and those left open chosen for dimension d."""
         validate = functools.partial(validated, owner)
-        p = float(validate("p", p, POWER))
-        num_projections = validate("num_projections", num_projections, integer(1))
-        num_replicates = validate("num_replicates", num_replicates, optional(integer(1)))
-        batch_size = validate("batch_size", batch_size, optional(integer(1)))
-        controls = validate("control_variates", controls, optional(one_of(*CONTROLS)))
-        degree = validate("degree", degree, optional(integer(0), "for the highest possible"))
+        p = float(validate("p", self.p, POWER))
+        num_projections = validate("num_projections", self.num_projections, integer(1))
+        num_replicates = validate("num_replicates", self.num_replicates, optional(integer(1)))
+        batch_size = validate("batch_size", self.batch_size, optional(integer(1)))
+        controls = validate("control_variates", self.controls, optional(one_of(*CONTROLS)))
+        degree = validate("degree", self.degree, optional(integer(0), "for the highest possible"))
         if num_replicates is None:  # in the plane the errors of point sets are far from normal
             num_replicates = 8 if d == 2 else 4
-        kind = direction_kind(directions, d, owner) if d > 1 else "iid"
+        kind = direction_kind(self.directions, d, owner) if d > 1 else "iid"
         # fits without one of few replicates must still have twice as many directions as polynomials
         spared = 1 / num_replicates if kind not in ("iid", "orthogonal") and num_replicates > 1 else 0.0
         most = min(_MOST_POLYNOMIALS, int(num_projections * min(0.4, (1 - spared) / 2)))
@@ -82,11 +69,12 @@ class SlicedSettings(NamedTuple):
         elif degree % 2 or degree < 2 or num_polynomials(d, degree) > num_projections - 2:
             fits = f"an even degree with at most {num_projections - 2} polynomials in dimension {d}"
             refuse(owner, "degree", degree, fits, "take more directions, or a lower degree")
-        return cls(p, num_projections, kind, controls, degree, num_replicates, batch_size)
+        return SlicedSettings(p, num_projections, kind, controls, degree, num_replicates, batch_size)
 
     def draw(self, key: Key, x: Float[Array, "n d"]) -> Directions:
         """Directions for a sample."""
         num, d = self.num_projections, x.shape[1]
+        assert self.num_replicates is not None
         return draw_directions(key, self.directions, num, d, x.dtype, self.num_replicates)
 
 
@@ -159,10 +147,10 @@ def sliced_wasserstein(
     for the controls see :mod:`~mcx.estimators.sliced.harmonics` and :mod:`~mcx.estimators.sliced.gaussian`.
     """
     samples = as_samples(x, y, x_weights, y_weights)
-    settings = SlicedSettings.of(
-        samples[0].shape[1], p, num_projections, directions, control_variates, degree, num_replicates,
-        batch_size, owner="sliced_wasserstein",
-    )  # fmt: skip
+    asked = SlicedSettings(
+        p, num_projections, directions, control_variates, degree, num_replicates, batch_size
+    )
+    settings = asked.checked("sliced_wasserstein", samples[0].shape[1])
     return _estimate(as_key(key), samples, settings)
 
 
@@ -210,13 +198,8 @@ def sliced_powers(
     points = x.shape[0] + (y.values.shape[-1] if isinstance(y, Ordered) else y.shape[0])
 
     @jax.checkpoint
-    def batch(
-        part: tuple[Array, Ordered | None],
-        x: Array,
-        y: Array | None,
-        x_weights: Array | None,
-        y_weights: Array | None,
-    ) -> Array:
+    def batch(part: tuple[Array, Ordered | None], x: Array, y: Array | None, *weights: Array | None) -> Array:
+        x_weights, y_weights = weights
         theta, sorted_y = part
         if y is not None:
             sorted_y = order(_project(theta, y), y_weights)

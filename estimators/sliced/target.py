@@ -99,10 +99,10 @@ class SlicedTarget:
                 found="dimension 1",
                 remedy="use sliced_wasserstein, which is exact there",
             )
-        settings = SlicedSettings.of(
-            sample.shape[1], p, num_projections, directions, control_variates, degree, num_replicates,
-            batch_size, owner="SlicedTarget.of",
-        )  # fmt: skip
+        asked = SlicedSettings(
+            p, num_projections, directions, control_variates, degree, num_replicates, batch_size
+        )
+        settings = asked.checked("SlicedTarget.of", sample.shape[1])
         key_directions, key = jax.random.split(as_key(key))
         theta, projections, middle, sides = _prepare(key_directions, sample, weights, settings)
         layout = _layout(settings, sample)

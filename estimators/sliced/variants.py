@@ -174,9 +174,8 @@ def energy_sliced_wasserstein(
     energy = validated(owner, "energy", energy, one_of("exp", "identity"))
     if (d := samples[0].shape[1]) < 2:
         refuse(owner, "x", d, "points of dimension 2 or more", "use sliced_wasserstein, which is exact there")
-    settings = SlicedSettings.of(
-        d, p, num_projections, directions, None, None, num_replicates, batch_size, owner=owner
-    )
+    asked = SlicedSettings(p, num_projections, directions, None, None, num_replicates, batch_size)
+    settings = asked.checked(owner, d)
     return _weighted(as_key(key), samples, settings, energy)
 
 

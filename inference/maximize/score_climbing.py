@@ -214,7 +214,8 @@ def climb(
     if method.num_checks and not isinstance(method.kernel, ParticleGibbs):
         judged = quality(stream(key, Stream.FIT_QUALITY), fitted, target, method.num_checks)
     info = RunInfo.of(method, result, key=key, coords={}, dtype=jnp.result_type(float))
-    return Approximation.of(fitted, params, target, judged, stats, info, notes)
+    notes += [] if judged is None else judged.notes
+    return Approximation(fitted, params, target, judged, stats, info, tuple(notes))
 
 
 def _chains(

@@ -128,12 +128,9 @@ def record(
 ) -> _Recorder:
     """Run a program once and record its sites.
 
-    Args:
-        fn: the program, with its arguments bound.
-        key: seeds sites that have no value; without it such sites are an error.
-        values: values of sites by name (constrained space).
-        substitute_fn: called with each sample site; returns its value, or None to leave it alone.
-        resample_observed: draw observed sites afresh (factor statements keep their value).
+    ``key`` seeds sites that have no value in ``values`` (constrained); without it such sites are an error.
+    ``substitute_fn`` is called with each sample site, and returns its value or None. With
+    ``resample_observed`` observed sites are drawn afresh, while factor statements keep their value.
     """
     with _recording() as recorder:
         program = fn

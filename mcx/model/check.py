@@ -136,9 +136,6 @@ def _notes(target: Target) -> list[str]:
     return notes
 
 
-# --- trial starting points -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Trial:
     """The model at a number of random starting points."""
@@ -162,41 +159,33 @@ class _Trial:
             finite,
         )
 
-    def data_problems(self, sites: SiteTable) -> list[ModelError]:
-        problems: list[ModelError] = []
+    def data_problems(self, sites: SiteTable) -> Iterator[ModelError]:
         for name, count in self.missing.items():
             if count and sites[name].markov:
-                problems.append(
-                    DataError(
-                        f"{count} observed vectors are missing in part",
-                        site=name,
-                        expected="vectors that are missing as a whole, or independent components",
-                        remedy="write independent components with .to_event(1) or batch shape; for "
-                        "dependent ones set the whole vector to NaN",
-                    )
+                yield DataError(
+                    f"{count} observed vectors are missing in part",
+                    site=name,
+                    expected="vectors that are missing as a whole, or independent components",
+                    remedy="write independent components with .to_event(1) or batch shape; for "
+                    "dependent ones set the whole vector to NaN",
                 )
             elif count:
-                problems.append(
-                    DataError(
-                        f"{count} of the observed values are NaN",
-                        site=name,
-                        expected="finite data",
-                        remedy="drop them, or replace them by any supported value and mask the site "
-                        "(dist.Normal(...).mask(~missing)); masking alone gives NaN gradients",
-                    )
+                yield DataError(
+                    f"{count} of the observed values are NaN",
+                    site=name,
+                    expected="finite data",
+                    remedy="drop them, or replace them by any supported value and mask the site "
+                    "(dist.Normal(...).mask(~missing)); masking alone gives NaN gradients",
                 )
         for name, supported in self.supported.items():
             if not self.missing[name] and not supported.any():
                 site = sites[name]
-                problems.append(
-                    SupportError(
-                        f"observed values lie outside the support of {site.distribution}",
-                        site=name,
-                        expected=f"values in {site.support}",
-                        remedy="check units, signs and zeros in the data, or choose another distribution",
-                    )
+                yield SupportError(
+                    f"observed values lie outside the support of {site.distribution}",
+                    site=name,
+                    expected=f"values in {site.support}",
+                    remedy="check units, signs and zeros in the data, or choose another distribution",
                 )
-        return problems
 
     def table(self) -> str:
         """Sites at the trial points, one line each."""

@@ -55,11 +55,7 @@ class _Compiled:
 
 
 def compile_model(bound: BoundProgram) -> Target:
-    """Compile a bound model to a target; models of one structure share its functions.
-
-    Raises:
-        DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.
-    """
+    """Compile a bound model, raising as :func:`describe`; models of one structure share their functions."""
     compiled = _compiled(bound)
     # JAX arrays, so that programs may index data by traced values, outside of jit and in closures too
     data = () if compiled.closed is not None else jax.tree_util.tree_map(jnp.asarray, bound)
@@ -83,7 +79,10 @@ def _compiled(bound: BoundProgram) -> _Compiled:
             _CACHE.keep(structure, _CONCRETE)
     elif isinstance(entry, _Compiled):
         return entry
-    key = (structure, _digest(bound))
+    digest = hashlib.sha256()
+    for x in bound.data:
+        digest.update(np.asarray(x).tobytes())
+    key = (structure, digest.hexdigest())
     entry = _CACHE.find(key)
     if isinstance(entry, _Compiled):
         return entry
@@ -112,18 +111,8 @@ def _build(sites: SiteTable, closed: BoundProgram | None) -> _Compiled:
     )
 
 
-def _digest(bound: BoundProgram) -> str:
-    digest = hashlib.sha256()
-    for x in bound.data:
-        digest.update(np.asarray(x).tobytes())
-    return digest.hexdigest()
-
-
 def _program(closed: BoundProgram | None, data: PyTree) -> Callable[[], Any]:
     return data.run if closed is None else closed.run
-
-
-# --- whole-model verbs -----------------------------------------------------------------------------
 
 
 def _data(bound: BoundProgram, compiled: _Compiled) -> PyTree:

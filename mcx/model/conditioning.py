@@ -54,15 +54,12 @@ def _conditioned(target: Target, names: tuple[str, ...], hidden: tuple[str, ...]
         conditioned: Callable[[], Any] = handlers.condition(whole(model), data=values)
         return handlers.block(conditioned, hide=list(hidden)) if hidden else conditioned
 
-    sites = SiteTable(
-        tuple(
-            replace(s, kind="observed", no_density="" if s.name in hidden else s.no_density)
-            if s.name in names
-            else s
-            for s in target.sites
-        ),
-        target.sites.model,
-    )
+    sites = target.sites
+    observed = {
+        n: replace(sites[n], kind="observed", no_density="" if n in hidden else sites[n].no_density)
+        for n in names
+    }
+    sites = SiteTable(tuple(observed.get(s.name, s) for s in sites), sites.model)
     shapes = tuple((name, shape) for name, shape in target.shapes if name not in names)
     return Target(data, target_functions(run, sites), shapes, sites)
 

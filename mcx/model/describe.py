@@ -25,8 +25,7 @@ from mcx.types import PyTree
 def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
     """Read the sites of a model without running its arithmetic; ``concrete`` closes over its data.
 
-    Raises:
-        DuplicateSiteError, SiteNameError, ModelError: if the program cannot be a model.
+    Raises DuplicateSiteError, SiteNameError or ModelError if the program cannot be a model.
     """
     found: list[Site] = []
 

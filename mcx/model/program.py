@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.tree_util import PyTreeDef
 from numpyro import handlers
 
 
@@ -47,11 +48,7 @@ class BoundProgram:
     """A NumPyro program with its arguments, a pytree: array arguments are leaves, the rest is static."""
 
     def __init__(
-        self,
-        fn: Callable[..., Any],
-        treedef: jax.tree_util.PyTreeDef,
-        slots: tuple[Any, ...],
-        data: tuple[Any, ...],
+        self, fn: Callable[..., Any], treedef: PyTreeDef, slots: tuple[Any, ...], data: tuple[Any, ...]
     ):
         self.fn, self._treedef, self._slots, self.data = fn, treedef, slots, data
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,6 +35,13 @@ class Quality(NamedTuple):
     log_evidence: float
     log_evidence_se: float
 
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say against the fit."""
+        if self.khat < _KHAT:
+            return []
+        return [f"k-hat is {self.khat:.2f}: the fit lacks what the posterior has, do not weight by it"]
+
 
 @dataclass(frozen=True, eq=False)
 class Approximation:
@@ -58,25 +64,6 @@ class Approximation:
     stats: dict[str, Any]
     info: RunInfo
     notes: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls,
-        distribution: Distribution,
-        params: PyTree,
-        target: Target,
-        quality: Quality | None,
-        stats: dict[str, Any],
-        info: RunInfo,
-        notes: Sequence[str],
-    ) -> Approximation:
-        """An approximation, with a note where its quality is bad."""
-        notes = list(notes)
-        if quality is not None and not quality.khat < _KHAT:
-            notes.append(
-                f"k-hat is {quality.khat:.2f}: the fit lacks what the posterior has, do not weight by it"
-            )
-        return cls(distribution, params, target, quality, stats, info, tuple(notes))
 
     @property
     def complete(self) -> bool:

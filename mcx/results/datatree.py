@@ -24,7 +24,6 @@ from mcx.target import Target
 if TYPE_CHECKING:
     import xarray as xr
 
-
 SCHEMA = 1
 _NO_TERMS: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,8 +13,6 @@ from mcx.results import agreement
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.results.summary import effective_sizes, scalars
-
-__all__ = ["Advice", "diagnose", "report_advice"]
 
 _MAX_SCALARS = 500
 _R_HAT = 1.01  # Vehtari et al. (2021), Bayesian Analysis 16(2), section 4
@@ -30,21 +28,17 @@ def diagnose(posterior: Posterior, advice: Sequence[Advice] = ()) -> list[Advice
     if not info.complete:
         found.append(Advice("MCX-W001", f"stopped early: {posterior.num_draws} draws a chain were kept"))
     if info.num_nonfinite:
-        found.append(
-            Advice(
-                "MCX-W002",
-                f"{info.num_nonfinite} draws hold a NaN or an infinity: look for log(0), 0/0 or overflow in "
-                "deterministic sites and in the likelihood (bound.check() helps)",
-            )
-        )
+        text = f"{info.num_nonfinite} draws hold a NaN or an infinity: look for log(0), 0/0 or overflow in "
+        text += "deterministic sites and in the likelihood (bound.check() helps)"
+        found.append(Advice("MCX-W002", text))
     return [*found, *advice, *_convergence(posterior)]
 
 
-def _convergence(posterior: Posterior) -> list[Advice]:
+def _convergence(posterior: Posterior) -> Iterator[Advice]:
     from arviz_stats.base import array_stats
 
     if posterior.num_draws < 4:
-        return []
+        return
     sites = model_sites(posterior.bound)
     latent = [s.name for s in sites.of_kind("latent") if s.name in posterior.draws]
     rows = scalars(posterior.draws, sites, posterior.info.coords, latent)
@@ -68,30 +62,24 @@ def _convergence(posterior: Posterior) -> list[Advice]:
             r_hat = float(array_stats.rhat(x))
             if r_hat > _R_HAT:
                 apart[name] = r_hat
-    found = []
     if apart:
         where = _elsewhere(posterior, max(apart, key=lambda k: apart[k]), dict(checked)) if many else ""
         cloud = posterior.info.cloud
         who, more = ("replicates", "Take more particles") if cloud else ("chains", "Run longer")
-        found.append(
-            Advice(
-                "MCX-W005",
-                f"{who} disagree: r_hat > {_R_HAT} for {_worst(apart, max, '{:.3f}')}{where}. {more}; "
-                "if it stays, look for several modes or a stuck chain in az.plot_rank",
-            )
+        yield Advice(
+            "MCX-W005",
+            f"{who} disagree: r_hat > {_R_HAT} for {_worst(apart, max, '{:.3f}')}{where}. {more}; "
+            "if it stays, look for several modes or a stuck chain in az.plot_rank",
         )
     # 100 a chain are for the diagnostics; with many chains those have enough to go by
     least = _ESS_PER_CHAIN * (_ESS_CHAINS if many else posterior.num_chains)
     poor = {k: v for k, v in ess.items() if v < least}
     if poor:
-        found.append(
-            Advice(
-                "MCX-W006",
-                f"effective sample size below {least} for {_worst(poor, min, '{:.0f}')}: standard errors are "
-                "unreliable. Take more samples, or a method that mixes better",
-            )
+        yield Advice(
+            "MCX-W006",
+            f"effective sample size below {least} for {_worst(poor, min, '{:.0f}')}: standard errors are "
+            "unreliable. Take more samples, or a method that mixes better",
         )
-    return found
 
 
 def _elsewhere(posterior: Posterior, name: str, values: dict[str, np.ndarray]) -> str:
@@ -126,11 +114,7 @@ def _worst(values: dict[str, float], pick: object, form: str) -> str:
 
 
 def report_advice(posterior: Posterior, mode: str, found_in: Callable[[Posterior], list[Advice]]) -> None:
-    """Say what a method's ``diagnose`` finds, in one block; ``mode`` is "warn", "raise" (for CI) or "ignore".
-
-    Raises:
-        DiagnosticWarning: with the posterior attached, if ``mode`` is "raise" and there is a finding.
-    """
+    """Say what a method finds in one block: "warn", "raise" a DiagnosticWarning (for CI), or "ignore" it."""
     if mode == "ignore":
         return
     found = found_in(posterior)

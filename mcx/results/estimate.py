@@ -17,7 +17,6 @@ from mcx.types import PyTree
 if TYPE_CHECKING:
     import xarray as xr
 
-
 _ENOUGH_CHAINS = 4
 _LEAST_ESS = 50
 

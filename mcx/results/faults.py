@@ -27,20 +27,12 @@ def raise_faults(
     result: object = None,
     first: int = 0,
 ) -> None:
-    """Raise if a step of a replicate went wrong.
+    """Raise if a step of a replicate went wrong, with ``result``, what there is nevertheless, attached.
 
-    Args:
-        stats: of consecutive steps, time last: ``ess``, ``log_evidence_increment``, ``nonfinite``,
-            ``max_log_weight``.
-        num_particles: N.
-        max_nonfinite: largest tolerated share of potentials that are NaN or +inf.
-        advice: for the errors.
-        result: what there is nevertheless; the error's ``.result``.
-        first: number of the first of these steps.
-
-    Raises:
-        NonFiniteError: if more potentials of a step than that are NaN or +inf.
-        WeightCollapse: if all weights of a step are zero.
+    ``stats`` are those of consecutive steps, the ``first`` of this number, time last: ``ess``,
+    ``log_evidence_increment``, ``nonfinite``, ``max_log_weight``. Raises NonFiniteError if more than the
+    share ``max_nonfinite`` of a step's potentials are NaN or +inf, WeightCollapse if all its weights are
+    zero.
     """
     too_many = np.asarray(stats["nonfinite"]) > max_nonfinite * num_particles
     collapsed = np.asarray(stats["log_evidence_increment"]) == -np.inf

@@ -27,7 +27,6 @@ from mcx.types import Key, PyTree
 if TYPE_CHECKING:
     import xarray as xr
 
-
 _ROWS_SHOWN = 12
 
 

@@ -18,7 +18,6 @@ from mcx.types import PyTree
 if TYPE_CHECKING:
     import xarray as xr
 
-
 _STEP = re.compile(r"\['((?:[^'\\]|\\.)*)'\]|\[(\d+)\]|\.(\w+)")
 
 

@@ -13,9 +13,7 @@ from mcx.errors import PosteriorShapeError, WeightCollapse
 def draw_weights(log_w: ArrayLike | None, shape: tuple[int, ...]) -> np.ndarray | None:
     """Normalise log weights of draws, chain x draw, where there are some; NaN counts as zero.
 
-    Raises:
-        PosteriorShapeError: if there is not one for each draw.
-        WeightCollapse: if no draw has a positive one.
+    Raises PosteriorShapeError if there is not one for each draw, WeightCollapse if none is positive.
     """
     if log_w is None:
         return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcx.errors import MethodError
 from mcx.model.bound import BoundModel
 from mcx.ops.keys import as_key
 from mcx.results.posterior import Posterior
-from mcx.types import KeyLike, PyTree, SiteValues
+from mcx.types import KeyLike, SiteFunctions
 from mcx.verbs.argument_checks import check_bound, refuse_tracing
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 def expect(
     of: BoundModel | Posterior,
-    functions: Mapping[str, Callable[[SiteValues], PyTree]],
+    functions: SiteFunctions,
     *,
     method: SteinControls | AdaptiveImportance | Method | None = None,
     key: KeyLike | None = None,

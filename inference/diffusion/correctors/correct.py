@@ -33,7 +33,6 @@ from mcx.types import Array, Float, Key, KeyLike, PyTree, Scalar, Stats
 if TYPE_CHECKING:
     import xarray as xr
 
-
 _MAX_NONFINITE = 0.5
 _LEAST_ESS = 0.1  # of the particles, in the end
 _LEAST_STARTS = 0.05  # of the particles, that draws descend from

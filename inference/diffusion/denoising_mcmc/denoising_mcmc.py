@@ -41,7 +41,6 @@ from mcx.types import Key, KeyLike, PyTree
 if TYPE_CHECKING:
     import xarray as xr
 
-
 _INITIAL_STEPS = 20
 
 

@@ -5,7 +5,7 @@ A pilot run measures the denoiser's error: points drawn from the model are noise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -90,11 +90,7 @@ class GuidedData(NamedTuple):
 
 @partial(jax.jit, static_argnames=("guidance",))
 def calibrate(
-    guidance: Guidance,
-    model: PyTree,
-    process: ReverseProcess,
-    key: Key,
-    others: Mapping[str, Float[Array, "..."]] | None = None,
+    guidance: Guidance, model: PyTree, process: ReverseProcess, key: Key, others: SiteValues | None = None
 ) -> GuidedData:
     """Look at a diffusion model and a likelihood at points that the model draws, with a key of its own.
 

@@ -36,9 +36,7 @@ class DiffusionPosterior:
     """The posterior of a model with a diffusion prior.
 
     Attributes:
-        target: the whole posterior.
         process: the prior's reverse process.
-        guidance: how particles are guided down it.
         num_reverse_steps: of the process, if not at the prior's own levels.
         rest: the posterior of the other latent sites given the one with the diffusion prior; None if there
             are no others.
@@ -77,13 +75,10 @@ def diffusion_posterior(
 ) -> DiffusionPosterior:
     """The posterior that is to be drawn from, ``with_params`` with other latent sites.
 
-    ``guidance(target, site, likelihood_kind)`` raises if the likelihood does not admit it.
-
-    Raises:
-        CapabilityError: if there is not exactly one site with a diffusion prior, if its prior depends on
-            other sites, or if there are other sites that the method does not draw.
-        MethodError: if there are no other sites for a method that draws them.
-        DataError, SupportError: if observations cannot be used as they are.
+    ``guidance(target, site, likelihood_kind)`` raises if the likelihood does not admit it. Raises
+    CapabilityError if there is not exactly one site with a diffusion prior, if that depends on other sites,
+    or if there are other sites that the method does not draw; MethodError if there are none for a method that
+    draws them; DataError or SupportError if observations cannot be used as they are.
     """
     target = compile_model(bound)
     for problem in static_problems(target.sites):

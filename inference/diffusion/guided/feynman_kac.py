@@ -40,7 +40,6 @@ type Point = Float[Array, "..."]
 type Path = Float[Array, "K+1 ..."]
 type Along = Float[Array, " r"]
 
-
 _FARTHEST = 3.0  # a shift is at most so many of the step's standard deviations per coordinate
 
 
@@ -210,9 +209,6 @@ def _log_ratio(ctx: GuidedData, move: ReverseStep, lead: _Proposal, y: Point) ->
     if isinstance(lead, _Conditional):
         return _conditional_ratio(ctx, move, lead, moved)
     return jnp.sum(lead * (0.5 * lead - moved)) / move.variance
-
-
-# --- linear Gaussian observations ------------------------------------------------------------------
 
 
 def _linear(ctx: GuidedData) -> LinearObservation:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from mcx.inference.diffusion.models.arguments import Point
 from mcx.model import capture
 from mcx.model.density import sample_sites, site_log_prob, total
 from mcx.target import TargetFunctions
@@ -22,11 +23,7 @@ _MULTIPLES = (0.3, 1.0, 3.0, 10.0)
 
 
 def log_likelihood(
-    functions: TargetFunctions,
-    name: str,
-    data: PyTree,
-    x: Float[Array, "..."],
-    others: SiteValues | None = None,
+    functions: TargetFunctions, name: str, data: PyTree, x: Point, others: SiteValues | None = None
 ) -> Scalar:
     """Log density of everything else in the model given the value of one site and of other sites."""
     sites = capture.record(functions.run(data), values={name: x, **(others or {})}).sites
@@ -58,7 +55,7 @@ class _White(NamedTuple):
     log_det: Scalar
 
 
-def _white(functions: TargetFunctions, name: str, data: PyTree, x: Float[Array, "..."]) -> _White | None:
+def _white(functions: TargetFunctions, name: str, data: PyTree, x: Point) -> _White | None:
     """All observations at a value of the site, scaled to unit noise; None unless all are Gaussian."""
     sites = capture.record(functions.run(data), values={name: x}).sites
     parts = []
@@ -79,10 +76,9 @@ def _white_site(site: Mapping[str, Any]) -> _White | None:
     fn, value = site["fn"], jnp.asarray(site["value"])
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
-    weighted = site["scale"] is not None and not (
-        isinstance(site["scale"], int | float) and site["scale"] == 1
-    )
-    if weighted or not site["is_observed"]:
+    weight = site["scale"]
+    plain = weight is None or (isinstance(weight, int | float) and weight == 1)
+    if not plain or not site["is_observed"]:
         return None
     shape = jnp.broadcast_shapes(tuple(site["fn"].shape()), value.shape)
     value = jnp.broadcast_to(value, shape)
@@ -103,7 +99,7 @@ def _white_site(site: Mapping[str, Any]) -> _White | None:
 
 @partial(jax.jit, static_argnames=("functions", "name"))
 def looks_linear(
-    functions: TargetFunctions, name: str, data: PyTree, centre: Float[Array, "..."], spread: Scalar
+    functions: TargetFunctions, name: str, data: PyTree, centre: Point, spread: Scalar
 ) -> Bool[Array, ""]:
     """Whether the observations are Gaussian, with means affine in the site's value and constant variances.
 
@@ -113,7 +109,7 @@ def looks_linear(
     if probe is None or probe.mean.size * centre.size > _LARGEST:
         return jnp.asarray(False)
 
-    def mean_and_divisor(x: Float[Array, "..."]) -> tuple[Float[Array, " n"], Float[Array, "..."]]:
+    def mean_and_divisor(x: Point) -> tuple[Float[Array, " n"], Float[Array, "..."]]:
         found = _white(functions, name, data, x)
         assert found is not None
         return found.mean, found.divisor
@@ -134,12 +130,7 @@ def looks_linear(
 
 @partial(jax.jit, static_argnames=("functions", "name"))
 def slope_vanishes(
-    functions: TargetFunctions,
-    name: str,
-    data: PyTree,
-    centre: Float[Array, "..."],
-    spread: Scalar,
-    others: SiteValues,
+    functions: TargetFunctions, name: str, data: PyTree, centre: Point, spread: Scalar, others: SiteValues
 ) -> Bool[Array, ""]:
     """Whether the log likelihood changes with the site's value although its gradient is zero throughout."""
     like = partial(log_likelihood, functions, name, data, others=others)
@@ -152,9 +143,7 @@ def slope_vanishes(
     return changes & flat
 
 
-def linearize(
-    functions: TargetFunctions, name: str, data: PyTree, like: Float[Array, "..."]
-) -> LinearObservation:
+def linearize(functions: TargetFunctions, name: str, data: PyTree, like: Point) -> LinearObservation:
     """The linear observation of a model for which :func:`looks_linear` holds.
 
     Costs a derivative per coordinate or observation, whichever are fewer, and a singular value decomposition.

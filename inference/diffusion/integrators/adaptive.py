@@ -8,21 +8,20 @@ from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from mcx.errors import MissingExtraError
 from mcx.inference.diffusion.integrators.base import call
 from mcx.inference.diffusion.models.arguments import Noise, Point
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.validation import Rule, Settings, integer, number
-from mcx.types import Key
+from mcx.types import Key, PyTree
 
 
-class Ends[A](NamedTuple):
+class Ends(NamedTuple):
     """Values of lambda to visit, and the last of them as rho if level 0 follows it, else None."""
 
-    lam: A
-    last: A | None
+    lam: np.ndarray
+    last: float | None
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,14 @@ class RungeKutta45(Settings):
         """None: the number is not known beforehand."""
         return None
 
-    def prepare(self, levels: np.ndarray) -> Ends[np.ndarray]:
+    def prepare(self, levels: np.ndarray) -> Ends:
         """See :class:`Ends`."""
         if levels[-1] == 0:
             return Ends(-np.log(levels[:-1]), levels[-2])
         return Ends(-np.log(levels), None)
 
     def run(
-        self,
-        key: Key | None,
-        model: Denoiser,
-        y: Point,
-        prepared: Ends[Array],
-        noise: Noise | None,
-        path: bool,
+        self, key: Key | None, model: Denoiser, y: Point, prepared: PyTree, noise: Noise | None, path: bool
     ) -> Point:
         """See :class:`~.base.Integrator`."""
         try:

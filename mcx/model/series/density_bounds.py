@@ -14,9 +14,6 @@ from mcx.errors import CapabilityError
 BOUND = "peak"  # the role among a block's functions, by the name that contexts in checkpoints have it under
 
 
-# Modes by family; NaN stands for a pole.
-
-
 def _location(fn: Any) -> Array:
     return fn.loc
 
@@ -44,6 +41,7 @@ def _truncated_mode(fn: Any) -> Array:
     return jnp.clip(fn.base_dist.loc, low, high)
 
 
+# by family; NaN stands for a pole
 _MODES: dict[type, Callable[[Any], Any]] = {
     **dict.fromkeys((dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal), _location),
     **dict.fromkeys((dist.StudentT, dist.Cauchy, dist.Laplace, dist.Logistic, dist.Gumbel), _location),

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax import Array
 from numpyro.distributions import Distribution
 
 from mcx.errors import ModelError
@@ -116,7 +115,7 @@ def markov(
         )
     observations = _by_key(obs)
     masks = _by_key(missing)
-    _check_keys(name, observations, masks, emission)
+    _check_keys(name, observations, masks, emission is not None)
     length = _length(name, observations, inputs, length)
     law = PathLaw(name, _laws(initial), _laws(transition), inputs, length)
     path = {}
@@ -165,13 +164,8 @@ def _by_key(values: PyTree) -> dict[str, Any]:
     return dict(values) if isinstance(values, Mapping) else {"": values}
 
 
-def _check_keys(
-    name: str,
-    observations: Mapping[str, Array],
-    masks: Mapping[str, Array],
-    emission: Callable[..., Any] | None,
-) -> None:
-    if observations and emission is None:
+def _check_keys(name: str, observations: dict[str, Any], masks: dict[str, Any], emitted: bool) -> None:
+    if observations and not emitted:
         raise ModelError(
             "there are observations but no emission", site=name, remedy="give emission=lambda x, u: ..."
         )

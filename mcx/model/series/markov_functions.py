@@ -56,8 +56,6 @@ class MarkovBlock:
         used = sources(lambda **values: self._constants(target.data, values), others)
         self.params = tuple(k for k in shapes if k in free or k in used)
 
-    # what the Feynman-Kac model is made of -------------------------------------------------------
-
     def functions(self, data: PyTree, params: SiteValues) -> Functions:
         """See :class:`~mcx.model.series.block.Block`."""
         return _functions(self._read(data, params)[0], self._guided, self.looks_ahead, self._bounded)
@@ -90,8 +88,6 @@ class MarkovBlock:
     def observed(self, u: PyTree) -> dict[str, Array]:
         """See :class:`~mcx.model.series.block.Block`."""
         return {self._observed[k]: v for k, v in u["y"].items()}
-
-    # reading the program -------------------------------------------------------------------------
 
     def _read(self, data: PyTree, params: SiteValues) -> tuple[MarkovStatement, capture.SiteTrace]:
         """The block under these parameters, and all sites."""

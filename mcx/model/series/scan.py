@@ -104,7 +104,7 @@ class ScanBlock:
 
         def step(
             particle_key: ParticleKey, carry: PyTree, u: PyTree, start: SiteValues | None = None
-        ) -> dict[str, Any]:
+        ) -> PyTree:
             """Draw the step's latent sites."""
             values: dict[str, Array] = {}
 
@@ -136,7 +136,7 @@ class ScanBlock:
             return step(particle_key, self._carry(x_prev), u)
 
         def likelihood(carry: PyTree, x: PyTree, u: PyTree) -> Scalar:
-            _, sites = self._with_particle(scan, carry, x, u)
+            sites = self._sites(scan, carry, x, u)
             return total([jnp.sum(site_log_prob(s)) for n, s in sites.items() if n not in self.state_names])
 
         def potential_0(x: PyTree, u: PyTree) -> Scalar:
@@ -146,11 +146,11 @@ class ScanBlock:
             return likelihood(self._carry(x_prev), x, u)
 
         def density(x_prev: PyTree, x: PyTree, u: PyTree) -> Scalar:
-            _, sites = self._with_particle(scan, self._carry(x_prev), x, u)
+            sites = self._sites(scan, self._carry(x_prev), x, u)
             return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
 
         def density_0(x: PyTree, u: PyTree) -> Scalar:
-            _, sites = self._with_particle(scan, self._cast(scan.init), x, u)
+            sites = self._sites(scan, self._cast(scan.init), x, u)
             return total([jnp.sum(site_log_prob(sites[n])) for n in self.state_names])
 
         def observe(key: Key, x: PyTree, u: PyTree) -> dict[str, Array]:
@@ -177,16 +177,12 @@ class ScanBlock:
         # sites that reach the initial carry are drawn with x_0 and forgotten, so that x_0 has no density
         return functions if self.facts.initial_sites else {**functions, "density_0": density_0}
 
-    # reading the program -------------------------------------------------------------------------
-
     def _read(self, data: PyTree, params: SiteValues, draw: Any = None) -> ScanStatement:
         taken = scans_taken()
         run_program(self.target, data, params, draw, taken)
         return taken.scans[self.facts.number]
 
-    def _drawn(
-        self, data: PyTree, params: SiteValues, particle_key: ParticleKey
-    ) -> tuple[Any, dict[str, Any]]:
+    def _drawn(self, data: PyTree, params: SiteValues, particle_key: ParticleKey) -> tuple[PyTree, PyTree]:
         """The scan's initial carry with draws for the sites that reach it, and these draws."""
         first = len(self.state_names)
         numbers = {name: first + i for i, name in enumerate(self.facts.initial_sites)}
@@ -215,8 +211,6 @@ class ScanBlock:
         new, _ = self._run(scan, carry, u, zeros)
         return self._particle(carry, values, new)
 
-    # running the body ----------------------------------------------------------------------------
-
     def _run(
         self, scan: ScanStatement, carry: PyTree, u: PyTree, latent: Callable[[str, Message], Array]
     ) -> tuple[Any, SiteTrace]:
@@ -229,10 +223,8 @@ class ScanBlock:
 
         return run_body(scan, carry, self._inputs(u), value)
 
-    def _with_particle(
-        self, scan: ScanStatement, carry: PyTree, x: PyTree, u: PyTree
-    ) -> tuple[Any, SiteTrace]:
-        return self._run(scan, carry, u, lambda name, msg: x["sites"][name])
+    def _sites(self, scan: ScanStatement, carry: PyTree, x: PyTree, u: PyTree) -> SiteTrace:
+        return self._run(scan, carry, u, lambda name, msg: x["sites"][name])[1]
 
     def _inputs(self, u: PyTree) -> PyTree:
         """The body's second argument; observations in it are zeros, as their sites have them already."""
@@ -248,8 +240,8 @@ class ScanBlock:
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), carry, self.facts.carry)
 
     def _particle(
-        self, before: PyTree, values: dict[str, Array], new: PyTree, start: SiteValues | None = None
-    ) -> dict[str, Any]:
+        self, before: PyTree, values: PyTree, new: PyTree, start: SiteValues | None = None
+    ) -> PyTree:
         old, leaves = jax.tree_util.tree_leaves(before), jax.tree_util.tree_leaves(new)
         entries = zip(leaves, self.facts.aliases, strict=True)
         shapes = latent_shapes(self.target)

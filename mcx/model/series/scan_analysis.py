@@ -31,7 +31,6 @@ class ScanFacts:
     Attributes:
         latent, observed, factors: names of the body's sites.
         initial_sites: latent sites outside that reach nothing but the initial carry: part of the state's law.
-        params: the latent sites that are parameters.
         carry: shapes and dtypes of the carry, a pytree.
         aliases: for every leaf of the carry, the latent site that it is; None where it is none.
         kept_before: leaves of the carry before a step that its observations depend on.
@@ -58,11 +57,7 @@ class ScanFacts:
 
 
 def analyse(target: Target, name: str) -> ScanFacts:
-    """Read the structure of the scan with this first latent site.
-
-    Raises:
-        CapabilityError: if particles cannot be weighted in it; the error shows how to rewrite the model.
-    """
+    """Read the structure of a scan by its first latent site; a CapabilityError says how to rewrite it."""
     look = _Look(target, name)
     found = look.dependences()
     _refuse_what_depends(target, look, found)
@@ -211,12 +206,7 @@ class _Look:
         return jax.tree_util.tree_map(lambda x, s: jnp.asarray(x, s.dtype), scan.init, scan.carry)
 
     def _run(
-        self,
-        scan: ScanStatement,
-        carry: PyTree,
-        inputs: PyTree,
-        latent: SiteValues,
-        observed: SiteValues,
+        self, scan: ScanStatement, carry: PyTree, inputs: PyTree, latent: SiteValues, observed: SiteValues
     ) -> tuple[Any, Mapping[str, Any]]:
         """One step with these values of its sites; a site without a value gets a draw, or its observation."""
 

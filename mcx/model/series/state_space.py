@@ -38,13 +38,9 @@ def state_space(
     outside of the scan that reach nothing but the initial carry are drawn along with x_0; all others are
     parameters.
 
-    Args:
-        bound: a model with data.
-        name: of the block, where there are several; a scan has the name of its first latent site.
-        guided: draw from the block's ``proposal``, if it has one, rather than from its transition.
-        auxiliary: use the block's ``lookahead``, if it has one.
-        whole: keep the values of the sites drawn along with x_0 in the particles, and allow paths to be made
-            from values; for methods on whole paths.
+    The block has a ``name`` where there are several, a scan that of its first latent site. Particles are
+    drawn from its proposal, if it has one, where ``guided``, and see its lookahead where ``auxiliary``. If
+    ``whole``, they keep the values of the sites drawn along with x_0, and paths can be made from values.
 
     Raises:
         CapabilityError: if the model has no Markov block, or something else in it depends on the path.
@@ -188,12 +184,7 @@ def _chosen(target: Target, blocks: dict[str, bool], name: str | None) -> tuple[
 
 
 def check_params(bound: BoundModel, space: StateSpace, params: SiteValues | None) -> dict[str, Any]:
-    """Constrained values of a state space's parameters as arrays, checked.
-
-    Raises:
-        ModelError: if one is missing, unknown or of the wrong shape.
-        SupportError: if one lies outside of its site's support.
-    """
+    """A state space's parameters as arrays; raises ModelError or SupportError if they do not fit."""
     sites = model_sites(bound)
     asked = dict(params or {})
     for name in (*space.params, *asked):

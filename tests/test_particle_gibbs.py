@@ -286,7 +286,7 @@ def test_sweeps_and_new_data_in_turn_have_the_prior_law(params, key):
         return jax.lax.scan(step, start(key_start), jax.random.split(key_run, 8000))[1]
 
     plan = method.plan(walk(np.zeros(3, np.float32)))
-    starts = jax.tree.map(lambda x: x[0], plan.start(None, 1, key))
+    starts = jax.tree.map(lambda x: x[0], method.initial_points(plan, None, 1, key))
     shape_of_state = jax.eval_shape(lambda k: kernel.init(plan.data, k, starts), key)
     seen = jax.jit(jax.vmap(chain))(jax.random.split(key, 64))
     s2 = 0.63

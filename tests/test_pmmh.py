@@ -98,7 +98,7 @@ def test_forecast(few, key):
         check_mean(x * few["phi"], averaged(log_p, GRID * mean), delta=0.1)
     with pytest.raises(ModelError, match="'x'(.|\n)*draw parameters and paths"):
         mcx.forecast(dataclasses.replace(few, draws={"phi": few["phi"]}), 2, key=key)
-    with pytest.raises(MethodError, match="num_steps"):
+    with pytest.raises(MethodError, match="horizon"):
         mcx.forecast(few, 0, key=key)
 
 

@@ -197,6 +197,21 @@ def test_counts_are_checked(option, value):
         run_ar1(0, **{option: value})
 
 
+def test_what_is_no_kernel_is_refused():
+    class Stranger:
+        """Has a kernel's methods without being one: a plain algorithm's are called otherwise."""
+
+        def init(self, data, key, start): ...
+        def step(self, data, key, state, u): ...
+        def collect(self, state, info): ...
+        def emit(self, data, draw): ...
+
+    with pytest.raises(MethodError, match="derive from mcx.Kernel"):
+        mcx.run(Stranger(), key=0, num_steps=1)
+    with pytest.raises(MethodError, match="no kernel"):
+        mcx.run(mcx.NUTS(), key=0, num_steps=1)
+
+
 def test_a_kernel_may_end_the_run_and_its_blocks():
     """Blocks of four steps: each ends by clearing the count, whatever the chunks; step 30 ends the run."""
 

@@ -129,4 +129,10 @@ def as_kernel(kernel: Any, collect: Callable[[PyTree, PyTree], PyTree] | None = 
             expected="a subclass of mcx.Kernel, or an object with init(key) and step(key, state)",
             found=type(kernel).__name__,
         )
+    if hasattr(kernel, "emit") and hasattr(kernel, "collect"):
+        raise MethodError(
+            "the first argument of mcx.run has a kernel's methods, but does not derive from mcx.Kernel",
+            expected=f"class {type(kernel).__name__}(mcx.Kernel)",
+            found=type(kernel).__name__,
+        )
     return _PlainKernel(kernel, collect)

@@ -91,6 +91,10 @@ def start_chains(
 ) -> PyTree:
     """States of all chains at step 0. ``start`` has a leading chain axis, or is None."""
     in_axes = (None, 0, None if start is None else 0)
+    if batch_size is not None:
+        empty = jax.eval_shape(kernel.init, data, keys[0], jax.tree.map(lambda x: x[0], start))
+        if not jax.tree.leaves(empty):  # batches of nothing are no loop that JAX knows
+            return empty
     state = over_chains(kernel.init, in_axes, keys.shape[0], batch_size)(data, keys, start)
     return jax.tree.map(_strong, state)
 

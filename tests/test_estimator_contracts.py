@@ -14,7 +14,7 @@ import mcx.dist as dist
 from mcx.errors import DataError, MethodError, NonFiniteError
 from mcx.estimators import expectations, sobol_indices
 from mcx.estimators.evaluation import at_points, leaves_at
-from mcx.estimators.importance.adaptive_importance import Iteration, explore
+from mcx.estimators.importance.adaptive_importance import explore
 from mcx.estimators.importance.integrals import integrals
 from mcx.estimators.importance.law_proposals import Adaptation, LawProposal
 from mcx.estimators.importance.posterior_importance import _iterate, expect_by_importance
@@ -217,11 +217,11 @@ class TestWhichProposal:
 
         def iterate(key, history, proposal):
             assert key == 10 * proposal
-            return Iteration(history, proposal + 1, deviations[proposal], 1.0)
+            return history, proposal + 1, deviations[proposal], 1.0
 
         method = mcx.AdaptiveImportance(budget=2000, num_iterations=4)
-        found = explore(method, iterate, None, 0, iter([0, 10, 20, 30]))
-        assert found.proposal == expected
+        _, found, _ = explore(method, iterate, None, 0, iter([0, 10, 20, 30]))
+        assert found == expected
 
 
 def test_settings_that_mean_nothing_for_a_posterior():

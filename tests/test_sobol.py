@@ -172,14 +172,14 @@ def test_several_outputs(key):
     ids=["ishigami", "g", "quadratic"],
 )
 @pytest.mark.parametrize("controls", ["polynomials", "none"])
-@pytest.mark.parametrize("points", ["sobol", "random"])
-def test_errors_hold(function, law, truth, controls, points, key):
+@pytest.mark.parametrize("design", ["sobol", "random"])
+def test_errors_hold(function, law, truth, controls, design, key):
     """No bias above 0.6 standard errors, and 95 % intervals that hold: 300 runs of few blocks.
 
     Indices of a run are correlated: the fraction of all of them that is covered has at most the error of 300
     coins, 0.013; below 0.93 with probability 0.06 were it 0.95 and were they all the same.
     """
-    options = {"budget": 3000, "controls": controls, "points": points}
+    options = {"budget": 3000, "controls": controls, "design": design}
     error, se = repeated(function, law, truth, jax.random.split(key, 300), **options)
     typical = np.sqrt((se**2).mean(0))
     scaled = (error / typical)[:, error.any(0)]  # an input that does nothing has a total index of exactly 0

@@ -73,6 +73,12 @@ def schedule(num_warmup: int, num_samples: int, first_window: int = _FIRST_WINDO
     return codes
 
 
+def sweeps(num_warmup: int, num_samples: int) -> dict[str, np.ndarray]:
+    """Inputs of sweeps whose part is a Markov chain kernel: its codes, and whether a sweep counts."""
+    kept = np.arange(num_warmup + num_samples) >= num_warmup
+    return {"code": schedule(num_warmup, num_samples), "keep": kept}
+
+
 def init(gradient: Vector, step_size: float, tuning: Tuning) -> WarmupState:
     """The state before the first step.
 

@@ -112,11 +112,7 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
 
     @override
     def inputs(self) -> dict[str, np.ndarray]:
-        """Of every sweep: its adaptation code, and whether it counts."""
-        return {
-            "code": warmup.schedule(self.num_warmup, self.num_samples),
-            "keep": np.arange(self.num_warmup + self.num_samples) >= self.num_warmup,
-        }
+        return warmup.sweeps(self.num_warmup, self.num_samples)
 
     @override
     def plan(self, bound: BoundModel) -> GibbsPlan:

@@ -114,10 +114,7 @@ class GuidedGibbs(GuidedSettings, ChainMethod[GuidedGibbsPlan]):
 
     @override
     def inputs(self) -> dict[str, np.ndarray]:
-        return {
-            "code": warmup.schedule(self.num_warmup, self.num_samples),
-            "keep": np.arange(self.num_warmup + self.num_samples) >= self.num_warmup,
-        }
+        return warmup.sweeps(self.num_warmup, self.num_samples)
 
     @property
     @override

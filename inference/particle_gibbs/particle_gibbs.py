@@ -21,7 +21,7 @@ from mcx.inference.particle_gibbs.kernel import GibbsKernel, GibbsStart, GibbsSt
 from mcx.methods.chain_method import ChainMethod, ChainPlan
 from mcx.methods.initial_points import MAX_TRIES, as_initial_points, value_by_chain
 from mcx.model.bound import BoundModel
-from mcx.model.check import refuse_data, refuse_start, refuse_unsupported, static_problems
+from mcx.model.check import refuse_data, refuse_start_given_path, static_problems
 from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target, placeholders
 from mcx.model.series.block import latent_shapes
@@ -177,13 +177,10 @@ class ParticleGibbs(ChainMethod[GibbsPlan]):
 
     @override
     def refuse_start(self, plan: GibbsPlan, state: GibbsState, key: Key) -> None:
-        started = np.asarray(state.started)
-        chain = int(np.argmin(started))
-        rest = plan.rest_at(jax.tree.map(lambda x: x[chain], state.values))
-        positions = state.params.position[chain : chain + 1]
-        if not started.all():
-            refuse_start(rest, positions, key)
-        refuse_unsupported(rest, positions)
+        def given(chain: int) -> Target:
+            return plan.rest_at(jax.tree.map(lambda x: x[chain], state.values))
+
+        refuse_start_given_path(state.started, state.params.position, given, key)
 
     @override
     def found(self, plan: GibbsPlan, result: Run, key: Key) -> Mapping[str, Any]:

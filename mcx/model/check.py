@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -283,3 +283,18 @@ def refuse_start(target: Target, positions: Array, key: Key) -> None:
     for problem in trial.data_problems(target.sites):
         raise problem
     raise _no_start(trial, target.sites)
+
+
+def refuse_start_given_path(
+    started: Array, positions: Array, given: Callable[[int], Target], key: Key
+) -> None:
+    """Explain and raise where a chain found no start; ``given(chain)`` is the density given its path.
+
+    Also raises if values at the start lie outside of their sites' supports, in the first chain.
+    """
+    found = np.asarray(started)
+    chain = int(np.argmin(found))
+    target, position = given(chain), positions[chain : chain + 1]
+    if not found.all():
+        refuse_start(target, position, key)
+    refuse_unsupported(target, position)

@@ -40,7 +40,7 @@ def lineage_advice(stats: _ByLevel, num_draws: int, half: int) -> Iterator[Advic
         )
 
 
-def path_advice(site: str, rates: Float[np.ndarray, "chain level"], num_particles: int) -> Iterator[Advice]:
+def level_advice(site: str, rates: Float[np.ndarray, "chain level"], num_particles: int) -> Iterator[Advice]:
     """Whether conditional SMC hardly ever renews a site's path at some level."""
     mean = np.mean(rates, 0)
     slow = mean < _UPDATE_RATE

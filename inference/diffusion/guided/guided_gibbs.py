@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from mcx.inference.conditional_smc.conditional_smc import ConditionalSMC
-from mcx.inference.diffusion.guided.advice import path_advice
+from mcx.inference.diffusion.guided.advice import level_advice
 from mcx.inference.diffusion.guided.diffusion_posterior import DiffusionPosterior
 from mcx.inference.diffusion.guided.gibbs_kernel import GuidedGibbsKernel, GuidedGibbsState
 from mcx.inference.diffusion.guided.settings import GuidedSettings
@@ -21,7 +21,7 @@ from mcx.inference.mcmc.nuts import NUTS
 from mcx.methods.chain_method import ChainMethod, ChainPlan
 from mcx.methods.initial_points import InitialPoints, as_initial_points
 from mcx.model.bound import BoundModel
-from mcx.model.check import refuse_data, refuse_start, refuse_unsupported
+from mcx.model.check import refuse_data, refuse_start_given_path
 from mcx.ops.keys import Stream
 from mcx.ops.validation import Rule, instance
 from mcx.results.advice import Advice
@@ -127,14 +127,11 @@ class GuidedGibbs(GuidedSettings, ChainMethod[GuidedGibbsPlan]):
 
     @override
     def refuse_start(self, plan: GuidedGibbsPlan, state: GuidedGibbsState, key: Key) -> None:
-        started = np.asarray(state.started)
-        chain = int(np.argmin(started))
-        value = {plan.posterior.site: state.path[chain, -1]}
-        conditioned = plan.rest.with_data((plan.target.data, value))
-        positions = state.params.position[chain : chain + 1]
-        if not started.all():
-            refuse_start(conditioned, positions, key)
-        refuse_unsupported(conditioned, positions)
+        def given(chain: int) -> Target:
+            value = {plan.posterior.site: state.path[chain, -1]}
+            return plan.rest.with_data((plan.target.data, value))
+
+        refuse_start_given_path(state.started, state.params.position, given, key)
 
     @override
     def found(self, plan: GuidedGibbsPlan, result: Run, key: Key) -> Mapping[str, Any]:
@@ -151,5 +148,5 @@ class GuidedGibbs(GuidedSettings, ChainMethod[GuidedGibbsPlan]):
         for name, rates in posterior.smc_stats.items():
             site, _, statistic = name.rpartition(".")
             if statistic == "update_rate":
-                found += path_advice(site, np.asarray(rates), self.num_particles)
+                found += level_advice(site, np.asarray(rates), self.num_particles)
         return found

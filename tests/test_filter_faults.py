@@ -119,5 +119,26 @@ class TestFaults:
                 obs=y - m,
             )
 
-        with pytest.raises(CapabilityError, match="computed from this parameter"):
+        with pytest.raises(CapabilityError, match="computed from this site"):
             mcx.filter(centred(Y), params={"m": 0.0}, key=0)
+
+    def test_inputs_that_are_another_path(self):
+        """Read at the origin, as inputs once were, the other path would be zeros."""
+
+        @mcx.model
+        def second(y):
+            def walk(name, inputs=None):
+                return mcx.markov(
+                    name,
+                    initial=lambda u: dist.Normal(0, 1),
+                    transition=lambda x, u: dist.Normal(x if u is None else x + u, 1),
+                    emission=lambda x, u: dist.Normal(x, 1),
+                    obs=y,
+                    inputs=inputs,
+                )
+
+            walk("b", inputs=walk("a"))
+
+        with pytest.raises(CapabilityError, match="inputs of 'b' are computed from") as caught:
+            mcx.filter(second(Y), name="b", key=0)
+        assert caught.value.site == "a"

@@ -175,7 +175,7 @@ REFUSED = [
     (subsampled_outside, "'many'.*2 of 6", "subsample_size"),
     (masked_around, "(?s)'x'.*handlers around the scan.*mask", "def body"),
     (masked_state, "'x'.*no distribution to draw from", "observed sites alone"),
-    (scaled_data, "'s'.*computed from this parameter", "body of the scan"),
+    (scaled_data, "'s'.*computed from this site", "body of the scan"),
     (residual, "'y'.*computed from the state", "distribution"),
     (flat_start, "'x0'.*no law to draw from", "proper prior"),
     (random_body, "asks for a random key", "numpyro.sample"),

@@ -24,7 +24,7 @@ from mcx.model.bound import BoundModel
 from mcx.model.check import refuse_data, refuse_start_given_path, static_problems
 from mcx.model.compile import compile_model
 from mcx.model.conditioning import condition_target, placeholders
-from mcx.model.series.block import latent_shapes
+from mcx.model.series.reading import latent_shapes
 from mcx.model.series.state_space import BlockData, block_names, path_sites, refuse_unobserved, state_space
 from mcx.ops.validation import Rule, such_that
 from mcx.results.advice import Advice

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mcx.errors import CapabilityError
 from mcx.inference.smc.backward_rejection import by_rejection
-from mcx.model.series.block import sources
+from mcx.ops.dependences import sources
 from mcx.ops.logspace import normalize
 from mcx.ops.random import accept, choose
 from mcx.target import FeynmanKac
@@ -173,7 +173,7 @@ def _pair(
         log_m = density(ctx, x_prev, x, u)
         # left out, a large constant cannot round the small differences that matter
         past: PyTree = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), x_prev)
-        if sources(lambda x_prev: fk.log_potential(ctx, x_prev, x, u), {"x_prev": past}):
+        if sources(lambda x_prev: fk.log_potential(ctx, x_prev, x, u), x_prev=past):
             if bounded:
                 raise CapabilityError(
                     "backward='hybrid' bounds the transition's density alone",

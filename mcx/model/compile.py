@@ -32,9 +32,6 @@ from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
 from mcx.types import Key, PyTree, Scalar, SiteValues
 
-_CACHE: LRUCache[Any] = LRUCache(128)  # structure -> _Compiled, or _CONCRETE
-_CONCRETE = object()  # marks structures whose model asks for concrete data
-
 _NEEDS_CONCRETE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -54,6 +51,10 @@ class _Compiled:
     observed: Callable[[Any], dict[str, Any]]
 
 
+_BY_STRUCTURE: LRUCache[_Compiled | None] = LRUCache(64)  # None where the model asks for concrete data
+_BY_DATA: LRUCache[_Compiled] = LRUCache(64)
+
+
 def compile_model(bound: BoundProgram) -> Target:
     """Compile a bound model, raising as :func:`describe`; models of one structure share their functions."""
     compiled = _compiled(bound)
@@ -69,26 +70,29 @@ def model_sites(bound: BoundProgram) -> SiteTable:
 
 def _compiled(bound: BoundProgram) -> _Compiled:
     structure = bound.structure
-    entry = _CACHE.find(structure)
-    if entry is None:
-        try:
-            return _CACHE.keep(structure, _build(describe(bound), None))
-        except _NEEDS_CONCRETE:
-            if any(isinstance(x, jax.core.Tracer) for x in bound.data):
-                raise
-            _CACHE.keep(structure, _CONCRETE)
-    elif isinstance(entry, _Compiled):
-        return entry
+    shared = _BY_STRUCTURE.get(structure, lambda: _build_abstract(bound))
+    if shared is not None:
+        return shared
     digest = hashlib.sha256()
     for x in bound.data:
         digest.update(np.asarray(x).tobytes())
-    key = (structure, digest.hexdigest())
-    entry = _CACHE.find(key)
-    if isinstance(entry, _Compiled):
-        return entry
+    return _BY_DATA.get((structure, digest.hexdigest()), lambda: _build_concrete(bound))
+
+
+def _build_abstract(bound: BoundProgram) -> _Compiled | None:
+    """A model that takes its data as arguments; None if it asks for their values while it is traced."""
+    try:
+        return _build(describe(bound), None)
+    except _NEEDS_CONCRETE:
+        if any(isinstance(x, jax.core.Tracer) for x in bound.data):
+            raise
+        return None
+
+
+def _build_concrete(bound: BoundProgram) -> _Compiled:
     closed = jax.tree_util.tree_map(np.asarray, bound)  # operations on numpy arrays are not traced
     try:
-        return _CACHE.keep(key, _build(describe(closed, concrete=True), closed))
+        return _build(describe(closed, concrete=True), closed)
     except _NEEDS_CONCRETE as error:
         raise ModelError(
             f"{bound.name} branches or indexes in Python on a value that is known only when it runs",

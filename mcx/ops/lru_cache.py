@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import cast
+
+_NOTHING = object()
 
 
 class LRUCache[T]:
@@ -12,26 +16,18 @@ class LRUCache[T]:
     def __init__(self, size: int = 64) -> None:
         self._size = size
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
-
-    def find(self, key: Hashable) -> T | None:
-        """The value kept for a key, or None."""
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def keep(self, key: Hashable, value: T) -> T:
-        """Keep a value; gives it back."""
-        self._kept[key] = value
-        self._kept.move_to_end(key)
-        if len(self._kept) > self._size:
-            self._kept.popitem(last=False)
-        return value
+        self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value kept for a key; where there is none, ``make`` makes it. Errors keep nothing."""
-        found = self.find(key)
-        return self.keep(key, make()) if found is None else found
+        found = self._kept.get(key, _NOTHING)
+        value = make() if found is _NOTHING else cast(T, found)
+        with self._lock:  # threads may drop each other's entries
+            self._kept[key] = value
+            self._kept.move_to_end(key)
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return value
 
     def clear(self) -> None:
         """Forget everything."""

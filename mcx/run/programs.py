@@ -184,25 +184,34 @@ def prepare(
     slices = jax.tree.map(lambda x: x[:1], inputs)  # of any number of steps
     settings = (kernel, capacity, mesh, batch_size, bool(jax.config.jax_enable_x64))
     key = (settings, _avals((data, keys, start, slices)))
-    known = _WHOLE.find(key)
-    if known is not None:
-        return known, time.perf_counter() - begun
 
-    with ThreadPoolExecutor(3) as workers:
+    def compiled_programs() -> Programs:
+        with ThreadPoolExecutor(3) as workers:
 
-        def begin(data: PyTree, keys: Keys, start: PyTree) -> PyTree:
-            return start_chains(kernel, data, keys, start, batch_size)
+            def begin(data: PyTree, keys: Keys, start: PyTree) -> PyTree:
+                return start_chains(kernel, data, keys, start, batch_size)
 
-        begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
-        traced = jax.jit(begin).trace(data, keys, start)
-        compiled = workers.submit(traced.lower().compile)
-        state = placed(traced.out_info, mesh, CHAINS, kernel.size)
-        make = partial(
-            _steps, workers, kernel, data, keys, state, slices, while_compiling, capacity, mesh, batch_size
-        )
-        steps = _STEPS.get((settings, _avals((data, keys, state, slices))), make)
-        programs = steps._replace(start=compiled.result())
-    return _WHOLE.keep(key, programs), time.perf_counter() - begun
+            begin = over_devices(begin, mesh, (REPLICATED, CHAINS, CHAINS), CHAINS)
+            traced = jax.jit(begin).trace(data, keys, start)
+            compiled = workers.submit(traced.lower().compile)
+            state = placed(traced.out_info, mesh, CHAINS, kernel.size)
+            make = partial(
+                _steps,
+                workers,
+                kernel,
+                data,
+                keys,
+                state,
+                slices,
+                while_compiling,
+                capacity,
+                mesh,
+                batch_size,
+            )
+            steps = _STEPS.get((settings, _avals((data, keys, state, slices))), make)
+            return steps._replace(start=compiled.result())
+
+    return _WHOLE.get(key, compiled_programs), time.perf_counter() - begun
 
 
 def _steps(

@@ -6,20 +6,16 @@ argument, the context. So the loop over time runs the block's own code alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro.ops.provenance import eval_provenance
 
 from mcx.errors import CapabilityError, ModelError
-from mcx.model import capture
-from mcx.model.capture import Message
-from mcx.model.series.capture_scan import scans_taken
 from mcx.model.series.density_bounds import BOUND
+from mcx.model.series.reading import latent_shapes
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import ConvertedClosure, convert_closure
 from mcx.target import Target
@@ -188,36 +184,6 @@ class BlockFunctions:
         }
 
 
-def run_program(
-    target: Target,
-    data: PyTree,
-    params: SiteValues,
-    draw: Callable[[Message], Array | None] | None = None,
-    scans: scans_taken | None = None,
-) -> capture.SiteTrace:
-    """Run a target's program with values of its parameters, and record the sites.
-
-    Every other site without a value gets that of ``draw(site)``, or, where there is none, the value at the
-    origin of unconstrained space. ``scans`` takes the program's scans, which then do not run.
-    """
-
-    def value(site: Message) -> PyTree:
-        if site["type"] == "sample" and site["name"] in params:
-            return params[site["name"]]
-        if site["value"] is not None:
-            return None
-        drawn = None if draw is None else draw(site)
-        return capture.unconstrained_prototype(site) if drawn is None else drawn
-
-    run = target.functions.run(data)
-
-    def program() -> PyTree:
-        with nullcontext() if scans is None else scans:
-            return run()
-
-    return capture.record(program, key=jax.random.key(0), substitute_fn=value).sites
-
-
 def examples(x: PyTree, u: PyTree) -> dict[str, tuple[Any, ...]]:
     """Arguments of the functions of all roles, for a particle and the data of one time."""
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -233,29 +199,3 @@ def examples(x: PyTree, u: PyTree) -> dict[str, tuple[Any, ...]]:
         "observe": (key, x, u),
         "lookahead": (x, u),
     }
-
-
-def latent_shapes(target: Target) -> dict[str, Any]:
-    """Shapes and dtypes of all latent sites, discrete ones too."""
-    sites = target.sites.of_kind("latent", "discrete")
-    return {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in sites}
-
-
-def sources(fn: Callable[..., Any], shapes: Mapping[str, Any]) -> frozenset[str]:
-    """The keyword arguments that a function's results depend on."""
-    if not shapes:
-        return frozenset()
-    found = jax.tree_util.tree_leaves(
-        eval_provenance(fn, **shapes), is_leaf=lambda x: isinstance(x, frozenset)
-    )
-    return frozenset().union(*found)
-
-
-def refuse_dependent_series(block: str, parameter: str, where: str) -> CapabilityError:
-    """The error about observations or inputs that change with a parameter."""
-    return CapabilityError(
-        f"observations or inputs of '{block}' are computed from this parameter",
-        site=parameter,
-        expected="data that do not change with the parameters",
-        remedy=f"move the computation into {where}",
-    )

@@ -15,18 +15,13 @@ from mcx.errors import CapabilityError
 from mcx.model import capture
 from mcx.model.density import site_log_prob
 from mcx.model.path_law import bare, draw_components, log_density, masked_log_prob, missing_filled
-from mcx.model.series.block import (
-    Functions,
-    examples,
-    latent_shapes,
-    refuse_dependent_series,
-    run_program,
-    sources,
-)
+from mcx.model.series.block import Functions, examples
 from mcx.model.series.density_bounds import BOUND, has_density_bound, log_density_bound
 from mcx.model.series.markov import MarkovStatement, collect_statements
+from mcx.model.series.reading import latent_shapes, refuse_dependent_series, run_program
 from mcx.ops.batched_draws import ParticleKey
 from mcx.ops.closure_conversion import convert_closure
+from mcx.ops.dependences import union
 from mcx.target import Target
 from mcx.types import Key, PyTree, Scalar, SiteValues
 
@@ -45,16 +40,17 @@ class MarkovBlock:
         self.target, self.name = target, name
         self._guided, self._auxiliary = guided, auxiliary
         shapes = latent_shapes(target)
-        paths = {s.name for s in target.sites if s.markov or s.scanned}
-        free = {k: v for k, v in shapes.items() if k not in paths}
-        jax.eval_shape(lambda params: self._look(target.data, params), free)
-        for parameter in sources(lambda **params: self._series(target.data, params), free):
-            raise refuse_dependent_series(name, parameter, "the emission or the transition")
-        self._refuse_dependent_sites({site: shapes[site] for site in self.state_names})
+        jax.eval_shape(self._look, target.data)
+        found = eval_provenance(self._parts, **shapes)
+        own, paths = set(self.state_names), {s.name for s in target.sites if s.markov or s.scanned}
+        for site in sorted(union(found["series"]) - own):
+            raise refuse_dependent_series(name, site, "the emission or the transition")
+        for site, tags in found["outside"].items():
+            if own & tags:
+                raise self._dependent_site(site)
         # the paths of other blocks are parameters where this one's functions depend on them
-        others = {k: v for k, v in shapes.items() if k in paths and k not in self.state_names}
-        used = sources(lambda **values: self._constants(target.data, values), others)
-        self.params = tuple(k for k in shapes if k in free or k in used)
+        used = union(found["constants"]) - own
+        self.params = tuple(k for k in shapes if k not in paths or k in used)
 
     def functions(self, data: PyTree, params: SiteValues) -> Functions:
         """See :class:`~mcx.model.series.block.Block`."""
@@ -62,7 +58,7 @@ class MarkovBlock:
 
     def series(self, data: PyTree) -> dict[str, PyTree]:
         """See :class:`~mcx.model.series.block.Block`."""
-        return self._series(data, {})
+        return _series(*self._read(data, {}))
 
     def supports(self, data: PyTree, params: SiteValues) -> dict[str, Any]:
         """See :class:`~mcx.model.series.block.Block`."""
@@ -96,18 +92,9 @@ class MarkovBlock:
         (block,) = [b for b in blocks if b.name == self.name]
         return block, sites
 
-    def _series(self, data: PyTree, params: SiteValues) -> dict[str, PyTree]:
-        block, sites = self._read(data, params)
-        observed = {k: sites[s]["value"] for k, s in block.observed.items() if sites[s]["is_observed"]}
-        return {
-            "u": block.law.inputs,
-            "y": observed,
-            "missing": {k: jnp.asarray(m) for k, m in block.missing.items()},
-        }
-
-    def _look(self, data: PyTree, params: PyTree) -> PyTree:
+    def _look(self, data: PyTree) -> PyTree:
         """Note what the block consists of."""
-        block, sites = self._read(data, params)
+        block, sites = self._read(data, {})
         self._states, self._observed = block.states, block.observed
         self.state_names = tuple(block.states.values())
         self.own_names = (*self.state_names, *block.observed.values())
@@ -130,32 +117,39 @@ class MarkovBlock:
         _refuse_improper(block, next_laws)
         self._bounded = not self.guided and all(has_density_bound(fn) for fn in next_laws.values())
         u = jax.tree_util.tree_map(
-            lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), self._series(data, params)
+            lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), _series(block, sites)
         )
         self.examples = examples(bare(dict(block.law.shapes)), u)
         return 0
 
-    def _constants(self, data: PyTree, params: SiteValues) -> PyTree:
-        """The values that the functions close over."""
-        functions = self.functions(data, params)
-        return [convert_closure(fn, *self.examples[role])[1] for role, fn in functions.items()]
+    def _parts(self, **values: Array) -> dict[str, PyTree]:
+        """Parts of the program whose dependences on the values of latent sites matter."""
+        block, sites = self._read(self.target.data, values)
+        functions = _functions(block, self._guided, self.looks_ahead, self._bounded)
+        outside = {n: s for n, s in sites.items() if s["type"] == "sample" and n not in self.own_names}
+        return {
+            "series": _series(block, sites),
+            "outside": {n: site_log_prob(s) for n, s in outside.items()},
+            "constants": [convert_closure(fn, *self.examples[role])[1] for role, fn in functions.items()],
+        }
 
-    def _refuse_dependent_sites(self, paths: dict[str, Array]) -> None:
-        def densities(**values: PyTree) -> PyTree:
-            _, sites = self._read(self.target.data, values)
-            rest = (s for n, s in sites.items() if s["type"] == "sample" and n not in self.own_names)
-            return {s["name"]: site_log_prob(s) for s in rest}
+    def _dependent_site(self, site: str) -> CapabilityError:
+        return CapabilityError(
+            f"this site depends on the path of '{self.name}', so particles cannot be weighted as they go",
+            site=site,
+            expected="observations of the block in its emission",
+            remedy=f"write it into mcx.markov('{self.name}', emission=lambda x, u: ..., obs=...), "
+            "with a dictionary where there are several; MCMC methods take the model as it is",
+        )
 
-        for name, found in eval_provenance(densities, **paths).items():
-            if found:
-                raise CapabilityError(
-                    f"this site depends on the path of '{self.name}', so particles cannot be weighted "
-                    "as they go",
-                    site=name,
-                    expected="observations of the block in its emission",
-                    remedy=f"write it into mcx.markov('{self.name}', emission=lambda x, u: ..., obs=...), "
-                    "with a dictionary where there are several; MCMC methods take the model as it is",
-                )
+
+def _series(block: MarkovStatement, sites: capture.SiteTrace) -> dict[str, PyTree]:
+    observed = {k: sites[s]["value"] for k, s in block.observed.items() if sites[s]["is_observed"]}
+    return {
+        "u": block.law.inputs,
+        "y": observed,
+        "missing": {k: jnp.asarray(m) for k, m in block.missing.items()},
+    }
 
 
 def _refuse_improper(block: MarkovStatement, next_laws: dict[str, Distribution]) -> None:

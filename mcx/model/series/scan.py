@@ -18,8 +18,9 @@ from numpyro.distributions import Distribution
 from mcx.errors import DataError
 from mcx.model.capture import Message, SiteTrace
 from mcx.model.density import site_log_prob, total
-from mcx.model.series.block import Functions, examples, latent_shapes, run_program
+from mcx.model.series.block import Functions, examples
 from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
+from mcx.model.series.reading import latent_shapes, run_program
 from mcx.model.series.scan_analysis import ScanFacts, analyse
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
 from mcx.target import Target

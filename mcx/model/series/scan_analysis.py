@@ -14,14 +14,13 @@ from numpyro.ops.provenance import eval_provenance
 from mcx.errors import CapabilityError, McxError
 from mcx.model.capture import Message, is_factor
 from mcx.model.density import site_log_prob
-from mcx.model.series.block import latent_shapes, refuse_dependent_series, run_program
 from mcx.model.series.capture_scan import ScanStatement, run_body, scans_taken
+from mcx.model.series.reading import latent_shapes, refuse_dependent_series, run_program
 from mcx.model.series.scan_refusals import refuse_likelihood_outside, refuse_statement
 from mcx.ops.closure_conversion import convert_closure
+from mcx.ops.dependences import Dependences, union
 from mcx.target import Target
 from mcx.types import PyTree, SiteValues
-
-_Deps = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,12 @@ def analyse(target: Target, name: str) -> ScanFacts:
                 remedy="give the site a proper prior",
             )
     own = look.carry_tags
-    needed = frozenset().union(*found["carry"], *found["density"].values(), *found["potential"].values())
-    in_potential = frozenset().union(*found["potential"].values())
+    step, in_potential = union([found["carry"], found["density"]]), union(found["potential"])
+    needed = step | in_potential
     clocks = _clocks(look, found, frozenset(f"param:{site}" for site in initial_sites))
     through = frozenset().union(*(d for i, d in enumerate(found["carry"]) if i not in clocks))
     moving = frozenset(tag for i, tag in enumerate(own) if i not in clocks)
-    feedback = frozenset().union(*found["carry"], *found["density"].values()) & frozenset(
-        f"value:{site}" for site in look.observed
-    )
+    feedback = step & frozenset(f"value:{site}" for site in look.observed)
     return ScanFacts(
         look.number,
         look.scan.length,
@@ -244,20 +241,17 @@ def _refuse_what_depends(target: Target, look: _Look, found: dict[str, Any]) -> 
     for site, tags in found["outside"].items():
         if own in tags:
             refuse_likelihood_outside(target, look.scan, look.observed, site)
-    for tags in jax.tree_util.tree_leaves(found["others"], is_leaf=_is_deps):
-        if own in tags:
-            refuse_likelihood_outside(target, look.scan, look.observed, None)
+    if own in union(found["others"]):
+        refuse_likelihood_outside(target, look.scan, look.observed, None)
     step = {k: found[k] for k in ("init", "inputs", "carry", "density", "potential", "raw", "conditions")}
-    everything = frozenset().union(*jax.tree_util.tree_leaves(step, is_leaf=_is_deps))
+    everything = union(step)
     if any(f"scan:{i}" in everything for i in range(len(look.results))):
         raise CapabilityError(
             "the scan depends on the results of another scan",
             site=look.latent[0],
             remedy="write both into one body, with both states in the carry",
         )
-    fixed = list(found["inputs"]) + list(found["raw"].values())
-    fixed += jax.tree_util.tree_leaves(found["conditions"], is_leaf=_is_deps)
-    for tag in sorted(frozenset().union(*fixed)):
+    for tag in sorted(union({part: found[part] for part in ("inputs", "raw", "conditions")})):
         kind, _, name = tag.partition(":")
         if kind == "param":
             raise refuse_dependent_series(look.latent[0], name, "the body of the scan")
@@ -276,8 +270,8 @@ def _split(target: Target, look: _Look, found: dict[str, Any]) -> tuple[tuple[st
     sites = target.sites
     free = {s.name for s in sites.of_kind("latent", "discrete") if not (s.markov or s.scanned)}
     parts = ("inputs", "carry", "density", "potential", "raw", "conditions", "others")
-    elsewhere = frozenset().union(*jax.tree_util.tree_leaves({k: found[k] for k in parts}, is_leaf=_is_deps))
-    initial = frozenset().union(*found["init"])
+    elsewhere = union({part: found[part] for part in parts})
+    initial = union(found["init"])
     drawn = {n for n in free if f"param:{n}" in initial and f"param:{n}" not in elsewhere}
     while True:
         # a site that the law of a parameter or an observation outside depends on is a parameter, too
@@ -292,7 +286,7 @@ def _split(target: Target, look: _Look, found: dict[str, Any]) -> tuple[tuple[st
     return tuple(n for n in order if n in drawn), params
 
 
-def _clocks(look: _Look, found: dict[str, Any], drawn: _Deps) -> frozenset[int]:
+def _clocks(look: _Look, found: dict[str, Any], drawn: Dependences) -> frozenset[int]:
     """Leaves of the carry that are the same for all particles, such as a counter of time."""
     clocks = {i for i, tags in enumerate(found["init"]) if not tags & drawn}
     latent = frozenset(f"value:{site}" for site in look.latent)
@@ -302,7 +296,3 @@ def _clocks(look: _Look, found: dict[str, Any], drawn: _Deps) -> frozenset[int]:
         if not moving:
             return frozenset(clocks)
         clocks -= moving
-
-
-def _is_deps(x: PyTree) -> bool:
-    return isinstance(x, frozenset)

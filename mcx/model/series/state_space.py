@@ -11,11 +11,12 @@ from mcx.errors import CapabilityError, ModelError, SupportError
 from mcx.model.bound import BoundModel
 from mcx.model.compile import compile_model, model_sites
 from mcx.model.density import subsampling_error
-from mcx.model.series.block import BlockFunctions, run_program
+from mcx.model.series.block import BlockFunctions
 from mcx.model.series.capture_scan import scans_taken
 from mcx.model.series.density_bounds import BOUND
 from mcx.model.series.markov import collect_statements
 from mcx.model.series.markov_functions import MarkovBlock
+from mcx.model.series.reading import run_program
 from mcx.model.series.scan import ScanBlock, refuse_missing
 from mcx.ops.lru_cache import LRUCache
 from mcx.target import FeynmanKac, StateSpace, Target

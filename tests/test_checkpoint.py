@@ -23,6 +23,7 @@ from mcx.errors import (
     CheckpointMismatch,
     InferenceWarning,
 )
+from mcx.run.directory import Directory
 from mcx.run.records import from_records, record_type, to_records
 from mcx.run.store import Store
 
@@ -48,7 +49,7 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, chunks):
     assert resumed.draws["count"].dtype == whole.draws["count"].dtype
     again = walk(tmp_path)  # nothing is left to do
     assert same(whole, again)
-    assert not list(tmp_path.glob("*.tmp")) and len(list(tmp_path.glob("state-*"))) == 1
+    assert not list(tmp_path.glob(".*")) and len(list(tmp_path.glob("state-*"))) == 1
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
@@ -159,8 +160,9 @@ def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
         append(self, *args)
 
     monkeypatch.setattr(Store, "append", full)
-    with pytest.warns(InferenceWarning, match="No space left on device"):
+    with pytest.warns(InferenceWarning, match="No space left on device") as warned:
         found = walk(tmp_path)
+    assert len(warned) == 1 and len(count) > 2
     whole = walk(None)
     assert found.complete and same(whole, found)
     monkeypatch.undo()
@@ -171,7 +173,7 @@ def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("part", ["chunk", "state", "manifest"])
 def test_a_disk_that_has_room_again_gets_everything(tmp_path, monkeypatch, part):
     """Whichever file had no room."""
-    write, count = Store._write, []
+    write, count = Directory.write, []
 
     def full_once(self, name, *pieces):
         if name.startswith(part):
@@ -180,7 +182,7 @@ def test_a_disk_that_has_room_again_gets_everything(tmp_path, monkeypatch, part)
                 raise OSError(28, "No space left on device")
         write(self, name, *pieces)
 
-    monkeypatch.setattr(Store, "_write", full_once)
+    monkeypatch.setattr(Directory, "write", full_once)
     with pytest.warns(InferenceWarning, match="No space left"):
         walk(tmp_path)
     assert Store(tmp_path).read().complete

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import numpyro
 from mcx._version import __version__
 from mcx.errors import CheckpointMismatch, InferenceWarning
 from mcx.ops.fingerprint import of_arrays, of_code, without_addresses
-from mcx.ops.validation import boolean, instance, number, validated
+from mcx.ops.validation import boolean, number, such_that, validated
 from mcx.run.devices import CHAINS, place
+from mcx.run.directory import Directory
 from mcx.run.hosts import ALONE, Hosts
 from mcx.run.memory import give_back
 from mcx.run.programs import Programs
@@ -55,7 +56,10 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         rules = {
-            "path": instance((str, os.PathLike), "the path of a directory"),
+            "path": such_that(
+                lambda path: isinstance(path, str | os.PathLike) and os.fspath(path) not in ("", b""),
+                "the path of a directory",
+            ),
             "interval": number(0),
             "in_memory": boolean(),
         }
@@ -96,16 +100,24 @@ def recording(
         "device": str(jax.devices()[0].device_kind),
     }
     store = Store(checkpoint.path, hosts)
-    with store.locked():
-        found = store.read()
-        if found is not None:
-            _refuse_other(store.path, {k: v for k, v in found.identity.items() if k != _CODE}, identity)
-        folder = None if checkpoint.in_memory else store.path
+    # nothing is written to a directory that holds anything else than this run, or all of it
+    with nullcontext() if _holds(store, identity) else store.locked():
+        _holds(store, identity)
+        folder = None if checkpoint.in_memory else store.directory
         recorder = Recorder(store, checkpoint.interval, identity, folder)
         try:
             yield recorder
         finally:
             recorder.close()
+
+
+def _holds(store: Store, identity: Mapping[str, str]) -> bool:
+    """Read what a directory holds; whether that is this run to its end. Raises if it is another run."""
+    found = store.read()
+    if found is None:
+        return False
+    _refuse_other(store.path, {k: v for k, v in found.identity.items() if k != _CODE}, identity)
+    return found.complete
 
 
 def identified(checkpoint: str | Path | Checkpoint | None, **identity: object) -> Checkpoint | None:
@@ -156,7 +168,7 @@ class Recorder:
     """
 
     def __init__(
-        self, store: Store, interval: float, identity: Mapping[str, str], folder: Path | None
+        self, store: Store, interval: float, identity: Mapping[str, str], folder: Directory | None
     ) -> None:
         self.store, self.interval, self.identity, self.folder = store, interval, identity, folder
         self._pending: list[_Chunk] = []
@@ -165,7 +177,7 @@ class Recorder:
         self._threads: ThreadPoolExecutor | None = None
         self._state: PyTree = None
         self._saved = time.monotonic()
-        self._failed = False
+        self._warned = False
         self._chains = 0
 
     def resume(self, programs: Programs, state: PyTree, num_chains: int) -> tuple[int, PyTree]:
@@ -254,16 +266,14 @@ class Recorder:
             writing.result()
         except OSError as error:
             self._pending = self._taken + self._pending
-            if not self._failed or now:
+            if not self._warned:
+                self._warned = True
                 warnings.warn(
                     f"{self.store.path} could not be written ({error.strerror or error}): the run goes on "
                     "in memory, and what was written before can be resumed",
                     InferenceWarning,
                     stacklevel=2,
                 )
-            self._failed = True
-        else:
-            self._failed = False
         self._taken = []
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from mcx.errors import CheckpointError
+from mcx.run.directory import Directory
 from mcx.types import PyTree
 
 
@@ -26,7 +28,7 @@ class Draws:
             a disk that fills up would end the process.
     """
 
-    def __init__(self, like: PyTree, num_draws: int, folder: Path | None = None, host: int = 0) -> None:
+    def __init__(self, like: PyTree, num_draws: int, folder: Directory | None = None, host: int = 0) -> None:
         leaves, self._structure = jax.tree.flatten(like)
         self._dtypes = [np.dtype(x.dtype) for x in leaves]
         shapes = [(x.shape[1], num_draws, *x.shape[2:]) for x in leaves]
@@ -37,7 +39,7 @@ class Draws:
         else:
             need = sum(math.prod(s) * d.itemsize for s, d in zip(shapes, plain, strict=True))
             self._arrays = [
-                _mapped(folder / f"draws-{host:04d}-{i:03d}.npy", shape, dtype, need)
+                _mapped(folder, f"draws-{host:04d}-{i:03d}.npy", shape, dtype, need)
                 for i, (shape, dtype) in enumerate(zip(shapes, plain, strict=True))
             ]
         self._num = num_draws
@@ -70,22 +72,32 @@ class Draws:
         return jax.tree.unflatten(self._structure, arrays)
 
 
-def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], need: int) -> np.ndarray:
+def _mapped(
+    folder: Directory, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], need: int
+) -> np.ndarray:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_2_0(
+        header,
+        {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape},
+    )
+    start = header.tell()
+    size = start + math.prod(shape) * dtype.itemsize
     try:
-        if path.is_symlink() or path.exists():
-            path.unlink()
-        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        with open(path, "r+b") as file:
-            size = os.fstat(file.fileno()).st_size
+        folder.remove(name)
+        with os.fdopen(folder.create(name, os.O_RDWR), "r+b") as file:
+            file.write(header.getvalue())
+            file.flush()
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
-            elif shutil.disk_usage(path.parent).free < size:
-                raise OSError(28, "No space left on device")
+            elif shutil.disk_usage(folder.path).free < size:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            else:
+                file.truncate(size)
+            return np.memmap(file, dtype, "r+", start, shape)
     except OSError as error:
         raise CheckpointError(
-            f"the draws have no room in {path.parent}",
+            f"the draws have no room in {folder.path}",
             expected=f"{need / 2**20:.1f} MiB for all of them",
             found=error.strerror or str(error),
             remedy="free some space, keep fewer draws, or give checkpoint= another directory",
         ) from None
-    return array

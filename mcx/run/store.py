@@ -22,7 +22,7 @@ import numpy as np
 from mcx.errors import CheckpointCorrupt, CheckpointError, CheckpointInUse
 from mcx.run.directory import Directory
 from mcx.run.hosts import ALONE, Hosts
-from mcx.run.manifest import Entry, File, Manifest
+from mcx.run.manifest import Entry, File, Manifest, file_name
 
 MANIFEST, LOCK, _PROBE = "manifest.json", "lock", "probe"
 _MAX_MANIFEST, _MAX_HEADER = 64 * 2**20, 2**20
@@ -64,31 +64,33 @@ class Store:
         steps = () if entry.files[0].file.startswith("state") else (entry.count,)
         name, axis = entry.files[0].file, len(steps)
         if any(p.ndim != axis + 1 or p.shape[:axis] != steps or p.dtype != parts[0].dtype for p in parts):
-            raise self._corrupt(name, "holds no chunk", f"shapes {', '.join(str(p.shape) for p in parts)}")
+            raise self.corrupt(name, "holds no chunk", f"shapes {', '.join(str(p.shape) for p in parts)}")
         found = sum(part.shape[axis] for part in parts)
+        if not found:
+            raise self.corrupt(name, "holds no chunk", "no chains")
         if columns not in (None, found):
-            raise self._corrupt(name, "holds no chunk", f"{found} chains, not {columns}")
+            raise self.corrupt(name, "holds no chunk", f"{found} chains, not {columns}")
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
 
     def _records(self, file: File, dtype: np.dtype[Any] | None) -> np.ndarray:
         raw = self._bytes(file.file, file.size)
         if len(raw) != file.size or hashlib.sha256(raw).hexdigest() != file.sha256:
             found = f"{len(raw)} bytes, where {file.size} were written" if len(raw) != file.size else None
-            raise self._corrupt(file.file, "is not what was written", found or "another SHA-256")
+            raise self.corrupt(file.file, "is not what was written", found or "another SHA-256")
         try:
             stream = io.BytesIO(raw)
             if np.lib.format.read_magic(stream) != (2, 0):
                 raise ValueError("another version of the format")
             shape, fortran, found_dtype = np.lib.format.read_array_header_2_0(stream, _MAX_HEADER)
-            if fortran or found_dtype.hasobject or found_dtype.names is None:
+            if fortran or not _plain(found_dtype):
                 raise ValueError("no plain records")
             size = int(np.prod(shape, dtype=object)) * found_dtype.itemsize
-            if size != len(raw) - stream.tell():
+            if min(shape, default=0) < 0 or size != len(raw) - stream.tell():
                 raise ValueError("a shape that does not fit the file's length")
             if dtype is not None and found_dtype != dtype:
                 raise ValueError(f"records of {found_dtype}, not of {dtype}")
         except Exception as error:  # hostile input makes the parser raise errors of many kinds
-            raise self._corrupt(file.file, "holds no chunk", str(error)) from None
+            raise self.corrupt(file.file, "holds no chunk", str(error)) from None
         return np.frombuffer(raw, found_dtype, offset=stream.tell()).reshape(shape)
 
     def _bytes(self, name: str, limit: int) -> bytes:
@@ -96,12 +98,13 @@ class Store:
         try:
             content = self.directory.read(name, limit)
         except OSError as error:
-            raise self._corrupt(name, "cannot be read", error.strerror or str(error)) from None
+            raise self.corrupt(name, "cannot be read", error.strerror or str(error)) from None
         if content is None:
-            raise self._corrupt(name, "is larger than it may be", f"more than {limit} bytes")
+            raise self.corrupt(name, "is larger than it may be", f"more than {limit} bytes")
         return content
 
-    def _corrupt(self, name: str, what: str, found: str) -> CheckpointCorrupt:
+    def corrupt(self, name: str, what: str, found: str) -> CheckpointCorrupt:
+        """The error about a file that is not what it should be."""
         return CheckpointCorrupt(
             f"{self.path / name} {what}",
             found=found,
@@ -214,7 +217,7 @@ class Store:
             own[:32] = np.frombuffer(digest.digest(), np.uint8)
             own[32:] = np.frombuffer(sum(map(len, pieces)).to_bytes(8, "big"), np.uint8)
             try:
-                self.directory.write(self._name(name, self.hosts.index), *pieces)
+                self.directory.write(file_name(name, self.hosts.index, self.hosts.count), *pieces)
             except OSError as error:
                 failure = error
                 break
@@ -222,19 +225,26 @@ class Store:
         every = self.hosts.gather(facts)
         return [
             tuple(
-                File(self._name(name, host), facts[:32].tobytes().hex(), int.from_bytes(facts[32:].tobytes()))
+                File(
+                    file_name(name, host, self.hosts.count),
+                    facts[:32].tobytes().hex(),
+                    int.from_bytes(facts[32:].tobytes()),
+                )
                 for host, facts in enumerate(every[:, i])
             )
             for i, name in enumerate(parts)
         ]
 
-    def _name(self, name: str, host: int) -> str:
-        return f"{name}.npy" if self.hosts.count == 1 else f"{name}-{host:04d}.npy"
-
     def _agree(self, failure: OSError | None) -> None:
         """Raise if writing failed in any process."""
         if self.hosts.any(failure is not None):
             raise failure or OSError("another process could not write")
+
+
+def _plain(dtype: np.dtype[Any]) -> bool:
+    """Whether records hold nothing but numbers."""
+    fields = [dtype[name].base for name in dtype.names or ()]
+    return dtype.itemsize > 0 and bool(fields) and all(f.names is None and f.kind in "biufc" for f in fields)
 
 
 def _npy(records: np.ndarray) -> tuple[bytes, memoryview]:

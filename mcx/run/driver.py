@@ -229,8 +229,9 @@ class _Loop:
                 self.data, self.keys, np.int32(self.done), np.int32(count), self.state, self._inputs(count)
             )
             stats = jax.tree.map(lambda x, n=count: np.asarray(x)[:n], self.hosts.fetch(stats))
-            self._keep(state, draws, stats, count)
+            # without what follows, which costs the same for few steps as for many
             self._seconds_per_step = (time.perf_counter() - begun) / count
+            self._keep(state, draws, stats, count)
             phase = "warm-up" if self.done <= self.discard else "sampling"
             display.update(self.done, phase, self.kernel.report(stats))
             self.ended = bool(self.kernel.stop(stats))
@@ -257,7 +258,7 @@ class _Loop:
         if self.chunk_size is not None:
             return min(self.chunk_size, self.programs.capacity, left)
         if self._seconds_per_step is None:
-            return min(16, left, self.programs.capacity)  # the speed is not known yet
+            return 1  # the speed is not known yet, and what a kill may lose should be little
         affordable = int(_SECONDS_PER_CHUNK / max(self._seconds_per_step, 1e-9))
         return max(1, min(affordable, self.programs.capacity, left))
 
@@ -272,8 +273,13 @@ class _Loop:
     def _keep(self, state: PyTree, draws: PyTree, stats: PyTree, count: int) -> None:
         kept = None
         if self.done >= self.discard:
-            emitted = self.hosts.fetch(self.programs.emit(self.data, draws))
-            kept = jax.tree.map(lambda x: np.asarray(x)[:count], jax.device_get(emitted))
+            # XLA may round the last entries of a buffer otherwise than the others: a draw has the same place
+            # in it whatever the chunk, so that its bits do not depend on how fast the run goes
+            capacity = self.programs.capacity
+            shift = (self.done - self.discard) % capacity
+            emitted = self.hosts.fetch(self.programs.emit(self.data, draws, np.int32(shift)))
+            own = (shift + np.arange(count)) % capacity
+            kept = jax.tree.map(lambda x: np.asarray(x)[own], jax.device_get(emitted))
         if self.recorder is not None:
             self.recorder.add((count, self.keys.shape[0]), state, stats, kept)
         if kept is not None:

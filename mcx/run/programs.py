@@ -36,7 +36,7 @@ class Programs(NamedTuple):
     Attributes:
         start: ``(data, keys, start) -> state``; None in the cache of steps.
         chunk: ``(data, keys, first, count, state, inputs) -> (state, draws, stats)``.
-        emit: ``(data, draws) -> emitted draws``.
+        emit: ``(data, draws, shift) -> emitted draws``, each moved on by ``shift``, round the end.
         capacity: steps that a buffer holds.
         stats, emitted: shapes and dtypes of a full buffer of statistics and of emitted draws.
         mesh: devices that chains are spread over; None for the default one.
@@ -45,7 +45,7 @@ class Programs(NamedTuple):
 
     start: Any
     chunk: Callable[..., tuple[PyTree, PyTree, PyTree]]
-    emit: Callable[[PyTree, PyTree], PyTree]
+    emit: Callable[[PyTree, PyTree, IntLike | np.integer[Any]], PyTree]
     capacity: int
     stats: PyTree
     emitted: PyTree
@@ -251,16 +251,21 @@ def _steps(
 
 def _compile_emit(
     kernel: Kernel, data: PyTree, draws: PyTree, mesh: Mesh | None, batch_size: int | None
-) -> tuple[Callable[[PyTree, PyTree], PyTree], PyTree]:
+) -> tuple[Callable[[PyTree, PyTree, IntLike | np.integer[Any]], PyTree], PyTree]:
     if not jax.tree.leaves(draws):
-        return (lambda data, draws: draws), draws
+        return (lambda data, draws, shift: draws), draws
+    capacity = jax.tree.leaves(draws)[0].shape[0]
 
     def one(data: PyTree, draw: PyTree) -> PyTree:
         return jax.tree.map(_key_data, kernel.emit(data, draw))
 
-    emit = jax.vmap(vmap_in_batches(one, (None, 0), batch_size), (None, 0))
-    emit = over_devices(emit, mesh, (REPLICATED, STEPS_CHAINS), STEPS_CHAINS)
-    traced = jax.jit(emit).trace(data, draws)
+    def emit(data: PyTree, draws: PyTree, shift: IntLike) -> PyTree:
+        order = (jnp.arange(capacity) - shift) % capacity
+        placed = jax.lax.optimization_barrier(jax.tree.map(lambda x: x[order], draws))
+        return jax.vmap(vmap_in_batches(one, (None, 0), batch_size), (None, 0))(data, placed)
+
+    emit = over_devices(emit, mesh, (REPLICATED, STEPS_CHAINS, REPLICATED), STEPS_CHAINS)
+    traced = jax.jit(emit).trace(data, draws, np.int32(0))
     return traced.lower().compile(), traced.out_info
 
 

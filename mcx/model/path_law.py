@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import Distribution
 
-from mcx.errors import ModelError
+from mcx.errors import BroadcastError, ModelError
 from mcx.model.capture import is_improper
 from mcx.model.support import log_prob_in_support
 from mcx.ops.batched_draws import ParticleKey, draw, of_site
@@ -223,6 +223,7 @@ class Emission(dist.Distribution):
     def log_prob(self, value: Array, intermediates: Any = None) -> Array:
         """Log density of each observation; 0 where missing."""
         value = jnp.asarray(value)
+        check_observations(self.key or None, self.first, value.shape, self.batch_shape[0])
 
         def one(x: PyTree, u: PyTree, y: Array, missing: Array | None) -> Array:
             return masked_log_prob(self.laws(bare(x), u)[self.key], y, missing)
@@ -242,6 +243,27 @@ class Emission(dist.Distribution):
 
         bad, inside = jax.vmap(one)(self.path, self.inputs, value, self.missing)
         return jnp.sum(bad), jnp.all(inside)
+
+
+def check_observations(site: str | None, law: Distribution, shape: tuple[int, ...], length: int) -> None:
+    """Raise BroadcastError unless observations have the shape that the emission would draw at every time."""
+    wanted = (length, *law.shape())
+    if shape == wanted:
+        return
+    remedy = "reshape them, with time as the first axis"
+    if len(shape) > len(wanted):
+        several = ", ".join(map(str, shape[1:]))
+        remedy = (
+            "obs[:, 0] for one value a time, obs.T where time is the second axis, or, for several "
+            f"independent values a time, .expand([{several}]) of the emission's distribution"
+        )
+    raise BroadcastError(
+        "observations do not have the shape of what the emission draws, and would be scored several times",
+        site=site,
+        expected=f"shape {wanted}: times, then the shape of the emission's distribution",
+        found=f"shape {shape}",
+        remedy=remedy,
+    )
 
 
 def masked_log_prob(law: Distribution, y: Array, missing: Array | None = None) -> Array:

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+from jax import Array
 from numpyro.distributions import Distribution
 
-from mcx.errors import ModelError
+from mcx.errors import BroadcastError, ModelError
 from mcx.model.capture import active_plates, inside_model, scope_prefix
-from mcx.model.path_law import Emission, Laws, PathComponent, PathLaw, bare, components
+from mcx.model.path_law import Emission, Laws, PathComponent, PathLaw, bare, check_observations, components
 from mcx.types import PyTree
 
 
@@ -129,8 +130,12 @@ def markov(
     if emissions is not None:
         first = emissions(bare({k: v[0] for k, v in path.items()}), law.first_input)
         _check_emission(name, first, observations)
-        for key in first:
+        for key, emitted in first.items():
             observed[key] = key or f"{name}_obs"
+            if key in observations:
+                check_observations(observed[key], emitted, jnp.shape(observations[key]), length)
+            if key in masks:
+                masks[key] = _mask(observed[key], masks[key], jnp.shape(observations[key]))
             numpyro.sample(
                 observed[key],
                 Emission(emissions, key, path, inputs, masks.get(key)),
@@ -190,6 +195,23 @@ def _check_emission(name: str, laws: dict[str, Distribution], observations: dict
             remedy="an emission that returns a dictionary takes a dictionary of observations, and a bare one "
             "an array",
         )
+
+
+def _mask(site: str, mask: Any, shape: tuple[int, ...]) -> Array:
+    """A mask of missing observations, one entry a time or for each of its components."""
+    found = jnp.asarray(mask)
+    if not 0 < found.ndim <= len(shape) or found.shape != shape[: found.ndim]:
+        raise BroadcastError(
+            "missing= does not fit the observations",
+            site=site,
+            expected=" or ".join(str(shape[: i + 1]) for i in range(len(shape))),
+            found=str(found.shape),
+        )
+    if found.dtype.kind not in "biu":
+        raise ModelError(
+            "missing= is no mask", site=site, expected="booleans, True where missing", found=str(found.dtype)
+        )
+    return found.astype(bool)
 
 
 def _length(name: str, observations: dict[str, Any], inputs: PyTree, length: int | None) -> int:

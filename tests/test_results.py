@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import numpyro
 import pytest
 import scipy.integrate
 import scipy.stats
@@ -300,6 +301,30 @@ class TestPredict:
     def test_unknown_resample(self, posterior, bound):
         with pytest.raises(PosteriorShapeError, match="nothing"):
             mcx.predict(posterior, bound, key=0, resample=["nothing"])
+
+    def test_sites_that_the_posterior_lacks(self, posterior):
+        """A renamed site, and an unrelated model: nothing comes from the prior unless that is asked for."""
+
+        @mcx.model
+        def renamed(sigma, y=None):
+            mu = mcx.sample("mean", dist.Normal(0, 5))
+            tau = mcx.sample("tau", dist.HalfNormal(5))
+            with numpyro.plate("school", len(sigma)):
+                z = mcx.sample("z", dist.Normal(0, 1))
+                mcx.sample("y", dist.Normal(mu + tau * z, sigma), obs=y)
+
+        @mcx.model
+        def unrelated():
+            mcx.sample("b", dist.Normal(mcx.sample("a", dist.Normal(0, 1)), 1))
+
+        for y in (None, np.zeros(8)):
+            with pytest.raises(PosteriorShapeError, match="no draws of latent") as caught:
+                mcx.predict(posterior, renamed(SIGMA, y), key=0)
+            assert caught.value.site == "mean" and "resample=['mean']" in caught.value.remedy
+        drawn = mcx.predict(posterior, renamed(SIGMA), key=0, resample=["mean"])
+        assert np.std(drawn["mean"]) == pytest.approx(5, rel=0.1)
+        with pytest.raises(PosteriorShapeError, match="site 'a, b'"):
+            mcx.predict(posterior, unrelated(), key=0)
 
     def test_blocks_do_not_change_the_draws(self, posterior, bound, monkeypatch):
         from mcx.results import map_draws as blocks

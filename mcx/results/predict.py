@@ -37,7 +37,8 @@ def predict(
             observations, which are drawn afresh either way).
         key: a typed JAX key or an int.
         num_draws: number of prior draws; of a posterior, all draws are used.
-        resample: latent sites to draw afresh given the others, such as the effects of new groups.
+        resample: latent sites to draw afresh given the others, such as the effects of new groups. Latent
+            sites that the posterior has no draws of must be among them.
 
     Returns:
         For a posterior, draws of observed, deterministic and resampled sites, chain x draw x site shape. For
@@ -45,7 +46,7 @@ def predict(
 
     Raises:
         MethodError: if ``num_draws`` is no int of at least 1.
-        PosteriorShapeError: if draws do not fit the model's sites.
+        PosteriorShapeError: if draws do not fit the model's sites, or a site has none.
         CapabilityError: for a prior that cannot be drawn from.
     """
     num_draws = validated("predict", "num_draws", num_draws, integer(1))
@@ -91,7 +92,19 @@ def _matching_draws(posterior: Posterior, sites: SiteTable, resample: Sequence[s
                 remedy=f"if these are new groups, draw them afresh: predict(..., resample=[{name!r}])",
             )
         values[name] = draws
-    missing = [n for n, s in known.items() if n not in values and n not in resample and s.improper]
+    # what was observed is drawn afresh, also where the new model leaves it free
+    observed = {s.name for s in model_sites(posterior.bound).of_kind("observed")}
+    missing = [n for n in known if n not in values and n not in resample and n not in observed]
     if missing:
-        raise PosteriorShapeError("no draws and no proper prior to draw from", site=missing[0])
+        raise PosteriorShapeError(
+            "the posterior has no draws of latent sites of this model",
+            site=", ".join(missing),
+            expected="draws of " + ", ".join(known),
+            found="draws of " + ", ".join(posterior.draws),
+            remedy="predict with the model of the posterior; to draw these sites from their priors given the "
+            f"others: predict(..., resample={missing})",
+        )
+    improper = [n for n, s in known.items() if n not in values and s.improper]
+    if improper:
+        raise PosteriorShapeError("no draws and no proper prior to draw from", site=improper[0])
     return values

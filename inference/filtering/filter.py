@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mcx.errors import InferenceWarning
 from mcx.inference.filtering.filtered import Filtered
 from mcx.inference.filtering.kernel import FilterKernel
 from mcx.inference.filtering.particle_filter import ParticleFilter
@@ -22,6 +24,7 @@ from mcx.model.compile import model_sites
 from mcx.model.series.state_space import check_params
 from mcx.results.faults import raise_faults
 from mcx.results.posterior import RunInfo
+from mcx.results.precision import size_advice
 from mcx.run.driver import run
 from mcx.types import Array, Float, Key, PyTree, SiteValues
 
@@ -89,6 +92,9 @@ def filter_model(
         bound, space, values, Record(None, None, **kept), stats, result.state, within, quantiles, info
     )
     raise_faults(stats, num_particles, method.max_nonfinite, FILTER_ADVICE, result=filtered)
+    steps = np.diff(stats["log_evidence"], prepend=0.0)
+    for advice in size_advice([steps], info.dtype):
+        warnings.warn(f"{method.name}: {advice.code}  {advice.text}", InferenceWarning, stacklevel=3)
     return filtered
 
 

@@ -44,7 +44,11 @@ def _energy(posterior: Posterior) -> list[Advice]:
 
     if "energy" not in posterior.stats or posterior.num_draws < 4:
         return []
-    bfmi = np.asarray(array_stats.bfmi(np.asarray(posterior.stats["energy"], float)))
+    energy = np.asarray(posterior.stats["energy"], float)
+    energy = energy[np.ptp(energy, axis=1) > 0]  # the others never moved, or rounding hides it
+    if not len(energy):
+        return []
+    bfmi = np.asarray(array_stats.bfmi(energy))
     low = int(np.sum(bfmi < _BFMI))
     if not low:
         return []

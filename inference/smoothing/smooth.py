@@ -23,6 +23,7 @@ from mcx.model.series.state_space import check_params, state_space
 from mcx.results.estimate import Estimate
 from mcx.results.faults import raise_faults
 from mcx.results.posterior import RunInfo
+from mcx.results.precision import size_advice
 from mcx.run.driver import run
 from mcx.run.kernel import Kernel
 from mcx.target import FeynmanKac
@@ -116,11 +117,12 @@ def smooth_model(
     if result.draws is not None:
         dtype = jax.tree.leaves(result.draws)[0].dtype
         stats = {k: v[:, method.num_warmup :] for k, v in result.stats.items()}
+        sizes = [stats["log_evidence_increment"]]
         estimate = Estimate.of(
             result.draws,
             stats,
             RunInfo.of(method, result, key=key, coords=coords, dtype=dtype),
-            method.notes(result.draws, stats),
+            (*method.notes(result.draws, stats), *(f"{a.code}  {a.text}" for a in size_advice(sizes, dtype))),
             functional.finish if isinstance(functional, AdditiveFunctional) else None,
         )
     if result.stats:

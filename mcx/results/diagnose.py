@@ -12,6 +12,7 @@ from mcx.model.compile import model_sites
 from mcx.results import agreement
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
+from mcx.results.precision import precision_advice
 from mcx.results.summary import effective_sizes, scalars
 
 _MAX_SCALARS = 500
@@ -31,7 +32,9 @@ def diagnose(posterior: Posterior, advice: Sequence[Advice] = ()) -> list[Advice
         text = f"{info.num_nonfinite} draws hold a NaN or an infinity: look for log(0), 0/0 or overflow in "
         text += "deterministic sites and in the likelihood (bound.check() helps)"
         found.append(Advice("MCX-W002", text))
-    return [*found, *advice, *_convergence(posterior)]
+    convergence = list(_convergence(posterior))
+    rounded = precision_advice(posterior, suspicious=bool(found or advice or convergence))
+    return [*found, *rounded, *advice, *convergence]
 
 
 def _convergence(posterior: Posterior) -> Iterator[Advice]:

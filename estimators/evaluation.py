@@ -13,6 +13,7 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 
 from mcx.errors import DataError, NonFiniteError
+from mcx.ops.arrays import NotNumbers, as_numbers
 from mcx.ops.batches import map_in_batches
 from mcx.ops.tracing import refuse_tracing
 from mcx.types import Array, Bool, Float, PyTree, SiteValues
@@ -43,13 +44,29 @@ def at_points(function: Callable[[Any], PyTree]) -> Callable[[PyTree], PyTree]:
 
 
 def _program(get: Callable[[], Callable[[Any], PyTree] | None]) -> Callable[[PyTree], PyTree]:
-    @jax.jit
-    def program(points: PyTree) -> PyTree:
+    def arrays(point: Any) -> PyTree:
         function = get()
         assert function is not None  # the caller keeps it
-        return map_in_batches(function, points, _AT_ONCE)
+        return jax.tree.map(_number, function(point), is_leaf=lambda x: x is None)
+
+    @jax.jit
+    def program(points: PyTree) -> PyTree:
+        return map_in_batches(arrays, points, _AT_ONCE)
 
     return program
+
+
+def _number(value: Any) -> Any:
+    """A value that a user's function returned, as an array."""
+    try:
+        return as_numbers(value)
+    except NotNumbers as error:
+        raise DataError(
+            "the function returns no number",
+            expected="a number, an array or a pytree of them",
+            found=error.found,
+            remedy=error.remedy,
+        ) from None
 
 
 def refuse_nothing(leaves: list[Array], name: str = "the function") -> None:

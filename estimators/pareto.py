@@ -6,7 +6,8 @@ The largest importance ratios follow a generalised Pareto law whose shape k says
 of the fitted law, which takes most of the noise out of them for a little bias.
 
     >>> import jax, jax.numpy as jnp
-    >>> from mcx.estimators.pareto import khat_of, psis
+    >>> from mcx.ops.arrays import array_argument
+from mcx.estimators.pareto import khat_of, psis
     >>> x = jax.random.normal(jax.random.key(0), (4000,))  # N(0, 1) to stand in for N(0, 1.3^2)
     >>> log_w = 0.5 * x**2 * (1 - 1 / 1.3**2)
     >>> smoothed, khat = psis(log_w)  # normalised log weights; khat 0.47
@@ -39,6 +40,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mcx.errors import MethodError
+from mcx.ops.arrays import array_argument
 from mcx.ops.logspace import as_float, largest, normalize, relative_weights
 from mcx.ops.validation import one_of, validated
 from mcx.types import Array, Float, LogWeights, Scalar
@@ -71,7 +73,7 @@ def psis(log_weights: ArrayLike) -> tuple[Float[Array, "... S"], Float[Array, ".
 
     Source: Vehtari et al. (2024), Algorithm 1.
     """
-    log_w = _draws(log_weights)
+    log_w = _draws("psis", "log_weights", log_weights)
     return jnp.vectorize(_smooth, signature="(s)->(s),()")(log_w)
 
 
@@ -93,7 +95,7 @@ def pareto_khat(x: ArrayLike, *, tail: str = "both", log: bool = False) -> Float
     Costs as :func:`psis`. Source: Vehtari et al. (2024).
     """
     tail = validated("pareto_khat", "tail", tail, one_of("right", "left", "both"))
-    draws = _draws(x)
+    draws = _draws("pareto_khat", "x", x)
     if log:
         if tail == "left":
             raise MethodError(
@@ -136,8 +138,8 @@ def khat_of(values: ArrayLike, log_weights: ArrayLike) -> Float[Array, "..."]:
     return jnp.fmax(of_integrand, of_weights).T
 
 
-def _draws(values: ArrayLike) -> Array:
-    x: Array = as_float(values)
+def _draws(owner: str, name: str, values: ArrayLike) -> Array:
+    x: Array = as_float(array_argument(owner, name, values))
     if x.ndim == 0 or x.shape[-1] == 0:
         raise MethodError("there are no draws", expected="(..., S), S at least 1", found=str(x.shape))
     return x

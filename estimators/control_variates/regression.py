@@ -15,6 +15,7 @@ import scipy.special
 from jax.typing import ArrayLike
 
 from mcx.errors import DataError, MethodError
+from mcx.ops.arrays import array_argument
 from mcx.ops.validation import integer, one_of, optional, validated
 from mcx.types import Array, Bool, Float, Int, Scalar
 
@@ -87,12 +88,15 @@ def regress(
     num_groups = validated(
         "regress", "num_groups", num_groups, optional(integer(2), "for independent samples")
     )
-    values = jnp.asarray(values)
+    values = jnp.asarray(array_argument("regress", "values", values))
+    if not values.ndim:
+        raise DataError("regress(values=...) has no samples", expected="(n, J) or (n,)", found="a number")
     flat = values.ndim == 1
     y = values[:, None] if flat else values
     n = y.shape[0]
-    h = jnp.zeros((n, 0), y.dtype) if controls is None else jnp.asarray(controls, y.dtype)
-    w = jnp.ones(n, y.dtype) if weights is None else jnp.asarray(weights, y.dtype)
+    controls = jnp.zeros((n, 0)) if controls is None else array_argument("regress", "controls", controls)
+    w = jnp.ones(n) if weights is None else array_argument("regress", "weights", weights)
+    h, w = jnp.asarray(controls, y.dtype), jnp.asarray(w, y.dtype)
     if y.ndim != 2 or h.ndim != 2 or h.shape[0] != n or w.shape != (n,):
         raise DataError(
             "values, controls and weights do not fit each other",

@@ -19,6 +19,7 @@ from mcx.estimators.importance.proposals import as_part
 from mcx.estimators.importance.weighted_average import estimate_from
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import refuse_tracing
+from mcx.ops.validation import function as a_function
 from mcx.ops.validation import instance, optional, refuse, validated
 from mcx.results.estimate import Estimate
 from mcx.types import Array, Key, KeyLike, PyTree
@@ -70,6 +71,7 @@ def expectations(
         >>> expectations(lambda x: {"fourth": x[0] ** 4, "tail": x[0] > 3.0}, law, key=0)  # doctest: +SKIP
     """
     refuse_tracing("estimators.expectations", "call it outside of jit, vmap and grad", law, key)
+    validated("expectations", "function", function, a_function())
     method = validated("expectations", "method", method, _METHOD) or AdaptiveImportance()
     controls = validated("expectations", "controls", controls, _CONTROLS)
     if isinstance(controls, EstimatedMeans) and controls.num_draws < method.budget:

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from mcx.errors import MethodError
+from mcx.errors import MethodError, NonFiniteError
 from mcx.estimators.least_squares.basis import Basis
 from mcx.estimators.least_squares.designs import Design
+from mcx.ops.arrays import array_argument
 from mcx.ops.logspace import as_float
+from mcx.ops.tracing import is_traced
 from mcx.types import Array, Float, Scalar
 
 
@@ -60,7 +63,8 @@ def fit(design: Design, values: ArrayLike) -> LeastSquaresFit:
         values: (n, ...), the function at the points; trailing axes are fitted on their own.
 
     Raises:
-        MethodError: if there is not one value for each point.
+        MethodError, DataError: if there is not one value for each point, or a value is no number.
+        NonFiniteError: if a value is NaN or infinite (where values are concrete).
 
     Returns:
         The fit. Coefficients are unbiased, that is their means are the inner products of the function with
@@ -68,10 +72,15 @@ def fit(design: Design, values: ArrayLike) -> LeastSquaresFit:
 
     Source: Cohen & Migliorati (2017), Optimal weighted least-squares methods.
     """
-    y: Array = as_float(values)
+    y: Array = as_float(array_argument("fit", "values", values))
     n = design.weights.shape[0]
     if y.shape[:1] != (n,):
         raise MethodError("one value for each point is needed", expected=f"({n}, ...)", found=str(y.shape))
+    if not is_traced(y) and not (finite := np.isfinite(np.asarray(y))).all():
+        bad = int((~finite).reshape(n, -1).any(1).sum())
+        raise NonFiniteError(
+            f"the function is not finite at {bad} of {n} points", remedy="give it a value at every point"
+        )
     return _solve(design, y)
 
 

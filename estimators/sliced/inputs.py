@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mcx.errors import DataError
+from mcx.ops.arrays import array_argument
 from mcx.ops.logspace import as_float
 from mcx.ops.tracing import is_traced
 from mcx.types import Array, Float
@@ -41,7 +42,7 @@ def as_pair(
 
 def as_points(x: ArrayLike, name: str) -> Float[Array, "n d"]:
     """Points as a float array (n, d); see :func:`as_pair`."""
-    x = jnp.asarray(x)
+    x = jnp.asarray(array_argument("samples", name, x))
     if x.ndim == 1:
         x = x[:, None]
     if x.ndim != 2 or not x.size:
@@ -67,7 +68,7 @@ def as_weights(weights: ArrayLike | None, n: int, name: str) -> Float[Array, " n
     """Weights as a float array (n,), non-negative with a positive sum; None stays None."""
     if weights is None:
         return None
-    weights = as_float(weights)
+    weights = as_float(array_argument("samples", name, weights))
     if weights.shape != (n,):
         raise DataError(
             f"{name} does not fit the points",

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcx.errors import DataError
+from mcx.ops.arrays import array_argument
 from mcx.ops.sort import argsort, merge_order, sort
 from mcx.types import Array, Float
 
@@ -90,6 +92,13 @@ def wasserstein_1d(
 
     Source: Peyré and Cuturi (2019), Computational Optimal Transport, remark 2.30.
     """
+    found = [array_argument("wasserstein_1d", name, each) for name, each in (("x", x), ("y", y))]
+    for name, each in zip("xy", found, strict=True):
+        if not each.ndim or not each.shape[-1]:
+            raise DataError(
+                f"wasserstein_1d({name}=...) is no sample", expected="(..., n)", found=f"shape {each.shape}"
+            )
+    x, y = map(jnp.asarray, found)
     return match(order(x, x_weights), order(y, y_weights), p)
 
 

@@ -74,6 +74,9 @@ class OnlineFilter:
         method: ParticleFilter | None = None,
         name: str | None = None,
     ) -> None:
+        bound = validated(
+            "OnlineFilter", "bound", bound, instance(BoundModel, "a model with its data, model(data)")
+        )
         num_particles = validated("OnlineFilter", "num_particles", num_particles, integer(1))
         method = ParticleFilter() if method is None else method
         rule = instance(ParticleFilter, "mcx.ParticleFilter(...)")

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from mcx.errors import CapabilityError, MethodError
+from mcx.errors import CapabilityError, DataError, MethodError
+from mcx.ops.arrays import NotNumbers, as_numbers
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, Int, PyTree, Scalar, Vector
 
@@ -89,6 +90,22 @@ def _float(x: PyTree) -> PyTree:
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), x)
 
 
+def _returned(what: str, value: PyTree) -> PyTree:
+    """What a user's function returned, as floats; raises DataError if there is no number among it."""
+    leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
+    try:
+        if not leaves:
+            raise NotNumbers(f"a {type(value).__name__} without an entry")
+        return _float(jax.tree.map(as_numbers, value, is_leaf=lambda x: x is None))
+    except NotNumbers as error:
+        raise DataError(
+            "the functional returns no number",
+            expected=f"{what}(...) -> a number, an array or a pytree of them",
+            found=error.found,
+            remedy=error.remedy,
+        ) from None
+
+
 def _moments(x: PyTree) -> tuple[Vector, Float[Array, "d d"]]:
     flat = ravel_pytree(_float(x))[0]
     return flat, jnp.outer(flat, flat)
@@ -139,10 +156,10 @@ class PathFunctional(Summand):
     @override
     def initial(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, x: PyTree, u: PyTree) -> PyTree:
         seen = self.view(x)
-        later = jax.eval_shape(lambda x: _float(self.functional.step(x, x, jnp.int32(1))), seen)
+        later = jax.eval_shape(lambda x: _returned("step", self.functional.step(x, x, jnp.int32(1))), seen)
         if self.functional.initial is None:
             return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), later)
-        first = _float(self.functional.initial(seen))
+        first = _returned("initial", self.functional.initial(seen))
         here, there = (jax.tree.map(lambda a: tuple(a.shape), tree) for tree in (first, later))
         if here != there:
             raise MethodError(
@@ -155,7 +172,7 @@ class PathFunctional(Summand):
 
     @override
     def step(self, fk: FeynmanKac, ctx: PyTree, extra: PyTree, pair: Pair, u: PyTree, t: Time) -> PyTree:
-        return _float(self.functional.step(self.view(pair[0]), self.view(pair[1]), t))
+        return _returned("step", self.functional.step(self.view(pair[0]), self.view(pair[1]), t))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mcx.errors import CapabilityError, InitializationError
+from mcx.ops.arrays import NotNumbers, as_numbers
 from mcx.sites import Site
 from mcx.target import Target
 from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar
@@ -41,7 +43,7 @@ def as_initial_points(target: Target, init: PyTree, num_chains: int, key: Key) -
     """
     positions = jnp.zeros((num_chains, target.dim))
     radius, tries = DEFAULT_RADIUS, MAX_TRIES
-    if isinstance(init, int | float) and not isinstance(init, bool):
+    if isinstance(init, int | float) and not isinstance(init, bool) and 0 <= init < math.inf:
         radius = float(init)
     elif isinstance(init, str) and init == "prior":
         positions, radius, tries = _prior_draws(target, num_chains, key), 0.0, 1
@@ -117,13 +119,14 @@ def value_by_chain(site: Site, value: ArrayLike, num_chains: int) -> Float[Array
     """
     dtype = site.dtype if site.kind == "discrete" else jnp.result_type(float)
     try:
-        value = jnp.asarray(value, dtype)
-    except (TypeError, ValueError):
+        value = jnp.asarray(as_numbers(value), dtype)
+    except NotNumbers as error:
         raise InitializationError(
             "init= has no number for this site",
             site=site.name,
             expected=f"an array of shape {site.shape}",
-            found=repr(value),
+            found=error.found,
+            remedy=error.remedy,
         ) from None
     if value.shape == site.shape:
         value = jnp.broadcast_to(value, (num_chains, *site.shape))

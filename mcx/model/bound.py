@@ -14,7 +14,7 @@ from jax import Array
 from mcx.errors import ModelError
 from mcx.model.capture import inside_model
 from mcx.model.check import Report, check
-from mcx.model.compile import log_density, model_sites, simulate
+from mcx.model.compile import log_density, model_sites, numbers_by_site, simulate
 from mcx.model.program import BoundProgram
 from mcx.model.render import render
 from mcx.ops.keys import as_key
@@ -99,7 +99,7 @@ class BoundModel(BoundProgram):
             ModelError: if a name is no sample site of the model, or a value has the wrong shape.
         """
         known = model_sites(self)
-        values = {k: v if hasattr(v, "dtype") else np.asarray(v) for k, v in data.items()}
+        values = numbers_by_site("condition", "data", data)
         for name, value in values.items():
             if name not in known or known[name].kind not in ("latent", "discrete", "observed"):
                 raise ModelError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
@@ -20,7 +21,8 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
 from numpyro.infer import util as infer_util
 
-from mcx.errors import ModelError
+from mcx.errors import DataError, ModelError, SiteNameError
+from mcx.ops.arrays import NotNumbers, as_numbers
 from mcx.types import Key, SiteValues
 
 type Message = dict[str, Any]
@@ -85,6 +87,12 @@ class _Recorder(primitives.Messenger):
         self.scanned: set[str] = set()  # names of the sites in bodies of scans
         self._after_scan = False  # whether sites that are repeated now come from a scan, not a cond
 
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "sample" and not _is_done(msg):
+            _check_statement(msg)
+        elif msg["type"] == "plate":
+            check_plate(msg["name"], *msg["args"])
+
     def postprocess_message(self, msg: Message) -> None:
         if msg["type"] == "control_flow":
             self._after_scan = is_scan(msg)
@@ -100,6 +108,62 @@ class _Recorder(primitives.Messenger):
         self.sites[name] = msg.copy()
         if _is_done(msg) and self._after_scan:
             self.scanned.add(name)
+
+
+def check_name(name: object) -> None:
+    """Raise SiteNameError unless a site has a name."""
+    if not isinstance(name, str) or not name:
+        raise SiteNameError("a site needs a name", expected="a string that is not empty", found=repr(name))
+
+
+def no_distribution(name: str, fn: object, remedy: str | None = None) -> ModelError:
+    """The error about a site whose distribution is something else."""
+    is_class = isinstance(fn, type) and issubclass(fn, Distribution)
+    return ModelError(
+        "there is no distribution to sample from",
+        site=name,
+        expected="a distribution such as dist.Normal(0, 1), or a bound model",
+        found=f"the class {fn.__name__}" if isinstance(fn, type) else f"a {type(fn).__name__}",
+        remedy=f"dist.{fn.__name__}(...), with its parameters"
+        if is_class and isinstance(fn, type)
+        else remedy,
+    )
+
+
+def _check_statement(msg: Message) -> None:
+    """Refuse a sample statement that is none, and make an array of what it observes."""
+    name, fn = msg["name"], msg["fn"]
+    check_name(name)
+    if not isinstance(fn, Distribution):
+        raise no_distribution(name, fn)
+    if msg["is_observed"] and not is_factor(msg):
+        try:
+            msg["value"] = as_numbers(msg["value"])
+        except NotNumbers as error:
+            raise DataError(
+                "the observed value is no array of numbers",
+                site=name,
+                expected="numbers, of one type",
+                found=error.found,
+                remedy=error.remedy,
+            ) from None
+
+
+def check_plate(name: str, size: Any, subsample_size: Any = None) -> None:
+    """Raise ModelError unless the numbers of a plate's items are integers that a machine can hold."""
+    check_name(name)
+    for what, value in (("size", size), ("subsample_size", subsample_size)):
+        if value is None and what == "subsample_size":
+            continue
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or not 0 < value < 2**31:
+            raise ModelError(
+                f"the plate's {what} is no number of items",
+                site=name,
+                expected="an int >= 1",
+                found=f"{value!r} of type {type(value).__name__}",
+                remedy="take it from a shape: len(y), y.shape[0]",
+            )
 
 
 @contextmanager

@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import numpyro
+from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
 
-from mcx.errors import ModelError
+from mcx.errors import DataError, ModelError
 from mcx.model.bound import BoundModel, Model
-from mcx.model.capture import SubmodelScope, inside_model
+from mcx.model.capture import SubmodelScope, check_name, check_plate, inside_model, no_distribution
+from mcx.ops.arrays import NotNumbers, as_numbers
 from mcx.types import PyTree
 
 FACTOR_KINDS = ("likelihood", "prior")
@@ -47,14 +50,10 @@ def sample(name: str, fn: Any, obs: Any = None, **kwargs: Any) -> Any:
             raise _outside("sample", name)
         with SubmodelScope(prefix=name, divider="."):
             return fn.run()
-    if fn is None or isinstance(fn, Model | jax.Array):
-        raise ModelError(
-            "there is no distribution to sample from",
-            site=name,
-            expected="a distribution, or a bound model",
-            found=type(fn).__name__,
-            remedy="inside a model, calling a submodel runs it; bind it: sample(name, submodel.bind(...))",
-        )
+    check_name(name)
+    if not isinstance(fn, Distribution):
+        remedy = "inside a model, calling a submodel runs it; bind it: sample(name, submodel.bind(...))"
+        raise no_distribution(name, fn, remedy if fn is None or isinstance(fn, Model | jax.Array) else None)
     if not inside_model() and kwargs.get("rng_key") is None and obs is None:
         raise _outside("sample", name)
     return numpyro.sample(name, fn, obs=obs, **kwargs)
@@ -75,13 +74,14 @@ class plate(numpyro.plate):
     def __init__(
         self, name: str, size: int, subsample_size: int | None = None, dim: int | None = None
     ) -> None:
-        if size == 0:
+        if type(size) is int and size == 0:
             raise ModelError(
                 f"plate {name!r} has no members",
                 expected="a size of at least 1",
                 found="0",
                 remedy="leave the plate out where there is nothing in it: if len(y): ...",
             )
+        check_plate(name, size, subsample_size)
         super().__init__(name, size, subsample_size, dim)
 
 
@@ -94,8 +94,14 @@ def deterministic(name: str, value: PyTree) -> PyTree:
 
     Returns:
         The value.
+
+    Raises:
+        SiteNameError, DataError: if the name is empty, or the value no array of numbers.
     """
-    return numpyro.deterministic(name, value)
+    check_name(name)
+    if isinstance(value, jax.Array | np.ndarray | np.generic) and value.dtype.kind == "c":
+        return numpyro.deterministic(name, value)
+    return numpyro.deterministic(name, _numbers(name, "the value of a deterministic site", value))
 
 
 def factor(name: str, value: Any, kind: Literal["likelihood", "prior"] = "likelihood") -> None:
@@ -119,11 +125,19 @@ def factor(name: str, value: Any, kind: Literal["likelihood", "prior"] = "likeli
         )
     if not inside_model():
         raise _outside("factor", name)
-    unit = Unit(value)
+    check_name(name)
+    unit = Unit(_numbers(name, "the value of a factor", value))
     # the auxiliary mark is NumPyro's own for factors: its tools then leave the site out of predictions
     numpyro.sample(
         name, unit, obs=unit.sample(jax.random.key(0)), infer={"is_auxiliary": True, "mcx_kind": kind}
     )
+
+
+def _numbers(name: str, what: str, value: Any) -> Any:
+    try:
+        return as_numbers(value)
+    except NotNumbers as error:
+        raise DataError(f"{what} is no number", site=name, found=error.found, remedy=error.remedy) from None
 
 
 def _outside(primitive: str, name: str) -> ModelError:

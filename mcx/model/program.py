@@ -11,6 +11,9 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 from numpyro import handlers
 
+from mcx.errors import DataError
+from mcx.ops.arrays import NotNumbers, as_numbers, unmasked
+
 
 class _Static:
     """A static argument that caches can compare: by type and value, or by identity if unhashable."""
@@ -33,13 +36,29 @@ class _Static:
         return hash(self._key)
 
 
-def _as_data(leaf: Any) -> Any | None:
+def _as_data(leaf: Any, path: tuple[Any, ...] = ()) -> Any | None:
     """The array in an argument, or None if the argument is static."""
+    if isinstance(leaf, np.ma.MaskedArray):
+        try:
+            return unmasked(leaf)
+        except NotNumbers as error:
+            raise DataError(
+                f"argument {jax.tree_util.keystr(path[1:])} of the model is masked, which JAX does not know",
+                expected="an array",
+                found=error.found,
+                remedy=error.remedy,
+            ) from None
     if isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        return leaf if getattr(leaf.dtype, "kind", "V") not in "OUSMm" else None
+        structured = getattr(leaf.dtype, "names", None) is not None
+        return leaf if getattr(leaf.dtype, "kind", "V") not in "OUSMm" and not structured else None
     # columns of data frames and labelled arrays carry one dtype; tables do not and stay static
     if hasattr(leaf, "__array__") and getattr(getattr(leaf, "dtype", None), "kind", "O") in "biufc":
-        return np.asarray(leaf)
+        try:
+            return as_numbers(leaf)
+        except (
+            NotNumbers
+        ):  # columns with entries that are missing are objects: the site says so if it is used
+            return None
     return None
 
 
@@ -61,8 +80,10 @@ class BoundProgram:
         conditions: Mapping[str, Any] | None = None,
     ) -> Self:
         """Bind ``fn`` to arguments and to conditioned values."""
-        leaves, treedef = jax.tree_util.tree_flatten((args, dict(kwargs or {}), dict(conditions or {})))
-        arrays = [_as_data(leaf) for leaf in leaves]
+        given = (args, dict(kwargs or {}), dict(conditions or {}))
+        paths, treedef = jax.tree_util.tree_flatten_with_path(given)
+        leaves = [leaf for _, leaf in paths]
+        arrays = [_as_data(leaf, path) for path, leaf in paths]
         slots = (_Static(leaf) if a is None else None for leaf, a in zip(leaves, arrays, strict=True))
         return cls(fn, treedef, tuple(slots), tuple(a for a in arrays if a is not None))
 

@@ -44,7 +44,7 @@ _LANGUAGES = {
 
 def render(bound: BoundProgram, format: str) -> str:
     """See :meth:`BoundModel.render`."""
-    if format not in tuple(_LANGUAGES):
+    if str(format) not in _LANGUAGES:
         raise MethodError("unknown diagram format", expected='"mermaid" or "dot"', found=repr(format))
     language = _LANGUAGES[format]
     target = compile_model(bound)

@@ -57,7 +57,7 @@ def as_key(key: Any) -> jax.Array:
         )
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         return jax.random.key(int(key))
-    dtype = getattr(key, "dtype", None)
+    dtype = key.dtype if isinstance(key, jax.Array | np.ndarray) else None
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if key.ndim:
             raise KeyTypeError(

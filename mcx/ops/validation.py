@@ -16,13 +16,16 @@ import numpy as np
 
 from mcx.errors import MethodError
 
+_LARGEST = 2**31 - 1  # programs count in 32 bits
+
 
 class Rule(NamedTuple):
     """What a value has to be.
 
     Attributes:
         expected: in words, for the error.
-        plain: gives the value in its plain form; raises ValueError where it breaks the rule.
+        plain: gives the value in its plain form; raises ValueError where it breaks the rule, with other words
+            than ``expected`` where these would not tell.
     """
 
     expected: str
@@ -91,8 +94,8 @@ def validated(owner: str, name: str, value: Any, rule: Rule) -> Any:
     """
     try:
         return rule.plain(value)
-    except ValueError:
-        refuse(owner, name, value, rule.expected)
+    except ValueError as broken:
+        refuse(owner, name, value, str(broken) or rule.expected)
 
 
 def refuse(owner: str, name: str, value: Any, expected: str, remedy: str | None = None) -> NoReturn:
@@ -119,6 +122,8 @@ def integer(least: int | None = None, most: int | None = None) -> Rule:
         found = int(value)
         if (least is not None and found < least) or (most is not None and found > most):
             raise ValueError
+        if found > _LARGEST:
+            raise ValueError(f"{words}, and below 2**31: no machine has room for so many")
         return found
 
     return Rule(words, plain)
@@ -242,5 +247,7 @@ def _scalar_kind(value: Any) -> str:
     known = isinstance(value, np.generic | np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
     if not known or np.ndim(value) != 0:
         return ""
-    kind: str = np.asarray(value).dtype.kind
-    return "f" if kind == "V" else kind  # bfloat16 and relatives
+    dtype = np.asarray(value).dtype
+    if dtype.names is not None:
+        return ""
+    return "f" if dtype.kind == "V" else str(dtype.kind)  # bfloat16 and relatives

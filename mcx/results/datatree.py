@@ -125,6 +125,12 @@ def _dims(sites: SiteTable) -> dict[Any, Any]:
 
 def check_coords(coords: Mapping[str, Any], sites: SiteTable) -> None:
     """Raise unless the labels fit the dimensions of the model's sites."""
+    if not isinstance(coords, Mapping):
+        raise PosteriorShapeError(
+            "coords= takes labels by dimension",
+            expected="a dictionary, {'school': names}",
+            found=f"a {type(coords).__name__}",
+        )
     sizes = {dim: length for s in sites for dim, length in zip(s.dims, s.shape, strict=False)}
     for dim, labels in coords.items():
         if dim not in sizes:
@@ -132,6 +138,13 @@ def check_coords(coords: Mapping[str, Any], sites: SiteTable) -> None:
                 f"coords= names a dimension that the model does not have: {dim!r}",
                 expected="one of " + ", ".join(sizes),
                 remedy="dimensions are named after plates; .sites() shows them",
+            )
+        flat = not isinstance(labels, str | bytes) and getattr(labels, "ndim", 1) == 1
+        if not (hasattr(type(labels), "__len__") and flat and not any(isinstance(x, list) for x in labels)):
+            raise PosteriorShapeError(
+                f"coords= has no labels for {dim!r}",
+                expected=f"a list or an array of {sizes[dim]} labels",
+                found=f"a {type(labels).__name__}",
             )
         if len(labels) != sizes[dim]:
             raise PosteriorShapeError(

@@ -13,7 +13,7 @@ from mcx.errors import PosteriorShapeError
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites, predict_once, refuse_improper
 from mcx.ops.keys import as_key
-from mcx.ops.validation import integer, validated
+from mcx.ops.validation import instance, integer, optional, such_that, validated
 from mcx.results.map_draws import map_draws
 from mcx.results.posterior import Posterior
 from mcx.results.predictions import Predictions
@@ -51,6 +51,10 @@ def predict(
     """
     num_draws = validated("predict", "num_draws", num_draws, integer(1))
     key = as_key(key)
+    bound = validated("predict", "bound", bound, instance(BoundModel, "a model with its data, model(data)"))
+    rule = optional(instance(Posterior, "what mcx.infer gives"), "for draws from the prior")
+    posterior = validated("predict", "posterior", posterior, rule)
+    resample = validated("predict", "resample", resample, such_that(_are_names, "a list of names of sites"))
     sites = model_sites(bound)
     if posterior is None:
         refuse_improper(sites, "predict")
@@ -69,6 +73,10 @@ def predict(
     if posterior is not None:
         drawn = {k: v for k, v in drawn.items() if k not in values}
     return Predictions(drawn, "prior" if posterior is None else "posterior", sites)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
 
 
 def _matching_draws(posterior: Posterior, sites: SiteTable, resample: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mcx.errors import CheckpointError
 from mcx.run.directory import Directory
+from mcx.run.memory import refuse_size
 from mcx.types import PyTree
 
 
@@ -34,10 +35,11 @@ class Draws:
         shapes = [(x.shape[1], num_draws, *x.shape[2:]) for x in leaves]
         # types that numpy does not know are stored as integers of the same bits
         plain = [np.dtype(f"u{d.itemsize}") if d.kind == "V" else d for d in self._dtypes]
+        need = sum(math.prod(s) * d.itemsize for s, d in zip(shapes, plain, strict=True))
         if folder is None or num_draws == 0:
+            refuse_size(need, "all draws")
             self._arrays = [np.empty(shape, dtype) for shape, dtype in zip(shapes, plain, strict=True)]
         else:
-            need = sum(math.prod(s) * d.itemsize for s, d in zip(shapes, plain, strict=True))
             self._arrays = [
                 _mapped(folder, f"draws-{host:04d}-{i:03d}.npy", shape, dtype, need)
                 for i, (shape, dtype) in enumerate(zip(shapes, plain, strict=True))

@@ -18,7 +18,7 @@ import numpy as np
 from mcx.errors import DeviceMemoryError, MethodError
 from mcx.ops.keys import as_key
 from mcx.ops.tracing import is_traced
-from mcx.ops.validation import integer, optional, validated
+from mcx.ops.validation import function, integer, optional, refuse, validated
 from mcx.run.checkpoint import Checkpoint, Recorder, recording
 from mcx.run.devices import CHAINS, REPLICATED, Devices, as_mesh, place
 from mcx.run.draws import Draws
@@ -127,6 +127,9 @@ def run(
     chunk_size = validated("run", "chunk_size", chunk_size, optional(integer(1)))
     capacity = validated("run", "capacity", capacity, optional(integer(1)))
     batch_size = validated("run", "batch_size", batch_size, optional(integer(1)))
+    collect = validated("run", "collect", collect, optional(function("a function (state, info) -> draw")))
+    init = _leading("run", "init", init, num_chains, "chains")
+    inputs = _leading("run", "inputs", inputs, num_steps, "steps")
     if num_discard > num_steps:
         raise MethodError("more steps are discarded than taken", found=f"{num_discard} of {num_steps}")
     if is_traced(data, key, init, inputs):
@@ -187,6 +190,22 @@ def run(
         finally:
             display.close(complete)
     return result
+
+
+def _leading(owner: str, name: str, tree: PyTree, size: int, what: str) -> PyTree:
+    """Arrays with a leading axis; raises MethodError, by the name of the argument, if they are none."""
+    for path, leaf in jax.tree.flatten_with_path(tree)[0]:
+        where = name + jax.tree_util.keystr(path)
+        shape = getattr(leaf, "shape", None)
+        if shape is None:
+            refuse(owner, where, leaf, f"arrays with a leading axis of {size} {what}")
+        if shape[:1] != (size,):
+            raise MethodError(
+                f"{owner}({where}=...) has the wrong shape",
+                expected=f"a leading axis of {size} {what}",
+                found=f"shape {shape}",
+            )
+    return tree
 
 
 @dataclass

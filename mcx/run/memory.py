@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mcx.errors import DeviceMemoryError
+from mcx.errors import DeviceMemoryError, MethodError
 from mcx.types import PyTree
 
 _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OUT_OF_MEMORY")
@@ -64,10 +64,25 @@ def _bytes(tree: PyTree) -> int:
 
 
 def _text(size: int) -> str:
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size} bytes"
+
+
+def refuse_size(need: int, what: str) -> None:
+    """Raise MethodError if arrays would need more memory than this machine has in all."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return
+    if need > memory:
+        raise MethodError(
+            f"{what} need more memory than there is",
+            expected=f"at most {_text(memory)}",
+            found=_text(need),
+            remedy="keep fewer draws, or keep them in files: mcx.Checkpoint(path, in_memory=False)",
+        )
 
 
 def give_back() -> None:

@@ -46,4 +46,4 @@ def check_state_space(bound: BoundModel, verb: str, coords: Mapping[str, Sequenc
     sites = model_sites(bound)
     for problem in static_problems(sites):
         raise problem
-    check_coords(coords or {}, sites)
+    check_coords({} if coords is None else coords, sites)

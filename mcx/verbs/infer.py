@@ -75,7 +75,7 @@ def infer(
     refuse_tracing("infer", pure, bound, key, init)
     validated("infer", "warnings", warnings, one_of("warn", "raise", "ignore"))
     key = as_key(key)
-    check_coords(coords or {}, model_sites(bound))
+    check_coords({} if coords is None else coords, model_sites(bound))
     posterior = method.infer(
         bound,
         key=key,

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from mcx.errors import InferenceWarning
 from mcx.inference.diffusion.correctors.corrector import Corrected, corrector
+from mcx.inference.diffusion.models.arguments import EVENT_SHAPE
 from mcx.inference.diffusion.models.composition import Composition
 from mcx.inference.filtering.kernel import FilterKernel
 from mcx.inference.smc.engine import Extras, SMCSettings, SMCState
@@ -22,7 +23,7 @@ from mcx.inference.smc.replicates import equal_draws
 from mcx.inference.smc.resampling import Resampling, as_resampling, resampling_rule
 from mcx.methods.method import interrupted
 from mcx.ops.keys import Stream, as_key, stream
-from mcx.ops.validation import fraction, instance, integer, one_of, tuple_of, validated
+from mcx.ops.validation import fraction, instance, integer, one_of, validated
 from mcx.results.evidence import log_mean_evidence, replicate_log_weights
 from mcx.results.faults import FaultAdvice, raise_faults
 from mcx.run.checkpoint import Checkpoint, identified
@@ -149,7 +150,7 @@ def correct(
     Source: Skreta et al. (2025), Feynman-Kac correctors in diffusion.
     """
     validated("correct", "composition", composition, instance(Composition, _COMPOSITION))
-    event_shape = validated("correct", "event_shape", event_shape, tuple_of(integer(1), "ints >= 1"))
+    event_shape = validated("correct", "event_shape", event_shape, EVENT_SHAPE)
     num_particles = validated("correct", "num_particles", num_particles, integer(2))
     num_chains = validated("correct", "num_chains", num_chains, integer(1))
     refresh = validated("correct", "refresh", refresh, one_of(True, False, "auto"))

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mcx.errors import CapabilityError, MethodError
+from mcx.inference.diffusion.models.arguments import noise_levels
 from mcx.inference.diffusion.models.composition import Composition
+from mcx.ops.arrays import array_argument
 from mcx.ops.random import accept
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, Key, PyTree, Scalar
@@ -87,22 +89,17 @@ def corrector(
     of 1 / beta. The gain is free because weights do not depend on the Langevin part, which leaves the law at
     every level invariant.
     """
-    rho = np.asarray(rho, float)
-    if rho.ndim != 1 or len(rho) < 2 or not (np.diff(rho) < 0).all() or rho[-1] <= 0:
-        raise MethodError(
-            "corrector(rho=...) has no noise levels to go down along",
-            expected="(K + 1,) positive numbers, strictly falling, K >= 1",
-            found=f"shape {rho.shape}, {np.array2string(rho, threshold=4)}",
-        )
+    rho = noise_levels("corrector", "rho", rho)
     if noise_gain is None:
         noise_gain = max(1.0, float(np.sum([float(p) for p in composition.powers])))
-    gain = np.broadcast_to(np.asarray(noise_gain, float), len(rho) - 1)
-    if not (gain >= 0).all():
+    gain = np.asarray(array_argument("corrector", "noise_gain", noise_gain), float)
+    if gain.shape not in ((), (len(rho) - 1,)) or not (gain >= 0).all():
         raise MethodError(
             "corrector(noise_gain=...) is out of range",
             expected="a number >= 0, or one per step",
             found=repr(noise_gain),
         )
+    gain = np.broadcast_to(gain, len(rho) - 1)
     if refresh and not composition.has_density:
         raise CapabilityError(
             "corrector(refresh=True) accepts by densities, and a model of this composition is a score alone",

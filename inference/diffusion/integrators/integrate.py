@@ -12,8 +12,16 @@ from numpy.typing import ArrayLike
 from mcx.errors import KeyTypeError, MethodError, NonFiniteError
 from mcx.inference.diffusion.integrators.base import Integrator
 from mcx.inference.diffusion.integrators.linear import DPMSolver
-from mcx.inference.diffusion.models.arguments import DENOISER, Noise, Point, having, noise_levels
+from mcx.inference.diffusion.models.arguments import (
+    DENOISER,
+    Noise,
+    Point,
+    having,
+    noise_levels,
+    refuse_scalar,
+)
 from mcx.inference.diffusion.models.scores import Denoiser
+from mcx.ops.arrays import array_argument
 from mcx.ops.keys import as_key
 from mcx.ops.logspace import as_float
 from mcx.ops.tracing import is_traced
@@ -59,9 +67,10 @@ def integrate(
     model = validated("integrate", "model", model, DENOISER)
     method = checked_integrator("integrate", "method", method)
     rho = noise_levels("integrate", "levels", levels, rising=method.num_draws == 0, zero=True)
-    y = as_float(y)
+    y = as_float(array_argument("integrate", "y", y))
+    refuse_scalar("integrate", "y", y)
     if noise is not None:
-        noise = jnp.asarray(noise, y.dtype)
+        noise = jnp.asarray(array_argument("integrate", "noise", noise), y.dtype)
         expected = (len(rho) - 1, method.num_draws, *y.shape)
         if noise.shape != expected or not method.num_draws:
             raise MethodError(

@@ -13,8 +13,9 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from mcx.inference.diffusion.integrators.integrate import required_key
-from mcx.inference.diffusion.models.arguments import DENOISER, ByLevel, Point, noise_levels
+from mcx.inference.diffusion.models.arguments import DENOISER, ByLevel, Point, noise_levels, refuse_scalar
 from mcx.inference.diffusion.models.scores import Denoiser
+from mcx.ops.arrays import array_argument
 from mcx.ops.logspace import as_float
 from mcx.ops.validation import integer, optional, validated
 from mcx.results.estimate import Estimate
@@ -70,7 +71,8 @@ def log_likelihood(
         rho = np.sort(np.concatenate([rho, np.sqrt(rho[1:] * rho[:-1])]))
     rule = optional(integer(2), "for a choice by dimension")
     num_probes = validated("log_likelihood", "num_probes", num_probes, rule)
-    x = as_float(x)
+    x = as_float(array_argument("log_likelihood", "x", x))
+    refuse_scalar("log_likelihood", "x", x)
     if num_probes is None and x.size > _EXACT:
         num_probes = 8
     reason = f"log_likelihood(...) estimates traces in {x.size} dimensions"

@@ -15,6 +15,7 @@ from mcx.inference.diffusion.models.arguments import DENOISER, EVENT_SHAPE, Poin
 from mcx.inference.diffusion.models.large_noise import moments_by_pairs
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.inference.diffusion.models.teleport import Teleport
+from mcx.ops.arrays import array_argument
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, one_of, optional, validated
 from mcx.types import Key, KeyLike, PyTree, Scalar
@@ -71,7 +72,7 @@ def sample(
     elif isinstance(init, Teleport):
         how, law = "law", init
     else:
-        how, law = "points", jnp.asarray(init, float)
+        how, law = "points", jnp.asarray(array_argument("sample", "init", init), float)
         if law.shape != (num, *shape):
             raise MethodError(
                 "sample(init=...) does not hold the initial points",

@@ -27,7 +27,7 @@ type Level = Float[Array, ""] | float
 type ByLevel = Float[Array, " K"]
 """Numbers by noise level: the levels themselves, or something that depends on them."""
 
-EVENT_SHAPE = tuple_of(integer(1), "a tuple of ints >= 1")
+EVENT_SHAPE = tuple_of(integer(1), "a tuple of ints >= 1, one at least", least=1)
 
 
 def having(attribute: str, expected: str) -> Rule:
@@ -49,6 +49,17 @@ def pytree_function(expected: str) -> Rule:
         return fn if isinstance(fn, jax.tree_util.Partial) else jax.tree_util.Partial(fn)
 
     return Rule(expected, plain)
+
+
+def refuse_scalar(owner: str, name: str, x: Array) -> None:
+    """Raise MethodError for a number where a point of a model is asked for."""
+    if not x.ndim or not x.size:
+        raise MethodError(
+            f"{owner}({name}=...) is no point",
+            expected="an array of one axis or more",
+            found=f"shape {x.shape}",
+            remedy="write a point of one dimension as an array of one entry",
+        )
 
 
 DENOISER = having("denoise", "a GaussianMixture, a Score, or another object with denoise(y, rho)")
@@ -73,6 +84,7 @@ def noise_levels(
         rho = np.asarray(value, float)
     except (TypeError, ValueError):
         rho = np.full((), np.nan)
+    rho = rho if rho.ndim == 1 else np.full((), np.nan)
     steps = np.diff(rho) if rho.ndim == 1 else np.zeros(0)
     proper = rho.ndim == 1 and len(rho) >= fewest and bool(np.isfinite(rho).all())
     falls = proper and bool((steps < 0).all()) and (rho[-1] > 0 or (zero and rho[-1] == 0))

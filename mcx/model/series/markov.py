@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpyro
-from jax import Array
-from numpyro.distributions import Distribution
 
-from mcx.errors import BroadcastError, ModelError
-from mcx.model.capture import active_plates, inside_model, scope_prefix
-from mcx.model.path_law import Emission, Laws, PathComponent, PathLaw, bare, check_observations, components
+from mcx.errors import ModelError
+from mcx.model.capture import active_plates, check_name, inside_model, scope_prefix
+from mcx.model.path_law import Emission, Laws, PathComponent, PathLaw, bare, check_observations
+from mcx.model.series.markov_arguments import (
+    as_inputs,
+    as_mask,
+    by_key,
+    check_emission,
+    check_function,
+    check_keys,
+    laws_of,
+    num_times,
+)
 from mcx.types import PyTree
 
 
@@ -114,11 +121,22 @@ def markov(
             remedy="put the series into the state: distributions of batch shape (num_series,) within the "
             "functions",
         )
-    observations = _by_key(obs)
-    masks = _by_key(missing)
-    _check_keys(name, observations, masks, emission is not None)
-    length = _length(name, observations, inputs, length)
-    law = PathLaw(name, _laws(initial), _laws(transition), inputs, length)
+    check_name(name)
+    check_function(name, "initial", initial)
+    check_function(name, "transition", transition)
+    optional = {"emission": emission, "proposal": proposal}
+    optional |= {"initial_proposal": initial_proposal, "lookahead": lookahead}
+    for argument, fn in optional.items():
+        if fn is not None:
+            check_function(name, argument, fn)
+    observations = by_key(name, "obs", obs)
+    masks = by_key(name, "missing", missing)
+    inputs = as_inputs(name, inputs)
+    check_keys(name, observations, masks, emission is not None)
+    length = num_times(name, observations, inputs, length)
+    law = PathLaw(
+        name, laws_of(name, "initial", initial), laws_of(name, "transition", transition), inputs, length
+    )
     path = {}
     states = {key: f"{name}.{key}" if key else name for key in law.start}
     for key, site in states.items():
@@ -126,16 +144,16 @@ def markov(
         law.settle(key, path[key])
     prefix = scope_prefix()
     observed: dict[str, str] = {}
-    emissions = None if emission is None else _laws(emission)
+    emissions = None if emission is None else laws_of(name, "emission", emission)
     if emissions is not None:
         first = emissions(bare({k: v[0] for k, v in path.items()}), law.first_input)
-        _check_emission(name, first, observations)
+        check_emission(name, first, observations)
         for key, emitted in first.items():
             observed[key] = key or f"{name}_obs"
             if key in observations:
                 check_observations(observed[key], emitted, jnp.shape(observations[key]), length)
             if key in masks:
-                masks[key] = _mask(observed[key], masks[key], jnp.shape(observations[key]))
+                masks[key] = as_mask(observed[key], masks[key], jnp.shape(observations[key]))
             numpyro.sample(
                 observed[key],
                 Emission(emissions, key, path, inputs, masks.get(key)),
@@ -148,8 +166,8 @@ def markov(
                 prefix + name,
                 law,
                 emissions,
-                None if proposal is None else _laws(proposal),
-                None if initial_proposal is None else _laws(initial_proposal),
+                None if proposal is None else laws_of(name, "proposal", proposal),
+                None if initial_proposal is None else laws_of(name, "initial_proposal", initial_proposal),
                 lookahead,
                 {key: prefix + site for key, site in states.items()},
                 {key: prefix + site for key, site in observed.items()},
@@ -157,83 +175,3 @@ def markov(
             )
         )
     return bare(path)
-
-
-def _laws(fn: Callable[..., Any]) -> Laws:
-    return lambda *args: components(fn(*args))
-
-
-def _by_key(values: PyTree) -> dict[str, Any]:
-    if values is None:
-        return {}
-    return dict(values) if isinstance(values, Mapping) else {"": values}
-
-
-def _check_keys(name: str, observations: dict[str, Any], masks: dict[str, Any], emitted: bool) -> None:
-    if observations and not emitted:
-        raise ModelError(
-            "there are observations but no emission", site=name, remedy="give emission=lambda x, u: ..."
-        )
-    for key in masks:
-        if key not in observations:
-            raise ModelError(
-                "missing= masks an observation that is not among obs=",
-                site=name,
-                expected=", ".join(map(repr, observations)) or "obs=",
-                found=repr(key),
-            )
-
-
-def _check_emission(name: str, laws: dict[str, Distribution], observations: dict[str, Any]) -> None:
-    unknown = [key for key in observations if key not in laws]
-    if unknown:
-        raise ModelError(
-            "obs= and emission do not name the same sites",
-            site=name,
-            expected="the emission's keys: " + ", ".join(repr(k) if k else "one bare array" for k in laws),
-            found=", ".join(repr(k) if k else "one bare array" for k in observations),
-            remedy="an emission that returns a dictionary takes a dictionary of observations, and a bare one "
-            "an array",
-        )
-
-
-def _mask(site: str, mask: Any, shape: tuple[int, ...]) -> Array:
-    """A mask of missing observations, one entry a time or for each of its components."""
-    found = jnp.asarray(mask)
-    if not 0 < found.ndim <= len(shape) or found.shape != shape[: found.ndim]:
-        raise BroadcastError(
-            "missing= does not fit the observations",
-            site=site,
-            expected=" or ".join(str(shape[: i + 1]) for i in range(len(shape))),
-            found=str(found.shape),
-        )
-    if found.dtype.kind not in "biu":
-        raise ModelError(
-            "missing= is no mask", site=site, expected="booleans, True where missing", found=str(found.dtype)
-        )
-    return found.astype(bool)
-
-
-def _length(name: str, observations: dict[str, Any], inputs: PyTree, length: int | None) -> int:
-    """T, on which observations, inputs and ``length`` have to agree."""
-    lengths: dict[str, int] = {}
-    for key, value in observations.items():
-        if jnp.ndim(value) == 0:
-            raise ModelError("an observation without a time axis", site=name, found="a scalar")
-        lengths[f"obs[{key!r}]" if key else "obs"] = jnp.shape(value)[0]
-    for path, leaf in jax.tree_util.tree_flatten_with_path(inputs)[0]:
-        if jnp.ndim(leaf) == 0:
-            raise ModelError("an input without a time axis", site=name, found="a scalar")
-        lengths["inputs" + jax.tree_util.keystr(path)] = jnp.shape(leaf)[0]
-    if length is not None:
-        lengths["length"] = length
-    if not lengths:
-        raise ModelError("the number of times is unknown", site=name, remedy="give obs=, inputs= or length=")
-    if len(set(lengths.values())) > 1 or min(lengths.values()) < 1:
-        raise ModelError(
-            "the numbers of times disagree",
-            site=name,
-            expected="one length of at least 1",
-            found=", ".join(f"{k}: {v}" for k, v in lengths.items()),
-        )
-    return int(next(iter(lengths.values())))

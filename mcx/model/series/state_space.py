@@ -9,7 +9,7 @@ import numpy as np
 
 from mcx.errors import CapabilityError, ModelError, SupportError
 from mcx.model.bound import BoundModel
-from mcx.model.compile import compile_model, model_sites
+from mcx.model.compile import compile_model, model_sites, numbers_by_site
 from mcx.model.density import subsampling_error
 from mcx.model.series.block import BlockFunctions
 from mcx.model.series.capture_scan import scans_taken
@@ -173,21 +173,20 @@ def _chosen(target: Target, blocks: dict[str, bool], name: str | None) -> tuple[
         )
     if name is None and len(names) == 1:
         name = names[0]
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ModelError(
             f"{target.sites.model} has several Markov blocks" if name is None else "no such Markov block",
             expected="one of " + ", ".join(names),
             found=repr(name),
             remedy=f"say which: name={names[0]!r}",
         )
-    assert name is not None
     return name, blocks[name]
 
 
 def check_params(bound: BoundModel, space: StateSpace, params: SiteValues | None) -> dict[str, Any]:
     """A state space's parameters as arrays; raises ModelError or SupportError if they do not fit."""
     sites = model_sites(bound)
-    asked = dict(params or {})
+    asked = numbers_by_site("filter", "params", {} if params is None else params)
     for name in (*space.params, *asked):
         if name not in asked or name not in space.params:
             known = name in space.params

@@ -392,7 +392,7 @@ def test_generated_models_are_clean(bound):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(bound=models())
 def test_many_generated_models_are_clean(bound):
     forget_programs()

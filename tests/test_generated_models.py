@@ -135,7 +135,7 @@ def test_generated_models_in_float64(data, bound):
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(data=st.data(), bound=models())
 def test_many_generated_models(data, bound):
     forget_programs()

@@ -267,7 +267,7 @@ def test_signed_integrands_and_other_laws(key):
 class TestWhatOnceWentWrong:
     def test_points_that_a_narrow_proposal_has_left(self, key):
         """Without a defensive share densities there underflow, and what is divided by them overflows."""
-        method = mcx.AdaptiveImportance.paper(budget=4000)
+        method = mcx.AdaptiveImportance.paper(budget=8000)
         found = expectations(lambda x: x[0] > 3.0, STANDARD, method=method, key=key)
         assert abs(found.value - scipy.stats.norm.sf(3)) < 5 * found.se < 0.2 * found.value
 

@@ -306,7 +306,6 @@ METHODS = [
     *(pytest.param(name, mcx.TemperedSMC(), id=f"{name}-tempered") for name in EVIDENCE),
     # observations one by one; those of a Gaussian process are one vector
     pytest.param("eight_schools-eight_schools_noncentered", mcx.DataAnnealedSMC(), id="eight_schools-data"),
-    pytest.param("sblrc-blr", mcx.DataAnnealedSMC(), id="blr-data"),
     pytest.param("arK-arK", mcx.DataAnnealedSMC(), id="arK-data"),
 ]
 

@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mcx.errors import MethodError
 from mcx.estimators.least_squares.basis import Basis
 from mcx.estimators.polynomials.orthonormal import exponents_of_degree, products, univariate
 from mcx.ops.validation import integer, one_of, validated
 from mcx.types import Array, Float, Key
+
+_MOST_FUNCTIONS = 20_000
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("family", "exponents"))
@@ -73,7 +76,7 @@ def legendre(degree: int, dim: int = 1, *, index_set: str = "total") -> Polynomi
         The basis.
 
     Raises:
-        MethodError: for a negative degree, no variables, or an unknown index set.
+        MethodError: for a negative degree, no variables, an unknown index set, or more than 20,000 functions.
     """
     return Polynomials("legendre", _exponents("legendre", degree, dim, index_set))
 
@@ -90,6 +93,14 @@ def _exponents(owner: str, degree: int, dim: int, index_set: str) -> tuple[tuple
     degree = validated(owner, "degree", degree, integer(0))
     dim = validated(owner, "dim", dim, integer(1))
     index_set = validated(owner, "index_set", index_set, one_of("total", "tensor"))
+    size = (degree + 1) ** dim if index_set == "tensor" else math.comb(dim + degree, dim)
+    if size > _MOST_FUNCTIONS:
+        raise MethodError(
+            f"{owner}(degree={degree}, dim={dim}) has too many functions to fit",
+            expected=f"at most {_MOST_FUNCTIONS}, as a fit costs the square of their number",
+            found=f"{size:.3g}",
+            remedy="take a lower degree" + (", or index_set='total'" if index_set == "tensor" else ""),
+        )
     if index_set == "tensor":
         rows = list(itertools.product(range(degree + 1), repeat=dim))
     else:

@@ -239,7 +239,8 @@ def _chains(
     if method.kernel is not None:
         return method.kernel.kernel(target), target.data, target, points
     noise = jax.random.uniform(key, points.position.shape, minval=-1.0, maxval=1.0)
-    positions = points.position + points.radius[:, None] * noise
+    radius = points.radius.reshape(*points.radius.shape[:1], -1)  # one for all coordinates, or one for each
+    positions = points.position + radius * noise
     return ImportanceKernel(method.num_samples), target, target, positions
 
 

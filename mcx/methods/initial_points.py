@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from mcx.errors import CapabilityError, InitializationError
 from mcx.ops.arrays import NotNumbers, as_numbers
-from mcx.sites import Site
+from mcx.sites import Site, SiteTable
 from mcx.target import Target
 from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar
 
@@ -24,40 +24,55 @@ _NUM_CANDIDATES = 16
 class InitialPoints(NamedTuple):
     """Each chain starts at ``position + radius * uniform(-1, 1)``, which is drawn up to ``tries`` times.
 
-    All three have a leading chain axis outside of kernels; positions are unconstrained vectors.
+    All three have a leading chain axis outside of kernels; positions are unconstrained vectors. There is one
+    radius for all coordinates, or one for each.
     """
 
     position: Float[Array, "*chain d"]
-    radius: Float[Array, "*chain"]
+    radius: Float[Array, "*chain"] | Float[Array, "*chain d"]
     tries: Int[Array, "*chain"]
+
+
+def refuse_unknown(init: PyTree, sites: SiteTable) -> None:
+    """Raise InitializationError if ``init=`` has values for what is no latent site of a model."""
+    latent = [site.name for site in sites.of_kind("latent", "discrete")]
+    for name in init if isinstance(init, Mapping) else ():
+        if name not in latent:
+            raise InitializationError(
+                "init= names what is no latent site",
+                site=str(name),
+                expected="one of " + ", ".join(latent),
+                remedy="see bound.sites()",
+            )
 
 
 def as_initial_points(target: Target, init: PyTree, num_chains: int, key: Key) -> InitialPoints:
     """Turn ``init=`` into initial points.
 
     It is None (uniform on (-2, 2) in unconstrained space), a radius, "prior", or a dictionary of constrained
-    values of the sites' shapes, or with a leading chain axis.
+    values of the sites' shapes, or with a leading chain axis; sites without a value start as with None.
 
     Raises:
         InitializationError, CapabilityError: if ``init`` does not fit the model.
     """
     positions = jnp.zeros((num_chains, target.dim))
-    radius, tries = DEFAULT_RADIUS, MAX_TRIES
+    radius: float | Array = DEFAULT_RADIUS
+    tries = MAX_TRIES
     if isinstance(init, int | float) and not isinstance(init, bool) and 0 <= init < math.inf:
         radius = float(init)
     elif isinstance(init, str) and init == "prior":
         positions, radius, tries = _prior_draws(target, num_chains, key), 0.0, 1
     elif isinstance(init, Mapping):
-        positions, radius, tries = _positions(target, init, num_chains), 0.0, 1
+        positions, free = _positions(target, init, num_chains)
+        radius, tries = (0.0, 1) if free is None else (free, MAX_TRIES)
     elif init is not None:
         raise InitializationError(
             "init= is not understood",
             expected='None, "prior", a radius, or a dictionary of constrained values',
             found=repr(init),
         )
-    return InitialPoints(
-        positions, jnp.full(num_chains, radius, positions.dtype), jnp.full(num_chains, tries, jnp.int32)
-    )
+    radii = jnp.broadcast_to(jnp.asarray(radius, positions.dtype), (num_chains, *jnp.shape(radius)))
+    return InitialPoints(positions, radii, jnp.full(num_chains, tries, jnp.int32))
 
 
 def best_initial_point(
@@ -68,7 +83,8 @@ def best_initial_point(
     ``attempt`` makes of a try's number ``(score, state)``; ``state.started`` says whether its point is
     usable. Where there is no choice (radius 0), the first usable point is taken.
     """
-    wanted = jnp.where(start.radius > 0, _NUM_CANDIDATES, 1)
+    radius = jnp.max(start.radius) if jnp.ndim(start.radius) else start.radius
+    wanted = jnp.where(radius > 0, _NUM_CANDIDATES, 1)
 
     def unfinished(carry: PyTree) -> Flags:
         tries, (_, state) = carry
@@ -96,19 +112,26 @@ def _prior_draws(target: Target, num_chains: int, key: Key) -> Float[Array, "cha
     return jax.vmap(lambda k: target.ravel(draw(k)))(jax.random.split(key, num_chains))
 
 
-def _positions(target: Target, init: Mapping[str, ArrayLike], num_chains: int) -> Float[Array, "chain d"]:
-    """Unconstrained initial points from constrained values."""
-    values = {}
-    for site in target.sites.of_kind("latent"):
-        if site.name not in init:
-            raise InitializationError(
-                "init= has no value for this site",
-                site=site.name,
-                expected="a value for every latent site",
-                found=", ".join(init) or "nothing",
-            )
-        values[site.name] = value_by_chain(site, init[site.name], num_chains)
-    return jax.vmap(lambda v: target.ravel(target.unconstrain(v)))(values)
+def _positions(
+    target: Target, init: Mapping[str, ArrayLike], num_chains: int
+) -> tuple[Float[Array, "chain d"], Float[Array, " d"] | None]:
+    """Unconstrained initial points from constrained values, and radii where some sites have none."""
+    sites = target.sites.of_kind("latent")
+    values = {s.name: value_by_chain(s, init[s.name], num_chains) for s in sites if s.name in init}
+    free = [s.name for s in sites if s.name not in init]
+    if not free:
+        return jax.vmap(lambda v: target.ravel(target.unconstrain(v)))(values), None
+    # sites without a value stand at the origin while those with one are mapped
+    origin = target.constrain(target.unravel(jnp.zeros(target.dim)))
+
+    def point(given: dict[str, Array]) -> dict[str, Array]:
+        z = target.unconstrain({**{name: origin[name] for name in free}, **given})
+        return {name: jnp.zeros_like(x) if name in free else x for name, x in z.items()}
+
+    radii = {name: jnp.full(shape, DEFAULT_RADIUS * (name in free)) for name, shape in target.shapes}
+    if not values:
+        return jnp.zeros((num_chains, target.dim)), target.ravel(radii)
+    return jax.vmap(lambda given: target.ravel(point(given)))(values), target.ravel(radii)
 
 
 def value_by_chain(site: Site, value: ArrayLike, num_chains: int) -> Float[Array, "chain ..."]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mcx.errors import BroadcastError, DataError, InitializationError, ModelError, SiteNameError, SupportError
+from mcx.errors import (
+    BroadcastError,
+    CapabilityError,
+    DataError,
+    InitializationError,
+    ModelError,
+    SiteNameError,
+    SupportError,
+)
 from mcx.model.compile import compile_model
 from mcx.model.density import capability_error
 from mcx.model.path_law import Emission
@@ -51,6 +60,23 @@ class Report:
     __repr__ = __str__
 
 
+@contextmanager
+def gradients_explained(model: str) -> Iterator[None]:
+    """Turn JAX's error about loops that it cannot differentiate into one about the model."""
+    try:
+        yield
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        raise CapabilityError(
+            f"the log density of {model} has a while_loop, or a fori_loop of a length that is known only "
+            "when it runs, and this method needs its gradient",
+            expected="jax.lax.scan, or a fori_loop with numbers of steps that Python knows",
+            remedy="bound the loop and leave out the steps that are too many (jnp.where), or use a method "
+            "without gradients: mcx.RandomWalk()",
+        ) from None
+
+
 def check(bound: BoundProgram, key: Key) -> Report:
     """See :meth:`BoundModel.check`."""
     try:
@@ -62,7 +88,11 @@ def check(bound: BoundProgram, key: Key) -> Report:
     if unfit := capability_error(target.sites):
         notes.append(f"methods on unconstrained space cannot take this model: {unfit}")
         return Report(tuple(problems), tuple(notes))
-    trial = _Trial.run(target, key)
+    try:
+        with gradients_explained(bound.name):
+            trial = _Trial.run(target, key)
+    except CapabilityError as error:
+        return Report(tuple(problems), (*notes, f"methods with gradients cannot take this model: {error}"))
     problems += trial.data_problems(target.sites)
     if not trial.finite.any():
         problems.append(_no_start(trial, target.sites))

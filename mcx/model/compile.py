@@ -28,6 +28,7 @@ from mcx.model.describe import describe
 from mcx.model.program import BoundProgram
 from mcx.ops.arrays import NotNumbers, as_numbers
 from mcx.ops.fingerprint import of_code
+from mcx.ops.fork import refuse_fork
 from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.target import Target, TargetFunctions
@@ -70,6 +71,7 @@ def model_sites(bound: BoundProgram) -> SiteTable:
 
 
 def _compiled(bound: BoundProgram) -> _Compiled:
+    refuse_fork()
     structure = bound.structure
     shared = _BY_STRUCTURE.get(structure, lambda: _build_abstract(bound))
     if shared is not None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcx.errors import KeyTypeError
+from mcx.ops.fork import refuse_fork
 from mcx.types import Key
 
 
@@ -51,6 +52,7 @@ def as_key(key: Any) -> jax.Array:
     Raises:
         KeyTypeError: if the key is missing or is neither. Legacy uint32 keys are wrapped with a warning.
     """
+    refuse_fork()
     if key is None:
         raise KeyTypeError(
             "a random key is required", expected="key=jax.random.key(0), or an int", found="None"

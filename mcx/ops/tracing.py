@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from mcx.errors import MethodError
+from mcx.ops.fork import refuse_fork
 from mcx.types import PyTree
 
 
@@ -16,6 +17,7 @@ def is_traced(*trees: PyTree) -> bool:
 
 def refuse_tracing(verb: str, remedy: str, *arguments: PyTree) -> None:
     """Raise within ``jit``, ``vmap`` or ``grad``, because runs compile programs and look at their results."""
+    refuse_fork()
     if is_traced(arguments):
         raise MethodError(
             f"mcx.{verb} was called within a function that JAX traces (jit, vmap, grad)",

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcx.errors import MethodError
+from mcx.methods.initial_points import refuse_unknown
 from mcx.methods.method import Method
 from mcx.model.bound import BoundModel
+from mcx.model.check import gradients_explained
 from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
 from mcx.ops.validation import integer, one_of, optional, validated
@@ -76,18 +78,20 @@ def infer(
     validated("infer", "warnings", warnings, one_of("warn", "raise", "ignore"))
     key = as_key(key)
     check_coords({} if coords is None else coords, model_sites(bound))
-    posterior = method.infer(
-        bound,
-        key=key,
-        num_chains=_num_chains("infer", method, num_chains),
-        init=init,
-        coords=coords or {},
-        progress=progress,
-        while_compiling=_load_diagnostics if warnings != "ignore" else None,
-        checkpoint=saved_to(checkpoint, bound, method),
-        devices=devices,
-        batch_size=validated("infer", "batch_size", batch_size, optional(integer(1))),
-    )
+    refuse_unknown(init, model_sites(bound))
+    with gradients_explained(bound.name):
+        posterior = method.infer(
+            bound,
+            key=key,
+            num_chains=_num_chains("infer", method, num_chains),
+            init=init,
+            coords=coords or {},
+            progress=progress,
+            while_compiling=_load_diagnostics if warnings != "ignore" else None,
+            checkpoint=saved_to(checkpoint, bound, method),
+            devices=devices,
+            batch_size=validated("infer", "batch_size", batch_size, optional(integer(1))),
+        )
     report_advice(posterior, warnings, method.diagnose)
     return posterior
 

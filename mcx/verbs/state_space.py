@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from mcx.errors import ModelError
 from mcx.model.bound import BoundModel
+from mcx.model.check import gradients_explained
 from mcx.ops.keys import as_key
 from mcx.ops.validation import instance, integer, optional, validated
 from mcx.results.posterior import Posterior
@@ -287,15 +288,16 @@ def maximize(
     num_chains = validated("maximize", "num_chains", num_chains, integer(1))
     if isinstance(method, ScoreClimbing):
         check_bound(bound, "maximize")
-        return climb(
-            bound,
-            method,
-            init=init,
-            key=as_key(key),
-            num_chains=num_chains,
-            progress=progress,
-            checkpoint=saved_to(checkpoint, bound, method, moving_chains=num_chains),
-        )
+        with gradients_explained(bound.name):
+            return climb(
+                bound,
+                method,
+                init=init,
+                key=as_key(key),
+                num_chains=num_chains,
+                progress=progress,
+                checkpoint=saved_to(checkpoint, bound, method, moving_chains=num_chains),
+            )
     check_state_space(bound, "maximize", None)
     return maximize_model(
         bound,

@@ -2,11 +2,12 @@
 
 BIN := .venv/bin
 WORKERS ?= 2
+MINUTES ?= 30
 PYTEST = -m pytest -n auto --maxprocesses=$(WORKERS) --dist worksteal
 BENCHMARKS ?= $(wildcard benchmarks/[!_]*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-lowest golden golden-record lint bench lock format clean
+.PHONY: help setup demo test test-all test-lowest golden golden-record soak lint bench lock format clean
 
 # Compiling, not sampling, is what tests spend their time on: keep what XLA compiled between runs.
 test test-all test-lowest: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
@@ -60,6 +61,9 @@ golden: setup ## compare the bits of small runs of every method with those recor
 
 golden-record: setup ## record these bits anew
 	@$(BIN)/python tests/golden/golden.py --record $(CASES)
+
+soak: setup ## repeat kills, full disks, damage, threads and many models for half an hour; MINUTES=5 for less
+	@$(BIN)/python scripts/soak.py --minutes $(MINUTES)
 
 bench: setup ## run benchmarks/*.py, or those named in BENCHMARKS="..."
 	@if [ -z "$(BENCHMARKS)" ]; then echo "benchmarks/ has no benchmark"; fi

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mcx.errors import MethodError
 from mcx.inference.smc.resampling_schemes import (
@@ -46,6 +47,7 @@ from mcx.inference.smc.resampling_schemes import (
     systematic,
 )
 from mcx.ops.logspace import as_float, effective_sample_size, normalize
+from mcx.ops.tracing import is_traced
 from mcx.ops.validation import Rule
 from mcx.types import Array, Bool, Index, Key, LogWeights, PyTree, Scalar
 
@@ -100,18 +102,40 @@ SCHEMES: dict[str, Resampling] = {
 def as_resampling(scheme: str | Resampling) -> Resampling:
     """Look a scheme up by its name in :data:`SCHEMES`; functions are returned as they are.
 
+    A function is tried on seven particles first: JAX would clamp indices that are out of range.
+
     Raises:
-        MethodError: if it is neither.
+        MethodError: if it is neither, or gives no indices of parents.
     """
     if isinstance(scheme, str) and scheme in SCHEMES:
         return SCHEMES[scheme]
-    if callable(scheme):
+    if callable(scheme) and not isinstance(scheme, type):
+        if scheme not in SCHEMES.values() and not is_traced():
+            _try(scheme)
         return scheme
     raise MethodError(
         "not a resampling scheme",
         expected=f"one of {', '.join(map(repr, SCHEMES))}; or a function (key, log_w, num) -> ancestors",
         found=repr(scheme),
     )
+
+
+def _try(scheme: Resampling) -> None:
+    """Raise MethodError if a scheme gives no indices of parents, or those of parents of weight zero."""
+    size = 7
+    for first, last in ((0, size), (0, 1), (size - 1, size)):
+        log_w = jnp.full(size, -jnp.inf).at[first:last].set(0.0)
+        found = scheme(jax.random.key(0), log_w, size)
+        kind = getattr(found, "dtype", np.dtype(object))
+        proper = jnp.issubdtype(kind, jnp.integer) and np.shape(found) == (size,)
+        if not proper or not ((np.asarray(found) >= first) & (np.asarray(found) < last)).all():
+            raise MethodError(
+                f"the resampling scheme {getattr(scheme, '__name__', scheme)!r} gives no indices of parents",
+                expected=f"{size} integers from {first} to {last - 1}, for particles with log weights "
+                f"{np.asarray(log_w).tolist()}",
+                found=f"{np.asarray(found).tolist() if proper else found!r}",
+                remedy="mcx.testing.check_resampling(scheme) tries it further",
+            )
 
 
 def resampling_rule() -> Rule:

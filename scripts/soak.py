@@ -296,7 +296,7 @@ def notebook() -> str:
         import nbclient
         import nbformat
     except ImportError:
-        return "left out: nbclient is not installed"
+        return "left out: pip install nbclient ipykernel"
     code = "import numpy as np, mcx\nfrom mcx import dist\n@mcx.model\ndef m(y):\n"
     code += "    mcx.sample('y', dist.Normal(mcx.sample('x', dist.Normal(0., 1.)), 1.), obs=y)\n"
     code += "post = mcx.infer(m(np.zeros(3, np.float32)), mcx.NUTS(), key=0)\npost.summary()"

@@ -5,6 +5,7 @@ What these files rely on is pinned by ``tests/test_numpyro_contract.py``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -34,9 +35,25 @@ type SiteTrace = Mapping[str, Message]
 _JACOBIAN = "jacobian"  # infer["mcx_kind"] of the factors that hold log Jacobians
 
 
+# NumPyro has one stack of effect handlers for all threads: one program runs at a time
+_ALONE = threading.RLock()
+_runner: int | None = None  # the thread whose program runs
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    global _runner
+    with _ALONE:
+        before, _runner = _runner, threading.get_ident()
+        try:
+            yield
+        finally:
+            _runner = before
+
+
 def inside_model() -> bool:
-    """Whether an effect handler is active, which means that a model is running."""
-    return bool(primitives._PYRO_STACK)
+    """Whether an effect handler is active in this thread, which means that a model is running."""
+    return bool(primitives._PYRO_STACK) and _runner in (None, threading.get_ident())
 
 
 def active_plates() -> tuple[tuple[str, int, int], ...]:
@@ -170,7 +187,7 @@ def check_plate(name: str, size: Any, subsample_size: Any = None) -> None:
 def _recording() -> Iterator[_Recorder]:
     recorder = _Recorder()
     try:
-        with recorder, _DefaultKey():
+        with _alone(), recorder, _DefaultKey():
             yield recorder
     except NotImplementedError as error:
         if "control flow primitive under a `plate`" not in str(error):

@@ -73,7 +73,7 @@ def infer(bound: mcx.BoundModel, method: object, **more: object) -> Callable[[ob
 
 
 def smooth(checkpoint: object) -> object:
-    method = mcx.PPG(num_particles=50, num_warmup=50, num_sweeps=6000)
+    method = mcx.PPG(num_particles=50, num_warmup=50, num_samples=4000)
     params = {"phi": 0.8, "sd": 0.5}
     found = mcx.smooth(
         series(Y),
@@ -88,7 +88,7 @@ def smooth(checkpoint: object) -> object:
 
 
 def maximize(checkpoint: object) -> object:
-    method = mcx.ScoreAscent(num_iterations=400)
+    method = mcx.ScoreAscent(num_updates=300)
     found = mcx.maximize(series(Y), method=method, key=1, progress=False, checkpoint=checkpoint)
     return found.params, found.se
 
@@ -127,16 +127,21 @@ def digest(tree: object) -> str:
 # --- what is tried -----------------------------------------------------------------------------------
 
 
-def start(job: str, path: Path, cache: Path, **options: object) -> subprocess.Popen[str]:
+def start(job: str, path: Path, cache: Path, **more: object) -> subprocess.Popen[str]:
+    """A process that does a job; ``more`` are environment variables."""
     settings = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **{name: str(value) for name, value in more.items()},
     }
-    arguments = [sys.executable, __file__, "work", job, str(path)]
-    pipe = subprocess.PIPE
     return subprocess.Popen(
-        arguments, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **settings}, **options
+        [sys.executable, __file__, "work", job, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **settings},
+        start_new_session=True,
     )
 
 
@@ -167,7 +172,7 @@ def kills(job: str, count: int, cache: Path, sign: signal.Signals, luck: random.
         length = time.monotonic() - begun
         done, runs, path = 0, 0, Path(folder, "run")
         while done < count:
-            process, before = start(job, path, cache, start_new_session=True), steps_saved(path)
+            process, before = start(job, path, cache), steps_saved(path)
             deadline = time.monotonic() + 4 * length
             while process.poll() is None and steps_saved(path) <= before and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -192,13 +197,9 @@ def kills(job: str, count: int, cache: Path, sign: signal.Signals, luck: random.
 def full_disk(cache: Path) -> str:
     """Files that cannot grow beyond some size: the run goes on, warns, and its end is right."""
 
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-
     with tempfile.TemporaryDirectory() as folder:
         whole = finished(start("NUTS", Path(folder, "whole"), cache))
-        process = start("NUTS", Path(folder, "run"), Path(folder, "none"), preexec_fn=limit)
+        process = start("NUTS", Path(folder, "run"), Path(folder, "none"), _LARGEST_FILE=60_000)
         out, err = process.communicate(timeout=600)
         if process.returncode or out.split()[-1] != whole or "could not be written" not in err:
             raise AssertionError(err[-1000:])
@@ -323,6 +324,9 @@ def items(minutes: float, cache: Path) -> Iterator[tuple[str, Callable[[], str]]
 
 def work(job: str, path: str) -> int:
     """One run; prints the digest of its result."""
+    if largest := int(os.environ.get("_LARGEST_FILE", "0")):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     try:
         print(digest(JOBS[job](mcx.Checkpoint(path, interval=0.0))))
     except KeyboardInterrupt:

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 import mcx
+import mcx.diffusion as diffusion
 import mcx.dist as dist
-from mcx.errors import CapabilityError, InitializationError, MethodError
+from mcx.errors import CapabilityError, InitializationError, MethodError, NonFiniteError
+from mcx.estimators.least_squares.designs import design
+from mcx.estimators.least_squares.fit import fit
 from mcx.estimators.least_squares.polynomials import hermite, legendre
 from mcx.methods.initial_points import DEFAULT_RADIUS, as_initial_points
 from mcx.model.compile import compile_model
@@ -139,3 +142,29 @@ def test_half_precision_data():
     values = {"low": np.zeros(2, np.float32), "high": np.float32(1.0)}
     assert two(y).log_density(values).dtype == jnp.float32
     np.testing.assert_allclose(two(y).log_density(values), two(y.astype(np.float32)).log_density(values))
+
+
+NANS = diffusion.GaussianMixture(jnp.full((2, 2), jnp.nan), jnp.ones((2, 2)), jnp.ones(2) / 2)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda levels: diffusion.sample(NANS, 4, (2,), levels, key=0),
+        lambda levels: diffusion.integrate(NANS, jnp.ones(2), levels),
+        lambda levels: diffusion.log_likelihood(NANS, jnp.ones(2), levels),
+        lambda levels: diffusion.correct(diffusion.anneal(NANS, 1.0), (2,), levels, num_particles=8, key=0),
+    ],
+)
+def test_mixtures_of_nan(ask):
+    with pytest.raises(NonFiniteError):
+        ask(diffusion.levels(10.0, 0.1, 4))
+
+
+def test_fits_of_nan():
+    """A function that is not finite at a point of a design."""
+    points = design(legendre(2), 10, key=0)
+    values = np.ones(10, np.float32)
+    values[3] = np.nan
+    with pytest.raises(NonFiniteError, match="1 of 10 points"):
+        fit(points, values)

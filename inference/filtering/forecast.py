@@ -104,7 +104,7 @@ def _future(template: PyTree, inputs: PyTree, horizon: int, name: str) -> PyTree
     found = jax.tree.structure(inputs)
     if str(wanted) != str(found) or any(jnp.shape(x)[:1] != (horizon,) for x in jax.tree.leaves(inputs)):
         raise ModelError(
-            "forecast(inputs=...) does not fit the Markov chain's inputs",
+            "forecast(inputs=...) does not fit the Markov block's inputs",
             site=name,
             expected=f"{wanted} with leading axes of {horizon}" if template["u"] is not None else "no inputs",
             found=f"{found}: {[jnp.shape(x) for x in jax.tree.leaves(inputs)]}",

@@ -53,11 +53,11 @@ class OnlineFilter:
     """A particle filter that takes one observation at a time.
 
     Args:
-        bound: a model with a Markov chain, bound to data of any length of at least 1: it tells shapes only.
+        bound: a model with a Markov block, bound to data of any length of at least 1: it tells shapes only.
         params: constrained values of every other latent site.
         num_particles: N.
         method: :class:`mcx.ParticleFilter` by default.
-        name: of the Markov chain, where the model has several.
+        name: of the Markov block, where the model has several.
 
     Raises:
         The errors of :func:`mcx.filter`.
@@ -95,7 +95,7 @@ class OnlineFilter:
             key: a typed JAX key or an int.
             y: the observation of time 0: an array, or a dictionary where the model's ``obs`` is one; NaN
                 where missing.
-            inputs: the Markov chain's input of this time, if it has any.
+            inputs: the Markov block's input of this time, if it has any.
             missing: mask, where the model has ``missing=``.
 
         Raises:

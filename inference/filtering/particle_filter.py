@@ -70,7 +70,7 @@ class ParticleFilter(Settings):
                     f"ParticleFilter(kind={kind!r}) needs {argument}=",
                     site=space.name,
                     expected=f"mcx.markov({space.name!r}, ..., {argument}=...)",
-                    remedy=f"give the Markov chain a {argument} (NumPyro's scan takes none), or use "
+                    remedy=f"give the Markov block a {argument} (NumPyro's scan takes none), or use "
                     "kind='bootstrap'",
                 )
         return space

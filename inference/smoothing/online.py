@@ -49,11 +49,11 @@ class OnlineSmoother:
     """PaRIS that takes one observation at a time, with memory O(N) however long it runs.
 
     Args:
-        bound: a model with a Markov chain, bound to data of any length of at least 1: it tells shapes only.
+        bound: a model with a Markov block, bound to data of any length of at least 1: it tells shapes only.
         functional: see :func:`mcx.smooth`; summed over time.
         params: constrained values of every other latent site.
         method: :class:`mcx.PaRIS` by default.
-        name: of the Markov chain, where the model has several.
+        name: of the Markov block, where the model has several.
 
     Raises:
         MethodError: for a functional with ``by_time=True``, which has no end here.

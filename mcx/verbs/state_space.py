@@ -1,4 +1,4 @@
-"""The front door for Markov chains in models: filter, smooth, maximise the likelihood."""
+"""The front door for Markov blocks (chains with emissions) in models: filter, smooth, maximise the likelihood."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def filter(
     """Filter a state-space model: the law of the state given the observations so far, and the evidence.
 
     Args:
-        bound: a model with a Markov chain (:func:`mcx.markov`, or NumPyro's ``scan``) and its data.
+        bound: a model with a Markov block (:func:`mcx.markov`, or NumPyro's ``scan``) and its data.
         params: constrained values of every other latent site, ``{"phi": 0.9}``.
         num_particles: N.
         method: how; :class:`mcx.ParticleFilter` by default.
@@ -58,7 +58,7 @@ def filter(
         history: what to keep of every time: "moments", "none" (evidence and effective sample size alone),
             "ancestors" (and parents and weights, T x N) or "full" (and the particles).
         quantiles: probabilities of weighted quantiles to keep along with the moments; a sort a step.
-        name: of the Markov chain, where the model has several.
+        name: of the Markov block, where the model has several.
         coords: labels of the dimensions, ``{"time": dates}``.
         progress: see :func:`mcx.infer`.
         checkpoint: see :func:`mcx.infer`.
@@ -70,7 +70,7 @@ def filter(
         there, with ``complete=False``. Costs O(T N).
 
     Raises:
-        CapabilityError: if the model has no Markov chain, or a likelihood on its path outside of it.
+        CapabilityError: if the model has no Markov block, or a likelihood on its path outside of it.
         ModelError, SupportError, DataError: if ``params`` or data cannot be used as they are.
         WeightCollapse: if no particle explains an observation; what was there before is in ``.result``.
         NonFiniteError: if too many potentials are NaN or +inf.
@@ -113,13 +113,13 @@ def forecast(
     """Draw states and observations of the times after the last, each draw with its own parameters.
 
     Args:
-        posterior: of a model with a Markov chain, with draws of parameters and paths: by
+        posterior: of a model with a Markov block, with draws of parameters and paths: by
             :class:`mcx.PMMH`, :class:`mcx.SMC2`, :class:`mcx.ParticleGibbs`, :class:`mcx.NUTS`.
         horizon: number of times ahead.
         key: a typed JAX key or an int.
         inputs: the chain's inputs for these times, with a leading axis of ``horizon``; None where it has
             none.
-        name: of the Markov chain, where the model has several.
+        name: of the Markov block, where the model has several.
 
     Returns:
         Draws by site, (chains x draws, horizon, ...), chain after chain, with ``.quantiles(levels)``. Costs
@@ -127,7 +127,7 @@ def forecast(
 
     Raises:
         ModelError: if inputs are missing or of another structure, or the draws have no path.
-        CapabilityError: if the model has no Markov chain, or its observations to come cannot be drawn.
+        CapabilityError: if the model has no Markov block, or its observations to come cannot be drawn.
     """
     from mcx.inference.filtering.forecast import forecast_draws
 
@@ -162,14 +162,14 @@ def smooth(
     """Smooth a state-space model: the expectation of a functional of the path given all observations.
 
     Args:
-        bound: a model with a Markov chain (:func:`mcx.markov`, or NumPyro's ``scan``) and its data.
+        bound: a model with a Markov block (:func:`mcx.markov`, or NumPyro's ``scan``) and its data.
         functional: ``h(x_prev, x, t)``, summed over the transitions t = 1 .. T-1; an
             :class:`mcx.AdditiveFunctional`; or one of :mod:`mcx.functionals`.
         params: constrained values of every other latent site, ``{"phi": 0.9}``.
         method: :class:`mcx.PPG` (the default), :class:`mcx.PaRIS` or :class:`mcx.FFBS`.
         key: a typed JAX key or an int.
         num_chains: independent chains or runs, vectorised; from 4 on they give the standard error.
-        name: of the Markov chain, where the model has several.
+        name: of the Markov block, where the model has several.
         coords: labels of the dimensions.
         progress: see :func:`mcx.infer`.
         checkpoint: see :func:`mcx.infer`.
@@ -180,7 +180,7 @@ def smooth(
         Value and standard error, pytrees of the functional's structure.
 
     Raises:
-        CapabilityError: if the model has no Markov chain, or its steps have no density.
+        CapabilityError: if the model has no Markov block, or its steps have no density.
         ModelError, SupportError, DataError: if ``params`` or data cannot be used as they are.
         WeightCollapse: if no particle explains an observation.
         NonFiniteError: if too many potentials are NaN or +inf.
@@ -258,14 +258,14 @@ def maximize(
     unconstrained space is fitted to the posterior of any model.
 
     Args:
-        bound: a model and its data; for ``ScoreAscent`` one with a Markov chain, every other latent site
+        bound: a model and its data; for ``ScoreAscent`` one with a Markov block, every other latent site
             being a parameter.
         method: :class:`mcx.ScoreAscent` by default.
         init: constrained values to start from, ``{"phi": 0.5}``; zeros of unconstrained space by default. For
             ``ScoreClimbing``, where chains start, see :func:`mcx.infer`.
         key: a typed JAX key or an int.
         num_chains: chains of ``ScoreClimbing``; ``ScoreAscent(num_smoothers=...)`` has its own.
-        name: of the Markov chain, where the model has several.
+        name: of the Markov block, where the model has several.
         progress: see :func:`mcx.infer`.
         checkpoint: see :func:`mcx.infer`; the runs for the standard errors have directories within.
 

@@ -12,11 +12,13 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from mcx.errors import NonFiniteError
 from mcx.inference.diffusion.integrators.integrate import required_key
 from mcx.inference.diffusion.models.arguments import DENOISER, ByLevel, Point, noise_levels, refuse_scalar
 from mcx.inference.diffusion.models.scores import Denoiser
 from mcx.ops.arrays import array_argument
 from mcx.ops.logspace import as_float
+from mcx.ops.tracing import is_traced
 from mcx.ops.validation import integer, optional, validated
 from mcx.results.estimate import Estimate
 from mcx.types import Key, KeyLike, Scalar
@@ -59,6 +61,7 @@ def log_likelihood(
     Raises:
         MethodError: if an argument makes no sense.
         KeyTypeError: if probes are needed and there is no key.
+        NonFiniteError: if the result is NaN (where arrays are concrete).
 
     The exponential of an estimate with probes is biased upwards, by the factor ``exp(se_probes^2 / 2)``.
 
@@ -77,7 +80,13 @@ def log_likelihood(
         num_probes = 8
     reason = f"log_likelihood(...) estimates traces in {x.size} dimensions"
     key = None if num_probes is None else required_key(key, reason)
-    return _log_likelihood(key, model, x, jnp.asarray(np.log(rho), x.dtype), num_probes=num_probes)
+    found = _log_likelihood(key, model, x, jnp.asarray(np.log(rho), x.dtype), num_probes=num_probes)
+    if not is_traced(found.value) and bool(jnp.isnan(found.value)):
+        raise NonFiniteError(
+            "log_likelihood(...) is NaN",
+            remedy="look for NaN among the point and the model's parameters, and at the model at all levels",
+        )
+    return found
 
 
 @partial(jax.jit, static_argnames="num_probes")

@@ -1,4 +1,4 @@
-"""The front door for Markov blocks (chains with emissions) in models: filter, smooth, maximise the likelihood."""
+"""The front door for Markov blocks in models: filter, smooth, maximise the likelihood."""
 
 from __future__ import annotations
 

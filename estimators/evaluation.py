@@ -47,7 +47,7 @@ def _program(get: Callable[[], Callable[[Any], PyTree] | None]) -> Callable[[PyT
     def arrays(point: Any) -> PyTree:
         function = get()
         assert function is not None  # the caller keeps it
-        return jax.tree.map(_number, function(point), is_leaf=lambda x: x is None)
+        return jax.tree.map(_number, function(point))
 
     @jax.jit
     def program(points: PyTree) -> PyTree:

@@ -277,7 +277,7 @@ CALLS = {
     "diffusion.sample(init=)": (lambda v: drawn(init=v), ""),
     "diffusion.sample(batch_size=)": (lambda v: drawn(batch_size=v), "None huge"),
     "integrate(y)": (lambda v: diffusion.integrate(MIXTURE, v, LEVELS), "list array nans column table"),
-    "integrate(levels)": (lambda v: diffusion.integrate(MIXTURE, jnp.ones(2), v), "list array column masked"),
+    "integrate(levels)": (lambda v: diffusion.integrate(MIXTURE, jnp.ones(2), v), "list array column"),
     "log_likelihood(x)": (
         lambda v: diffusion.log_likelihood(MIXTURE, v, LEVELS),
         "list array nans column table",

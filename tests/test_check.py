@@ -366,7 +366,7 @@ class TestStartingPoints:
             ("posterior", InitializationError, "not understood"),
             ([1.0], InitializationError, "not understood"),
             (True, InitializationError, "not understood"),
-            ({"slope": 0.0, "noise": 1.0}, InitializationError, "site 'intercept'.*no value"),
+            ({"slope": 0.0, "sigma": 1.0}, InitializationError, "site 'sigma'.*no latent site"),
             ({"intercept": "a", "slope": 0.0, "noise": 1.0}, InitializationError, "'intercept'.*no number"),
             (
                 {"intercept": 0.0, "slope": np.zeros(3), "noise": 1.0},

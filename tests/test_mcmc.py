@@ -177,8 +177,8 @@ class TestStartingPoints:
             infer(flat(), mcx.NUTS(), 0, init="prior")
 
     def test_bad_values(self):
-        with pytest.raises(InitializationError, match="site 'noise'"):
-            self.start(init={"intercept": 0.0, "slope": 0.0})
+        with pytest.raises(InitializationError, match="site 'sigma'.*no latent site"):
+            mcx.infer(regression(*regression_data()), mcx.NUTS(), init={"sigma": 0.0}, key=0, progress=False)
         with pytest.raises(InitializationError, match="shape"):
             self.start(init={"intercept": 0.0, "slope": np.zeros(3), "noise": 1.0})
         with pytest.raises(InitializationError, match="not understood"):

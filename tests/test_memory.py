@@ -116,7 +116,7 @@ def test_too_much_memory_says_what_to_lower():
     with pytest.raises(DeviceMemoryError) as caught:
         mcx.run(Huge(), key=0, num_steps=3, num_chains=2, progress=False)
     text = str(caught.value)
-    for part in ("states of 2 chains", "intermediate values of a step", "GiB", "batch_size", "num_particles"):
+    for part in ("states of 2 chains", "intermediate values of a step", "TiB", "batch_size", "num_particles"):
         assert part in text
 
 

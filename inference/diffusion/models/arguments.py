@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
+from mcx.ops.arrays import as_numbers
 from mcx.ops.validation import Rule, function, integer, tuple_of
 from mcx.types import Array, Float
 
@@ -81,7 +82,7 @@ def noise_levels(
             remedy="make them with NumPy, outside of jit and vmap",
         )
     try:
-        rho = np.asarray(value, float)
+        rho = np.asarray(as_numbers(value), float)
     except (TypeError, ValueError):
         rho = np.full((), np.nan)
     rho = rho if rho.ndim == 1 else np.full((), np.nan)

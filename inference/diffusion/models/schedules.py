@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from mcx.errors import MethodError
 from mcx.inference.diffusion.models.arguments import Level
+from mcx.ops.arrays import array_argument
 from mcx.ops.validation import Rule, Settings, function, instance, integer, number, optional, validated
 from mcx.types import Scalar
 
@@ -184,15 +185,12 @@ def discrete(alphas_cumprod: ArrayLike) -> Schedule:
         A schedule; equal numbers give the same object, so that nothing is compiled again.
 
     Raises:
-        MethodError: if the numbers do not form a schedule. A last 0 (pure noise) has no finite rho: leave it
+        MethodError, DataError: if the numbers do not form a schedule. A last 0 (pure noise) has no finite rho: leave it
             out.
 
     Source: Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, for such models.
     """
-    try:
-        found = np.asarray(alphas_cumprod, float)
-    except (TypeError, ValueError):
-        found = np.zeros(())
+    found = np.asarray(array_argument("discrete", "alphas_cumprod", alphas_cumprod), float)
     proper = found.ndim == 1 and len(found) >= 2 and (np.diff(found) < 0).all() and 0 < found[-1]
     if not proper or not found[0] < 1:
         raise MethodError(

@@ -185,8 +185,8 @@ def discrete(alphas_cumprod: ArrayLike) -> Schedule:
         A schedule; equal numbers give the same object, so that nothing is compiled again.
 
     Raises:
-        MethodError, DataError: if the numbers do not form a schedule. A last 0 (pure noise) has no finite rho: leave it
-            out.
+        MethodError, DataError: if the numbers do not form a schedule. A last 0 (pure noise) has no finite
+            rho: leave it out.
 
     Source: Ho, Jain and Abbeel (2020), Denoising diffusion probabilistic models, for such models.
     """

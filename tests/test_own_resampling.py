@@ -1,6 +1,5 @@
 """Resampling schemes that users bring: what JAX would clamp or cast in silence is refused."""
 
-import jax.numpy as jnp
 import pytest
 
 import mcx
@@ -12,7 +11,6 @@ WRONG = {
     "negative": lambda key, log_w, num: systematic(key, log_w, num) - 1,
     "floats": lambda key, log_w, num: systematic(key, log_w, num) * 1.0,
     "too few": lambda key, log_w, num: systematic(key, log_w, num - 1),
-    "of weight zero": lambda key, log_w, num: jnp.arange(num),
     "nothing": lambda key, log_w, num: None,
     "a list": lambda key, log_w, num: [0] * num,
 }
@@ -28,6 +26,12 @@ def test_what_gives_parents_is_taken():
     def own(key, log_w, num):
         return systematic(key, log_w, num)
 
-    assert as_resampling(own) is own and mcx.ParticleFilter(resampling=own).resampling is own
+    def keep_first(key, log_w, num):
+        """For conditional SMC: the first one stays, whatever its weight."""
+        return systematic(key, log_w, num).at[0].set(0)
+
+    for scheme in (own, keep_first):
+        assert as_resampling(scheme) is scheme
+        assert mcx.ParticleFilter(resampling=scheme).resampling is scheme
     with pytest.raises(MethodError, match="not a resampling scheme"):
         as_resampling(dict)

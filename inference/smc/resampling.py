@@ -121,7 +121,7 @@ def as_resampling(scheme: str | Resampling) -> Resampling:
 
 
 def _try(scheme: Resampling) -> None:
-    """Raise MethodError if a scheme gives no indices of parents, in particular where one has all the weight."""
+    """Raise MethodError if a scheme gives no indices of parents, also where one has all the weight."""
     size = 7
     for heavy in (slice(None), 0, size - 1):
         log_w = jnp.full(size, -jnp.inf).at[heavy].set(0.0)

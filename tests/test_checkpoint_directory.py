@@ -156,6 +156,8 @@ def test_draws_in_files_can_be_opened_by_numpy(tmp_path):
 def test_paths_that_are_none(path):
     with pytest.raises(MethodError, match="Checkpoint"):
         mcx.Checkpoint(path)
+    with pytest.raises(MethodError, match="load"):
+        mcx.load(path)
 
 
 @pytest.mark.parametrize("interval", [float("nan"), -1, "5", None, float("inf")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mcx.errors import CheckpointError
-from mcx.ops.validation import instance, validated
+from mcx.ops.validation import validated
+from mcx.run.checkpoint import DIRECTORY_PATH
 from mcx.run.manifest import Entry, Manifest
 from mcx.run.store import Store
 from mcx.types import PyTree
@@ -87,7 +87,7 @@ def load(path: str | Path) -> Saved:
         CheckpointError: if there is no checkpoint.
         CheckpointCorrupt: if a file is damaged.
     """
-    path = validated("load", "path", path, instance((str, os.PathLike), "the path of a directory"))
+    path = validated("load", "path", path, DIRECTORY_PATH)
     store = Store(path)
     manifest = opened(store)
     discard = int(manifest.identity.get("discarded steps", "0"))

@@ -36,6 +36,13 @@ _CODE = "compiled functions"
 _WORTH_WRITING, _MOST_PENDING = 4 * 2**20, 64 * 2**20
 
 
+DIRECTORY_PATH = such_that(
+    lambda path: isinstance(path, str | os.PathLike) and os.fspath(path) not in ("", b""),
+    "the path of a directory",
+)
+"""The rule of checkpoints' paths: an empty one would be the working directory."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where and how often to save a run.
@@ -56,10 +63,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         rules = {
-            "path": such_that(
-                lambda path: isinstance(path, str | os.PathLike) and os.fspath(path) not in ("", b""),
-                "the path of a directory",
-            ),
+            "path": DIRECTORY_PATH,
             "interval": number(0),
             "in_memory": boolean(),
         }

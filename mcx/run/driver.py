@@ -277,7 +277,10 @@ class _Loop:
         if self.chunk_size is not None:
             return min(self.chunk_size, self.programs.capacity, left)
         if self._seconds_per_step is None:
-            return 1  # the speed is not known yet, and what a kill may lose should be little
+            # the speed is not known yet, and what a kill may lose should be little; but what a kernel emits
+            # is computed for a whole buffer at a time
+            alone = self.done < self.discard or type(self.kernel).emit is Kernel.emit
+            return 1 if alone else min(16, left, self.programs.capacity)
         affordable = int(_SECONDS_PER_CHUNK / max(self._seconds_per_step, 1e-9))
         return max(1, min(affordable, self.programs.capacity, left))
 

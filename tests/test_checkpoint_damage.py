@@ -168,7 +168,9 @@ def test_any_manifest_is_refused_or_harmless(begun, data):
         assert found.num_steps == whole.num_steps
         if found.identity.get("discarded steps") == whole.identity["discarded steps"]:
             np.testing.assert_array_equal(found.draws["x"], whole.draws["x"])
-        assert main(["inspect", str(begun)]) == main(["verify", str(begun)]) == 0
+        assert main(["inspect", str(begun)]) == 0
+        # draws are loaded without the state, which verify reads, too
+        assert main(["verify", str(begun)]) == 0 or changed["state"] != json.loads(raw)["state"]
     except CheckpointError:
         assert main(["inspect", str(begun)]) in (0, 1) and main(["verify", str(begun)]) in (0, 1)
     finally:

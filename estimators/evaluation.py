@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 
 from mcx.errors import DataError, NonFiniteError
-from mcx.ops.arrays import NotNumbers, as_numbers
+from mcx.ops.arrays import numbers_of
 from mcx.ops.batches import map_in_batches
 from mcx.ops.tracing import refuse_tracing
 from mcx.types import Array, Bool, Float, PyTree, SiteValues
@@ -58,15 +58,8 @@ def _program(get: Callable[[], Callable[[Any], PyTree] | None]) -> Callable[[PyT
 
 def _number(value: Any) -> Any:
     """A value that a user's function returned, as an array."""
-    try:
-        return as_numbers(value)
-    except NotNumbers as error:
-        raise DataError(
-            "the function returns no number",
-            expected="a number, an array or a pytree of them",
-            found=error.found,
-            remedy=error.remedy,
-        ) from None
+    expected = "a number, an array or a pytree of them"
+    return numbers_of(value, "the function returns no number", expected=expected)
 
 
 def refuse_nothing(leaves: list[Array], name: str = "the function") -> None:

@@ -6,8 +6,7 @@ The largest importance ratios follow a generalised Pareto law whose shape k says
 of the fitted law, which takes most of the noise out of them for a little bias.
 
     >>> import jax, jax.numpy as jnp
-    >>> from mcx.ops.arrays import array_argument
-from mcx.estimators.pareto import khat_of, psis
+    >>> from mcx.estimators.pareto import khat_of, psis
     >>> x = jax.random.normal(jax.random.key(0), (4000,))  # N(0, 1) to stand in for N(0, 1.3^2)
     >>> log_w = 0.5 * x**2 * (1 - 1 / 1.3**2)
     >>> smoothed, khat = psis(log_w)  # normalised log weights; khat 0.47

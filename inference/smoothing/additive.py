@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from mcx.errors import CapabilityError, DataError, MethodError
-from mcx.ops.arrays import NotNumbers, as_numbers
+from mcx.ops.arrays import numbers_of
 from mcx.target import FeynmanKac
 from mcx.types import Array, Float, Int, PyTree, Scalar, Vector
 
@@ -92,18 +92,14 @@ def _float(x: PyTree) -> PyTree:
 
 def _returned(what: str, value: PyTree) -> PyTree:
     """What a user's function returned, as floats; raises DataError if there is no number among it."""
-    leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
-    try:
-        if not leaves:
-            raise NotNumbers(f"a {type(value).__name__} without an entry")
-        return _float(jax.tree.map(as_numbers, value, is_leaf=lambda x: x is None))
-    except NotNumbers as error:
-        raise DataError(
-            "the functional returns no number",
-            expected=f"{what}(...) -> a number, an array or a pytree of them",
-            found=error.found,
-            remedy=error.remedy,
-        ) from None
+    wrong = "the functional returns no number"
+    expected = f"{what}(...) -> a number, an array or a pytree of them"
+    if not jax.tree.leaves(value, is_leaf=lambda x: x is None):
+        raise DataError(wrong, expected=expected, found=f"a {type(value).__name__} without an entry")
+    arrays = jax.tree.map(
+        lambda x: numbers_of(x, wrong, expected=expected), value, is_leaf=lambda x: x is None
+    )
+    return _float(arrays)
 
 
 def _moments(x: PyTree) -> tuple[Vector, Float[Array, "d d"]]:

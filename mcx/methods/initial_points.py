@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mcx.errors import CapabilityError, InitializationError
-from mcx.ops.arrays import NotNumbers, as_numbers
+from mcx.ops.arrays import numbers_of
 from mcx.sites import Site, SiteTable
 from mcx.target import Target
 from mcx.types import Array, Flags, Float, Int, Key, PyTree, Scalar
@@ -141,16 +141,9 @@ def value_by_chain(site: Site, value: ArrayLike, num_chains: int) -> Float[Array
         InitializationError: if it is no array of numbers, or has another shape.
     """
     dtype = site.dtype if site.kind == "discrete" else jnp.result_type(float)
-    try:
-        value = jnp.asarray(as_numbers(value), dtype)
-    except NotNumbers as error:
-        raise InitializationError(
-            "init= has no number for this site",
-            site=site.name,
-            expected=f"an array of shape {site.shape}",
-            found=error.found,
-            remedy=error.remedy,
-        ) from None
+    what, shape = "init= has no number for this site", f"an array of shape {site.shape}"
+    found = numbers_of(value, what, site=site.name, expected=shape, error=InitializationError)
+    value = jnp.asarray(found, dtype)
     if value.shape == site.shape:
         value = jnp.broadcast_to(value, (num_chains, *site.shape))
     if value.shape != (num_chains, *site.shape):

@@ -99,7 +99,7 @@ class BoundModel(BoundProgram):
             ModelError: if a name is no sample site of the model, or a value has the wrong shape.
         """
         known = model_sites(self)
-        values = numbers_by_site("condition", "data", data)
+        values = numbers_by_site("condition(data)", data)
         for name, value in values.items():
             if name not in known or known[name].kind not in ("latent", "discrete", "observed"):
                 raise ModelError(

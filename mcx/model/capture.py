@@ -22,8 +22,8 @@ from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
 from numpyro.infer import util as infer_util
 
-from mcx.errors import DataError, ModelError, SiteNameError
-from mcx.ops.arrays import NotNumbers, as_numbers
+from mcx.errors import ModelError, SiteNameError
+from mcx.ops.arrays import numbers_of
 from mcx.types import Key, SiteValues
 
 type Message = dict[str, Any]
@@ -154,16 +154,8 @@ def _check_statement(msg: Message) -> None:
     if not isinstance(fn, Distribution):
         raise no_distribution(name, fn)
     if msg["is_observed"] and not is_factor(msg):
-        try:
-            msg["value"] = as_numbers(msg["value"])
-        except NotNumbers as error:
-            raise DataError(
-                "the observed value is no array of numbers",
-                site=name,
-                expected="numbers, of one type",
-                found=error.found,
-                remedy=error.remedy,
-            ) from None
+        what = "the observed value is no array of numbers"
+        msg["value"] = numbers_of(msg["value"], what, site=name, expected="numbers, of one type")
 
 
 def check_plate(name: str, size: Any, subsample_size: Any = None) -> None:

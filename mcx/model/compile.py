@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mcx.errors import CapabilityError, DataError, ModelError
+from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
 from mcx.model.capture import Message
 from mcx.model.density import (
@@ -26,7 +26,7 @@ from mcx.model.density import (
 )
 from mcx.model.describe import describe
 from mcx.model.program import BoundProgram
-from mcx.ops.arrays import NotNumbers, as_numbers
+from mcx.ops.arrays import numbers_of
 from mcx.ops.fingerprint import of_code
 from mcx.ops.fork import refuse_fork
 from mcx.ops.lru_cache import LRUCache
@@ -177,7 +177,7 @@ def log_density(bound: BoundProgram, values: SiteValues) -> jax.Array:
             raise subsampling_error(site)
     if unfit := density_error(compiled.sites):
         raise unfit
-    numbers = numbers_by_site("log_density", "values", values)
+    numbers = numbers_by_site("log_density(values)", values)
     latent = [s.name for s in compiled.sites.of_kind("latent", "discrete")]
     missing = [name for name in latent if name not in values]
     unknown = [name for name in values if name not in latent]
@@ -200,27 +200,16 @@ def log_density(bound: BoundProgram, values: SiteValues) -> jax.Array:
     return compiled.log_joint(_data(bound, compiled), numbers)
 
 
-def numbers_by_site(verb: str, argument: str, values: object) -> dict[str, Any]:
+def numbers_by_site(argument: str, values: object) -> dict[str, Any]:
     """Arrays by site from what a user gave; raises ModelError or DataError by the names of both."""
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ModelError(
-            f"{verb}({argument}=) takes values by the names of sites",
+            f"{argument} takes values by the names of sites",
             expected="a dictionary, {'mu': 0.5}",
             found=f"a {type(values).__name__}",
         )
-    found = {}
-    for name, value in values.items():
-        try:
-            found[name] = as_numbers(value)
-        except NotNumbers as error:
-            raise DataError(
-                f"{verb}({argument}=) has no numbers for this site",
-                site=name,
-                expected="an array, or a number",
-                found=error.found,
-                remedy=error.remedy,
-            ) from None
-    return found
+    what = f"{argument} has no numbers for this site"
+    return {name: numbers_of(x, what, site=name) for name, x in values.items()}
 
 
 def fingerprint_model(bound: BoundProgram) -> str:

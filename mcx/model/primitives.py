@@ -14,10 +14,10 @@ import numpyro
 from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
 
-from mcx.errors import DataError, ModelError
+from mcx.errors import ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.capture import SubmodelScope, check_name, check_plate, inside_model, no_distribution
-from mcx.ops.arrays import NotNumbers, as_numbers
+from mcx.ops.arrays import numbers_of
 from mcx.types import PyTree
 
 FACTOR_KINDS = ("likelihood", "prior")
@@ -101,7 +101,9 @@ def deterministic(name: str, value: PyTree) -> PyTree:
     check_name(name)
     if isinstance(value, jax.Array | np.ndarray | np.generic) and value.dtype.kind == "c":
         return numpyro.deterministic(name, value)
-    return numpyro.deterministic(name, _numbers(name, "the value of a deterministic site", value))
+    return numpyro.deterministic(
+        name, numbers_of(value, "the value of a deterministic site is no number", site=name)
+    )
 
 
 def factor(name: str, value: Any, kind: Literal["likelihood", "prior"] = "likelihood") -> None:
@@ -126,18 +128,11 @@ def factor(name: str, value: Any, kind: Literal["likelihood", "prior"] = "likeli
     if not inside_model():
         raise _outside("factor", name)
     check_name(name)
-    unit = Unit(_numbers(name, "the value of a factor", value))
+    unit = Unit(numbers_of(value, "the value of a factor is no number", site=name))
     # the auxiliary mark is NumPyro's own for factors: its tools then leave the site out of predictions
     numpyro.sample(
         name, unit, obs=unit.sample(jax.random.key(0)), infer={"is_auxiliary": True, "mcx_kind": kind}
     )
-
-
-def _numbers(name: str, what: str, value: Any) -> Any:
-    try:
-        return as_numbers(value)
-    except NotNumbers as error:
-        raise DataError(f"{what} is no number", site=name, found=error.found, remedy=error.remedy) from None
 
 
 def _outside(primitive: str, name: str) -> ModelError:

@@ -11,8 +11,7 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 from numpyro import handlers
 
-from mcx.errors import DataError
-from mcx.ops.arrays import NotNumbers, as_numbers, unmasked
+from mcx.ops.arrays import NotNumbers, as_numbers, numbers_of
 
 
 class _Static:
@@ -39,15 +38,8 @@ class _Static:
 def _as_data(leaf: Any, path: tuple[Any, ...] = ()) -> Any | None:
     """The array in an argument, or None if the argument is static."""
     if isinstance(leaf, np.ma.MaskedArray):
-        try:
-            return unmasked(leaf)
-        except NotNumbers as error:
-            raise DataError(
-                f"argument {jax.tree_util.keystr(path[1:])} of the model is masked, which JAX does not know",
-                expected="an array",
-                found=error.found,
-                remedy=error.remedy,
-            ) from None
+        where = jax.tree_util.keystr(path[1:])
+        return numbers_of(leaf, f"argument {where} of the model is masked, which JAX does not know")
     if isinstance(leaf, jax.Array | np.ndarray | np.generic):
         structured = getattr(leaf.dtype, "names", None) is not None
         return leaf if getattr(leaf.dtype, "kind", "V") not in "OUSMm" and not structured else None
@@ -55,9 +47,7 @@ def _as_data(leaf: Any, path: tuple[Any, ...] = ()) -> Any | None:
     if hasattr(leaf, "__array__") and getattr(getattr(leaf, "dtype", None), "kind", "O") in "biufc":
         try:
             return as_numbers(leaf)
-        except (
-            NotNumbers
-        ):  # columns with entries that are missing are objects: the site says so if it is used
+        except NotNumbers:  # a column with missing entries: the site that uses it says so
             return None
     return None
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcx.errors import DataError
+from mcx.errors import DataError, ModelError
 
 
 class NotNumbers(ValueError):
@@ -35,10 +35,10 @@ def as_numbers(value: Any) -> jax.Array | np.ndarray:
             return _real(value)
         raise NotNumbers(f"an array of {value.dtype}")
     if isinstance(value, np.ma.MaskedArray):
-        return _real(unmasked(value))
-    if isinstance(value, set | frozenset | dict) or not (np.isscalar(value) or hasattr(value, "__len__")):
-        if not isinstance(value, numbers.Number | np.ndarray):
-            raise NotNumbers(f"a {type(value).__name__}", "an array, or a list of numbers")
+        return _real(_unmasked(value))
+    sized = np.isscalar(value) or hasattr(value, "__len__") or isinstance(value, numbers.Number)
+    if isinstance(value, set | frozenset | dict) or not sized:
+        raise NotNumbers(f"a {type(value).__name__}", "an array, or a list of numbers")
     if isinstance(value, list | tuple) and any(isinstance(x, jax.Array) for x in jax.tree.leaves(value)):
         try:
             return jnp.asarray(value)
@@ -66,7 +66,7 @@ _OTHER = {
 }
 
 
-def unmasked(value: np.ma.MaskedArray[Any, Any]) -> np.ndarray:
+def _unmasked(value: np.ma.MaskedArray[Any, Any]) -> np.ndarray:
     """The array of a masked array in which nothing is masked; raises NotNumbers if something is."""
     count = int(np.ma.count_masked(value))
     if count:
@@ -102,14 +102,21 @@ def _real[A: (jax.Array, np.ndarray)](array: A) -> A:
     return array
 
 
-def array_argument(owner: str, name: str, value: Any) -> jax.Array | np.ndarray:
-    """An argument as an array of numbers; raises DataError that names it as the user wrote it."""
+def numbers_of(
+    value: Any,
+    what: str,
+    *,
+    expected: str = "an array, or what makes one",
+    site: str | None = None,
+    error: type[ModelError] = DataError,
+) -> jax.Array | np.ndarray:
+    """A user's value as an array of numbers; raises ``error``, which says ``what`` is wrong, otherwise."""
     try:
         return as_numbers(value)
-    except NotNumbers as error:
-        raise DataError(
-            f"{owner}({name}=...) is no array of numbers",
-            expected="an array, or what makes one",
-            found=error.found,
-            remedy=error.remedy,
-        ) from None
+    except NotNumbers as broken:
+        raise error(what, site=site, expected=expected, found=broken.found, remedy=broken.remedy) from None
+
+
+def array_argument(owner: str, name: str, value: Any) -> jax.Array | np.ndarray:
+    """An argument as an array of numbers; raises DataError that names it as the user wrote it."""
+    return numbers_of(value, f"{owner}({name}=...) is no array of numbers")

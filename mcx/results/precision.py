@@ -7,7 +7,7 @@ weights then follow the rounding. The first shows in the value, the second only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from numpy.typing import DTypeLike
 
 from mcx.errors import CapabilityError
 from mcx.model.compile import compile_model
-from mcx.ops.lru_cache import LRUCache
 from mcx.results.advice import Advice
 from mcx.results.posterior import Posterior
 from mcx.target import Target
@@ -24,7 +23,6 @@ from mcx.types import Array, Float
 
 TOLERATED = 0.1  # nats: more of it shows in rates of acceptance and in weights
 _POINTS, _STEPS = 8, 4
-_CACHE: LRUCache[Callable[[Target, Array], Array]] = LRUCache()
 
 
 def precision_advice(posterior: Posterior, suspicious: bool) -> list[Advice]:
@@ -74,9 +72,8 @@ def rounding_noise(posterior: Posterior) -> float:
     side = np.where(np.arange(z.shape[-1]) % 2, -1, 1)
     steps = np.arange(-_STEPS, _STEPS + 1)
     near = some[:, None] + steps[:, None] * (unit * side)[:, None]
-    density = _CACHE.get((target.functions, target.shapes), lambda: jax.jit(_densities))
     try:
-        values = np.asarray(density(target, jnp.asarray(near.astype(z.dtype))), np.float64)
+        values = np.asarray(_densities(target, jnp.asarray(near.astype(z.dtype))), np.float64)
     except CapabilityError:  # priors that have a score but no density
         return 0.0
     values = values[np.isfinite(values).all(-1)]
@@ -87,6 +84,7 @@ def rounding_noise(posterior: Posterior) -> float:
     return float(np.abs(centred - slope[:, None] * steps).max())
 
 
+@jax.jit
 def _densities(target: Target, z: Float[Array, "point step dim"]) -> Float[Array, "point step"]:
     return jax.vmap(jax.vmap(lambda x: target.log_density(target.unravel(x))))(z)
 

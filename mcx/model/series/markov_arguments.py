@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Distribution
 
-from mcx.errors import BroadcastError, DataError, ModelError
+from mcx.errors import BroadcastError, ModelError
 from mcx.model.path_law import Laws, components
-from mcx.ops.arrays import NotNumbers, as_numbers
+from mcx.ops.arrays import numbers_of
 from mcx.ops.validation import integer
 from mcx.types import PyTree
 
@@ -65,16 +65,8 @@ def by_key(name: str, argument: str, values: PyTree) -> dict[str, Any]:
 
 def _numbers(name: str, argument: str, key: str, value: Any) -> Any:
     """An array from what a user gave for all times."""
-    try:
-        return as_numbers(value)
-    except NotNumbers as error:
-        raise DataError(
-            f"{argument}[{key!r}] is no array of numbers" if key else f"{argument}= is no array of numbers",
-            site=name,
-            expected="an array with a leading axis of times",
-            found=error.found,
-            remedy=error.remedy,
-        ) from None
+    what = f"{argument}[{key!r}] is no array of numbers" if key else f"{argument}= is no array of numbers"
+    return numbers_of(value, what, site=name, expected="an array with a leading axis of times")
 
 
 def as_inputs(name: str, inputs: PyTree) -> PyTree:

@@ -186,7 +186,7 @@ def _chosen(target: Target, blocks: dict[str, bool], name: str | None) -> tuple[
 def check_params(bound: BoundModel, space: StateSpace, params: SiteValues | None) -> dict[str, Any]:
     """A state space's parameters as arrays; raises ModelError or SupportError if they do not fit."""
     sites = model_sites(bound)
-    asked = numbers_by_site("filter", "params", {} if params is None else params)
+    asked = numbers_by_site("params=", {} if params is None else params)
     for name in (*space.params, *asked):
         if name not in asked or name not in space.params:
             known = name in space.params

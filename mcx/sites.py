@@ -69,11 +69,15 @@ class Site:
 
 
 class SiteTable:
-    """The sites of a model, in program order. Indexable by name; prints as a table."""
+    """The sites of a model, in program order. Indexable by name; prints as a table.
 
-    def __init__(self, sites: tuple[Site, ...], model: str = "model") -> None:
+    ``fixed_key`` says whether the program asks for random numbers outside of its sites: they are the same in
+    every run.
+    """
+
+    def __init__(self, sites: tuple[Site, ...], model: str = "model", fixed_key: bool = False) -> None:
         self._sites = {s.name: s for s in sites}
-        self.model = model
+        self.model, self.fixed_key = model, fixed_key
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._sites.values())

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
+from numpyro.primitives import Messenger
 
 from mcx.errors import ModelError
-from mcx.model.capture import inside_model
+from mcx.model.callables import Static, around, bind_arguments, checked, name_of, runnable, signature_of
+from mcx.model.capture import handlers_without_run, inside_model
 from mcx.model.check import Report, check
 from mcx.model.compile import log_density, model_sites, numbers_by_site, simulate
 from mcx.model.program import BoundProgram
 from mcx.model.render import render
 from mcx.ops.keys import as_key
+from mcx.ops.lru_cache import LRUCache
 from mcx.sites import SiteTable
 from mcx.types import KeyLike, Scalar
 
@@ -30,14 +32,16 @@ class Model:
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
-        if not callable(fn):
-            raise ModelError("mcx.model needs a function", expected="a callable", found=type(fn).__name__)
-        self.fn = fn
-        functools.update_wrapper(self, fn)
+        self.fn = checked(fn)
+        functools.update_wrapper(self, fn, updated=())  # names and documentation, but no attributes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run inside a model; bind outside of one."""
-        return self.fn(*args, **kwargs) if inside_model() else self.bind(*args, **kwargs)
+        """Run inside a model; bind outside of one, with the effect handlers around it if there are any."""
+        if not inside_model():
+            return self.bind(*args, **kwargs)
+        if (outer := handlers_without_run()) is not None:
+            return Model(_within(outer, self.fn)).bind(*args, **kwargs)
+        return runnable(self.fn)(*args, **kwargs)
 
     def bind(self, *args: Any, **kwargs: Any) -> BoundModel:
         """Bind arguments; nothing runs.
@@ -48,30 +52,23 @@ class Model:
         Raises:
             ModelError: if the arguments do not fit the function's signature.
         """
-        try:
-            bound = inspect.signature(self.fn).bind(*args, **kwargs)
-        except TypeError as error:
-            name = getattr(self.fn, "__name__", "model")
-            raise ModelError(
-                f"{name}: {error}", expected=f"{name}{inspect.signature(self.fn)}", remedy="fix the arguments"
-            ) from None
-        except ValueError:  # callables without a signature take what they are given
+        bound = bind_arguments(self.fn, args, kwargs)
+        if bound is None:  # callables without a signature take what they are given
             return BoundModel.of(self.fn, args, kwargs)
         return BoundModel.of(self.fn, bound.args, bound.kwargs)
 
     def __repr__(self) -> str:
-        try:
-            signature = str(inspect.signature(self.fn))
-        except ValueError:
-            signature = "(...)"
-        return f"<mcx model {getattr(self.fn, '__name__', self.fn)}{signature}>"
+        return f"<mcx model {name_of(self.fn)}{signature_of(self.fn) or '(...)'}>"
 
 
 def model(fn: Callable[..., Any]) -> Model:
     """Make a model of a NumPyro program (a function with ``sample`` statements).
 
     Args:
-        fn: the function; any NumPyro model serves, unchanged.
+        fn: the function; any NumPyro model serves, unchanged, and so does any callable: a function under
+            effect handlers (``handlers.reparam(f, ...)``), a method, a ``functools.partial``, an object with
+            ``__call__`` (an Equinox module, say, whose arrays then count as data). ``jax.jit`` around it is
+            taken off.
 
     Returns:
         A :class:`Model`: call it with data, outside of any model, to get a :class:`BoundModel`.
@@ -85,6 +82,21 @@ class BoundModel(BoundProgram):
 
     Made by :meth:`Model.bind`, or by calling a model outside of any running model.
     """
+
+    def __call__(self) -> Any:
+        """Run inside a model; bind once more, with the effect handlers around it.
+
+        That is how handlers are put around a bound model: ``handlers.reparam(model(y), config)()``.
+        """
+        if not inside_model():
+            raise ModelError(
+                f"{self.name} has its data already",
+                expected="one call, with the data",
+                remedy="pass the bound model on: mcx.infer(model(data), ...)",
+            )
+        if (outer := handlers_without_run()) is not None:
+            return BoundModel.of(_within(outer, _Named(self.name)), (self,))
+        return self.run()
 
     def condition(self, data: Mapping[str, Any]) -> BoundModel:
         """Observe further sites.
@@ -181,6 +193,37 @@ class BoundModel(BoundProgram):
             MethodError: on an unknown format.
         """
         return render(self, format)
+
+
+class _Named:
+    """Run a bound model; it has its name."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, bound: BoundModel) -> Any:
+        return bound.run()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Named) and self.__name__ == other.__name__
+
+    def __hash__(self) -> int:
+        return hash((_Named, self.__name__))
+
+
+_MADE: LRUCache[tuple[Sequence[Messenger], Callable[..., Any]]] = LRUCache(64)
+
+
+def _within(outer: Sequence[Messenger], fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function under copies of effect handlers, the outermost first; the same one for the same handlers."""
+
+    def make() -> tuple[Sequence[Messenger], Callable[..., Any]]:
+        made = fn
+        for handler in reversed(outer):
+            made = around(handler, made)
+        return outer, made
+
+    return _MADE.get((tuple(map(id, outer)), Static(fn)), make)[1]
 
 
 def _broadcasts(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:

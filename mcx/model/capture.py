@@ -33,7 +33,9 @@ type SiteTrace = Mapping[str, Message]
 """Recorded sites, by name."""
 
 _JACOBIAN = "jacobian"  # infer["mcx_kind"] of the factors that hold log Jacobians
+_FIXED = "fixed"  # infer["mcx_kind"] of latent sites that have their values from a handler of the user's
 
+_ASSIGNED = "_mcx_assigned"  # marks messages that have their values from us
 
 # NumPyro has one stack of effect handlers for all threads: one program runs at a time
 _ALONE = threading.RLock()
@@ -54,6 +56,32 @@ def _alone() -> Iterator[None]:
 def inside_model() -> bool:
     """Whether an effect handler is active in this thread, which means that a model is running."""
     return bool(primitives._PYRO_STACK) and _runner in (None, threading.get_ident())
+
+
+# handlers that change a program and do not run it: no keys, no records
+_CHANGES = tuple(
+    getattr(numpyro.handlers, name)
+    for name in (
+        "block",
+        "collapse",
+        "condition",
+        "do",
+        "infer_config",
+        "lift",
+        "mask",
+        "reparam",
+        "scale",
+        "scope",
+        "substitute",
+        "uncondition",
+    )
+)
+
+
+def handlers_without_run() -> list[primitives.Messenger] | None:
+    """The active handlers, outermost first, if nothing runs a model; None if something does."""
+    stack = list(primitives._PYRO_STACK)
+    return stack if all(type(h) in _CHANGES for h in stack) else None
 
 
 def active_plates() -> tuple[tuple[str, int, int], ...]:
@@ -93,6 +121,18 @@ class _DefaultKey(primitives.Messenger):
             msg["value"] = jax.random.key(0)
 
 
+class _Asked(primitives.Messenger):
+    """Note whether the program within asks for a key that it does not have."""
+
+    def __init__(self, recorder: _Recorder, fn: Callable[[], Any]) -> None:
+        super().__init__(fn)
+        self.recorder = recorder
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] == "prng_key" and msg["value"] is None and msg["kwargs"]["rng_key"] is None:
+            self.recorder.asks_for_key = True
+
+
 class _Recorder(primitives.Messenger):
     """Collect every site in program order; report a repeated name instead of asserting."""
 
@@ -102,6 +142,7 @@ class _Recorder(primitives.Messenger):
         self.duplicates: list[str] = []
         self.clashes: list[str] = []  # names of both a plate and a site
         self.scanned: set[str] = set()  # names of the sites in bodies of scans
+        self.asks_for_key = False  # by numpyro.prng_key(), outside of sites
         self._after_scan = False  # whether sites that are repeated now come from a scan, not a cond
 
     def process_message(self, msg: Message) -> None:
@@ -206,17 +247,53 @@ def record(
     ``resample_observed`` observed sites are drawn afresh, while factor statements keep their value.
     """
     with _recording() as recorder:
-        program = fn
+        program: Callable[[], Any] = _Asked(recorder, fn)
         if resample_observed:
             program = _Uncondition(program)
         if values is not None:
-            program = numpyro.handlers.substitute(program, data=dict(values))
+            program = _Assign(program, data=dict(values))
         if substitute_fn is not None:
-            program = numpyro.handlers.substitute(program, substitute_fn=substitute_fn)
+            program = _Assign(program, substitute_fn=_unless_fixed(substitute_fn))
         if key is not None:
             program = numpyro.handlers.seed(program, rng_seed=key)
         program()
     return recorder
+
+
+def is_fixed(site: Message) -> bool:
+    """Whether a handler of the user's gave a latent site its value, as ``substitute`` does; it has a mark."""
+    return site["infer"].get("mcx_kind") == _FIXED
+
+
+class _Assign(numpyro.handlers.substitute):
+    """``numpyro.handlers.substitute`` that leaves the values alone which handlers of the user's gave."""
+
+    def process_message(self, msg: Message) -> None:
+        if msg["type"] != "sample":
+            super().process_message(msg)
+        elif not _fixed(msg):
+            super().process_message(msg)
+            msg[_ASSIGNED] = msg["value"] is not None
+
+
+def _unless_fixed(assign: Callable[[Message], Array | None]) -> Callable[[Message], Array | None]:
+    """The same for the sites of a scan, which are assigned one at a time."""
+
+    def value(site: Message) -> Array | None:
+        if site["type"] == "sample" and _fixed(site):
+            return None
+        found = assign(site)
+        site[_ASSIGNED] = found is not None
+        return found
+
+    return value
+
+
+def _fixed(msg: Message) -> bool:
+    if msg["value"] is None or msg["is_observed"] or _is_done(msg) or msg.get(_ASSIGNED):
+        return False
+    msg["infer"] = {**msg["infer"], "mcx_kind": _FIXED}
+    return True
 
 
 class _Uncondition(numpyro.handlers.uncondition):
@@ -309,7 +386,7 @@ def _is_done(msg: Message) -> bool:
 def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
     """Run a program at an unconstrained point; log Jacobians appear as factors, see :func:`is_jacobian`."""
     with _recording() as recorder:
-        numpyro.handlers.substitute(fn, substitute_fn=partial(_constrain_site, z))()
+        _Assign(fn, substitute_fn=_unless_fixed(partial(_constrain_site, z)))()
     return recorder.sites
 
 

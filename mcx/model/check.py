@@ -22,7 +22,7 @@ from mcx.errors import (
     SupportError,
 )
 from mcx.model.compile import compile_model
-from mcx.model.density import capability_error
+from mcx.model.density import capability_error, leaks_explained
 from mcx.model.path_law import Emission
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
@@ -62,9 +62,10 @@ class Report:
 
 @contextmanager
 def gradients_explained(model: str) -> Iterator[None]:
-    """Turn JAX's error about loops that it cannot differentiate into one about the model."""
+    """Turn JAX's errors about loops without a derivative, and about leaks, into errors about the model."""
     try:
-        yield
+        with leaks_explained(model):
+            yield
     except ValueError as error:
         if "Reverse-mode differentiation does not work" not in str(error):
             raise
@@ -158,6 +159,11 @@ def _broadcast_problems(site: Site) -> Iterator[ModelError]:
 
 def _notes(target: Target) -> list[str]:
     notes = []
+    if target.sites.fixed_key:
+        notes.append(
+            "random numbers outside of sites (numpyro.prng_key(), or a site that handlers.block hides) are "
+            "the same in every run: the posterior is that given these numbers"
+        )
     for site in target.sites:
         if site.improper:
             notes.append(f"site '{site.name}' has an improper prior: no prior draws, no evidence")

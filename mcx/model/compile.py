@@ -17,7 +17,9 @@ from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
 from mcx.model.capture import Message
 from mcx.model.density import (
+    complete,
     density_error,
+    leaks_explained,
     sample_sites,
     site_log_prob,
     subsampling_error,
@@ -72,6 +74,11 @@ def model_sites(bound: BoundProgram) -> SiteTable:
 
 def _compiled(bound: BoundProgram) -> _Compiled:
     refuse_fork()
+    with leaks_explained(bound.name):
+        return _found(bound)
+
+
+def _found(bound: BoundProgram) -> _Compiled:
     structure = bound.structure
     shared = _BY_STRUCTURE.get(structure, lambda: _build_abstract(bound))
     if shared is not None:
@@ -112,8 +119,8 @@ def _build(sites: SiteTable, closed: BoundProgram | None) -> _Compiled:
         shapes=tuple((s.name, s.unconstrained_shape) for s in sites.of_kind("latent")),
         sites=sites,
         closed=closed,
-        simulate=jax.jit(partial(_simulate, run)),
-        log_joint=jax.jit(partial(_log_joint, run)),
+        simulate=jax.jit(partial(_simulate, run, sites)),
+        log_joint=jax.jit(partial(_log_joint, run, sites)),
         observed=jax.jit(partial(_observed, run, frozenset(s.name for s in sites.of_kind("observed")))),
     )
 
@@ -126,11 +133,13 @@ def _data(bound: BoundProgram, compiled: _Compiled) -> PyTree:
     return () if compiled.closed is not None else bound
 
 
-def _simulate(run: Callable[[Any], Any], data: PyTree, key: Key, values: SiteValues) -> dict[str, Array]:
+def _simulate(
+    run: Callable[[Any], Any], sites: SiteTable, data: PyTree, key: Key, values: SiteValues
+) -> dict[str, Array]:
     recorder = capture.record(run(data), key=key, values=values, resample_observed=True)
     return {
         name: jnp.asarray(s["value"])
-        for name, s in recorder.sites.items()
+        for name, s in complete(recorder.sites, sites).items()
         if s["type"] == "deterministic" or (s["type"] == "sample" and not capture.is_factor(s))
     }
 
@@ -144,7 +153,8 @@ def simulate(bound: BoundProgram, key: jax.Array) -> dict[str, jax.Array]:
     """Draw every site of a model from its prior. See :meth:`BoundModel.simulate`."""
     compiled = _compiled(bound)
     refuse_improper(compiled.sites, "simulate")
-    return compiled.simulate(_data(bound, compiled), key, {})
+    with leaks_explained(bound.name):
+        return compiled.simulate(_data(bound, compiled), key, {})
 
 
 def refuse_improper(sites: SiteTable, verb: str) -> None:
@@ -158,9 +168,9 @@ def refuse_improper(sites: SiteTable, verb: str) -> None:
             )
 
 
-def _log_joint(run: Callable[[Any], Any], data: PyTree, values: SiteValues) -> Scalar:
+def _log_joint(run: Callable[[Any], Any], sites: SiteTable, data: PyTree, values: SiteValues) -> Scalar:
     recorder = capture.record(run(data), values=values)
-    return total([jnp.sum(_term(s)) for s in sample_sites(recorder.sites)])
+    return total([jnp.sum(_term(s)) for s in sample_sites(complete(recorder.sites, sites))])
 
 
 def _term(site: Message) -> Array:
@@ -197,7 +207,8 @@ def log_density(bound: BoundProgram, values: SiteValues) -> jax.Array:
                 expected=f"shape {wanted}",
                 found=f"shape {jnp.shape(value)}",
             )
-    return compiled.log_joint(_data(bound, compiled), numbers)
+    with leaks_explained(bound.name):
+        return compiled.log_joint(_data(bound, compiled), numbers)
 
 
 def numbers_by_site(argument: str, values: object) -> dict[str, Any]:

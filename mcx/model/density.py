@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from mcx.errors import CapabilityError
+from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
 from mcx.model.capture import Message
 from mcx.model.support import log_prob_in_support
@@ -26,7 +28,7 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
     def replayed(data: PyTree, z: PyTree) -> capture.SiteTrace:
         if refuse is not None:
             raise refuse
-        return capture.replay(run(data), z)
+        return complete(capture.replay(run(data), z), sites)
 
     def with_densities(data: PyTree, z: PyTree) -> capture.SiteTrace:
         if refuse is None and no_density is not None:
@@ -56,7 +58,7 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         return {n: dist.biject_to(trace[n]["fn"].support).inv(trace[n]["value"]) for n in latent}
 
     def unconstrain(data: PyTree, values: PyTree) -> dict[str, Array]:
-        return inverted(capture.record(run(data), values=values).sites)
+        return inverted(complete(capture.record(run(data), values=values).sites, sites))
 
     def pointwise(data: PyTree, z: PyTree) -> dict[str, Array]:
         return {s["name"]: site_log_prob(s) for s in sample_sites(replayed(data, z)) if not in_prior(s)}
@@ -67,7 +69,7 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         return {s["name"]: site_log_prob(s) for s in terms}
 
     def sample_prior(data: PyTree, key: Key) -> dict[str, Array]:
-        return inverted(capture.record(run(data), key=key).sites)
+        return inverted(complete(capture.record(run(data), key=key).sites, sites))
 
     proper = not any(
         s.improper or (s.kind == "latent" and s.weighted) or (s.kind == "factor" and not s.likelihood)
@@ -83,6 +85,37 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         replayed,
         sample_prior if proper else None,
     )
+
+
+def complete(trace: capture.SiteTrace, sites: SiteTable) -> capture.SiteTrace:
+    """The recorded sites; raises ModelError if one is not there that was there when the model was read."""
+    for site in sites:
+        if site.kind not in ("plate", "param") and site.name not in trace:
+            raise unseen(sites.model, site.name)
+    return trace
+
+
+def unseen(model: str, site: str | None = None) -> ModelError:
+    """The error about a model whose statements are hidden by a compiled function, or differ between runs."""
+    return ModelError(
+        f"{model} is not the same program whenever it runs: a statement was there when the model was read, "
+        "and is not any more"
+        if site is not None
+        else f"{model} has statements whose values stay within a compiled function",
+        site=site,
+        expected="sample statements outside of jax.jit, jax.lax.scan, jax.vmap and the like, in every run",
+        remedy="take jax.jit off the function that holds them: mcx compiles the whole model; "
+        "for loops use numpyro.contrib.control_flow.scan",
+    )
+
+
+@contextmanager
+def leaks_explained(model: str) -> Iterator[None]:
+    """Turn JAX's error about values that leave a compiled function into one about the model."""
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError as error:
+        raise unseen(model) from error
 
 
 def sample_sites(trace: capture.SiteTrace) -> list[Message]:

@@ -28,13 +28,16 @@ def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
     Raises DuplicateSiteError, SiteNameError or ModelError if the program cannot be a model.
     """
     found: list[Site] = []
+    asked = False
 
     def run(data: PyTree) -> None:
+        nonlocal asked
         recorder = capture.record(
             (bound if concrete else data).run,
             key=jax.random.key(0),
             substitute_fn=capture.unconstrained_prototype,
         )
+        asked = recorder.asks_for_key
         if recorder.clashes:
             raise SiteNameError(
                 "the name is also that of a plate, which is a dimension of the results",
@@ -56,7 +59,7 @@ def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
                 found.append(replace(site, scanned=name in recorder.scanned))
 
     jax.eval_shape(run, () if concrete else bound)
-    return SiteTable(_with_time(found), bound.name)
+    return SiteTable(_with_time(found), bound.name, fixed_key=asked)
 
 
 def _with_time(sites: list[Site]) -> tuple[Site, ...]:
@@ -115,6 +118,9 @@ def _sample_site(msg: Message) -> Site:
             weighted=weighted,
             plates=plates,
         )
+    if capture.is_fixed(msg):
+        dims = _dims(name, shape, len(shape) - len(event), plates)
+        return Site(name, "deterministic", shape=shape, dtype=_dtype(value), plates=plates, dims=dims)
     common: dict[str, Any] = {
         "distribution": distribution_name(fn),
         "batch_shape": batch,

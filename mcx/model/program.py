@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -11,28 +10,8 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 from numpyro import handlers
 
+from mcx.model.callables import Static, bind_arguments, is_tree, name_of, runnable, state_of
 from mcx.ops.arrays import NotNumbers, as_numbers, numbers_of
-
-
-class _Static:
-    """A static argument that caches can compare: by type and value, or by identity if unhashable."""
-
-    __slots__ = ("_key", "value")
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        try:
-            hash(value)
-            # floats by their text: 0.0 == -0.0, and nan equals nothing
-            self._key = (type(value), repr(value) if isinstance(value, float | complex) else value)
-        except TypeError:
-            self._key = (type(value), id(value))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
 
 
 def _as_data(leaf: Any, path: tuple[Any, ...] = ()) -> Any | None:
@@ -54,12 +33,15 @@ def _as_data(leaf: Any, path: tuple[Any, ...] = ()) -> Any | None:
 
 @jax.tree_util.register_pytree_node_class
 class BoundProgram:
-    """A NumPyro program with its arguments, a pytree: array arguments are leaves, the rest is static."""
+    """A NumPyro program with its arguments, a pytree: array arguments are leaves, the rest is static.
+
+    A program that is a pytree itself, such as a network, has its arrays among the leaves.
+    """
 
     def __init__(
-        self, fn: Callable[..., Any], treedef: PyTreeDef, slots: tuple[Any, ...], data: tuple[Any, ...]
+        self, code: Static | None, treedef: PyTreeDef, slots: tuple[Any, ...], data: tuple[Any, ...]
     ):
-        self.fn, self._treedef, self._slots, self.data = fn, treedef, slots, data
+        self._code, self._treedef, self._slots, self.data = code, treedef, slots, data
 
     @classmethod
     def of(
@@ -70,46 +52,57 @@ class BoundProgram:
         conditions: Mapping[str, Any] | None = None,
     ) -> Self:
         """Bind ``fn`` to arguments and to conditioned values."""
-        given = (args, dict(kwargs or {}), dict(conditions or {}))
+        tree = is_tree(fn)
+        given = (args, dict(kwargs or {}), dict(conditions or {}), fn if tree else None)
         paths, treedef = jax.tree_util.tree_flatten_with_path(given)
         leaves = [leaf for _, leaf in paths]
         arrays = [_as_data(leaf, path) for path, leaf in paths]
-        slots = (_Static(leaf) if a is None else None for leaf, a in zip(leaves, arrays, strict=True))
-        return cls(fn, treedef, tuple(slots), tuple(a for a in arrays if a is not None))
+        slots = (Static(leaf) if a is None else None for leaf, a in zip(leaves, arrays, strict=True))
+        code = None if tree else Static(fn)
+        return cls(code, treedef, tuple(slots), tuple(a for a in arrays if a is not None))
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         """The data, and all that is static."""
-        return self.data, (self.fn, self._treedef, self._slots)
+        return self.data, (self._code, self._treedef, self._slots)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Any) -> Self:
         """Inverse of :meth:`tree_flatten`."""
-        fn, treedef, slots = aux
-        return cls(fn, treedef, slots, tuple(children))
+        code, treedef, slots = aux
+        return cls(code, treedef, slots, tuple(children))
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The user's callable."""
+        found: Callable[..., Any] = self._leaves()[3] if self._code is None else self._code.value
+        return found
 
     @property
     def structure(self) -> tuple[Any, ...]:
         """Hashable identity of everything but the data's values: what compiled programs are cached on."""
         avals = tuple((np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype).name) for x in self.data)
-        return (self.fn, self._treedef, self._slots, avals, bool(jax.config.jax_enable_x64))
+        state = None if self._code is None else state_of(self._code.value)
+        return (self._code, state, self._treedef, self._slots, avals, bool(jax.config.jax_enable_x64))
 
     @property
     def name(self) -> str:
         """Name of the model function."""
-        return getattr(self.fn, "__name__", type(self.fn).__name__)
+        return name_of(self.fn)
 
-    def _unpack(self) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    def _leaves(self) -> Any:
         data = iter(self.data)
         leaves = [next(data) if slot is None else slot.value for slot in self._slots]
-        args, kwargs, conditions = jax.tree_util.tree_unflatten(self._treedef, leaves)
+        return jax.tree_util.tree_unflatten(self._treedef, leaves)
+
+    def _unpack(self) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+        args, kwargs, conditions, _ = self._leaves()
         return args, kwargs, conditions
 
     def arguments(self) -> dict[str, Any]:
         """Arguments by name, defaults included."""
         args, kwargs, _ = self._unpack()
-        try:
-            bound = inspect.signature(self.fn).bind(*args, **kwargs)
-        except ValueError:
+        bound = bind_arguments(self.fn, args, kwargs)
+        if bound is None:
             return {f"arg{i}": a for i, a in enumerate(args)} | kwargs
         bound.apply_defaults()
         return dict(bound.arguments)
@@ -126,10 +119,11 @@ class BoundProgram:
     def run(self) -> Any:
         """Run the program under the active effect handlers and return what it returns."""
         args, kwargs, conditions = self._unpack()
+        fn = runnable(self.fn)
         if conditions:
             with handlers.condition(data=conditions):
-                return self.fn(*args, **kwargs)
-        return self.fn(*args, **kwargs)
+                return fn(*args, **kwargs)
+        return fn(*args, **kwargs)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{k}={_brief(v)}" for k, v in self.arguments().items())

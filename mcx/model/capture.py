@@ -20,9 +20,10 @@ from jax import Array
 from numpyro import primitives
 from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
-from numpyro.infer import util as infer_util
+from numpyro.distributions.util import sum_rightmost
 
 from mcx.errors import ModelError, SiteNameError
+from mcx.model.bijections import bijection
 from mcx.ops.arrays import numbers_of
 from mcx.types import Key, SiteValues
 
@@ -391,8 +392,25 @@ def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
 
 
 def _constrain_site(z: Mapping[str, Any], site: Message) -> Array | None:
+    """The value of a site at a point; states its log Jacobian as a factor, unless that is zero."""
+    name = site["name"]
+    if site["type"] != "sample" or name not in z:
+        return None
+    support, x = site["fn"].support, z[name]
+    to_value = bijection(support)
+    shape = tuple(site["kwargs"].get("sample_shape", ())) + tuple(site["fn"].shape())
+    step = site["infer"].get("_scan_current_index")
+    if step is not None and jnp.ndim(x) > len(to_value.inverse_shape(shape)):
+        x = x[step]
+    base = support.base_constraint if isinstance(support, dist.constraints.independent) else support
+    if base is dist.constraints.real:
+        return x
+    value = to_value(x)
+    log_det = to_value.log_abs_det_jacobian(x, value)
+    extra = jnp.ndim(log_det) - jnp.ndim(value) + len(site["fn"].event_shape)
     with numpyro.handlers.infer_config(config_fn=lambda _: {"mcx_kind": _JACOBIAN}):
-        return infer_util._unconstrain_reparam(z, site)
+        numpyro.factor(f"_{name}_log_det", sum_rightmost(log_det, extra))
+    return value
 
 
 def unconstrained_prototype(site: Message) -> Array | None:
@@ -402,6 +420,6 @@ def unconstrained_prototype(site: Message) -> Array | None:
     fn = site["fn"]
     if fn.support.is_discrete:
         return None
-    bijection = dist.biject_to(fn.support)
+    to_value = bijection(fn.support)
     shape = tuple(site["kwargs"].get("sample_shape", ())) + tuple(fn.shape())
-    return bijection(jnp.zeros(bijection.inverse_shape(shape)))
+    return to_value(jnp.zeros(to_value.inverse_shape(shape)))

@@ -61,7 +61,7 @@ def _conditioned(target: Target, names: tuple[str, ...], hidden: tuple[str, ...]
     }
     sites = SiteTable(tuple(observed.get(s.name, s) for s in sites), sites.model)
     shapes = tuple((name, shape) for name, shape in target.shapes if name not in names)
-    return Target(data, target_functions(run, sites), shapes, sites)
+    return Target(data, target_functions(run, sites, hidden), shapes, sites)
 
 
 def _refuse_moving_supports(target: Target) -> None:

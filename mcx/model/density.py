@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import Array
 
 from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
+from mcx.model.bijections import bijection
 from mcx.model.capture import Message
 from mcx.model.support import log_prob_in_support
 from mcx.sites import Site, SiteTable
@@ -20,15 +20,17 @@ from mcx.target import LogParts, TargetFunctions
 from mcx.types import Key, PyTree, Scalar
 
 
-def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) -> TargetFunctions:
-    """Densities and transforms of ``run(data)``, a program with these sites."""
+def target_functions(
+    run: Callable[[Any], Callable[[], Any]], sites: SiteTable, hidden: Collection[str] = ()
+) -> TargetFunctions:
+    """Densities and transforms of ``run(data)``, a program with these sites, of which it hides some."""
     latent = tuple(s.name for s in sites.of_kind("latent"))
     refuse, no_density = space_error(sites), density_error(sites)
 
     def replayed(data: PyTree, z: PyTree) -> capture.SiteTrace:
         if refuse is not None:
             raise refuse
-        return complete(capture.replay(run(data), z), sites)
+        return complete(capture.replay(run(data), z), sites, hidden)
 
     def with_densities(data: PyTree, z: PyTree) -> capture.SiteTrace:
         if refuse is None and no_density is not None:
@@ -55,10 +57,10 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         return {name: jnp.asarray(trace[name]["value"]) for name in trace if name in kept}
 
     def inverted(trace: capture.SiteTrace) -> dict[str, Array]:
-        return {n: dist.biject_to(trace[n]["fn"].support).inv(trace[n]["value"]) for n in latent}
+        return {n: bijection(trace[n]["fn"].support).inv(trace[n]["value"]) for n in latent}
 
     def unconstrain(data: PyTree, values: PyTree) -> dict[str, Array]:
-        return inverted(complete(capture.record(run(data), values=values).sites, sites))
+        return inverted(complete(capture.record(run(data), values=values).sites, sites, hidden))
 
     def pointwise(data: PyTree, z: PyTree) -> dict[str, Array]:
         return {s["name"]: site_log_prob(s) for s in sample_sites(replayed(data, z)) if not in_prior(s)}
@@ -69,7 +71,7 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
         return {s["name"]: site_log_prob(s) for s in terms}
 
     def sample_prior(data: PyTree, key: Key) -> dict[str, Array]:
-        return inverted(complete(capture.record(run(data), key=key).sites, sites))
+        return inverted(complete(capture.record(run(data), key=key).sites, sites, hidden))
 
     proper = not any(
         s.improper or (s.kind == "latent" and s.weighted) or (s.kind == "factor" and not s.likelihood)
@@ -87,10 +89,10 @@ def target_functions(run: Callable[[Any], Callable[[], Any]], sites: SiteTable) 
     )
 
 
-def complete(trace: capture.SiteTrace, sites: SiteTable) -> capture.SiteTrace:
+def complete(trace: capture.SiteTrace, sites: SiteTable, hidden: Collection[str] = ()) -> capture.SiteTrace:
     """The recorded sites; raises ModelError if one is not there that was there when the model was read."""
     for site in sites:
-        if site.kind not in ("plate", "param") and site.name not in trace:
+        if site.kind not in ("plate", "param") and site.name not in trace and site.name not in hidden:
             raise unseen(sites.model, site.name)
     return trace
 

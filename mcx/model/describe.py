@@ -15,6 +15,7 @@ from numpyro.distributions import Distribution
 
 from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
+from mcx.model.bijections import bijection
 from mcx.model.capture import Message
 from mcx.model.path_law import Emission, PathComponent
 from mcx.model.program import BoundProgram
@@ -145,7 +146,7 @@ def _sample_site(msg: Message) -> Site:
     support = fn.support
     if support is None or support.is_discrete:
         return Site(name, "discrete", **common)
-    unconstrained = jnp.shape(dist.biject_to(support).inv(value))
+    unconstrained = jnp.shape(bijection(support).inv(value))
     return Site(name, "latent", **common, unconstrained_shape=unconstrained, improper=capture.is_improper(fn))
 
 

@@ -45,7 +45,7 @@ def _convergence(posterior: Posterior) -> Iterator[Advice]:
     sites = model_sites(posterior.bound)
     latent = [s.name for s in sites.of_kind("latent") if s.name in posterior.draws]
     rows = scalars(posterior.draws, sites, posterior.info.coords, latent)
-    checked = [pair for pair in rows if np.isfinite(pair[1]).all()]
+    checked = [pair for row in rows for pair in row.smooth() if np.isfinite(pair[1]).all()]
     if len(checked) > _MAX_SCALARS:  # spread over all of them: ESS of thousands takes minutes
         picks = np.linspace(0, len(checked) - 1, _MAX_SCALARS).astype(int)
         checked = [checked[i] for i in picks]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -81,10 +81,29 @@ def _format(column: str, value: float) -> str:
     return f"{value:.{digits}f}" if 1e-4 < abs(value) < 1e6 or value == 0 else f"{value:.2e}"
 
 
+class Scalar(NamedTuple):
+    """A scalar of the sites' draws.
+
+    label: the site's name, with coordinates or indices.
+    values: chain x draw, in float64.
+    angle: whether they are angles, so that -pi and pi are one.
+    """
+
+    label: str
+    values: np.ndarray
+    angle: bool = False
+
+    def smooth(self) -> list[tuple[str, np.ndarray]]:
+        """Labelled scalars without a jump, for diagnostics: of an angle its cosine and its sine."""
+        if not self.angle:
+            return [(self.label, self.values)]
+        return [(f"cos {self.label}", np.cos(self.values)), (f"sin {self.label}", np.sin(self.values))]
+
+
 def scalars(
     draws: Draws, sites: SiteTable, coords: Mapping[str, Any], names: Sequence[str] | None = None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Every scalar of the sites' draws, chain x draw in float64, labelled by coordinates if there are any."""
+) -> Iterator[Scalar]:
+    """Every scalar of the sites' draws, labelled by coordinates if there are any."""
     for name in drawn_sites(draws, sites) if names is None else names:
         values = np.asarray(draws[name])
         if values.dtype.kind not in "biuf":
@@ -93,9 +112,10 @@ def scalars(
         axes = [coords.get(dim, range(size)) for dim, size in zip(dims, values.shape[2:], strict=True)]
         for index in np.ndindex(*values.shape[2:]):
             label = ", ".join(str(axis[i]) for axis, i in zip(axes, index, strict=True))
-            yield (
+            yield Scalar(
                 f"{name}[{label}]" if index else name,
                 values[(slice(None), slice(None), *index)].astype(np.float64),
+                name in sites and sites[name].support.startswith("circular"),
             )
 
 
@@ -113,7 +133,7 @@ def effective_sizes(x: np.ndarray) -> tuple[float, float]:
 
 
 def summarize(
-    draws: Iterable[tuple[str, np.ndarray]],
+    draws: Iterable[Scalar],
     prob: float,
     weights: np.ndarray | None = None,
     cloud: bool = False,
@@ -121,30 +141,54 @@ def summarize(
 ) -> Summary:
     """Summarise scalars, by label, with weights (chain x draw of sum 1) or equal ones.
 
-    Where each chain is one ``cloud`` of particles, errors are known from replicates alone.
+    Where each chain is one ``cloud`` of particles, errors are known from replicates alone. Angles have
+    circular moments, sd ``sqrt(-2 log R)`` with the mean resultant length R, and quantiles about their mean,
+    which may leave (-pi, pi).
     """
-    from arviz_stats.base import array_stats
-
     tail = (1 - prob) / 2
     low, high = f"{100 * tail:g}%", f"{100 * (1 - tail):g}%"
     labels: list[str] = []
     rows: list[list[float]] = []
-    for label, x in draws:
-        labels.append(label)
+    for scalar in draws:
+        labels.append(scalar.label)
+        x = scalar.values
         how: dict[str, Any] = {} if weights is None else {"weights": weights, "method": "inverted_cdf"}
-        quantiles = np.quantile(x, [tail, 0.5, 1 - tail], **how)
-        constant = np.ptp(x) == 0
-        diagnostics = [math.nan] * 4
-        if not constant and np.isfinite(x).all() and x.shape[1] >= 4:
-            diagnostics = [
-                *effective_sizes(x),
-                float(array_stats.rhat(x)) if x.shape[0] > 1 else math.nan,
-                float(error_over_replicates(x, weights) if cloud else array_stats.mcse(x, method="mean")),
-            ]
-        rows.append([*_moments(x, weights), *quantiles, *diagnostics])
+        probs = [tail, 0.5, 1 - tail]
+        if scalar.angle:
+            mean, length = _resultant(x, weights)
+            about = np.angle(np.exp(1j * (x - mean)))
+            moments = (mean, math.sqrt(-2 * math.log(length)) if length > 0 else math.inf)
+            quantiles = mean + np.quantile(about, probs, **how)
+            parts = [_diagnostics(values, weights, cloud) for _, values in scalar.smooth()]
+            least, most = np.min(parts, axis=0), np.max(parts, axis=0)
+            error = _diagnostics(np.sin(about), weights, cloud)[3] / max(length, 1e-12)
+            diagnostics = [*least[:2], most[2], error]
+        else:
+            moments, quantiles = _moments(x, weights), np.quantile(x, probs, **how)
+            diagnostics = _diagnostics(x, weights, cloud)
+        rows.append([*moments, *quantiles, *diagnostics])
     columns = ["mean", "sd", low, "50%", high, "ess_bulk", "ess_tail", "r_hat", "mcse_mean"]
     table = np.asarray(rows, float).reshape(len(rows), len(columns))
     return Summary(labels, {c: table[:, i] for i, c in enumerate(columns)}, head)
+
+
+def _diagnostics(x: np.ndarray, weights: np.ndarray | None, cloud: bool) -> list[float]:
+    """Bulk and tail ESS, r_hat, and the standard error of the mean."""
+    from arviz_stats.base import array_stats
+
+    if np.ptp(x) == 0 or not np.isfinite(x).all() or x.shape[1] < 4:
+        return [math.nan] * 4
+    return [
+        *effective_sizes(x),
+        float(array_stats.rhat(x)) if x.shape[0] > 1 else math.nan,
+        float(error_over_replicates(x, weights) if cloud else array_stats.mcse(x, method="mean")),
+    ]
+
+
+def _resultant(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+    """Circular mean of angles and mean resultant length."""
+    mean = np.average(np.exp(1j * x), weights=weights)
+    return float(np.angle(mean)), float(min(abs(mean), 1.0))
 
 
 def _moments(x: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:

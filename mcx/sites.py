@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from html import escape
 
 
+def safe_name(name: str) -> str:
+    """A site's name in results: "/", which separates groups there, becomes "."."""
+    return name.replace("/", ".")
+
+
 @dataclass(frozen=True)
 class Site:
     """One statement of a model.

@@ -116,9 +116,6 @@ class TestNames:
 
         return model(floats(3))
 
-    def test_with_a_slash(self):
-        assert_refused(self.named("a/b"), SiteNameError, "a/b", 'contains "/"', "rename")
-
     @pytest.mark.parametrize("name", ["chain", "draw", "sample"])
     def test_reserved_for_the_results(self, name):
         assert_refused(self.named(name), SiteNameError, name, "dimension", "rename")

@@ -14,6 +14,7 @@ from mcx.inference.smc.genealogy import unique_ancestors
 from mcx.inference.smc.history import Record
 from mcx.model.bound import BoundModel
 from mcx.model.compile import model_sites
+from mcx.sites import safe_name
 from mcx.target import StateSpace
 from mcx.types import Stats
 
@@ -40,17 +41,21 @@ def filtering_tree(
     names = list(space.state_names)
     time = sites[names[0]].dims[0]
     num_times = stats["ess"].shape[1]  # fewer than the data have, where the run was stopped
-    labels = {k: v[:num_times] if k == time else v for k, v in coords.items()}
-    dims = {name: list(sites[name].dims) for name in names}
+    labels = {safe_name(k): v[:num_times] if k == time else v for k, v in coords.items()}
+    dims = {name: [safe_name(dim) for dim in sites[name].dims] for name in names}
     library = {"inference_library": "mcx", "inference_library_version": __version__}
 
     def dataset(
         data: Mapping[str, np.ndarray], axes: Mapping[Any, Any], leading: list[str], **more: Any
     ) -> xr.Dataset:
         return dict_to_dataset(
-            dict(data), dims=dict(axes), coords={**labels, **more}, sample_dims=leading, attrs=dict(library),
+            {safe_name(k): v for k, v in data.items()},
+            dims={safe_name(k): v for k, v in axes.items()},
+            coords={**labels, **more},
+            sample_dims=leading,
+            attrs=dict(library),
             check_conventions=False,
-        )  # fmt: skip
+        )
 
     groups: dict[str, Any] = {}
     mean, sd, quantiles = summaries
@@ -69,11 +74,13 @@ def filtering_tree(
     groups["smc_stats"] = dataset(by_step, {}, ["chain", "step"])
     observed = {k: np.asarray(v)[:num_times] for k, v in space.observed(space.feynman_kac.inputs).items()}
     if observed:
-        groups["observed_data"] = dataset(observed, {k: list(sites[k].dims) for k in observed}, [])
+        groups["observed_data"] = dataset(
+            observed, {k: [safe_name(d) for d in sites[k].dims] for k in observed}, []
+        )
     if record.particles is not None:
         states = jax.vmap(jax.vmap(jax.vmap(space.states)))(record.particles)
         particles = {k: np.asarray(v) for k, v in states.items()}
         axes = {k: dims[k][1:] for k in particles}
         particles["log_weight"] = np.asarray(record.log_w)
-        groups["weighted_posterior"] = dataset(particles, axes, ["chain", time, "particle"])
+        groups["weighted_posterior"] = dataset(particles, axes, ["chain", safe_name(time), "particle"])
     return DataTree.from_dict(groups, name="mcx")

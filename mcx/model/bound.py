@@ -13,9 +13,9 @@ from numpyro.primitives import Messenger
 
 from mcx.errors import ModelError
 from mcx.model.callables import Static, around, bind_arguments, checked, name_of, runnable, signature_of
-from mcx.model.capture import handlers_without_run, inside_model
 from mcx.model.check import Report, check
 from mcx.model.compile import log_density, model_sites, numbers_by_site, simulate
+from mcx.model.handler_stack import handlers_without_run, inside_model
 from mcx.model.program import BoundProgram
 from mcx.model.render import render
 from mcx.ops.keys import as_key

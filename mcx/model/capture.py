@@ -1,11 +1,10 @@
-"""Everything that touches NumPyro's private parts, in one place; scans are in ``capture_scan.py`` beside it.
+"""What touches NumPyro's private parts: here, in ``capture_scan.py`` and in ``handler_stack.py``.
 
 What these files rely on is pinned by ``tests/test_numpyro_contract.py``.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from numpyro.distributions.util import sum_rightmost
 
 from mcx.errors import ModelError, SiteNameError
 from mcx.model.bijections import bijection
+from mcx.model.handler_stack import alone
 from mcx.ops.arrays import numbers_of
 from mcx.types import Key, SiteValues
 
@@ -33,69 +33,11 @@ type Message = dict[str, Any]
 type SiteTrace = Mapping[str, Message]
 """Recorded sites, by name."""
 
+_REPEATED = ("param", "mutable")  # statements that may be made more than once
 _JACOBIAN = "jacobian"  # infer["mcx_kind"] of the factors that hold log Jacobians
 _FIXED = "fixed"  # infer["mcx_kind"] of latent sites that have their values from a handler of the user's
 
 _ASSIGNED = "_mcx_assigned"  # marks messages that have their values from us
-
-# NumPyro has one stack of effect handlers for all threads: one program runs at a time
-_ALONE = threading.RLock()
-_runner: int | None = None  # the thread whose program runs
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    global _runner
-    with _ALONE:
-        before, _runner = _runner, threading.get_ident()
-        try:
-            yield
-        finally:
-            _runner = before
-
-
-def inside_model() -> bool:
-    """Whether an effect handler is active in this thread, which means that a model is running."""
-    return bool(primitives._PYRO_STACK) and _runner in (None, threading.get_ident())
-
-
-# handlers that change a program and do not run it: no keys, no records
-_CHANGES = tuple(
-    getattr(numpyro.handlers, name)
-    for name in (
-        "block",
-        "collapse",
-        "condition",
-        "do",
-        "infer_config",
-        "lift",
-        "mask",
-        "reparam",
-        "scale",
-        "scope",
-        "substitute",
-        "uncondition",
-    )
-)
-
-
-def handlers_without_run() -> list[primitives.Messenger] | None:
-    """The active handlers, outermost first, if nothing runs a model; None if something does."""
-    stack = list(primitives._PYRO_STACK)
-    return stack if all(type(h) in _CHANGES for h in stack) else None
-
-
-def active_plates() -> tuple[tuple[str, int, int], ...]:
-    """``(name, dim, size)`` of the plates now entered, outermost first."""
-    return tuple(
-        (h.name, h.dim, h.subsample_size) for h in primitives._PYRO_STACK if isinstance(h, primitives.plate)
-    )
-
-
-def scope_prefix() -> str:
-    """The prefix that the active scopes put before the name of a site."""
-    scopes = (h for h in primitives._PYRO_STACK if isinstance(h, numpyro.handlers.scope))
-    return "".join(f"{h.prefix}{h.divider}" for h in scopes)
 
 
 def is_factor(site: Message) -> bool:
@@ -158,6 +100,9 @@ class _Recorder(primitives.Messenger):
         if "name" not in msg or msg["type"] in ("control_flow", "prng_key", "inspect"):
             return
         name = msg["name"]
+        if name in self.sites and msg["type"] == self.sites[name]["type"] and msg["type"] in _REPEATED:
+            self.sites[name] = msg.copy()  # NumPyro's modules look first whether there is a value
+            return
         if name in self.sites:
             plates = (msg["type"] == "plate") + (self.sites[name]["type"] == "plate")
             # plates may be entered many times; only sites that carry values must be unique
@@ -221,7 +166,7 @@ def check_plate(name: str, size: Any, subsample_size: Any = None) -> None:
 def _recording() -> Iterator[_Recorder]:
     recorder = _Recorder()
     try:
-        with _alone(), recorder, _DefaultKey():
+        with alone(), recorder, _DefaultKey():
             yield recorder
     except NotImplementedError as error:
         if "control flow primitive under a `plate`" not in str(error):

@@ -25,7 +25,7 @@ from mcx.model.compile import compile_model
 from mcx.model.density import capability_error, leaks_explained
 from mcx.model.path_law import Emission
 from mcx.model.program import BoundProgram
-from mcx.sites import Site, SiteTable
+from mcx.sites import Site, SiteTable, safe_name
 from mcx.target import Target
 from mcx.types import Key, PyTree, Vector
 
@@ -102,8 +102,16 @@ def check(bound: BoundProgram, key: Key) -> Report:
 
 def static_problems(sites: SiteTable) -> Iterator[ModelError]:
     """Mistakes that the structure alone shows; nothing is computed."""
-    dims = {dim for s in sites for dim in s.dims}
+    dims = {safe_name(dim) for s in sites for dim in s.dims}
+    names: dict[str, str] = {}
     for site in sites:
+        other = names.setdefault(safe_name(site.name), site.name)
+        if other != site.name:
+            yield SiteNameError(
+                f'in results, where "/" becomes ".", the name is that of {other!r}',
+                site=site.name,
+                remedy="rename one of them",
+            )
         if site.kind != "plate":
             yield from _name_problems(site, dims)
         if site.kind == "observed":
@@ -120,13 +128,7 @@ def static_problems(sites: SiteTable) -> Iterator[ModelError]:
 
 
 def _name_problems(site: Site, dims: set[str]) -> Iterator[ModelError]:
-    if "/" in site.name:
-        yield SiteNameError(
-            'the name contains "/", which separates groups in results',
-            site=site.name,
-            remedy='rename it; submodels join their names with "."',
-        )
-    if site.name in dims or site.name in _RESERVED:
+    if safe_name(site.name) in dims or site.name in _RESERVED:
         yield SiteNameError(
             "the name is also that of a dimension, so its values would be lost in results",
             site=site.name,

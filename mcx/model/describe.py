@@ -94,7 +94,8 @@ def _site(msg: Message) -> Site | None:
             dims=_dims(name, shape, len(shape), plates),
         )
     if kind == "param":
-        return Site(name, "param", shape=jnp.shape(msg["value"]) if msg["value"] is not None else ())
+        leaves = jax.tree_util.tree_leaves(msg["value"])
+        return Site(name, "param", shape=jnp.shape(leaves[0]) if len(leaves) == 1 else ())
     if kind != "sample":
         return None
     return _sample_site(msg)

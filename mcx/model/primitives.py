@@ -16,7 +16,8 @@ from numpyro.distributions.distribution import Unit
 
 from mcx.errors import ModelError
 from mcx.model.bound import BoundModel, Model
-from mcx.model.capture import SubmodelScope, check_name, check_plate, inside_model, no_distribution
+from mcx.model.capture import SubmodelScope, check_name, check_plate, no_distribution
+from mcx.model.handler_stack import inside_model
 from mcx.ops.arrays import numbers_of
 from mcx.types import PyTree
 
@@ -27,7 +28,7 @@ def sample(name: str, fn: Any, obs: Any = None, **kwargs: Any) -> Any:
     """Draw a random variable, or observe it; or run a submodel.
 
     Args:
-        name: name of the site; unique within the model, without "/".
+        name: name of the site; unique within the model.
         fn: a distribution, or a bound model (``submodel.bind(...)``), whose sites then join this model
             as ``name.site`` and whose return value is returned.
         obs: observed value; integers only where the distribution is discrete.
@@ -89,7 +90,7 @@ def deterministic(name: str, value: PyTree) -> PyTree:
     """Keep a value that follows from others among the draws.
 
     Args:
-        name: name of the site; unique within the model, without "/".
+        name: name of the site; unique within the model.
         value: an array, of any shape.
 
     Returns:

@@ -6,16 +6,22 @@ so that settings are hashable, print alike, and find the same compiled programs.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 
 import jax
 import numpy as np
 
 from mcx.errors import MethodError
+from mcx.ops.unknown_arguments import refuse_unknown
 
+_ON_THE_VERB = {
+    name: f"it is an argument of the verb: mcx.infer(bound, method, {name}=...)"
+    for name in ("key", "num_chains", "progress", "init", "devices", "checkpoint", "batch_size", "coords")
+}
 _LARGEST = 2**31 - 1  # programs count in 32 bits
 
 
@@ -32,6 +38,14 @@ class Rule(NamedTuple):
     plain: Callable[[Any], Any]
 
 
+class _SignatureOfInit:
+    """What ``inspect.signature`` and ``help`` show of a class that has a ``__new__``: its ``__init__``."""
+
+    def __get__(self, _: object, cls: type) -> inspect.Signature:
+        whole = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+
 class Settings:
     """Base of frozen dataclasses of settings, whose fields are checked when an object is made.
 
@@ -40,6 +54,14 @@ class Settings:
     """
 
     former: ClassVar[Mapping[str, str]] = {}
+    __signature__ = _SignatureOfInit()
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Refuse arguments that there are not, before ``__init__`` does so in Python's words."""
+        owner = next(c for c in cls.__mro__ if "__init__" in vars(c))
+        if "__dataclass_params__" in vars(owner):  # other classes have an __init__ of their own
+            _refuse_arguments(cls, args, kwargs)
+        return super().__new__(cls)
 
     @property
     def name(self) -> str:
@@ -72,6 +94,20 @@ class Settings:
     def refuse(self, name: str, expected: str, remedy: str | None = None) -> NoReturn:
         """Raise for a field that does not fit the others."""
         refuse(type(self).__name__, name, getattr(self, name), expected, remedy)
+
+
+def _refuse_arguments(cls: type, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+    """Raise on arguments that a dataclass does not take."""
+    made = [f for f in fields(cls) if f.init]
+    known = [f.name for f in made]
+    refuse_unknown(cls.__name__, [name for name in kwargs if name not in known], known, _ON_THE_VERB)
+    taken = sum(not f.kw_only for f in made)
+    if len(args) > taken:
+        raise MethodError(
+            f"{cls.__name__} takes its settings by name",
+            expected=f"{cls.__name__}({', '.join(f'{name}=...' for name in known[:3])})",
+            found=f"{args[taken]!r} without a name",
+        )
 
 
 def _identity(value: Any) -> str:

@@ -18,7 +18,7 @@ from mcx.model.compile import compile_model, observed_values
 from mcx.model.density import sample_sites, site_log_prob
 from mcx.results.map_draws import map_draws
 from mcx.results.predictions import Predictions
-from mcx.sites import SiteTable
+from mcx.sites import SiteTable, safe_name
 from mcx.target import Target
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def to_datatree(
         content.update({k: {n: _plain(x) for n, x in v.items()} for k, v in predictions.groups(name).items()})
         if name == "predictions":
             new_dims = _dims(predictions.sites)
-    coords = dict(coords)
+    coords, new_dims = _safe(coords), _safe(new_dims)
+    content = {group: _safe(variables) for group, variables in content.items()}
     library = {"inference_library": "mcx", "inference_library_version": __version__}
     attrs: dict[str, dict[str, Any]] = {group: dict(library) for group in content}
     attrs["/"] = {"mcx_schema": SCHEMA, "model": bound.name, **attributes}
@@ -98,6 +99,10 @@ def to_datatree(
     return tree
 
 
+def _safe(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {safe_name(name): value for name, value in variables.items()}
+
+
 def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
     """Log densities by site at constrained values, of discrete sites too, prior and likelihood apart."""
     terms: dict[str, dict[str, Any]] = {"likelihood": {}, "prior": {}}
@@ -120,7 +125,7 @@ def _plain(x: ArrayLike, keep_bool: bool = False) -> np.ndarray:
 
 
 def _dims(sites: SiteTable) -> dict[Any, Any]:
-    return {s.name: list(s.dims) for s in sites if s.dims}
+    return {safe_name(s.name): [safe_name(dim) for dim in s.dims] for s in sites if s.dims}
 
 
 def check_coords(coords: Mapping[str, Any], sites: SiteTable) -> None:
@@ -169,7 +174,7 @@ def _constant_data(
             if any(_same(array, y) for y in observed.values()):
                 continue
             parts = [name, *(str(getattr(p, "key", getattr(p, "idx", p))) for p in path)]
-            label = ".".join(parts).replace("/", "_")
+            label = safe_name(".".join(parts))
             # a variable named like a dimension would turn into a coordinate and vanish
             found[label + "_data" if label in dims else label] = array
     return found

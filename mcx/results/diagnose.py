@@ -32,6 +32,9 @@ def diagnose(posterior: Posterior, advice: Sequence[Advice] = ()) -> list[Advice
         text = f"{info.num_nonfinite} draws hold a NaN or an infinity: look for log(0), 0/0 or overflow in "
         text += "deterministic sites and in the likelihood (bound.check() helps)"
         found.append(Advice("MCX-W002", text))
+    if held := [site.name for site in model_sites(posterior.bound).of_kind("param")]:
+        text = f"parameters held at their initial values: {', '.join(held)}. No sampler fits numpyro.param; "
+        found.append(Advice("MCX-W017", text + "give them priors (handlers.lift, random_flax_module)"))
     convergence = list(_convergence(posterior))
     rounded = precision_advice(posterior, suspicious=bool(found or advice or convergence))
     return [*found, *rounded, *advice, *convergence]

@@ -15,6 +15,7 @@ from mcx.ops.validation import validated
 from mcx.run.checkpoint import DIRECTORY_PATH
 from mcx.run.manifest import Entry, Manifest
 from mcx.run.store import Store
+from mcx.sites import safe_name
 from mcx.types import PyTree
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Saved:
         from arviz_base import from_dict
 
         content = {
-            "posterior": dict(_flat(self.draws)),
+            "posterior": {safe_name(name): x for name, x in _flat(self.draws)},
             "sample_stats": self.stats,
             "warmup_sample_stats": self.warmup_stats,
         }

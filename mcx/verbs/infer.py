@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcx.errors import MethodError
-from mcx.methods.initial_points import refuse_unknown
+from mcx.errors import KeyTypeError, MethodError
+from mcx.methods.initial_points import refuse_unknown as refuse_unknown_sites
 from mcx.methods.method import Method
 from mcx.model.bound import BoundModel
 from mcx.model.check import gradients_explained
 from mcx.model.compile import model_sites
 from mcx.ops.keys import as_key
+from mcx.ops.unknown_arguments import refuse_unknown as refuse_unknown_arguments
 from mcx.ops.validation import integer, one_of, optional, validated
 from mcx.results.datatree import check_coords
 from mcx.results.diagnose import report_advice
@@ -30,7 +32,7 @@ def infer(
     bound: BoundModel,
     method: Method,
     *,
-    key: KeyLike,
+    key: KeyLike | None = None,
     num_chains: int | None = None,
     progress: bool | str | Progress = True,
     warnings: str = "warn",
@@ -39,6 +41,7 @@ def infer(
     checkpoint: str | Path | Checkpoint | None = None,
     devices: Devices = None,
     batch_size: int | None = None,
+    **unknown: object,
 ) -> Posterior:
     """Draw from the posterior of a model.
 
@@ -61,6 +64,7 @@ def infer(
             ``jax.devices()``, or a mesh; None for the default device.
         batch_size: number of chains that move at once, where all of them would need too much memory for
             intermediate values.
+        **unknown: arguments that there are not; the error says what they are called here.
 
     Returns:
         The posterior. If Ctrl-C interrupts the run, it holds what was drawn, with ``complete=False``.
@@ -73,12 +77,15 @@ def infer(
         CheckpointError: if the checkpoint cannot be written, is in use, damaged, or of another run.
     """
     _check_types(bound, method)
+    _refuse_unknown(unknown, method)
+    if key is None:
+        raise KeyTypeError("infer needs a random key", expected="infer(..., key=0)")
     pure = "mcx.program(bound, method) gives a pure function for jit and vmap; mcx.infer runs outside of them"
     refuse_tracing("infer", pure, bound, key, init)
     validated("infer", "warnings", warnings, one_of("warn", "raise", "ignore"))
     key = as_key(key)
     check_coords({} if coords is None else coords, model_sites(bound))
-    refuse_unknown(init, model_sites(bound))
+    refuse_unknown_sites(init, model_sites(bound))
     with gradients_explained(bound.name):
         posterior = method.infer(
             bound,
@@ -126,6 +133,16 @@ def _check_types(bound: object, method: object) -> None:
         raise MethodError(
             "the second argument is no inference method", expected="e.g. mcx.NUTS()", found=repr(method)
         )
+
+
+def _refuse_unknown(unknown: Mapping[str, object], method: Method) -> None:
+    """Raise on arguments that ``infer`` does not have, with a word on those that are settings of methods."""
+    known = [n for n, p in inspect.signature(infer).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    settings = {
+        name: f"it is a setting of the method: mcx.{method.name}({name}=...)"
+        for name in getattr(method, "__dataclass_fields__", {})
+    }
+    refuse_unknown_arguments("infer", unknown, known, settings)
 
 
 def _load_diagnostics() -> None:

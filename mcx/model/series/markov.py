@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpyro
 
 from mcx.errors import ModelError
-from mcx.model.capture import active_plates, check_name, inside_model, scope_prefix
+from mcx.model.capture import check_name
+from mcx.model.handler_stack import active_plates, inside_model, scope_prefix
 from mcx.model.path_law import Emission, Laws, PathComponent, PathLaw, bare, check_observations
 from mcx.model.series.markov_arguments import (
     as_inputs,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from html import escape
+from typing import Any
 
 
 def safe_name(name: str) -> str:
@@ -40,6 +41,7 @@ class Site:
         scanned: whether it is in the body of a scan; its first axis is time.
         no_density: why its law has no density; empty where it has one.
         diffusion: whether its law is a diffusion model, ``mcx.ScorePrior``.
+        num_values: of a discrete site that is summed out: number of values in the sum; 0 for all others.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Site:
     scanned: bool = False
     no_density: str = ""
     diffusion: bool = False
+    num_values: int = 0
 
     @property
     def observed(self) -> bool:
@@ -77,12 +80,22 @@ class SiteTable:
     """The sites of a model, in program order. Indexable by name; prints as a table.
 
     ``fixed_key`` says whether the program asks for random numbers outside of its sites: they are the same in
-    every run.
+    every run. ``refusal`` says why discrete sites cannot be summed out, where that is so.
     """
 
     def __init__(self, sites: tuple[Site, ...], model: str = "model", fixed_key: bool = False) -> None:
         self._sites = {s.name: s for s in sites}
         self.model, self.fixed_key = model, fixed_key
+        self.refusal: Exception | None = None
+
+    def updated(
+        self, changes: Mapping[str, Mapping[str, Any]], refusal: Exception | None = None
+    ) -> SiteTable:
+        """The same table with other fields of some sites, and why discrete sites cannot be summed out."""
+        sites = tuple(replace(s, **changes.get(s.name, {})) for s in self)
+        table = SiteTable(sites, self.model, self.fixed_key)
+        table.refusal = refusal or self.refusal
+        return table
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._sites.values())
@@ -133,7 +146,13 @@ def _row(site: Site) -> dict[str, str]:
     shape = str(site.size if site.kind == "plate" else site.shape)
     if site.subsample_size is not None:
         shape = f"{site.subsample_size} of {site.size}"
-    flags = {"improper": site.improper, "masked or scaled": site.weighted, "no density": site.no_density}
+    flags: dict[str, object] = {
+        "improper": site.improper,
+        "masked or scaled": site.weighted,
+        "no density": site.no_density,
+    }
+    if site.num_values:
+        flags[f"summed out: {site.num_values} values"] = True
     return {
         "site": site.name,
         "kind": site.kind,

@@ -41,6 +41,10 @@ class TargetFunctions(NamedTuple):
     pointwise, prior_terms: log likelihood by observed site, and log prior density by latent site.
     replayed: the sites as effect handlers saw them.
     sample_prior: ``(data, key) -> z``, or None where the prior cannot be drawn from.
+    probabilities: of the values of discrete sites that are summed out, given the others, an axis of values
+        last; None where there are none. ``constrain`` then draws these sites, and ``pointwise`` has densities
+        given the other observations.
+    constrain_with: ``constrain`` with a key of its own for the discrete sites; None where there are none.
     """
 
     run: Callable[[PyTree], Callable[[], PyTree]]
@@ -51,6 +55,8 @@ class TargetFunctions(NamedTuple):
     prior_terms: Callable[[PyTree, SiteValues], dict[str, Array]]
     replayed: Callable[[PyTree, SiteValues], Mapping[str, dict[str, Any]]]
     sample_prior: Callable[[PyTree, Key], dict[str, Array]] | None
+    probabilities: Callable[[PyTree, SiteValues], dict[str, Array]] | None = None
+    constrain_with: Callable[[PyTree, Key, SiteValues], dict[str, Array]] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -95,6 +101,11 @@ class Target:
     def constrain(self, z: SiteValues) -> dict[str, Array]:
         """Latent and deterministic sites at ``z``, by replay: supports may depend on values."""
         return self.functions.constrain(self.data, z)
+
+    def constrain_with(self, key: Key, z: SiteValues) -> dict[str, Array]:
+        """The same; discrete sites that are summed out are drawn with this key."""
+        draw = self.functions.constrain_with
+        return self.constrain(z) if draw is None else draw(self.data, key, z)
 
     def unconstrain(self, values: SiteValues) -> dict[str, Array]:
         """The point ``z`` of constrained values of every latent site."""

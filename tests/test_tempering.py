@@ -287,7 +287,7 @@ class TestRefusals:
 
         @mcx.model
         def discrete(y):
-            k = mcx.sample("k", dist.Bernoulli(0.5))
+            k = mcx.sample("k", dist.Poisson(0.5))
             mcx.sample("y", dist.Normal(k, 1.0), obs=y)
 
         with pytest.raises(CapabilityError, match="site 'k'"):

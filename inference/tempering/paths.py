@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from mcx.errors import CapabilityError, MethodError
+from mcx.model.density import space_error
 from mcx.sites import Site, SiteTable
 from mcx.target import Target, TargetFunctions
 from mcx.types import Array, Float, Key, PyTree, Scalar, SiteValues, Vector
@@ -156,11 +157,14 @@ def _path(
     target: Target, initial_law: Distribution | float | None, groups: int, dim: str | None
 ) -> tuple[LawPath, LawPathData]:
     for site in target.sites.of_kind("discrete"):
-        raise CapabilityError(
-            "moves need a density on a continuous space",
-            site=site.name,
-            remedy="sum the discrete site out (a mixture distribution, a forward recursion)",
-        )
+        if not site.num_values:
+            raise space_error(target.sites) or CapabilityError("no density", site=site.name)
+        if dim is not None:
+            raise CapabilityError(
+                "a discrete site that is summed out joins observations, which then do not come one by one",
+                site=site.name,
+                remedy="use mcx.TemperedSMC, which needs no order",
+            )
     if target.dim == 0:
         raise CapabilityError("the model has no latent site to draw")
     if initial_law is None and target.sample_prior is None:

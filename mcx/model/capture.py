@@ -329,10 +329,19 @@ def _is_done(msg: Message) -> bool:
     return bool(msg.get("_control_flow_done"))
 
 
-def replay(fn: Callable[[], Any], z: Mapping[str, Any]) -> SiteTrace:
-    """Run a program at an unconstrained point; log Jacobians appear as factors, see :func:`is_jacobian`."""
+def replay(fn: Callable[[], Any], z: Mapping[str, Any], given: SiteValues | None = None) -> SiteTrace:
+    """Run a program at an unconstrained point; log Jacobians appear as factors, see :func:`is_jacobian`.
+
+    ``given`` has values of discrete sites.
+    """
+    given = {} if given is None else given
+
+    def assign(site: Message) -> Array | None:
+        found = given.get(site["name"]) if site["type"] == "sample" else None
+        return _constrain_site(z, site) if found is None else found
+
     with _recording() as recorder:
-        _Assign(fn, substitute_fn=_unless_fixed(partial(_constrain_site, z)))()
+        _Assign(fn, substitute_fn=_unless_fixed(assign))()
     return recorder.sites
 
 

@@ -27,6 +27,8 @@ from mcx.model.density import (
     total,
 )
 from mcx.model.describe import describe
+from mcx.model.discrete_marginal import marginal_functions
+from mcx.model.discrete_plan import DiscretePlan, discrete_plan
 from mcx.model.program import BoundProgram
 from mcx.ops.arrays import numbers_of
 from mcx.ops.fingerprint import of_code
@@ -92,7 +94,7 @@ def _found(bound: BoundProgram) -> _Compiled:
 def _build_abstract(bound: BoundProgram) -> _Compiled | None:
     """A model that takes its data as arguments; None if it asks for their values while it is traced."""
     try:
-        return _build(describe(bound), None)
+        return _build(describe(bound), None, bound)
     except _NEEDS_CONCRETE:
         if any(isinstance(x, jax.core.Tracer) for x in bound.data):
             raise
@@ -102,7 +104,7 @@ def _build_abstract(bound: BoundProgram) -> _Compiled | None:
 def _build_concrete(bound: BoundProgram) -> _Compiled:
     closed = jax.tree_util.tree_map(np.asarray, bound)  # operations on numpy arrays are not traced
     try:
-        return _build(describe(closed, concrete=True), closed)
+        return _build(describe(closed, concrete=True), closed, ())
     except _NEEDS_CONCRETE as error:
         raise ModelError(
             f"{bound.name} branches or indexes in Python on a value that is known only when it runs",
@@ -112,10 +114,19 @@ def _build_concrete(bound: BoundProgram) -> _Compiled:
         ) from error
 
 
-def _build(sites: SiteTable, closed: BoundProgram | None) -> _Compiled:
+def _build(sites: SiteTable, closed: BoundProgram | None, data: PyTree) -> _Compiled:
     run = partial(_program, closed)
+    concrete = not any(isinstance(x, jax.core.Tracer) for x in jax.tree_util.tree_leaves(data))
+    plan = discrete_plan(run, data, sites, concrete)
+    if isinstance(plan, DiscretePlan):
+        sites = sites.updated({n: {"num_values": v.num_values} for n, v in plan.variables.items()})
+    elif plan is not None:
+        sites = sites.updated({}, refusal=plan)
+    functions = target_functions(run, sites)
+    if isinstance(plan, DiscretePlan):
+        functions = marginal_functions(functions, run, sites, plan)
     return _Compiled(
-        functions=target_functions(run, sites),
+        functions=functions,
         shapes=tuple((s.name, s.unconstrained_shape) for s in sites.of_kind("latent")),
         sites=sites,
         closed=closed,

@@ -59,7 +59,8 @@ def _conditioned(target: Target, names: tuple[str, ...], hidden: tuple[str, ...]
         n: replace(sites[n], kind="observed", no_density="" if n in hidden else sites[n].no_density)
         for n in names
     }
-    sites = SiteTable(tuple(observed.get(s.name, s) for s in sites), sites.model)
+    kept = (observed.get(s.name, replace(s, num_values=0)) for s in sites)
+    sites = SiteTable(tuple(kept), sites.model)
     shapes = tuple((name, shape) for name, shape in target.shapes if name not in names)
     return Target(data, target_functions(run, sites, hidden), shapes, sites)
 

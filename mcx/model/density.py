@@ -167,12 +167,16 @@ def density_error(sites: SiteTable) -> CapabilityError | None:
 def space_error(sites: SiteTable) -> CapabilityError | None:
     """The reason why continuous space does not map to the sites' values, or None."""
     for site in sites:
+        if site.num_values:
+            continue
         if site.kind == "discrete" and not site.discrete_support:
             return CapabilityError(
                 f"{site.distribution} declares no support, so nothing maps its values to unconstrained space",
                 site=site.name,
                 remedy="set the distribution's `support`, for example constraints.real",
             )
+        if site.kind == "discrete" and isinstance(sites.refusal, CapabilityError):
+            return sites.refusal
         if site.kind == "discrete":
             return CapabilityError(
                 f"a discrete latent variable ({site.distribution}) has no density on unconstrained space",

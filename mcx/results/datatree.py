@@ -47,7 +47,14 @@ def to_datatree(
     values = {k: v for k, v in draws.items() if k in latent}
     # a run of SMC^2 that was stopped has draws of parameters but not of paths, so that there is no density
     whole = latent <= set(values)
-    terms = map_draws(_density_terms, target, values, _density_terms) if whole else _NO_TERMS
+    density_terms = _density_terms if target.functions.probabilities is None else _marginal_terms
+    terms: dict[str, Any] = _NO_TERMS
+    if values and whole:
+        terms = map_draws(density_terms, target, values, density_terms)
+    elif whole:  # nothing was latent: the same for every draw
+        lead = np.shape(next(iter(sample_stats.values())))[:2]
+        once = density_terms(target, {})
+        terms = jax.tree.map(lambda x: np.broadcast_to(x, (*lead, *np.shape(x))), once)
     observed = {k: _plain(v) for k, v in observed_values(bound).items()}
     content: dict[str, dict[str, Any]] = {
         "posterior": {k: _plain(v) for k, v in draws.items()},
@@ -87,6 +94,12 @@ def to_datatree(
         # a density has no event axes, which from_dict allows for in likelihoods only
         how: dict[str, Any] = {"dims": _dims(target.sites), "coords": coords, "attrs": library}
         tree["log_prior"] = DataTree(dict_to_dataset(log_prior, skip_event_dims=True, **how))
+    if found := terms.get("probabilities"):
+        averages = {safe_name(k): _plain(v).mean(1) for k, v in found.items()}
+        named: dict[Any, Any] = {k: [*_dims(target.sites).get(k, []), f"{k}_value"] for k in averages}
+        tree["probabilities"] = DataTree(
+            dict_to_dataset(averages, dims=named, coords=coords, sample_dims=["chain"], attrs=library)
+        )
     if smc_stats:
         statistics = {k: _plain(v) for k, v in smc_stats.items()}
         times = {s.shape[0]: s.dims[0] for s in target.sites if (s.markov or s.scanned) and s.shape}
@@ -112,6 +125,17 @@ def _density_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
         part = "likelihood" if target.sites[site["name"]].likelihood else "prior"
         terms[part][site["name"]] = site_log_prob(site)
     return terms
+
+
+def _marginal_terms(target: Target, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with discrete sites summed out, and the probabilities of their values."""
+    z = target.unconstrain(values)
+    assert target.functions.probabilities is not None
+    return {
+        "likelihood": target.pointwise(z),
+        "prior": target.prior_terms(z),
+        "probabilities": target.functions.probabilities(target.data, z),
+    }
 
 
 def _plain(x: ArrayLike, keep_bool: bool = False) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 
@@ -80,13 +81,16 @@ class RunInfo:
             complete=result.complete,
             compile_time=result.compile_time,
             run_time=result.run_time,
-            key=f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
-            coords=dict(coords),
-            versions={"mcx": __version__, "jax": jax.__version__, "numpyro": numpyro.__version__},
-            device=str(jax.devices()[0].device_kind),
             dtype=str(dtype),
             num_nonfinite=result.num_nonfinite if num_nonfinite is None else num_nonfinite,
+            **_where(key, coords),
         )
+
+    @classmethod
+    def exact(cls, *, key: Key, coords: Mapping[str, Any], run_time: float) -> RunInfo:
+        """How exact draws were made, without any method."""
+        dtype = str(jnp.result_type(float))
+        return cls(method="Exact", compile_time=0.0, run_time=run_time, dtype=dtype, **_where(key, coords))
 
     def attributes(self) -> dict[str, Any]:
         """As attributes of a file: strings and numbers, which every format can hold."""
@@ -104,6 +108,16 @@ class RunInfo:
             "device": self.device,
             "versions": json.dumps(dict(self.versions)),
         }
+
+
+def _where(key: Key, coords: Mapping[str, Any]) -> dict[str, Any]:
+    """With which key, labels, versions, and on what a run was made."""
+    return {
+        "key": f"{jax.random.key_impl(key)}:{np.asarray(jax.random.key_data(key)).tolist()}",
+        "coords": dict(coords),
+        "versions": {"mcx": __version__, "jax": jax.__version__, "numpyro": numpyro.__version__},
+        "device": str(jax.devices()[0].device_kind),
+    }
 
 
 def fields_of(method: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcx.errors import KeyTypeError, MethodError
+from mcx.errors import MethodError
+from mcx.methods.exact import exact_posterior
 from mcx.methods.initial_points import refuse_unknown as refuse_unknown_sites
 from mcx.methods.method import Method
 from mcx.model.bound import BoundModel
@@ -78,19 +79,20 @@ def infer(
     """
     _check_types(bound, method)
     _refuse_unknown(unknown, method)
-    if key is None:
-        raise KeyTypeError("infer needs a random key", expected="infer(..., key=0)")
     pure = "mcx.program(bound, method) gives a pure function for jit and vmap; mcx.infer runs outside of them"
     refuse_tracing("infer", pure, bound, key, init)
     validated("infer", "warnings", warnings, one_of("warn", "raise", "ignore"))
     key = as_key(key)
     check_coords({} if coords is None else coords, model_sites(bound))
     refuse_unknown_sites(init, model_sites(bound))
+    chains = _num_chains("infer", method, num_chains)
     with gradients_explained(bound.name):
+        if found := exact_posterior(bound, method, key=key, num_chains=chains, coords=coords or {}):
+            return found
         posterior = method.infer(
             bound,
             key=key,
-            num_chains=_num_chains("infer", method, num_chains),
+            num_chains=chains,
             init=init,
             coords=coords or {},
             progress=progress,

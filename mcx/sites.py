@@ -41,6 +41,7 @@ class Site:
         scanned: whether it is in the body of a scan; its first axis is time.
         no_density: why its law has no density; empty where it has one.
         diffusion: whether its law is a diffusion model, ``mcx.ScorePrior``.
+        imputed: whether ``obs_mask=`` made it: members that are not missing have the observed values.
         num_values: of a discrete site that is summed out: number of values in the sum; 0 for all others.
     """
 
@@ -69,6 +70,7 @@ class Site:
     no_density: str = ""
     diffusion: bool = False
     num_values: int = 0
+    imputed: bool = False
 
     @property
     def observed(self) -> bool:

@@ -17,6 +17,7 @@ from numpyro.infer.util import log_density
 
 import mcx
 from mcx.errors import ModelError
+from mcx.model.compile import compile_model
 
 Y = jnp.array([0.5, -1.0])
 VALUES = {"mu": jnp.array(0.3), "t": jnp.array(0.1)}
@@ -247,3 +248,20 @@ def test_models_run_under_handlers_that_run_models():
     with handlers.seed(rng_seed=0):
         assert jnp.ndim(mcx.model(f)(Y)) == 0
     assert set(handlers.trace(handlers.seed(mcx.model(f), 0)).get_trace(Y)) == {"mu", "t", "y"}
+
+
+@pytest.mark.parametrize(
+    ("handler", "power"),
+    [(lambda g: handlers.scale(g, scale=3.0), 3.0), (lambda g: handlers.mask(g, mask=False), 0.0)],
+    ids=["scale", "mask"],
+)
+def test_jacobians_are_not_scaled_or_masked(handler, power):
+    """The density of log x is that of x, to a power, times x: the map has a volume of its own."""
+
+    def positive():
+        numpyro.sample("x", dist.Gamma(2.0, 3.0))
+
+    target = compile_model(mcx.model(handler(positive))())
+    for z in (-0.5, 1.2):
+        expected = power * scipy.stats.gamma.logpdf(np.exp(z), 2, scale=1 / 3) + z
+        np.testing.assert_allclose(target.log_density({"x": jnp.array(z)}), expected, rtol=1e-5)

@@ -12,6 +12,7 @@ from numpyro import handlers
 
 import mcx
 from mcx.errors import InferenceWarning, KeyTypeError, MethodError, SiteNameError
+from mcx.model.compile import compile_model
 
 Y = jnp.array([0.1, 0.2])
 
@@ -115,3 +116,20 @@ def test_parameters_are_at_their_initial_values(key):
     got = mcx.model(model)(Y).log_density({"mu": 0.5})
     expected = dist.Normal(2.0, 1).log_prob(0.5) + dist.Normal(0.5, 1).log_prob(Y).sum()
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_an_improper_site_whose_support_depends_on_another_one():
+    """As in NumPyro's garch example: the Jacobian is that of the interval at hand."""
+
+    def model():
+        a = numpyro.sample("a", dist.Uniform(0, 1))
+        support = dist.constraints.interval(0, 1 - a)
+        numpyro.sample("b", dist.ImproperUniform(support, (), ()))
+
+    target = compile_model(mcx.model(model)())
+    for za, zb in ((0.3, -1.0), (-2.0, 0.7)):
+        a, share = 1 / (1 + np.exp(-za)), 1 / (1 + np.exp(-zb))
+        z = {"a": jnp.array(za), "b": jnp.array(zb)}
+        expected = np.log(a * (1 - a)) + np.log((1 - a) * share * (1 - share))
+        np.testing.assert_allclose(target.log_density(z), expected, rtol=1e-5)
+        np.testing.assert_allclose(target.constrain(z)["b"], (1 - a) * share, rtol=1e-5)

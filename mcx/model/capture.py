@@ -19,7 +19,6 @@ from jax import Array
 from numpyro import primitives
 from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
-from numpyro.distributions.util import sum_rightmost
 
 from mcx.errors import ModelError, SiteNameError
 from mcx.model.bijections import bijection
@@ -34,7 +33,7 @@ type SiteTrace = Mapping[str, Message]
 """Recorded sites, by name."""
 
 _REPEATED = ("param", "mutable")  # statements that may be made more than once
-_JACOBIAN = "jacobian"  # infer["mcx_kind"] of the factors that hold log Jacobians
+JACOBIAN = "jacobian"  # infer["mcx_kind"] of the factors that hold log Jacobians
 _FIXED = "fixed"  # infer["mcx_kind"] of latent sites that have their values from a handler of the user's
 
 _ASSIGNED = "_mcx_assigned"  # marks messages that have their values from us
@@ -52,7 +51,7 @@ def is_improper(fn: Distribution) -> bool:
 
 def is_jacobian(site: Message) -> bool:
     """Whether a replayed site is the log Jacobian of a latent site's bijection; it has a mark."""
-    return site["infer"].get("mcx_kind") == _JACOBIAN
+    return site["infer"].get("mcx_kind") == JACOBIAN
 
 
 class _DefaultKey(primitives.Messenger):
@@ -67,7 +66,7 @@ class _DefaultKey(primitives.Messenger):
 class _Asked(primitives.Messenger):
     """Note whether the program within asks for a key that it does not have."""
 
-    def __init__(self, recorder: _Recorder, fn: Callable[[], Any]) -> None:
+    def __init__(self, recorder: Recorder, fn: Callable[[], Any]) -> None:
         super().__init__(fn)
         self.recorder = recorder
 
@@ -76,7 +75,7 @@ class _Asked(primitives.Messenger):
             self.recorder.asks_for_key = True
 
 
-class _Recorder(primitives.Messenger):
+class Recorder(primitives.Messenger):
     """Collect every site in program order; report a repeated name instead of asserting."""
 
     def __init__(self) -> None:
@@ -89,12 +88,14 @@ class _Recorder(primitives.Messenger):
         self._after_scan = False  # whether sites that are repeated now come from a scan, not a cond
 
     def process_message(self, msg: Message) -> None:
+        """Check a statement."""
         if msg["type"] == "sample" and not _is_done(msg):
             _check_statement(msg)
         elif msg["type"] == "plate":
             check_plate(msg["name"], *msg["args"])
 
     def postprocess_message(self, msg: Message) -> None:
+        """Record it."""
         if msg["type"] == "control_flow":
             self._after_scan = is_scan(msg)
         if "name" not in msg or msg["type"] in ("control_flow", "prng_key", "inspect"):
@@ -163,8 +164,9 @@ def check_plate(name: str, size: Any, subsample_size: Any = None) -> None:
 
 
 @contextmanager
-def _recording() -> Iterator[_Recorder]:
-    recorder = _Recorder()
+def recording() -> Iterator[Recorder]:
+    """Record the sites of what runs within; other threads wait."""
+    recorder = Recorder()
     try:
         with alone(), recorder, _DefaultKey():
             yield recorder
@@ -185,21 +187,21 @@ def record(
     values: SiteValues | None = None,
     substitute_fn: Callable[[Message], Array | None] | None = None,
     resample_observed: bool = False,
-) -> _Recorder:
+) -> Recorder:
     """Run a program once and record its sites.
 
     ``key`` seeds sites that have no value in ``values`` (constrained); without it such sites are an error.
     ``substitute_fn`` is called with each sample site, and returns its value or None. With
     ``resample_observed`` observed sites are drawn afresh, while factor statements keep their value.
     """
-    with _recording() as recorder:
+    with recording() as recorder:
         program: Callable[[], Any] = _Asked(recorder, fn)
         if resample_observed:
             program = _Uncondition(program)
         if values is not None:
-            program = _Assign(program, data=dict(values))
+            program = Assign(program, data=dict(values))
         if substitute_fn is not None:
-            program = _Assign(program, substitute_fn=_unless_fixed(substitute_fn))
+            program = Assign(program, substitute_fn=unless_fixed(substitute_fn))
         if key is not None:
             program = numpyro.handlers.seed(program, rng_seed=key)
         program()
@@ -211,10 +213,11 @@ def is_fixed(site: Message) -> bool:
     return site["infer"].get("mcx_kind") == _FIXED
 
 
-class _Assign(numpyro.handlers.substitute):
+class Assign(numpyro.handlers.substitute):
     """``numpyro.handlers.substitute`` that leaves the values alone which handlers of the user's gave."""
 
     def process_message(self, msg: Message) -> None:
+        """Give a site its value."""
         if msg["type"] != "sample":
             super().process_message(msg)
         elif not _fixed(msg):
@@ -222,8 +225,8 @@ class _Assign(numpyro.handlers.substitute):
             msg[_ASSIGNED] = msg["value"] is not None
 
 
-def _unless_fixed(assign: Callable[[Message], Array | None]) -> Callable[[Message], Array | None]:
-    """The same for the sites of a scan, which are assigned one at a time."""
+def unless_fixed(assign: Callable[[Message], Array | None]) -> Callable[[Message], Array | None]:
+    """:class:`Assign` for the sites of a scan, which are assigned one at a time."""
 
     def value(site: Message) -> Array | None:
         if site["type"] == "sample" and _fixed(site):
@@ -327,44 +330,6 @@ def is_scan(msg: Message) -> bool:
 def _is_done(msg: Message) -> bool:
     """Whether a message only repeats a site that ran inside a scan or cond, for handlers outside."""
     return bool(msg.get("_control_flow_done"))
-
-
-def replay(fn: Callable[[], Any], z: Mapping[str, Any], given: SiteValues | None = None) -> SiteTrace:
-    """Run a program at an unconstrained point; log Jacobians appear as factors, see :func:`is_jacobian`.
-
-    ``given`` has values of discrete sites.
-    """
-    given = {} if given is None else given
-
-    def assign(site: Message) -> Array | None:
-        found = given.get(site["name"]) if site["type"] == "sample" else None
-        return _constrain_site(z, site) if found is None else found
-
-    with _recording() as recorder:
-        _Assign(fn, substitute_fn=_unless_fixed(assign))()
-    return recorder.sites
-
-
-def _constrain_site(z: Mapping[str, Any], site: Message) -> Array | None:
-    """The value of a site at a point; states its log Jacobian as a factor, unless that is zero."""
-    name = site["name"]
-    if site["type"] != "sample" or name not in z:
-        return None
-    support, x = site["fn"].support, z[name]
-    to_value = bijection(support)
-    shape = tuple(site["kwargs"].get("sample_shape", ())) + tuple(site["fn"].shape())
-    step = site["infer"].get("_scan_current_index")
-    if step is not None and jnp.ndim(x) > len(to_value.inverse_shape(shape)):
-        x = x[step]
-    base = support.base_constraint if isinstance(support, dist.constraints.independent) else support
-    if base is dist.constraints.real:
-        return x
-    value = to_value(x)
-    log_det = to_value.log_abs_det_jacobian(x, value)
-    extra = jnp.ndim(log_det) - jnp.ndim(value) + len(site["fn"].event_shape)
-    with numpyro.handlers.infer_config(config_fn=lambda _: {"mcx_kind": _JACOBIAN}):
-        numpyro.factor(f"_{name}_log_det", sum_rightmost(log_det, extra))
-    return value
 
 
 def unconstrained_prototype(site: Message) -> Array | None:

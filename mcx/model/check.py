@@ -23,6 +23,7 @@ from mcx.errors import (
 )
 from mcx.model.compile import compile_model
 from mcx.model.density import capability_error, leaks_explained
+from mcx.model.imputation import without_gaps
 from mcx.model.path_law import Emission
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable, safe_name
@@ -262,7 +263,7 @@ def _observed_flags(target: Target, z: PyTree) -> tuple[dict[str, Any], dict[str
     supported, missing = {}, {}
     for name, site in target.replayed(z).items():
         if name in target.sites and target.sites[name].kind == "observed":
-            observed = jnp.asarray(site["value"])
+            observed = jnp.asarray(without_gaps(site["fn"], site["value"]))
             if isinstance(site["fn"], Emission):
                 missing[name], supported[name] = site["fn"].unusable(observed)
                 continue

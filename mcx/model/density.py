@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from mcx.errors import CapabilityError, ModelError
 from mcx.model import capture
 from mcx.model.bijections import bijection
 from mcx.model.capture import Message
+from mcx.model.imputation import draw_unused, without_gaps
+from mcx.model.replay import replay
 from mcx.model.support import log_prob_in_support
 from mcx.sites import Site, SiteTable
 from mcx.target import LogParts, TargetFunctions
@@ -25,12 +28,13 @@ def target_functions(
 ) -> TargetFunctions:
     """Densities and transforms of ``run(data)``, a program with these sites, of which it hides some."""
     latent = tuple(s.name for s in sites.of_kind("latent"))
+    imputed = tuple(s.name for s in sites.of_kind("latent") if s.imputed)
     refuse, no_density = space_error(sites), density_error(sites)
 
     def replayed(data: PyTree, z: PyTree) -> capture.SiteTrace:
         if refuse is not None:
             raise refuse
-        return complete(capture.replay(run(data), z), sites, hidden)
+        return complete(replay(run(data), z), sites, hidden)
 
     def with_densities(data: PyTree, z: PyTree) -> capture.SiteTrace:
         if refuse is None and no_density is not None:
@@ -71,10 +75,18 @@ def target_functions(
         return {s["name"]: site_log_prob(s) for s in terms}
 
     def sample_prior(data: PyTree, key: Key) -> dict[str, Array]:
-        return inverted(complete(capture.record(run(data), key=key).sites, sites, hidden))
+        trace = complete(capture.record(run(data), key=key).sites, sites, hidden)
+        z = inverted(trace)
+        for name in imputed:
+            z[name] = draw_unused(
+                trace[name]["fn"], z[name], jax.random.fold_in(key, zlib.crc32(name.encode()))
+            )
+        return z
 
     proper = not any(
-        s.improper or (s.kind == "latent" and s.weighted) or (s.kind == "factor" and not s.likelihood)
+        s.improper
+        or (s.kind == "latent" and s.weighted and not s.imputed)
+        or (s.kind == "factor" and not s.likelihood)
         for s in sites
     )
     return TargetFunctions(
@@ -128,6 +140,8 @@ def sample_sites(trace: capture.SiteTrace) -> list[Message]:
 def site_log_prob(site: Message) -> Array:
     """Log density of a recorded site, one entry an independent draw; its scale is applied."""
     fn, value, scale = site["fn"], site["value"], site["scale"]
+    if site["is_observed"]:
+        value = without_gaps(fn, value)
     intermediates = site["intermediates"]
     log_prob = log_prob_in_support(fn, value, *([intermediates] if intermediates else []))
     return log_prob if scale is None else scale * log_prob

@@ -17,6 +17,7 @@ from mcx.errors import DuplicateSiteError, ModelError, SiteNameError
 from mcx.model import capture
 from mcx.model.bijections import bijection
 from mcx.model.capture import Message
+from mcx.model.imputation import observed_part
 from mcx.model.path_law import Emission, PathComponent
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable
@@ -56,6 +57,8 @@ def describe(bound: BoundProgram, concrete: bool = False) -> SiteTable:
             )
         for name, msg in recorder.sites.items():
             site = _site(msg)
+            if site is not None and site.kind == "latent":
+                site = replace(site, imputed=observed_part(msg, recorder.sites) is not None)
             if site is not None:
                 found.append(replace(site, scanned=name in recorder.scanned))
 

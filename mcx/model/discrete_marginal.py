@@ -15,6 +15,7 @@ from mcx.model.density import total
 from mcx.model.discrete_plan import DiscretePlan, Run, pick, plates, tables
 from mcx.model.discrete_tables import Tables, by_level
 from mcx.model.elimination import Draw, Factor, Reduce, eliminate, log_sum_exp
+from mcx.model.replay import replay
 from mcx.sites import SiteTable
 from mcx.target import LogParts, TargetFunctions
 from mcx.types import Key, PyTree, Scalar, SiteValues
@@ -71,7 +72,7 @@ def marginal_functions(
         return {n: by_level(x, variables[n]) for n, x in chosen(made(data, z), log_sum_exp).items()}
 
     def replayed(data: PyTree, z: SiteValues) -> capture.SiteTrace:
-        return capture.replay(run(data), z, draw(made(data, z), _key_of(z)))
+        return replay(run(data), z, draw(made(data, z), _key_of(z)))
 
     def constrain(data: PyTree, z: SiteValues) -> dict[str, Array]:
         return constrain_with(data, _key_of(z), z)

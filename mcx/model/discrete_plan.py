@@ -16,6 +16,7 @@ from mcx.model import capture
 from mcx.model.density import sample_sites, site_log_prob
 from mcx.model.discrete_tables import NotFinite, Tables, Variable, values_of, variable_of
 from mcx.model.elimination import Intractable, eliminate
+from mcx.model.replay import replay
 from mcx.sites import Site, SiteTable
 from mcx.types import Key, PyTree, SiteValues
 
@@ -40,7 +41,7 @@ def program(run: Run, data: PyTree, z: SiteValues, joint: frozenset[str]) -> Cal
     """``values of discrete sites -> (log densities, all values, other sites' values)``, each by site."""
 
     def at(values: SiteValues) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-        trace = capture.replay(run(data), z, values)
+        trace = replay(run(data), z, values)
         densities = {s["name"]: site_log_prob(s) for s in sample_sites(trace)}
         listed = {name: values_of(trace[name]["fn"], name in joint) for name in values}
         others = {

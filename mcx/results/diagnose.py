@@ -56,6 +56,8 @@ def _convergence(posterior: Posterior) -> Iterator[Advice]:
     apart: dict[str, float] = {}
     ess: dict[str, float] = {}
     for name, x in checked:
+        if np.ptp(x) == 0 and sites[name.partition("[")[0]].imputed:
+            continue  # an observed value
         if np.ptp(x, axis=1).min() == 0:
             apart[name], ess[name] = np.inf, 0.0  # a chain that never moved
             continue

@@ -1,11 +1,12 @@
 """Observations and masks of a Markov chain have the shapes that they should have."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import mcx
 import mcx.dist as dist
-from mcx.errors import BroadcastError, McxError, ModelError
+from mcx.errors import BroadcastError, CapabilityError, McxError, ModelError
 
 SHAPES = {
     "two columns": ((), np.ones((4, 2)), "expand"),
@@ -53,3 +54,20 @@ def test_observations_are_scored_once(case):
 def test_masks_that_do_not_fit(mask):
     with pytest.raises(McxError, match="missing="):
         shaped(())(np.ones(4), mask).log_density({"x": np.zeros(4)})
+
+
+def test_laws_that_are_no_pytrees_are_refused_by_name():
+    """NumPyro's HurdleNegativeBinomial2 has a field that is a property."""
+
+    @mcx.model
+    def model(y):
+        mcx.markov(
+            "x",
+            initial=lambda u: dist.HurdleNegativeBinomial2(0.3, 2.0, 1.0),
+            transition=lambda x, u: dist.HurdleNegativeBinomial2(0.3, 1.0 + x, 1.0),
+            emission=lambda x, u: dist.Normal(x, 1.0),
+            obs=y,
+        )
+
+    with pytest.raises(CapabilityError, match=r"site 'x'.*Hurdle.*pytree"):
+        mcx.filter(model(jnp.zeros(3)), num_particles=8, key=0, progress=False)

@@ -9,10 +9,20 @@ import numpyro.distributions as dist
 import pytest
 from jax.example_libraries import stax
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 
 import mcx
-from mcx.errors import InferenceWarning, KeyTypeError, MethodError, SiteNameError
+from mcx.errors import (
+    CapabilityError,
+    DataError,
+    InferenceWarning,
+    KeyTypeError,
+    MethodError,
+    SiteNameError,
+    SupportError,
+)
 from mcx.model.compile import compile_model
+from mcx.model.observed_values import refuse_values
 
 Y = jnp.array([0.1, 0.2])
 
@@ -133,3 +143,56 @@ def test_an_improper_site_whose_support_depends_on_another_one():
         expected = np.log(a * (1 - a)) + np.log((1 - a) * share * (1 - share))
         np.testing.assert_allclose(target.log_density(z), expected, rtol=1e-5)
         np.testing.assert_allclose(target.constrain(z)["b"], (1 - a) * share, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("law", "bad", "error", "text"),
+    [
+        (dist.Normal(0.0, 1.0), [0.1, np.nan], DataError, "1 of the observed values are NaN.*obs_mask="),
+        (dist.LogNormal(0.0, 1.0), [0.1, -2.0], SupportError, "1 that are not, -2"),
+        (dist.Poisson(3.0), [1.0, 2.5], SupportError, "2.5 among them"),
+        (dist.Poisson(3.0), [1, -2], SupportError, "-2 among them"),
+        (dist.Bernoulli(0.3), [0, 2], SupportError, "2 among them"),
+        (dist.Beta(1.0, 2.0), [0.3, 1.7], SupportError, "1.7"),
+        (dist.Categorical(jnp.ones(3) / 3), [0, 3], SupportError, "3 among them"),
+    ],
+    ids=["nan", "negative", "fraction", "negative count", "coin", "share", "class"],
+)
+def test_data_are_looked_at_before_anything_compiles(law, bad, error, text, monkeypatch):
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("z", dist.Normal(mu, 1), obs=0.3)
+        numpyro.sample("y", law, obs=y)
+
+    monkeypatch.setattr(mcx.NUTS, "plan", lambda self, bound: pytest.fail("a method was asked"))
+    with pytest.raises(error, match=f"(?s)site 'y'.*{text}"):
+        mcx.infer(mcx.model(model)(jnp.asarray(bad)), mcx.NUTS(), key=0, progress=False)
+
+
+def test_bounds_are_not_taken_for_their_print():
+    low = 1.23456789
+
+    def model(y):
+        numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Uniform(low, 2.0), obs=y)
+
+    refuse_values(mcx.model(model)(jnp.array([1.234568, 1.9999999])))
+
+
+def test_steps_to_come_have_no_density():
+    def series(y, future=0):
+        s = numpyro.sample("s", dist.HalfNormal(1))
+
+        def body(x, _):
+            x = numpyro.sample("x", dist.Normal(x, s))
+            numpyro.sample("y", dist.Normal(x, 1))
+            return x, x
+
+        with handlers.condition(data={"y": y}):
+            scan(body, 0.0, jnp.arange(len(y) + future))
+
+    bound = mcx.model(series)(Y, future=2)
+    assert bound.simulate(key=0)["x"].shape == (4,)
+    assert any("first steps only" in note for note in bound.check().notes)
+    with pytest.raises(CapabilityError, match=r"(?s)first steps only.*mcx\.predict"):
+        mcx.infer(bound, mcx.NUTS(), key=0, progress=False)

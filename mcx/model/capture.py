@@ -5,6 +5,7 @@ What these files rely on is pinned by ``tests/test_numpyro_contract.py``.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +21,7 @@ from numpyro import primitives
 from numpyro.distributions import Distribution
 from numpyro.distributions.distribution import Unit
 
-from mcx.errors import ModelError, SiteNameError
+from mcx.errors import CapabilityError, ModelError, SiteNameError
 from mcx.model.bijections import bijection
 from mcx.model.handler_stack import alone
 from mcx.ops.arrays import numbers_of
@@ -170,6 +171,16 @@ def recording() -> Iterator[Recorder]:
     try:
         with alone(), recorder, _DefaultKey():
             yield recorder
+    except AssertionError as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not frames or frames[-1].name != "_subs_wrapper":
+            raise
+        raise CapabilityError(
+            "a scan has values for its first steps only, and the others have no density",
+            expected="a value at every step",
+            remedy="infer the model without the steps to come, and predict with them: "
+            "mcx.predict(posterior, model(y, future=...), key=0)",
+        ) from error
     except NotImplementedError as error:
         if "control flow primitive under a `plate`" not in str(error):
             raise

@@ -19,11 +19,11 @@ from mcx.errors import (
     InitializationError,
     ModelError,
     SiteNameError,
-    SupportError,
 )
 from mcx.model.compile import compile_model
 from mcx.model.density import capability_error, leaks_explained
 from mcx.model.imputation import without_gaps
+from mcx.model.observed_values import nan_error, support_error
 from mcx.model.path_law import Emission
 from mcx.model.program import BoundProgram
 from mcx.sites import Site, SiteTable, safe_name
@@ -209,22 +209,10 @@ class _Trial:
                     "dependent ones set the whole vector to NaN",
                 )
             elif count:
-                yield DataError(
-                    f"{count} of the observed values are NaN",
-                    site=name,
-                    expected="finite data",
-                    remedy="drop them, or replace them by any supported value and mask the site "
-                    "(dist.Normal(...).mask(~missing)); masking alone gives NaN gradients",
-                )
+                yield nan_error(sites[name], count)
         for name, supported in self.supported.items():
             if not self.missing[name] and not supported.any():
-                site = sites[name]
-                yield SupportError(
-                    f"observed values lie outside the support of {site.distribution}",
-                    site=name,
-                    expected=f"values in {site.support}",
-                    remedy="check units, signs and zeros in the data, or choose another distribution",
-                )
+                yield support_error(sites[name])
 
     def table(self) -> str:
         """Sites at the trial points, one line each."""

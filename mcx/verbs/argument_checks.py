@@ -9,6 +9,7 @@ from mcx.errors import ModelError
 from mcx.model.bound import BoundModel, Model
 from mcx.model.check import static_problems
 from mcx.model.compile import fingerprint_model, model_sites
+from mcx.model.observed_values import refuse_values
 from mcx.ops.tracing import refuse_tracing
 from mcx.ops.validation import Settings
 from mcx.results.datatree import check_coords
@@ -47,3 +48,4 @@ def check_state_space(bound: BoundModel, verb: str, coords: Mapping[str, Sequenc
     for problem in static_problems(sites):
         raise problem
     check_coords({} if coords is None else coords, sites)
+    refuse_values(bound)

@@ -14,6 +14,7 @@ from mcx.methods.method import Method
 from mcx.model.bound import BoundModel
 from mcx.model.check import gradients_explained
 from mcx.model.compile import model_sites
+from mcx.model.observed_values import refuse_values
 from mcx.ops.keys import as_key
 from mcx.ops.unknown_arguments import refuse_unknown as refuse_unknown_arguments
 from mcx.ops.validation import integer, one_of, optional, validated
@@ -85,6 +86,7 @@ def infer(
     key = as_key(key)
     check_coords({} if coords is None else coords, model_sites(bound))
     refuse_unknown_sites(init, model_sites(bound))
+    refuse_values(bound)
     chains = _num_chains("infer", method, num_chains)
     with gradients_explained(bound.name):
         if found := exact_posterior(bound, method, key=key, num_chains=chains, coords=coords or {}):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Distribution
 
-from mcx.errors import BroadcastError, ModelError
+from mcx.errors import BroadcastError, CapabilityError, ModelError
 from mcx.model.path_law import Laws, components
 from mcx.ops.arrays import numbers_of
 from mcx.ops.validation import integer
@@ -52,9 +52,24 @@ def laws_of(name: str, argument: str, fn: Callable[..., Any]) -> Laws:
                     expected="a distribution such as dist.Normal(x, 1), or a dictionary of them",
                     found=f"a {type(law).__name__}",
                 )
+            _check_rebuilds(name, law)
         return found
 
     return laws
+
+
+def _check_rebuilds(name: str, law: Distribution) -> None:
+    """Raise CapabilityError on a class of distributions that JAX cannot take apart and put together again."""
+    try:
+        jax.tree_util.tree_map(lambda x: x, law)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CapabilityError(
+            f"{type(law).__name__.lstrip('_')} cannot be carried from step to step: as a pytree it is broken",
+            site=name,
+            expected="a distribution that survives jax.tree_util.tree_map(lambda x: x, law)",
+            found=str(error),
+            remedy="mend its tree_flatten and tree_unflatten, or write the law with other distributions",
+        ) from error
 
 
 def by_key(name: str, argument: str, values: PyTree) -> dict[str, Any]:

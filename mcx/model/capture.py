@@ -231,6 +231,8 @@ class Assign(numpyro.handlers.substitute):
         """Give a site its value."""
         if msg["type"] != "sample":
             super().process_message(msg)
+        elif (value := _only_value(msg)) is not None:
+            msg["value"] = value
         elif not _fixed(msg):
             super().process_message(msg)
             msg[_ASSIGNED] = msg["value"] is not None
@@ -242,11 +244,22 @@ def unless_fixed(assign: Callable[[Message], Array | None]) -> Callable[[Message
     def value(site: Message) -> Array | None:
         if site["type"] == "sample" and _fixed(site):
             return None
+        if site["type"] == "sample" and (only := _only_value(site)) is not None:
+            return only
         found = assign(site)
         site[_ASSIGNED] = found is not None
         return found
 
     return value
+
+
+def _only_value(msg: Message) -> Array | None:
+    """The value of a latent site that can have no other (``dist.Delta``), which fixes it; else None."""
+    fn = unwrapped(msg["fn"])
+    if not isinstance(fn, dist.Delta) or msg["value"] is not None or _is_done(msg):
+        return None
+    msg["infer"] = {**msg["infer"], "mcx_kind": _FIXED}
+    return jnp.broadcast_to(fn.v, tuple(msg["kwargs"].get("sample_shape", ())) + tuple(msg["fn"].shape()))
 
 
 def _fixed(msg: Message) -> bool:

@@ -67,10 +67,19 @@ def discrete_plan(
 
     ``concrete`` says whether the data have values: the sum is then compared with the joint density.
     """
+    try:
+        return _plan(run, data, sites, concrete)
+    except CapabilityError as error:
+        return error
+
+
+def _plan(run: Run, data: PyTree, sites: SiteTable, concrete: bool) -> DiscretePlan | CapabilityError | None:
     names = [s.name for s in sites.of_kind("discrete")]
     hidden = sites.of_kind("latent", "discrete")
     # states of series are for particles, or for gradients along the path
-    if not names or any(s.markov or s.scanned for s in hidden) or not all(map(_may, sites)):
+    series = any(s.markov or s.scanned for s in hidden)
+    random_part = any(s.subsample_size is not None for s in sites)
+    if not names or series or random_part or not all(map(_may, sites)):
         return None
     shapes = {s.name: jnp.zeros(s.unconstrained_shape) for s in sites.of_kind("latent")}
     joint: frozenset[str] = frozenset()

@@ -103,8 +103,8 @@ def _listed(fn: Any) -> Array:
         raise NotFinite("infinitely many values, or more than can be listed")
     try:
         listed = base.enumerate_support(expand=False)
-    except NotImplementedError as error:
-        raise NotFinite(str(error)) from None
+    except (NotImplementedError, jax.errors.ConcretizationTypeError):
+        raise NotFinite("its bounds differ between members, or are not known before it runs") from None
     return jnp.reshape(listed, (listed.shape[0], *base.event_shape))
 
 

@@ -132,7 +132,7 @@ def _build(sites: SiteTable, closed: BoundProgram | None, data: PyTree) -> _Comp
         closed=closed,
         simulate=jax.jit(partial(_simulate, run, sites)),
         log_joint=jax.jit(partial(_log_joint, run, sites)),
-        observed=jax.jit(partial(_observed, run, frozenset(s.name for s in sites.of_kind("observed")))),
+        observed=jax.jit(partial(_observed, run, sites)),
     )
 
 
@@ -246,10 +246,12 @@ def fingerprint_model(bound: BoundProgram) -> str:
 def observed_values(bound: BoundProgram) -> dict[str, Array]:
     """Values of the observed sites by name, with the shapes that the model gives them."""
     compiled = _compiled(bound)
-    found = compiled.observed(_data(bound, compiled))
+    with leaks_explained(bound.name):
+        found = compiled.observed(_data(bound, compiled))
     return {s.name: found[s.name] for s in compiled.sites if s.name in found}
 
 
-def _observed(run: Callable[[Any], Any], names: frozenset[str], data: PyTree) -> dict[str, Array]:
+def _observed(run: Callable[[Any], Any], sites: SiteTable, data: PyTree) -> dict[str, Array]:
     recorder = capture.record(run(data), key=jax.random.key(0), substitute_fn=capture.unconstrained_prototype)
-    return {name: jnp.asarray(recorder.sites[name]["value"]) for name in names}
+    trace = complete(recorder.sites, sites)
+    return {s.name: jnp.asarray(trace[s.name]["value"]) for s in sites.of_kind("observed")}

@@ -158,6 +158,10 @@ def point(bound, seed=0):
     return target, target.unravel(0.7 * jax.random.normal(jax.random.key(seed), (target.dim,)))
 
 
+FAST = (mixture, global_and_local, loop, coupled, prior_terms)
+DRAWN = [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
+
+
 @pytest.fixture(params=MODELS, ids=lambda m: m.__name__)
 def bound(request):
     return mcx.model(request.param)(Y)
@@ -182,7 +186,9 @@ def test_prior_and_likelihood_apart(bound):
     np.testing.assert_allclose(target.log_prior(z), expected, rtol=2e-6, atol=1e-5)
 
 
-def test_probabilities_and_draws(bound, key):
+@pytest.mark.parametrize("model", DRAWN, ids=lambda m: m.__name__)
+def test_probabilities_and_draws(model, key):
+    bound = mcx.model(model)(Y)
     target, z = point(bound)
     table, log_p = joint(bound, z)
     p = np.exp(np.asarray(log_p - logsumexp(log_p), float))

@@ -60,9 +60,10 @@ def _constrain_site(z: Mapping[str, Any], site: Message, recorder: Recorder) -> 
     log_det = to_value.log_abs_det_jacobian(x, value)
     extra = jnp.ndim(log_det) - jnp.ndim(value) + len(site["fn"].event_shape)
     terms = sum_rightmost(log_det, extra)
-    if step is None:
+    changed = site["scale"] is not None or isinstance(site["fn"], dist.MaskedDistribution)
+    if changed and step is None:
         recorder.sites[f"_{name}_log_det"] = _jacobian(name, terms)
-    else:  # within a scan, which hands on what is stated
+    else:  # what is stated scans hand on, too
         with numpyro.handlers.infer_config(config_fn=lambda _: {"mcx_kind": JACOBIAN}):
             numpyro.factor(f"_{name}_log_det", terms)
     return value

@@ -276,6 +276,48 @@ def threads() -> str:
     return "8 threads at once, the bits of runs one by one"
 
 
+_COMPILING = """
+import numpy as np, mcx
+from mcx import dist
+@mcx.model
+def m(y):
+    x = mcx.sample("x", dist.Normal(0, 1).expand([5]).to_event(1))
+    mcx.sample("y", dist.Normal(x.sum(), mcx.sample("s", dist.HalfNormal(1))), obs=y)
+def draws():
+    method = mcx.NUTS(num_warmup=100, num_samples=100)
+    return mcx.infer(m(np.zeros(9)), method, key=0, progress=False, warnings="ignore").draws["x"]
+print("begun", flush=True)
+try:
+    draws()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print("equal" if (draws() == draws()).all() else "other bits")
+"""
+
+
+def while_compiling(count: int, luck: random.Random) -> str:
+    """Interrupt a process whose programs are not compiled yet; it goes on and makes the same call again."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    waits: list[float] = []
+    for _ in range(count):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _COMPILING], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(luck.uniform(0.2, 2.5))
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        first = process.stdout.readline().strip()
+        if first == "interrupted":
+            waits.append(time.monotonic() - sent)
+        said = first + process.communicate(timeout=300)[0]
+        if "equal" not in said:
+            raise AssertionError(f"after Ctrl-C: {said!r}")
+    longest = max(waits, default=0.0)
+    return f"{len(waits)} of {count} interrupted, after {longest:.1f} s at most; the same call then ran"
+
+
 def event_loop() -> str:
     async def several() -> list[str]:
         return await asyncio.gather(*(asyncio.to_thread(short, i) for i in range(4)))
@@ -313,6 +355,7 @@ def items(minutes: float, cache: Path) -> Iterator[tuple[str, Callable[[], str]]
         yield f"SIGKILL, {job}", lambda job=job: kills(job, count, cache, signal.SIGKILL, luck)
     for job in ("NUTS", "TemperedSMC", "smooth"):
         yield f"Ctrl-C, {job}", lambda job=job: kills(job, max(2, count // 3), cache, signal.SIGINT, luck)
+    yield "Ctrl-C while compiling, NUTS", lambda: while_compiling(max(2, count // 6), luck)
     yield "disk full", lambda: full_disk(cache)
     yield "damaged files", lambda: damage(cache, luck)
     yield "many models", lambda: many_models(max(30, round(10 * minutes)))

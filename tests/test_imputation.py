@@ -60,3 +60,14 @@ def test_constrained_values(key):
     scale = 2 + float(np.nansum(np.abs(Y)))
     check_mean(posterior.draws["rate"], 6 / scale, delta=0.15)
     check_mean(posterior.draws["y"][..., 2], scale / 5, delta=0.1)
+
+
+def test_observed_angles_stand_still_without_a_warning(key):
+    @mcx.model
+    def angles(y):
+        mu = numpyro.sample("mu", dist.VonMises(0.0, 2.0))
+        with numpyro.plate("n", 4):
+            numpyro.sample("y", dist.VonMises(mu, 2.0), obs=y, obs_mask=SEEN)
+
+    posterior = mcx.infer(angles(Y), mcx.NUTS(), key=key, progress=False, warnings="raise")
+    np.testing.assert_allclose(posterior.draws["y"][..., SEEN], np.broadcast_to(Y[SEEN], (4, 1000, 3)))

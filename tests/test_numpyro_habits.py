@@ -178,6 +178,12 @@ def test_bounds_are_not_taken_for_their_print():
 
     refuse_values(mcx.model(model)(jnp.array([1.234568, 1.9999999])))
 
+    def many(y):
+        numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Binomial(1234564, 0.5), obs=y)
+
+    refuse_values(mcx.model(many)(jnp.array([1234563, 1234564])))
+
 
 def test_steps_to_come_have_no_density():
     def series(y, future=0):

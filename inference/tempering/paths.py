@@ -156,15 +156,14 @@ def annealed_data(
 def _path(
     target: Target, initial_law: Distribution | float | None, groups: int, dim: str | None
 ) -> tuple[LawPath, LawPathData]:
-    for site in target.sites.of_kind("discrete"):
-        if not site.num_values:
-            raise space_error(target.sites) or CapabilityError("no density", site=site.name)
-        if dim is not None:
-            raise CapabilityError(
-                "a discrete site that is summed out joins observations, which then do not come one by one",
-                site=site.name,
-                remedy="use mcx.TemperedSMC, which needs no order",
-            )
+    if unfit := space_error(target.sites):
+        raise unfit
+    for site in target.sites.of_kind("discrete") if dim is not None else ():
+        raise CapabilityError(
+            "a discrete site that is summed out joins observations, which then do not come one by one",
+            site=site.name,
+            remedy="use mcx.TemperedSMC, which needs no order",
+        )
     if target.dim == 0:
         raise CapabilityError("the model has no latent site to draw")
     if initial_law is None and target.sample_prior is None:

@@ -27,7 +27,7 @@ def marginal_functions(
     """The functions of the target without its discrete sites."""
     variables, where = plan.variables, plates(plan.variables)
     latent = [s.name for s in sites.of_kind("latent")]
-    prior_names, own = _split(run, sites, plan)
+    prior_names, own = _split(sites, plan)
 
     def made(data: PyTree, z: SiteValues) -> Tables:
         return tables(run, data, z, variables)
@@ -153,7 +153,7 @@ def marginal_functions(
     )
 
 
-def _split(run: Run, sites: SiteTable, plan: DiscretePlan) -> tuple[frozenset[str], frozenset[str]]:
+def _split(sites: SiteTable, plan: DiscretePlan) -> tuple[frozenset[str], frozenset[str]]:
     """Densities that belong to the prior, and those of discrete sites' own laws, which sum to one."""
     prior = {s.name for s in sites if s.kind in ("latent", "discrete", "deterministic")}
     prior |= {s.name for s in sites if s.kind == "factor" and not s.likelihood}

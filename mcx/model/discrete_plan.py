@@ -29,12 +29,11 @@ class DiscretePlan:
 
     Attributes:
         variables: by name.
-        densities: sites whose log density depends on them; ``deterministic``: such deterministic sites.
+        densities: sites whose log density depends on them.
     """
 
     variables: Mapping[str, Variable]
     densities: frozenset[str]
-    deterministic: frozenset[str]
 
 
 def program(run: Run, data: PyTree, z: SiteValues, joint: frozenset[str]) -> Callable[..., Any]:
@@ -136,7 +135,7 @@ def _structure(
             )
             return
         densities = frozenset(name for part, name in depends if part == 0)
-        plan = DiscretePlan(variables, densities, frozenset(n for part, n in depends if part == 2))
+        plan = DiscretePlan(variables, densities)
         coupled = made.coupled()
         if not coupled:
             try:

@@ -46,11 +46,6 @@ def log_sum_exp(x: Array, axis: int) -> Array:
     return jnp.where(some, jnp.log(jnp.where(some, total, 1.0)) + largest, -jnp.inf)
 
 
-def log_max(x: Array, axis: int) -> Array:
-    """The largest, in place of the sum: its gradient is a most probable assignment."""
-    return jnp.max(x, axis)
-
-
 class Draw:
     """:func:`log_sum_exp` whose gradient is an indicator of one term, drawn in proportion to the terms.
 

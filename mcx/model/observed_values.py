@@ -81,7 +81,7 @@ def _bounds(support: str) -> tuple[float, float, bool] | None:
         bounds = [float(text) for text in found[2].split(",")]
     except ValueError:
         return None
-    slack = [0.0 if whole else 1e-5 * abs(bound) for bound in bounds]
+    slack = [0.0 if whole and abs(bound) < 1e5 else 1e-5 * abs(bound) for bound in bounds]
     if len(bounds) == 2:
         return bounds[0] - slack[0], bounds[1] + slack[1], whole
     if "less" in support:

@@ -48,7 +48,9 @@ def _convergence(posterior: Posterior) -> Iterator[Advice]:
     sites = model_sites(posterior.bound)
     latent = [s.name for s in sites.of_kind("latent") if s.name in posterior.draws]
     rows = scalars(posterior.draws, sites, posterior.info.coords, latent)
-    checked = [pair for row in rows for pair in row.smooth() if np.isfinite(pair[1]).all()]
+    # observed members of a site that is missing in part stand still
+    moving = (row for row in rows if not (sites[row.site].imputed and np.ptp(row.values) == 0))
+    checked = [pair for row in moving for pair in row.smooth() if np.isfinite(pair[1]).all()]
     if len(checked) > _MAX_SCALARS:  # spread over all of them: ESS of thousands takes minutes
         picks = np.linspace(0, len(checked) - 1, _MAX_SCALARS).astype(int)
         checked = [checked[i] for i in picks]
@@ -56,8 +58,6 @@ def _convergence(posterior: Posterior) -> Iterator[Advice]:
     apart: dict[str, float] = {}
     ess: dict[str, float] = {}
     for name, x in checked:
-        if np.ptp(x) == 0 and sites[name.partition("[")[0]].imputed:
-            continue  # an observed value
         if np.ptp(x, axis=1).min() == 0:
             apart[name], ess[name] = np.inf, 0.0  # a chain that never moved
             continue

@@ -84,11 +84,12 @@ def _format(column: str, value: float) -> str:
 class Scalar(NamedTuple):
     """A scalar of the sites' draws.
 
-    label: the site's name, with coordinates or indices.
+    site: the site's name; ``label``: with coordinates or indices.
     values: chain x draw, in float64.
     angle: whether they are angles, so that -pi and pi are one.
     """
 
+    site: str
     label: str
     values: np.ndarray
     angle: bool = False
@@ -113,6 +114,7 @@ def scalars(
         for index in np.ndindex(*values.shape[2:]):
             label = ", ".join(str(axis[i]) for axis, i in zip(axes, index, strict=True))
             yield Scalar(
+                name,
                 f"{name}[{label}]" if index else name,
                 values[(slice(None), slice(None), *index)].astype(np.float64),
                 name in sites and sites[name].support.startswith("circular"),

@@ -89,7 +89,8 @@ def infer(
     refuse_values(bound)
     chains = _num_chains("infer", method, num_chains)
     with gradients_explained(bound.name):
-        if found := exact_posterior(bound, method, key=key, num_chains=chains, coords=coords or {}):
+        found = exact_posterior(bound, method, key=key, num_chains=chains, coords=coords or {})
+        if found is not None:
             return found
         posterior = method.infer(
             bound,
